@@ -1,0 +1,1 @@
+"""Benchmark a base LLM, compress it, measure again, decide with evidence, deploy."""

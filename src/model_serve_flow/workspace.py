@@ -1,0 +1,162 @@
+"""Where things lie, and how they are written: atomically, as JSON, with digests."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from model_serve_flow.errors import FlowError
+from model_serve_flow.results import AccuracyResult, Comparison, CompressionResult, Model, PerformanceResult
+
+Result = TypeVar("Result", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one profile under the artifacts folder; `model` is 'base' or a candidate's name."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, artifacts: str | Path, profile: str) -> Workspace:
+        """The workspace of a profile; its folder is made when something is written."""
+        return cls(Path(artifacts).resolve() / profile)
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def notebooks(self) -> Path:
+        return self.root / "notebooks"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    @property
+    def deploy(self) -> Path:
+        return self.root / "deploy"
+
+    def model(self, name: str) -> Path:
+        return self.root / "models" / name
+
+    def results(self, model: str) -> Path:
+        return self.root / "results" / model
+
+    def raw(self, model: str) -> Path:
+        return self.results(model) / "raw"
+
+    def accuracy(self, model: str) -> AccuracyResult:
+        return read_result(self.results(model) / "accuracy.json", AccuracyResult)
+
+    def performance(self, model: str) -> PerformanceResult:
+        return read_result(self.results(model) / "performance.json", PerformanceResult)
+
+    def compression(self, model: str) -> CompressionResult:
+        return read_result(self.results(model) / "compression.json", CompressionResult)
+
+    def comparison(self) -> Comparison:
+        return read_result(self.report / "comparison.json", Comparison)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that takes its place only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes UTF-8 text atomically and returns its path."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, value: BaseModel | dict[str, Any] | list[Any]) -> Path:
+    """Writes a result or plain value as JSON atomically; NaN and infinity are refused (ValueError)."""
+    document = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return write_text(path, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON; FlowError if the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FlowError(f"{path} is missing.", "Run the module that writes it: model-serve-flow run.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FlowError(f"{path} is not valid JSON: {error}", "Make it again: model-serve-flow run --force.") from error
+
+
+def read_result(path: Path, kind: type[Result]) -> Result:
+    """Reads a typed result; FlowError names the file and the field that is wrong."""
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
+        raise FlowError(
+            f"{path} is not a valid {kind.__name__}: {field}: {problem['msg']}.",
+            "It was edited, or written by another version: measure again.",
+        ) from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the sorted names and SHA-256 of the files of a folder; hidden files and README.md do not count."""
+    lines = [f"{path.relative_to(folder).as_posix()} {file_digest(path)}" for path in _content(folder)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def describe_model(name: str, folder: Path) -> Model:
+    """Digest and size of a checkpoint folder.
+
+    Raises:
+        FlowError: the folder is missing or holds no safetensors weights.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise FlowError(f"{folder} holds no *.safetensors weights.", "Run 00_Setup or 03_Compress again, or fix the source.")
+    return Model(name=name, sha256=folder_digest(folder), size_bytes=sum(path.stat().st_size for path in weights))
+
+
+def _content(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "README.md" and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.kernels import require_expected_kernel
+from model_serve_flow.packaged_data import TASKS
 from model_serve_flow.results import AccuracyResult, Item, Metric, TaskAccuracy, protocol_hash
 from model_serve_flow.serving import Server, engine_arguments
 from model_serve_flow.workspace import describe_model, file_digest, write_json
@@ -62,7 +65,8 @@ def evaluate(flow: Flow, server: Server) -> dict[str, Any]:
     if server.api_key:
         os.environ["OPENAI_API_KEY"] = server.api_key
     seed = flow.config.seed
-    return lm_eval.simple_evaluate(
+    run = functools.partial(
+        lm_eval.simple_evaluate,
         model="local-completions",
         model_args=endpoint,
         tasks=list(accuracy.tasks),
@@ -76,6 +80,9 @@ def evaluate(flow: Flow, server: Server) -> dict[str, Any]:
         torch_random_seed=seed,
         fewshot_random_seed=seed,
     )
+    # lm-eval starts an event loop of its own, which a notebook's thread, having one already, does not allow.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(run).result()
 
 
 def task_manager(flow: Flow) -> Any:
@@ -103,10 +110,11 @@ def task_manager(flow: Flow) -> Any:
 def accuracy_protocol(flow: Flow, engine_version: str) -> dict[str, Any]:
     """All that must be equal for two accuracy results to be comparable."""
     tasks = flow.config.accuracy.tasks
-    data = {task: flow.workspace.data / f"{task}.jsonl" for task in tasks}
+    packaged = [task for task in tasks if (flow.workspace.data / f"{task}.jsonl").is_file()]
     return {
         "accuracy": flow.config.accuracy.model_dump(mode="json"),
-        "data_sha256": {task: file_digest(path) for task, path in data.items() if path.is_file()},
+        "data_sha256": {task: file_digest(flow.workspace.data / f"{task}.jsonl") for task in packaged},
+        "task_definitions": {task: TASKS[task] for task in packaged},
         "engine_arguments": engine_arguments(flow.config),
         "engine_version": engine_version,
         "lm_eval_version": importlib.metadata.version("lm-eval"),

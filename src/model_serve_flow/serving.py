@@ -82,7 +82,7 @@ class Server:
     def client(self, timeout: float = 120.0) -> httpx.Client:
         """An HTTP client of this server that carries its key; the caller closes it."""
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
 
     def facts(self) -> EngineFacts:
         """What the engine says it did, and its peak memory until now.
@@ -178,7 +178,8 @@ def _wait_until_ready(child: subprocess.Popen[bytes], url: str, log: Path, secon
                 f"\nThe whole log: {log}",
             )
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK:
+            # trust_env: a proxy of the machine must not come between us and its own loopback address.
+            if httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == httpx.codes.OK:
                 return
         time.sleep(0.5)
     raise FlowError(

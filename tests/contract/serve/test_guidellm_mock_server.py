@@ -12,7 +12,6 @@ from model_serve_flow.flow import Flow
 from model_serve_flow.performance import read_load_points, run_guidellm
 from model_serve_flow.serving import Server, free_port
 
-pytestmark = pytest.mark.serve
 
 
 @pytest.fixture

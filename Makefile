@@ -1,0 +1,55 @@
+PYTHON ?= python3
+PROFILE ?= cpu-smollm2
+DEVICE ?= cpu
+ENVIRONMENTS := $(or $(MODEL_SERVE_FLOW_ENVIRONMENTS),.environments)
+BIN := $(ENVIRONMENTS)/notebook/bin
+TOOLS := $(ENVIRONMENTS)/tools
+UV_PIN = $(shell sed -n 's/^\(uv==[^ ;]*\).*/\1/p' examples/model-serve-flow/environments/notebook/$(DEVICE).txt)
+PACKAGING_PIN = $(shell sed -n 's/^\(packaging==[^ ;]*\).*/\1/p' examples/model-serve-flow/environments/notebook/$(DEVICE).txt)
+
+.PHONY: demo test lab lint lock bench clean bootstrap environments
+.DEFAULT_GOAL := demo
+
+demo: bootstrap   ## the whole flow, from nothing to the report
+	$(BIN)/model-serve-flow run --profile $(PROFILE)
+
+test: environments   ## unit, contract and end-to-end tests, each in the environment its folder names
+	$(ENVIRONMENTS)/notebook/bin/python -m pytest tests/unit tests/contract/notebook
+	$(ENVIRONMENTS)/serve/bin/python -m pytest tests/contract/serve
+	$(ENVIRONMENTS)/compress/bin/python -m pytest tests/contract/compress
+	$(ENVIRONMENTS)/notebook/bin/python -m pytest tests/e2e/notebook
+	$(ENVIRONMENTS)/serve/bin/python -m pytest tests/e2e/serve
+	$(ENVIRONMENTS)/compress/bin/python -m pytest tests/e2e/compress
+
+lab: bootstrap    ## JupyterLab with a kernel for each environment
+	$(BIN)/model-serve-flow lab
+
+lint: bootstrap
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lock: bootstrap   ## resolves the locks again from the modules' pyprojects; `make lock UPGRADE=--upgrade` moves them
+	$(BIN)/python examples/model-serve-flow/environments/lock.py $(UPGRADE)
+
+bench: bootstrap
+	$(BIN)/python docs/benchmarks/bench.py
+
+clean:            ## the environments and caches; artifacts stay
+	rm -rf $(ENVIRONMENTS) .pytest_cache .ruff_cache .hypothesis
+
+bootstrap: $(TOOLS)/ready
+	@PYTHONPATH=src $(TOOLS)/bin/python -m model_serve_flow.environments notebook --device $(DEVICE)
+
+environments: bootstrap
+	@for name in serve compress; do \
+	    PYTHONPATH=src $(TOOLS)/bin/python -m model_serve_flow.environments $$name --device $(DEVICE) || exit 1; done
+
+$(TOOLS)/ready:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Example: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "$(PYTHON) has no venv module. Install it (Debian, Ubuntu: the package python3-venv) or name another Python: make PYTHON=..." >&2; exit 1; }
+	@rm -rf $(TOOLS)
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/pip install --quiet "$(UV_PIN)" "$(PACKAGING_PIN)"
+	@touch $@

@@ -1,0 +1,111 @@
+"""Times `make demo` as a new user has it: from a fresh clone, and again with the environments in place (`make bench`).
+
+Writes `cpu-smollm2.json` beside this file and prints the table of README.md. Takes about half an hour; run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from model_serve_flow.flow import Flow
+from model_serve_flow.machine import inspect_machine
+from model_serve_flow.workspace import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = Path(__file__).with_name("cpu-smollm2.json")
+PROFILE = "cpu-smollm2"
+
+
+class Memory:
+    """Peak of the proportional set size (shared pages counted once) of a process and all its descendants, in bytes."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak, self.process, self.ended = 0, psutil.Process(pid), threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self.ended.wait(2):
+            self.peak = max(self.peak, sum(map(self._size, self._family())))
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return [self.process, *self.process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    @staticmethod
+    def _size(process: psutil.Process) -> int:
+        try:
+            return process.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return 0
+
+
+def timed(command: list[str], folder: Path) -> dict[str, float]:
+    """Wall seconds and peak memory of a command and its descendants; CalledProcessError if it fails."""
+    started = time.monotonic()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODEL_SERVE_FLOW")}
+    environment["MODEL_SERVE_FLOW_CACHE"] = str(folder.parent / "cache")
+    with subprocess.Popen(command, cwd=folder, env=environment) as child:
+        memory = Memory(child.pid)
+        memory.thread.start()
+        status = child.wait()
+        memory.ended.set()
+        memory.thread.join()
+    if status:
+        raise subprocess.CalledProcessError(status, command)
+    return {"seconds": round(time.monotonic() - started, 1), "peak_gib": round(memory.peak / 2**30, 2)}
+
+
+def in_tools(flow: Flow) -> dict[str, float]:
+    """Seconds spent starting and using vLLM, lm-eval, GuideLLM and llm-compressor, as the results record them."""
+    accuracy = [flow.workspace.accuracy(name) for name in ("base", *(c.name for c in flow.candidates))]
+    performance = [flow.workspace.performance(result.model.name) for result in accuracy]
+    return {
+        "vllm_start": sum(result.engine.start_seconds for result in [*accuracy, *performance]),
+        "lm_eval": sum(result.seconds for result in accuracy),
+        "guidellm": sum(result.seconds for result in performance),
+        "llm_compressor": sum(flow.workspace.compression(c.name).seconds for c in flow.candidates),
+    }
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Both runs in a fresh clone of HEAD, and where the time of the second went."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    fresh = timed(["make", "demo"], folder)
+    program = folder / ".environments" / "notebook" / "bin" / "model-serve-flow"
+    warm = timed([str(program), "run", "--profile", PROFILE, "--force"], folder)
+    flow = Flow.open(PROFILE, {}, folder / "artifacts")
+    manifest = read_json(flow.workspace.manifest)
+    return {
+        "fresh_clone": fresh,
+        "environments_in_place": warm,
+        "steps_seconds": {module: step["seconds"] for module, step in manifest["steps"].items()},
+        "tools_seconds": {tool: round(seconds, 1) for tool, seconds in in_tools(flow).items()},
+        "versions": manifest["versions"],
+        "machine": inspect_machine(ROOT).model_dump(mode="json", exclude={"gpus"}),
+        "python": platform.python_version(),
+        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip(),
+    }
+
+
+def main() -> None:
+    """Measures, writes the figures, prints them."""
+    with tempfile.TemporaryDirectory() as temporary:
+        figures = measure(Path(temporary) / "model-serve-flow")
+    write_json(RESULT, figures)
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""What 03_Compress uses of the library, and the two views that only it shows."""
+
+import pandas as pd
+import yaml
+from llmcompressor.logger import LoggerConfig, configure_logger
+from transformers.utils import logging
+
+from model_serve_flow import charts
+from model_serve_flow.compression import (
+    adopt,
+    calibration_dataset,
+    compress,
+    generate_sample,
+    recipe_modifiers,
+    verify_checkpoint,
+)
+from model_serve_flow.config import Recipe
+from model_serve_flow.flow import Flow
+from model_serve_flow.results import CompressionResult
+from model_serve_flow.workspace import describe_model
+
+__all__ = [
+    "Flow", "adopt", "calibration_dataset", "charts", "compress", "cost_table", "describe_model", "generate_sample",
+    "recipe_modifiers", "recipe_text", "verify_checkpoint",
+]  # fmt: skip
+
+configure_logger(LoggerConfig(console_log_level="ERROR"))  # while it works, its messages go to a log file
+logging.set_verbosity_error()
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The modifiers as YAML: only what the recipe sets, the rest are llm-compressor's defaults."""
+    dumped = {"mode": "json", "exclude_unset": True, "exclude_none": True}
+    modifiers = {type(m).__name__: m.model_dump(**dumped) for m in recipe_modifiers(recipe)}
+    return yaml.safe_dump(modifiers, sort_keys=False)
+
+
+def cost_table(base_bytes: int, results: dict[str, CompressionResult]) -> pd.DataFrame:
+    """One row per model: what it became, and what that took."""
+    rows = [{"model": "base", "size": charts.byte_text(base_bytes), "of base": "100 %"}]
+    rows += [
+        {
+            "model": name,
+            "size": charts.byte_text(made.model.size_bytes),
+            "of base": f"{made.model.size_bytes / base_bytes:.0%}",
+            "scheme": made.scheme,
+            "algorithm": made.algorithm,
+            "bits per weight": f"{made.bits_per_weight:.2f}",
+            "seconds": f"{made.seconds:.0f}",
+            "peak memory": charts.byte_text(made.peak_memory_bytes) if made.peak_memory_bytes else "not measured",
+            "layers quantised": str(made.quantized_layers),
+            "layers left": ", ".join(made.ignored_layers) or "none",
+        }
+        for name, made in results.items()
+    ]
+    return pd.DataFrame(rows).set_index("model").fillna("")

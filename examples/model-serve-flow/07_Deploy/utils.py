@@ -1,0 +1,26 @@
+"""What this lesson uses, and the table of the endpoint's checks."""
+
+from IPython.display import Markdown
+from pandas import DataFrame
+
+from model_serve_flow.deployment import EndpointCheck, check_endpoint, choose, chosen, require_checks, write_deployment
+from model_serve_flow.flow import Flow
+from model_serve_flow.serving import ask, serve, stream
+
+__all__ = [
+    "Flow", "ask", "check_endpoint", "check_table", "choose", "chosen", "require_checks", "serve", "show_file",
+    "stream", "write_deployment",
+]  # fmt: skip
+
+
+def check_table(checks: tuple[EndpointCheck, ...]) -> DataFrame:
+    """One row per check: what was expected, what came, and how long it took."""
+    rows = [(c.name, c.expected, c.got, "passed" if c.ok else "FAILED", c.milliseconds, c.detail) for c in checks]
+    names = ["check", "expected", "got", "result", "milliseconds", "detail"]
+    return DataFrame(rows, columns=names).set_index("check")
+
+
+def show_file(flow: Flow, name: str) -> Markdown:
+    """A file of the deploy folder, as highlighted text."""
+    text = (flow.workspace.deploy / name).read_text(encoding="utf-8")
+    return Markdown(text if name.endswith(".md") else f"**{name}**\n```{name.rpartition('.')[2]}\n{text}```")

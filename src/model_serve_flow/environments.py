@@ -1,0 +1,220 @@
+"""The Python environments of the modules: built by uv from committed locks, each with its Jupyter kernel.
+
+Needs only uv, `packaging` and the standard library, so that a bare interpreter can build the first environment with it:
+`python -m model_serve_flow.environments notebook --device cpu`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from model_serve_flow.errors import FlowError
+
+Device = Literal["cpu", "gpu"]
+NAMES = ("notebook", "serve", "compress")
+GPU_PYTHON = "3.12"  # what the GPU locks are resolved for; the CPU locks are for every Python from 3.11 on
+LOG_TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One environment on disk."""
+
+    name: str
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def kernel(self) -> str:
+        return f"model-serve-flow-{self.name}"
+
+    @property
+    def jupyter_path(self) -> Path:
+        return self.folder / "share" / "jupyter"
+
+    @property
+    def marker(self) -> Path:
+        """Holds the digest of what the environment was built from; written last, so a half-built one has none."""
+        return self.folder / "complete"
+
+
+def checkout() -> Path:
+    """The root of this checkout; the notebooks and locks are found from here."""
+    return Path(__file__).resolve().parents[2]
+
+
+def environments_folder() -> Path:
+    """`MODEL_SERVE_FLOW_ENVIRONMENTS`, or `.environments` of the checkout."""
+    return Path(os.environ.get("MODEL_SERVE_FLOW_ENVIRONMENTS") or checkout() / ".environments").resolve()
+
+
+def environment(name: str) -> Environment:
+    """The environment called `name`, built or not; FlowError if there is none of that name."""
+    if name not in NAMES:
+        raise FlowError(f"Unknown environment {name!r}.", f"Environments: {', '.join(NAMES)}.")
+    return Environment(name, environments_folder() / name)
+
+
+def lock_path(name: str, device: Device) -> Path:
+    """The committed lock, in requirements format."""
+    return checkout() / "examples" / "model-serve-flow" / "environments" / name / f"{device}.txt"
+
+
+def jupyter_path() -> str:
+    """Value of `JUPYTER_PATH` that shows the kernel of every environment."""
+    inherited = os.environ.get("JUPYTER_PATH")
+    return os.pathsep.join(
+        [*(str(environment(name).jupyter_path) for name in NAMES), *([inherited] if inherited else [])]
+    )
+
+
+def is_ready(name: str, device: Device) -> bool:
+    """Whether the environment is whole and was built from the lock as it is now."""
+    built = environment(name)
+    return built.python.exists() and built.marker.is_file() and built.marker.read_text() == _digest(name, device)
+
+
+def ensure(name: str, device: Device) -> Environment:
+    """The environment, built from its lock if it is missing, half built or built from another lock.
+
+    Raises:
+        FlowError: uv failed (the end of its output and the log's path are in the message), or the environment that
+            this very process runs in is out of date.
+    """
+    built = environment(name)
+    if is_ready(name, device):
+        return built
+    if built.folder == Path(sys.prefix).resolve():
+        if name == "notebook" and is_ready(name, "cpu"):  # nothing in it runs on an accelerator
+            return built
+        raise FlowError(f"The {name} environment is out of date.", "Build it again: make bootstrap.")
+    _build(built, device)
+    return built
+
+
+def uv_program() -> str:
+    """Path of uv; FlowError if it is not installed."""
+    try:
+        import uv
+
+        return str(uv.find_uv_bin())
+    except (ImportError, FileNotFoundError) as error:
+        found = shutil.which("uv")
+        if found is None:
+            raise FlowError(
+                "uv is not installed.", "Run through make, which installs it, or: pip install uv."
+            ) from error
+        return found
+
+
+def cpu_torch() -> tuple[list[str], dict[str, str]]:
+    """Where uv finds PyTorch's CPU build: (arguments, environment variables).
+
+    pip's find-links, which uv does not read by itself, where they hold a torch wheel for this interpreter; else uv's
+    own `--torch-backend cpu`.
+    """
+    links = _find_links()
+    return ([], {"UV_FIND_LINKS": ",".join(links)}) if any(map(_has_torch, links)) else (["--torch-backend", "cpu"], {})
+
+
+def _find_links() -> list[str]:
+    if value := os.environ.get("PIP_FIND_LINKS"):
+        return value.split()
+    pip = [sys.executable, "-m", "pip", "config", "list"]
+    listed = subprocess.run(pip, capture_output=True, text=True, check=False).stdout  # no pip, no find-links
+    return [link for value in re.findall(r"\.find-links='(.*)'", listed) for link in re.split(r"\s|\\n", value) if link]
+
+
+def _has_torch(link: str) -> bool:
+    """Whether a find-links folder holds a torch wheel that this interpreter can install."""
+    from packaging.tags import sys_tags
+    from packaging.utils import parse_wheel_filename
+
+    folder = Path(link.removeprefix("file://"))
+    tags = set(sys_tags())
+    return any(parse_wheel_filename(wheel.name)[3] & tags for wheel in folder.glob("torch-*.whl"))
+
+
+def _digest(name: str, device: Device) -> str:
+    """Digest of what the environment is made of: device, lock, and the library's own metadata."""
+    lock = lock_path(name, device)
+    if not lock.is_file():
+        raise FlowError(f"{lock} is missing.", "Restore it from git, or make it: make lock.")
+    content = b"\0".join([device.encode(), lock.read_bytes(), (checkout() / "pyproject.toml").read_bytes()])
+    return hashlib.sha256(content).hexdigest()
+
+
+def _build(built: Environment, device: Device) -> None:
+    digest = _digest(built.name, device)
+    if built.folder.exists():
+        shutil.rmtree(built.folder)
+    built.folder.parent.mkdir(parents=True, exist_ok=True)
+    log = built.folder.with_name(f"{built.name}.log")
+    log.unlink(missing_ok=True)
+    arguments, variables = cpu_torch() if device == "cpu" else ([], {})
+    python = sys.executable if device == "cpu" else GPU_PYTHON
+    install = ["pip", "install", "--python", str(built.python), "--no-deps"]
+    _uv(built, log, variables, "venv", "--python", python, str(built.folder))
+    _uv(built, log, variables, *install, *arguments, "-r", str(lock_path(built.name, device)))
+    _uv(built, log, variables, *install, "-e", str(checkout()))
+    _register_kernel(built)
+    built.marker.write_text(digest)
+
+
+def _uv(built: Environment, log: Path, variables: dict[str, str], *arguments: str) -> None:
+    command = [uv_program(), *arguments]
+    with log.open("a", encoding="utf-8") as file:
+        print("$", *command, file=file, flush=True)
+        done = subprocess.run(command, stdout=file, stderr=file, env={**os.environ, **variables}, check=False)
+    if done.returncode != 0:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:])
+        raise FlowError(
+            f"Building the {built.name} environment failed (uv exit status {done.returncode}):\n{tail}",
+            f"The whole output is in {log}. Check the network and the free disk, then run again.",
+        )
+
+
+def _register_kernel(built: Environment) -> None:
+    folder = built.jupyter_path / "kernels" / built.kernel
+    folder.mkdir(parents=True, exist_ok=True)
+    specification = {
+        "argv": [str(built.python), "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": f"model-serve-flow ({built.name})",
+        "language": "python",
+        "metadata": {"debugger": True},
+    }
+    (folder / "kernel.json").write_text(json.dumps(specification, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Builds the named environments; exit status 1 with the reason where that fails."""
+    parser = argparse.ArgumentParser(description="Build environments from their locks.")
+    parser.add_argument("names", nargs="+", choices=NAMES)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    arguments = parser.parse_args()
+    try:
+        for name in arguments.names:
+            if not is_ready(name, arguments.device):
+                print(f"Building the {name} environment in {environment(name).folder} …", flush=True)
+            ensure(name, arguments.device)
+    except FlowError as error:
+        print(f"{error.problem}\n{error.hint}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,319 @@
+"""What the machine has, what the profile needs, and whether the one holds the other."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+from pydantic import Field
+from rich.markup import escape
+
+from model_serve_flow.config import Candidate, FlowConfig
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow import Flow
+from model_serve_flow.results import Record
+
+GIB = 1 << 30
+BYTES_PER_WEIGHT = 2  # BF16
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16")
+RUNTIME_BYTES = 2 * GIB  # Python, PyTorch and the engine's own buffers, without weights and KV cache
+RESULTS_BYTES = GIB // 2  # results, logs, executed notebooks, report
+GPU_SHARE = 0.9  # vLLM's own default of gpu_memory_utilization
+SIZE_RATIOS = {"W8A8": 0.65, "W4A16": 0.5, "W4A16_ASYM": 0.5, "FP8_DYNAMIC": 0.65}  # upper bounds: small models
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+class Gpu(Record):
+    """One GPU as nvidia-smi describes it."""
+
+    name: str
+    memory_bytes: int
+    driver: str
+    compute_capability: str
+
+
+class Machine(Record):
+    """Hardware and system as this process may use them: affinity and cgroup limits are taken into account."""
+
+    os: str
+    kernel: str
+    python: str
+    architecture: str
+    cpu: str
+    cores: int = Field(description="cores this process may use")
+    cpu_features: tuple[str, ...]
+    memory_bytes: int
+    memory_available_bytes: int
+    disk_free_bytes: int = Field(description="at the artifacts folder")
+    gpus: tuple[Gpu, ...]
+    gpu_problem: str | None = Field(default=None, description="why there is no GPU to use")
+
+
+class Estimate(Record):
+    """Bytes the profile will need at its widest; see `estimate` for the formulas."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    serve_bytes: int
+    compress_bytes: int
+    disk_bytes: int
+
+
+class Check(Record):
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    value: str
+    needed: str
+    advice: str
+
+    def __rich__(self) -> str:
+        """One line for the terminal, with the advice only where it is wanted."""
+        line = f"{'ok' if self.ok else 'FAILED'}  {self.name}: {self.value}; needed: {self.needed}"
+        return escape(line if self.ok else f"{line}. {self.advice}")
+
+
+def inspect_machine(folder: Path = Path()) -> Machine:
+    """Looks at the machine.
+
+    Args:
+        folder: where artifacts will go; its file system is the one whose free space counts.
+
+    Raises:
+        FlowError: the system is not Linux.
+    """
+    if sys.platform != "linux":
+        raise FlowError(
+            f"This is {platform.system()}; the flow needs Linux, as vLLM does.", "Use Linux, WSL 2 or a container."
+        )
+    cpu, features = _cpu(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+    total, available = _memory()
+    gpus, problem = _gpus()
+    return Machine(
+        os=platform.freedesktop_os_release().get("PRETTY_NAME", "Linux"),
+        kernel=platform.release(),
+        python=platform.python_version(),
+        architecture=platform.machine(),
+        cpu=cpu,
+        cores=_cores(),
+        cpu_features=features,
+        memory_bytes=total,
+        memory_available_bytes=available,
+        disk_free_bytes=shutil.disk_usage(_existing(folder)).free,
+        gpus=gpus,
+        gpu_problem=problem,
+    )
+
+
+def _cpu(cpuinfo: str) -> tuple[str, tuple[str, ...]]:
+    """Model name and the features that matter to the engine, from the text of /proc/cpuinfo."""
+    fields = dict(reversed([tuple(map(str.strip, line.split(":", 1))) for line in cpuinfo.splitlines() if ":" in line]))
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    return fields.get("model name", platform.machine()), tuple(name for name in CPU_FEATURES if name in flags)
+
+
+def _cores(cgroups: Path = CGROUPS) -> int:
+    cores = len(os.sched_getaffinity(0))
+    for text in _cgroup_values("cpu.max", cgroups):
+        quota, _, period = text.partition(" ")
+        if quota != "max":
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(cores, 1)
+
+
+def _memory(cgroups: Path = CGROUPS) -> tuple[int, int]:
+    """Total and available bytes: of the machine, or of the tightest cgroup around this process."""
+    memory = psutil.virtual_memory()
+    total, available = memory.total, memory.available
+    folders = _cgroup_folders(cgroups)
+    for folder in folders:
+        limit = _text(folder / "memory.max") or _text(folder / "memory" / "memory.limit_in_bytes")
+        if limit and limit != "max" and int(limit) < memory.total:
+            total = min(total, int(limit))
+            available = min(available, int(limit) - _cgroup_used(folder))
+    return total, max(available, 0)
+
+
+def _cgroup_used(folder: Path) -> int:
+    """Bytes in use without the page cache that the kernel gives back when asked."""
+    used = int(_text(folder / "memory.current") or _text(folder / "memory" / "memory.usage_in_bytes") or 0)
+    statistics = _text(folder / "memory.stat") or _text(folder / "memory" / "memory.stat") or ""
+    pairs = dict(line.split() for line in statistics.splitlines())
+    return used - int(pairs.get("inactive_file", 0))
+
+
+def _cgroup_values(name: str, cgroups: Path) -> list[str]:
+    return [text for folder in _cgroup_folders(cgroups) if (text := _text(folder / name))]
+
+
+def _cgroup_folders(cgroups: Path) -> list[Path]:
+    """This process's cgroup and those around it, innermost first; limits of any of them bind."""
+    lines = (_text(Path("/proc/self/cgroup")) or "").splitlines()
+    inner = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    folder = cgroups / inner.strip("/")
+    return [path for path in (folder, *folder.parents) if path == cgroups or cgroups in path.parents]
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def _gpus() -> tuple[tuple[Gpu, ...], str | None]:
+    """The GPUs, or why there are none."""
+    if shutil.which("nvidia-smi") is None:
+        return (), "nvidia-smi was not found: no NVIDIA driver is installed"
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:
+        return (), "nvidia-smi did not answer within 60 s"
+    if done.returncode != 0:
+        return (), f"nvidia-smi failed: {(done.stdout + done.stderr).strip()}"
+    gpus = tuple(_gpu(line) for line in done.stdout.splitlines() if line.strip())
+    return gpus, None if gpus else "nvidia-smi lists no GPU"
+
+
+def _gpu(line: str) -> Gpu:
+    name, mebibytes, driver, capability = (field.strip() for field in line.rsplit(",", 3))
+    # A GPU cut into MIG instances reports no memory of its own.
+    memory = int(mebibytes) * (1 << 20) if mebibytes.isdigit() else 0
+    return Gpu(name=name, memory_bytes=memory, driver=driver, compute_capability=capability)
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+
+
+def estimate(flow: Flow) -> Estimate:
+    """Memory and disk the profile needs, from the number of weights P alone, so before anything is downloaded.
+
+    - weights = 2 P bytes (BF16)
+    - KV cache = what `engine.kv_cache_gib` reserves (CPU), else 8 P^0.425 bytes per token (SmolLM2-135M: 23,040;
+      Llama-3.1-8B: 131,072; Llama-3.1-70B: 327,680) x (prompt + output tokens) x the highest concurrency
+    - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU
+    - compress (host memory) = 2 weights (the model, and the copy that is written) + the calibration activations that
+      enter and leave one layer (2 x 2 bytes x samples x tokens x hidden size, taken as 0.075 P^0.48) + 2 GiB
+    - disk = weights x (1 + per candidate: 0.65 for 8 bits, 0.5 for 4 bits, 1 if ready-made, + 0.75 for a wheel's own
+      copy in the cache) + 0.5 GiB of results
+    """
+    config = flow.config
+    parameters = config.model.parameters
+    weights = BYTES_PER_WEIGHT * parameters
+    kv_cache = _kv_cache_bytes(config)
+    calibration = config.calibration
+    hidden = 0.075 * parameters**0.48
+    activations = 2 * BYTES_PER_WEIGHT * calibration.samples * calibration.max_sequence_length * hidden
+    copies = 1 + sum(_size_ratio(candidate) for candidate in config.candidates) + (0.75 if config.model.wheel else 0)
+    return Estimate(
+        weights_bytes=weights,
+        kv_cache_bytes=kv_cache,
+        serve_bytes=weights + kv_cache + RUNTIME_BYTES,
+        compress_bytes=int(2 * weights + activations + RUNTIME_BYTES),
+        disk_bytes=int(weights * copies + RESULTS_BYTES),
+    )
+
+
+def _kv_cache_bytes(config: FlowConfig) -> int:
+    if config.engine.kv_cache_gib is not None:
+        return config.engine.kv_cache_gib * GIB
+    load = config.performance
+    tokens = (load.prompt_tokens + load.output_tokens) * max(load.concurrency)
+    return int(8 * config.model.parameters**0.425 * tokens)
+
+
+def _size_ratio(candidate: Candidate) -> float:
+    return SIZE_RATIOS[candidate.recipe.scheme] if candidate.recipe else 1.0
+
+
+def check(flow: Flow, machine: Machine) -> list[Check]:
+    """Holds the estimate against the machine: one line per thing that has to fit."""
+    need = estimate(flow)
+    if flow.config.device == "cpu":
+        checks = [
+            _check_cpu(machine),
+            _fits("memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE),
+        ]
+    else:
+        checks = [_check_gpu(machine)] + ([_check_gpu_memory(flow, machine, need)] if machine.gpus else [])
+    if any(candidate.recipe for candidate in flow.candidates):
+        checks.append(_fits("memory to compress", machine.memory_available_bytes, need.compress_bytes, MEMORY_ADVICE))
+    missing = max(need.disk_bytes - _bytes_under(flow.workspace.root / "models"), 0)
+    advice = f"Free space under {flow.workspace.root}, or set MODEL_SERVE_FLOW_ARTIFACTS to a larger disk."
+    return [*checks, _fits("disk", machine.disk_free_bytes, missing, advice), _check_port()]
+
+
+MEMORY_ADVICE = "Stop other programs, use a machine with more memory, or a smaller model, load or calibration set."
+
+
+def _fits(name: str, available: int, needed: int, advice: str) -> Check:
+    return Check(name=name, ok=available >= needed, value=gib(available), needed=gib(needed), advice=advice)
+
+
+def _check_gpu(machine: Machine) -> Check:
+    return Check(
+        name="GPU",
+        ok=bool(machine.gpus),
+        value=", ".join(gpu.name for gpu in machine.gpus) or f"none ({machine.gpu_problem})",
+        needed="an NVIDIA GPU",
+        advice="This profile cannot run here: use a machine with a GPU, or the profile cpu-smollm2.",
+    )
+
+
+def _check_gpu_memory(flow: Flow, machine: Machine, need: Estimate) -> Check:
+    share = flow.config.engine.gpu_memory_utilization or GPU_SHARE
+    usable = int(share * max(gpu.memory_bytes for gpu in machine.gpus))
+    advice = f"Use a GPU like the reference ({flow.config.reference_machine}), or lower performance.concurrency."
+    return _fits("GPU memory to serve", usable, need.serve_bytes, advice)
+
+
+def _check_cpu(machine: Machine) -> Check:
+    features = " ".join(machine.cpu_features) or "no vector features known here"
+    return Check(
+        name="CPU",
+        ok=machine.architecture != "x86_64" or "avx2" in machine.cpu_features,
+        value=f"{machine.cpu}, {machine.cores} cores, {features}",
+        needed="AVX2 on x86-64",
+        advice="vLLM's CPU build does not start on this processor: use a newer one.",
+    )
+
+
+def _check_port() -> Check:
+    try:
+        value, ok = f"for instance {free_port()}", True
+    except OSError as error:
+        value, ok = f"none: {error.strerror}", False
+    advice = "The servers listen on 127.0.0.1: allow this process to open ports there."
+    return Check(name="free port", ok=ok, value=value, needed="one on 127.0.0.1", advice=advice)
+
+
+def require(checks: Sequence[Check]) -> None:
+    """FlowError that lists every failed check, with what it found, what is needed and what to do."""
+    failed = [item for item in checks if not item.ok]
+    if failed:
+        lines = [f"  {item.name}: {item.value}; needed: {item.needed}. {item.advice}" for item in failed]
+        raise FlowError("This machine does not fit the profile:\n" + "\n".join(lines))
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def gib(size: int) -> str:
+    """1610612736 -> '1.5 GiB'."""
+    return f"{size / GIB:.1f} GiB"
+
+
+def _bytes_under(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

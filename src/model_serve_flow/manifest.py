@@ -1,0 +1,59 @@
+"""`manifest.json`: what a run used (hardware, versions, hashes, times), gathered by many writers."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import BaseModel
+
+from model_serve_flow.workspace import Workspace, read_json, write_json
+
+
+def update_manifest(workspace: Workspace, *, replace: bool = False, **sections: Any) -> dict[str, Any]:
+    """Merges sections into the manifest and returns it whole.
+
+    A section that is a mapping (or a pydantic model) gains and replaces keys; any other value replaces the section, as
+    does every value with `replace`.
+    Writers in several processes wait for each other, so none loses the other's sections.
+
+    Raises:
+        FlowError: the manifest on disk is not valid JSON.
+    """
+    with _lock(workspace):
+        manifest = read_manifest(workspace)
+        for name, value in sections.items():
+            content = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+            both = not replace and isinstance(content, dict) and isinstance(manifest.get(name), dict)
+            manifest[name] = {**manifest[name], **content} if both else content
+        write_json(workspace.manifest, manifest)
+    return manifest
+
+
+def read_manifest(workspace: Workspace) -> dict[str, Any]:
+    """The manifest; empty if nothing was written yet. FlowError if it is not valid JSON."""
+    return read_json(workspace.manifest) if workspace.manifest.exists() else {}
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str | None]:
+    """Distribution name -> installed version, None where it is not installed."""
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@contextmanager
+def _lock(workspace: Workspace) -> Iterator[None]:
+    """Held on a file of its own: the manifest itself is replaced at every write."""
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    with (workspace.root / ".manifest.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

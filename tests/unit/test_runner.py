@@ -1,0 +1,216 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from rich.console import Console
+
+from model_serve_flow import environments, runner
+from model_serve_flow.environments import Environment
+from model_serve_flow.errors import FlowError
+from model_serve_flow.runner import STEPS, Request, Step, select
+from model_serve_flow.workspace import read_json
+
+FIRST = Step("00_First", "notebook", ("model",), (), ("data/first.txt",))
+SECOND = Step("01_Second", "notebook", ("performance",), ("data/first.txt",), ("data/second.txt",))
+WRITE = """from pathlib import Path
+from model_serve_flow.flow import Flow
+flow = Flow.open(profile, overrides, artifacts)
+flow.workspace.data.mkdir(parents=True, exist_ok=True)
+Path(flow.workspace.data / "{name}.txt").write_text("{text}")"""
+
+
+def write_notebook(folder, step, *sources):
+    parameters = nbformat.v4.new_code_cell("profile = 'cpu-smollm2'\noverrides = {}\nartifacts = None")
+    parameters.metadata["tags"] = ["parameters"]
+    cells = [nbformat.v4.new_markdown_cell("# Title"), parameters, *map(nbformat.v4.new_code_cell, sources)]
+    module = folder / step.module
+    module.mkdir(parents=True, exist_ok=True)
+    kernel = {"name": "model-serve-flow-notebook", "display_name": "model-serve-flow (notebook)", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), module / step.notebook)
+    (module / "utils.py").write_text("")
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Two tiny real notebooks; the kernel is this very Python."""
+    folder = tmp_path / "modules"
+    monkeypatch.setenv("MODEL_SERVE_FLOW_MODULES", str(folder))
+    monkeypatch.setenv("MODEL_SERVE_FLOW_ENVIRONMENTS", str(tmp_path / "environments"))
+    environment = Environment("notebook", tmp_path / "environments" / "notebook")
+    environment.python.parent.mkdir(parents=True)
+    environment.python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    environment.python.chmod(0o755)
+    environments._register_kernel(environment)
+    write_notebook(folder, FIRST, WRITE.format(name="first", text="1"))
+    write_notebook(folder, SECOND, WRITE.format(name="second", text="2"))
+    return folder
+
+
+class Run:
+    def __init__(self, artifacts):
+        self.artifacts = artifacts
+
+    def __call__(self, *only, overrides=None, force=False, start=None):
+        """Runs the two steps and returns what the terminal showed."""
+        console = Console(record=True, force_terminal=False, width=200, quiet=False)
+        request = Request("cpu-smollm2", overrides or {}, self.artifacts)
+        ready = lambda name, device: environments.environment(name)  # noqa: E731
+        runner.run(
+            request,
+            only,
+            start,
+            force,
+            steps=(FIRST, SECOND),
+            provide=ready,
+            require=lambda flow: None,
+            console=console,
+        )
+        return console.export_text()
+
+    @property
+    def root(self):
+        return self.artifacts / "cpu-smollm2"
+
+
+@pytest.fixture
+def run(modules, tmp_path):
+    return Run(tmp_path / "artifacts")
+
+
+def test_runs_then_skips_then_forces(run):
+    shown = run(overrides={"performance.seconds": 9})
+    assert "00_First: started" in shown
+    assert "01_Second: finished after" in shown
+    manifest = read_json(run.root / "manifest.json")
+    assert manifest["overrides"] == {"performance.seconds": 9}
+    assert manifest["profile"]["performance"]["seconds"] == 9
+    assert manifest["versions"]["notebook"]["python"].startswith("3.")
+    assert set(manifest["steps"]) == {"00_First", "01_Second"}
+    assert manifest["steps"]["01_Second"]["seconds"] > 0
+    assert (run.root / "notebooks" / "00_First.ipynb").is_file()
+
+    shown = run(overrides={"performance.seconds": 9})
+    assert shown.count("skipped") == 2
+    assert "started" not in shown
+
+    assert "00_First: finished" in run("00", force=True)
+
+
+def test_runs_again_what_depends_on_a_change(run, modules):
+    run()
+    shown = run(overrides={"performance.seconds": 7})
+    assert "00_First" in shown and "00_First: started" not in shown
+    assert "01_Second: started" in shown
+
+    write_notebook(modules, FIRST, WRITE.format(name="first", text="changed"))
+    shown = run(overrides={"performance.seconds": 7})
+    assert "00_First: started" in shown
+    assert "01_Second: started" in shown
+
+
+def test_same_output_leaves_later_steps_alone(run, modules):
+    run()
+    write_notebook(modules, FIRST, WRITE.format(name="first", text="1"), "'a new cell'")
+    shown = run()
+    assert "00_First: started" in shown
+    assert "01_Second: started" not in shown
+
+
+def test_changed_output_is_made_again(run):
+    run()
+    (run.root / "data" / "second.txt").write_text("edited")
+    assert "01_Second: started" in run()
+    (run.root / "data" / "second.txt").unlink()
+    assert "01_Second: started" in run()
+
+
+def test_failing_cell_is_named(run, modules):
+    write_notebook(modules, FIRST, "x = 1", "y = 0\nx / y")
+    with pytest.raises(FlowError) as caught:
+        run()
+    assert "00_First failed in cell 4 of 4 (y = 0)" in caught.value.problem
+    assert caught.value.problem.endswith("ZeroDivisionError: division by zero")
+    assert str(run.root / "notebooks" / "00_First.ipynb") in caught.value.hint
+    assert str(run.root / "logs" / "00_First.log") in caught.value.hint
+    assert "00_First" not in read_json(run.root / "manifest.json")["steps"]
+    assert not (run.root / "data" / "second.txt").exists()
+
+
+def test_dead_kernel_shows_the_log(run, modules):
+    write_notebook(modules, FIRST, "import os; os._exit(3)")
+    with pytest.raises(FlowError, match=r"outside its cells(.|\n)*DeadKernelError"):
+        run()
+
+
+def test_notebook_that_leaves_no_output(run, modules):
+    write_notebook(modules, FIRST, "1 + 1")
+    with pytest.raises(FlowError, match=r"did not write data/first\.txt"):
+        run()
+
+
+def test_missing_input_is_named(run):
+    with pytest.raises(FlowError, match=r"01_Second needs .*data/first\.txt, which is missing"):
+        run("01")
+
+
+def test_unknown_module():
+    with pytest.raises(FlowError, match=r"Unknown module '09'.*00_Setup"):
+        select(["09"])
+
+
+def test_selection():
+    assert [step.number for step in select(start="05")] == ["05", "06", "07"]
+    assert [step.number for step in select(["04", "01_Base_Accuracy"])] == ["01", "04"]
+
+
+def test_a_server_left_by_a_notebook_is_stopped(run, modules):
+    leave = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid)"
+    write_notebook(modules, FIRST, leave, WRITE.format(name="first", text="1"))
+    run("00")
+    notebook = json.loads((run.root / "notebooks" / "00_First.ipynb").read_text())
+    pids = [int(o["text"][0]) for c in notebook["cells"] for o in c.get("outputs", []) if o["output_type"] == "stream"]
+    assert pids and not any(psutil.pid_exists(pid) for pid in pids)
+
+
+SCRIPT = """
+import sys, pathlib
+sys.path.insert(0, {tests!r})
+import test_runner
+test_runner.Run(pathlib.Path({artifacts!r}))("00")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_no_child(run, modules, tmp_path, number):
+    busy = "import subprocess, time; subprocess.Popen(['sleep', '601'], start_new_session=True); time.sleep(600)"
+    write_notebook(modules, FIRST, busy)
+    script = SCRIPT.format(tests=str(Path(__file__).parent), artifacts=str(run.artifacts))
+    child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, start_new_session=True)
+    family = wait_for_family(child, "sleep")
+    child.send_signal(number)
+    _, errors = child.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in errors
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+
+
+def wait_for_family(child, name):
+    """Every process below `child`, once one called `name` is among them."""
+    for _ in range(300):
+        family = psutil.Process(child.pid).children(recursive=True)
+        if any(process.name() == name for process in family):
+            return family
+        time.sleep(0.1)
+    raise AssertionError(f"{name} did not start")
+
+
+def test_steps_read_what_earlier_steps_write():
+    written = set()
+    for step in STEPS:
+        assert set(step.inputs) <= written, step.module
+        written |= set(step.outputs)

@@ -1,6 +1,6 @@
-"""Times `make demo` as a new user has it: from a fresh clone, and again with the environments in place (`make bench`).
+"""Times `make demo` as a new user has it: in a fresh clone, and again with the environments in place (`make bench`).
 
-Writes `cpu-smollm2.json` beside this file and prints the table of README.md. Takes about half an hour; run it on an idle machine.
+Writes `cpu-smollm2.json` beside this file and prints it. Takes about half an hour; run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def task_manager(flow: Flow) -> Any:
     if unknown:
         raise FlowError(
             f"Unknown task {', '.join(unknown)} in accuracy.tasks.",
-            f"Packaged tasks: {', '.join(sorted(packaged)) or 'none'}. lm-eval's own: run 'lm-eval ls tasks' in the serve environment.",
+            f"Packaged tasks: {', '.join(sorted(packaged)) or 'none'}. lm-eval's own: 'lm-eval ls tasks' prints them.",
         )
     return manager
 
@@ -128,7 +128,9 @@ def _task(task: str, raw: dict[str, Any]) -> TaskAccuracy:
     metrics = _metrics(task, raw)
     if not items or not metrics:
         raise FlowError(f"lm-eval returned no scored items for task {task!r}.", "See its samples, or drop the task.")
-    return TaskAccuracy(n=len(items), chance=_chance(raw["samples"][leaf] for leaf in leaves), metrics=metrics, items=tuple(items))
+    return TaskAccuracy(
+        n=len(items), chance=_chance(raw["samples"][leaf] for leaf in leaves), metrics=metrics, items=tuple(items)
+    )
 
 
 def _leaves(task: str, raw: dict[str, Any]) -> list[str]:
@@ -200,7 +202,9 @@ def _answer(sample: dict[str, Any]) -> str | None:
 
 def _chance(samples: Iterable[list[dict[str, Any]]]) -> float | None:
     """Expected score of guessing among the choices; none where the model writes freely."""
-    choices = [len(s["filtered_resps"]) for leaf in samples for s in leaf if isinstance(s["filtered_resps"][0], list | tuple)]
+    choices = [
+        len(s["filtered_resps"]) for leaf in samples for s in leaf if isinstance(s["filtered_resps"][0], list | tuple)
+    ]
     return sum(1 / n for n in choices) / len(choices) if choices and min(choices) > 1 else None
 
 

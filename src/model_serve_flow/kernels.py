@@ -27,13 +27,13 @@ def require_expected_kernel(facts: EngineFacts, name: str, folder: Path) -> None
     layer = expected_layer(read_json(folder / "config.json").get("quantization_config", {}))
     if not any(layer in kernel.rpartition(" for ")[2] for kernel in facts.kernels):
         raise FlowError(
-            f"vLLM served {name!r} with {', '.join(facts.kernels)}; its quantization_config needs a kernel for *{layer}*.",
+            f"vLLM served {name!r} with {', '.join(facts.kernels)}; its configuration needs a kernel for *{layer}*.",
             "The checkpoint and the engine disagree: check the scheme and the engine's version.",
         )
 
 
 def expected_layer(quantization_config: dict[str, Any]) -> str:
-    """Part of the name vLLM gives the quantised layers of a checkpoint: 'Int8', 'Fp8', 'WNA16'; any ('') for other formats."""
+    """Part of vLLM's name for a checkpoint's quantised layers: 'Int8', 'Fp8', 'WNA16'; any ('') for other formats."""
     if quantization_config.get("quant_method") != "compressed-tensors":
         return ""
     group = next(iter(quantization_config["config_groups"].values()))

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +67,9 @@ def guidellm_command(config: FlowConfig, url: str, model_name: str, tokenizer: s
         "--tokenizer",
         json.dumps({"kind": "huggingface_auto", "model": tokenizer}),
         "--data",
-        json.dumps({"kind": "synthetic_text", "prompt_tokens": load.prompt_tokens, "output_tokens": load.output_tokens}),
+        json.dumps(
+            {"kind": "synthetic_text", "prompt_tokens": load.prompt_tokens, "output_tokens": load.output_tokens}
+        ),
         "--profile",
         json.dumps({"kind": "concurrent", "streams": list(load.concurrency), "warmup": {"value": load.warmup_seconds}}),
         "--constraint",
@@ -93,11 +94,14 @@ def run_guidellm(flow: Flow, server: Server, output: Path) -> ClientCpu:
     }
     command = guidellm_command(flow.config, server.url, server.model_name, str(server.folder), str(output))
     with log.open("wb") as sink:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, env=environment)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, env=environment
+        )
     client = ClientCpu.watch(child)
     if child.returncode != 0 or not output.is_file():
         raise FlowError(
-            f"GuideLLM ended with exit code {child.returncode}. Its last lines:\n{log_tail(log)}", f"\nThe whole log: {log}"
+            f"GuideLLM ended with exit code {child.returncode}. Its last lines:\n{log_tail(log)}",
+            f"\nThe whole log: {log}",
         )
     return client
 

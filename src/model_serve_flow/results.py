@@ -47,7 +47,9 @@ class EngineFacts(Record):
     kernels: tuple[str, ...] = Field(description="quantised linear kernels named in the log, e.g. 'X for Y'")
     kv_cache_tokens: int | None
     start_seconds: NonNegative
-    peak_memory_bytes: int | None = Field(description="peak resident memory of the server's processes (CPU) or device memory (GPU)")
+    peak_memory_bytes: int | None = Field(
+        description="peak resident memory of the server's processes (CPU) or device memory (GPU)"
+    )
 
 
 class Measurement(Record):

@@ -89,7 +89,13 @@ STEPS: tuple[Step, ...] = (
     Step("00_Setup", "notebook", ("device", "seed", "model", "accuracy", "calibration"), (), (BASE, DATA)),
     Step("01_Base_Accuracy", "serve", (*SERVED, "accuracy"), (BASE, DATA), (RESULTS[0],)),
     Step("02_Base_Performance", "serve", (*SERVED, "performance"), (BASE,), (RESULTS[1],)),
-    Step("03_Compress", "compress", ("device", "seed", "candidates", "calibration"), (BASE, DATA), (CANDIDATE, COMPRESSION)),
+    Step(
+        "03_Compress",
+        "compress",
+        ("device", "seed", "candidates", "calibration"),
+        (BASE, DATA),
+        (CANDIDATE, COMPRESSION),
+    ),
     Step("04_Compressed_Accuracy", "serve", (*SERVED, "candidates", "accuracy"), (CANDIDATE, DATA), (RESULTS[2],)),
     Step("05_Compressed_Performance", "serve", (*SERVED, "candidates", "performance"), (CANDIDATE,), (RESULTS[3],)),
     Step(
@@ -295,8 +301,8 @@ def module_folder(step: Step) -> Path:
 def expand(paths: Sequence[str], config: FlowConfig) -> list[str]:
     """Fills `{candidate}` in; leaves out what the profile does not have.
 
-    A ready-made checkpoint has no folder here: its compression.json has the digest. Tasks and texts of the hub have none
-    either: lm-eval and datasets fetch them.
+    A ready-made checkpoint has no folder here: its compression.json has the digest. Tasks and texts of the hub
+    have none either: lm-eval and datasets fetch them.
     """
     made = [candidate.name for candidate in config.candidates if candidate.source is None]
     every = [candidate.name for candidate in config.candidates]

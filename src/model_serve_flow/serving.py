@@ -107,7 +107,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(flow: Flow, name: str, *, purpose: str = "serve", port: int | None = None, api_key: str | None = None) -> Iterator[Server]:
+def serve(
+    flow: Flow, name: str, *, purpose: str = "serve", port: int | None = None, api_key: str | None = None
+) -> Iterator[Server]:
     """Serves the model called `name` ('base' or a candidate) with vLLM until the block ends.
 
     Args:
@@ -161,7 +163,9 @@ def require_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise FlowError(f"Port {port} is in use on 127.0.0.1.", "Stop what listens there, or choose another.") from error
+            raise FlowError(
+                f"Port {port} is in use on 127.0.0.1.", "Stop what listens there, or choose another."
+            ) from error
 
 
 def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
@@ -222,7 +226,7 @@ def _peak_memory(process: psutil.Process) -> int:
 
 
 def _end_with_parent() -> None:
-    """Asks Linux to send the server SIGTERM when the notebook's kernel dies, however it dies (prctl PR_SET_PDEATHSIG)."""
+    """Asks Linux to send the server SIGTERM when the notebook's kernel dies, however it dies (PR_SET_PDEATHSIG)."""
     set_parent_death_signal = 1
     ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
 

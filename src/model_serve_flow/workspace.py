@@ -150,7 +150,9 @@ def describe_model(name: str, folder: Path) -> Model:
     """
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise FlowError(f"{folder} holds no *.safetensors weights.", "Run 00_Setup or 03_Compress again, or fix the source.")
+        raise FlowError(
+            f"{folder} holds no *.safetensors weights.", "Run 00_Setup or 03_Compress again, or fix the source."
+        )
     return Model(name=name, sha256=folder_digest(folder), size_bytes=sum(path.stat().st_size for path in weights))
 
 
@@ -158,5 +160,7 @@ def _content(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.name != "README.md" and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+        if path.is_file()
+        and path.name != "README.md"
+        and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from model_serve_flow.results import (
     TaskAccuracy,
     protocol_hash,
 )
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 ACCURACY_PROTOCOL = {"tasks": ["mmlu_dev", "word_analogies", "wikipedia"], "num_fewshot": None, "max_model_len": 2048}
 PERFORMANCE_PROTOCOL = {"concurrency": [1, 4, 8], "prompt_tokens": 128, "output_tokens": 32, "seconds": 8.0}
@@ -222,3 +226,13 @@ def sample_comparison() -> Comparison:
     settings = config()
     results = [candidate("w8a8-int8"), candidate("w4a16-int4")]
     return compare(settings, accuracy(), performance(), settings.model.note, results)
+
+
+def tiny_config(**changes) -> LlamaConfig:
+    """The architecture of a Llama small enough to build in a test."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**{
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 128, "tie_word_embeddings": True, **changes,
+    })  # fmt: skip

@@ -21,12 +21,30 @@ def choice(doc_id, likelihoods, acc, identity=None):
     }
 
 
+def written(response, values, filter_name="none"):
+    """A sample of a task without choices."""
+    return {
+        "doc_id": 0,
+        "doc": {},
+        "doc_hash": "0" * 64,
+        "arguments": [["prompt"]],
+        "filtered_resps": [response],
+        "filter": filter_name,
+        "metrics": list(values),
+        **values,
+    }
+
+
 def results(task, samples, figures, **more):
     return {"results": {task: figures}, "samples": {task: samples}, "higher_is_better": {}, **more}
 
 
 def test_multiple_choice_keeps_id_value_answer_and_chance():
-    raw = results("q", [choice(0, [-3, -1, -2, -4], 1.0, "a"), choice(1, [-1, -2, -3, -4], 0.0)], {"acc,none": 0.5, "acc_stderr,none": 0.3})
+    raw = results(
+        "q",
+        [choice(0, [-3, -1, -2, -4], 1.0, "a"), choice(1, [-1, -2, -3, -4], 0.0)],
+        {"acc,none": 0.5, "acc_stderr,none": 0.3},
+    )
     task = _task("q", raw)
     assert task.n == 2 and task.chance == 0.25
     assert task.items[0].id == "a" and task.items[0].answer == "B" and task.items[0].value("acc") == 1.0
@@ -35,12 +53,11 @@ def test_multiple_choice_keeps_id_value_answer_and_chance():
 
 
 def test_perplexity_keeps_its_parts():
-    sample = {
-        "doc_id": 0, "doc": {"id": "t"}, "doc_hash": "0" * 64, "arguments": [["text"]], "filtered_resps": [-70.0], "filter": "none",
-        "metrics": ["word_perplexity", "byte_perplexity", "bits_per_byte"],
-        "word_perplexity": (-70.0, 20), "byte_perplexity": (-70.0, 100), "bits_per_byte": (-70.0, 100),
-    }  # fmt: skip
-    task = _task("w", results("w", [sample], {"word_perplexity,none": math.exp(3.5), "word_perplexity_stderr,none": "N/A"}))
+    parts = {"word_perplexity": (-70.0, 20), "byte_perplexity": (-70.0, 100), "bits_per_byte": (-70.0, 100)}
+    sample = written(-70.0, parts) | {"doc": {"id": "t"}}
+    task = _task(
+        "w", results("w", [sample], {"word_perplexity,none": math.exp(3.5), "word_perplexity_stderr,none": "N/A"})
+    )
     item = task.items[0]
     assert (item.value("loglikelihood"), item.value("words"), item.value("bytes")) == (-70.0, 20, 100)
     assert item.value("bits_per_byte") == pytest.approx(0.7 / math.log(2))
@@ -58,9 +75,9 @@ def test_a_group_joins_its_members_under_distinct_ids():
 
 def test_filters_of_one_document_become_metrics_of_one_item():
     samples = [
-        {"doc_id": 0, "doc": {}, "doc_hash": "0" * 64, "arguments": [["q"]], "filtered_resps": ["42"], "filter": name, "metrics": ["exact_match"], "exact_match": value}
+        written("42", {"exact_match": value}, name)
         for name, value in (("strict-match", 0.0), ("flexible-extract", 1.0))
-    ]  # fmt: skip
+    ]
     figures = {"exact_match,strict-match": 0.0, "exact_match,flexible-extract": 1.0}
     task = _task("gsm8k", results("gsm8k", samples, figures))
     assert task.n == 1 and task.items[0].answer == "42"
@@ -69,11 +86,10 @@ def test_filters_of_one_document_become_metrics_of_one_item():
 
 
 def test_a_metric_that_is_a_list_per_item_stays_an_aggregate():
-    sample = {
-        "doc_id": 0, "doc": {}, "doc_hash": "0" * 64, "arguments": [["q"]], "filtered_resps": ["text"], "filter": "none",
-        "metrics": ["prompt_level_strict_acc", "inst_level_strict_acc"], "prompt_level_strict_acc": True, "inst_level_strict_acc": [True, False],
-    }  # fmt: skip
-    task = _task("ifeval", results("ifeval", [sample], {"prompt_level_strict_acc,none": 1.0, "inst_level_strict_acc,none": 0.5}))
+    sample = written("text", {"prompt_level_strict_acc": True, "inst_level_strict_acc": [True, False]})
+    task = _task(
+        "ifeval", results("ifeval", [sample], {"prompt_level_strict_acc,none": 1.0, "inst_level_strict_acc,none": 0.5})
+    )
     assert task.items[0].value("prompt_level_strict_acc") == 1.0
     with pytest.raises(KeyError):
         task.items[0].value("inst_level_strict_acc")

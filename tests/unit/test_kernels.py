@@ -41,7 +41,9 @@ def folder(tmp_path):
     return write
 
 
-@pytest.mark.parametrize(("config", "layer"), [(W8A8, "Int8"), (W4A16, "WNA16"), (FP8, "Fp8"), ({"quant_method": "awq"}, "")])
+@pytest.mark.parametrize(
+    ("config", "layer"), [(W8A8, "Int8"), (W4A16, "WNA16"), (FP8, "Fp8"), ({"quant_method": "awq"}, "")]
+)
 def test_each_scheme_has_its_layer(config, layer):
     assert expected_layer(config) == layer
 

@@ -11,11 +11,16 @@ from model_serve_flow.config import load_profile
 from model_serve_flow.errors import FlowError
 from model_serve_flow.performance import ClientCpu, guidellm_command, read_load_points
 
-CONFIG = load_profile("ci", {"performance.concurrency": [1, 2], "performance.min_requests": 5, "performance.output_tokens": 16})
+CONFIG = load_profile(
+    "ci", {"performance.concurrency": [1, 2], "performance.min_requests": 5, "performance.output_tokens": 16}
+)
 
 
 def distribution(mean):
-    return {"successful": {"mean": mean, "percentiles": {"p50": mean, "p95": 2 * mean, "p99": 3 * mean}}, "total": {"mean": mean}}
+    return {
+        "successful": {"mean": mean, "percentiles": {"p50": mean, "p95": 2 * mean, "p99": 3 * mean}},
+        "total": {"mean": mean},
+    }
 
 
 def benchmark(streams):

@@ -12,7 +12,7 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 
 LOG = """
-(EngineCore pid=1) INFO [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='m', quantization=compressed-tensors, seed=0
+(EngineCore) INFO Initializing a V1 LLM engine (v0.32.0) with config: quantization=compressed-tensors, seed=0
 (Worker pid=2) INFO [__init__.py:1] Selected CPUInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8
 (Worker pid=2) INFO [__init__.py:1] Selected CPUInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8
 (EngineCore pid=1) INFO [kv_cache_utils.py:2327] CPU KV cache size: 46,592 tokens, Maximum concurrency
@@ -35,7 +35,9 @@ def flow(tmp_path):
 
 
 def engine(monkeypatch, code):
-    monkeypatch.setattr(serving, "serve_command", lambda config, folder, name, port: [sys.executable, "-c", code, str(port)])
+    monkeypatch.setattr(
+        serving, "serve_command", lambda config, folder, name, port: [sys.executable, "-c", code, str(port)]
+    )
 
 
 def server(tmp_path, text):
@@ -84,14 +86,17 @@ def test_the_server_is_stopped_when_the_block_fails(flow, monkeypatch):
 
 def test_a_server_that_dies_shows_its_last_lines(flow, monkeypatch):
     engine(monkeypatch, "print('CUDA out of memory'); raise SystemExit(3)")
-    with pytest.raises(FlowError, match="(?s)exit code 3 .*CUDA out of memory"), serving.serve(flow, "base"):
+    with pytest.raises(FlowError, match=r"(?s)exit code 3 .*CUDA out of memory"), serving.serve(flow, "base"):
         pass
 
 
 def test_a_server_that_never_answers_is_ended(flow, monkeypatch, tmp_path):
     flow = Flow.open("ci", {"engine.startup_seconds": 1}, tmp_path)
     engine(monkeypatch, "import time; print('loading', flush=True); time.sleep(600)")
-    with pytest.raises(FlowError, match="(?s)did not answer within 1 s.*startup_seconds=2"), serving.serve(flow, "base"):
+    with (
+        pytest.raises(FlowError, match=r"(?s)did not answer within 1 s.*startup_seconds=2"),
+        serving.serve(flow, "base"),
+    ):
         pass
 
 

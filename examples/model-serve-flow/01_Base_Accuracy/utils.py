@@ -21,5 +21,7 @@ def sample_questions(flow: Flow) -> pd.DataFrame:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         first = json.loads(lines[0]) if lines else {}
         text = first.get("question") or first.get("text", "")
-        rows.append({"task": task, "items": len(lines) or "lm-eval's own", "first item": f"{text[:120]}…" if text else ""})
+        rows.append(
+            {"task": task, "items": len(lines) or "lm-eval's own", "first item": f"{text[:120]}…" if text else ""}
+        )
     return pd.DataFrame(rows).set_index("task")

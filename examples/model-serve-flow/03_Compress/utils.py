@@ -6,16 +6,12 @@ from llmcompressor.logger import LoggerConfig, configure_logger
 from transformers.utils import logging
 
 from model_serve_flow import charts
-from model_serve_flow.compression import (
-    adopt,
-    calibration_dataset,
-    compress,
-    generate_sample,
-    recipe_modifiers,
-    verify_checkpoint,
-)
+from model_serve_flow.calibration import calibration_dataset
+from model_serve_flow.checkpoint import verify_checkpoint
+from model_serve_flow.compression import adopt, compress, generate_sample
 from model_serve_flow.config import Recipe
 from model_serve_flow.flow import Flow
+from model_serve_flow.recipes import recipe_modifiers
 from model_serve_flow.results import CompressionResult
 from model_serve_flow.workspace import describe_model
 

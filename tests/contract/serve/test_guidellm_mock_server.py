@@ -13,7 +13,6 @@ from model_serve_flow.performance import read_load_points, run_guidellm
 from model_serve_flow.serving import Server, free_port
 
 
-
 @pytest.fixture
 def mock_server():
     port = free_port()

@@ -7,9 +7,11 @@ import shutil
 import pytest
 from conftest import ARTIFACTS
 
-from model_serve_flow.compression import compress, inspect_checkpoint, recipe_modifiers, verify_checkpoint
+from model_serve_flow.checkpoint import inspect_checkpoint, verify_checkpoint
+from model_serve_flow.compression import compress
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.recipes import recipe_modifiers
 
 CANDIDATE = "w4a16-int4"
 

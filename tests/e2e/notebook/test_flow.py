@@ -11,7 +11,6 @@ from model_serve_flow.runner import STEPS
 from model_serve_flow.workspace import read_json
 
 
-
 def test_every_notebook_ran_to_its_end_without_an_error(flow):
     for step in STEPS:
         notebook = nbformat.read(flow.workspace.notebooks / f"{step.module}.ipynb", as_version=4)
@@ -93,7 +92,16 @@ def test_comparison_json_keeps_its_contract(flow):
     document = read_json(flow.workspace.report / "comparison.json")
     assert {"schema_version", "profile", "base", "candidates"} <= document.keys()
     for candidate in document["candidates"]:
-        assert {"name", "scheme", "kernel", "size_bytes", "accuracy", "performance", "verdict", "reasons"} <= candidate.keys()
+        assert {
+            "name",
+            "scheme",
+            "kernel",
+            "size_bytes",
+            "accuracy",
+            "performance",
+            "verdict",
+            "reasons",
+        } <= candidate.keys()
         assert candidate["verdict"] in ("SHIP", "DO NOT SHIP", "INCONCLUSIVE") and candidate["reasons"]
         for metrics in candidate["accuracy"].values():
             for difference in metrics.values():

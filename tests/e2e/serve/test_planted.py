@@ -11,7 +11,6 @@ from model_serve_flow.kernels import require_expected_kernel
 from model_serve_flow.serving import serve
 
 
-
 @pytest.fixture
 def broken(tmp_path):
     """A workspace of its own, with room for planted models."""
@@ -33,7 +32,7 @@ def test_a_server_that_dies_while_starting_shows_its_last_lines(broken):
     finished, planted = broken
     shutil.copytree(finished.workspace.model("base"), planted.workspace.model("base"))
     (planted.workspace.model("base") / "config.json").write_text('{"model_type": "no-such-model"}')
-    with pytest.raises(FlowError, match="(?s)ended with exit code .*no-such-model"), serve(planted, "base"):
+    with pytest.raises(FlowError, match=r"(?s)ended with exit code .*no-such-model"), serve(planted, "base"):
         pass
 
 

@@ -4,19 +4,13 @@ import json
 
 import pytest
 
-from model_serve_flow.compression import (
-    SCHEMES,
-    calibration_dataset,
-    compress,
-    config_groups,
-    recipe_modifiers,
-    verify_checkpoint,
-)
+from model_serve_flow.calibration import calibration_dataset
+from model_serve_flow.checkpoint import verify_checkpoint
+from model_serve_flow.compression import compress
 from model_serve_flow.config import Recipe
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-
-pytestmark = pytest.mark.compress
+from model_serve_flow.recipes import SCHEMES, config_groups, recipe_modifiers
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
 RECIPES = {

@@ -1,0 +1,180 @@
+import json
+from pathlib import Path
+
+import pytest
+from factories import tiny_config
+from transformers import AutoConfig, LlamaConfig
+
+from model_serve_flow.checkpoint import inspect_checkpoint, scheme_name, verify_checkpoint
+from model_serve_flow.config import Recipe
+from model_serve_flow.errors import FlowError
+from model_serve_flow.recipes import config_groups, linear_layers
+
+W4 = Recipe(scheme="W4A16", algorithm="gptq", group_size=32)
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+def save(folder: Path, config: LlamaConfig, tensors, quantization=None) -> Path:
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    document = json.loads((folder / "config.json").read_text()) | {"architectures": ["LlamaForCausalLM"]}
+    if quantization:
+        document["quantization_config"] = quantization
+    (folder / "config.json").write_text(json.dumps(document))
+    save_file(tensors, folder / "model.safetensors")
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def quantization_config(recipe: Recipe):
+    return {
+        "quant_method": "compressed-tensors",
+        "config_groups": config_groups(recipe),
+        "ignore": list(recipe.ignore),
+    }
+
+
+def w4_tensors(config: LlamaConfig, group_size: int = 32):
+    import torch
+
+    tensors = {"model.embed_tokens.weight": torch.randn(config.vocab_size, config.hidden_size).bfloat16()}
+    for name, (rows, columns) in linear_layers(config).items():
+        if name != "lm_head":
+            tensors[f"{name}.weight_packed"] = torch.ones(rows, columns // 8, dtype=torch.int32)
+            tensors[f"{name}.weight_scale"] = torch.full((rows, columns // group_size), 0.1).bfloat16()
+            tensors[f"{name}.weight_shape"] = torch.tensor([rows, columns])
+    return tensors
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Saves a W4A16 checkpoint, sound but for what `change` does to its tensors or configuration."""
+
+    def build(change=lambda tensors, quantization: None) -> Path:
+        tensors, quantization = w4_tensors(tiny_config()), quantization_config(W4)
+        change(tensors, quantization)
+        return save(tmp_path / "candidate", tiny_config(), tensors, quantization)
+
+    return build
+
+
+def test_a_sound_checkpoint_is_read_and_verified(made):
+    checkpoint = verify_checkpoint(made(), W4)
+    assert checkpoint.scheme == "W4A16"
+    assert len(checkpoint.quantized_layers) == 14
+    assert checkpoint.ignored_layers == ("lm_head",)
+    assert checkpoint.bits_per_weight == 4.5  # 4 bits, and 16 bits of scale per 32 weights
+    assert checkpoint.size_bytes == (made() / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"), [(float("nan"), "not finite"), (float("inf"), "not finite"), (0.0, "is zero")]
+)
+def test_one_corrupt_scale_is_found(made, value, problem):
+    def corrupt(tensors, quantization):
+        tensors[f"{LAYER}.weight_scale"][3, 1] = value
+
+    with pytest.raises(FlowError, match=rf"{LAYER}.weight_scale.*{problem}"):
+        verify_checkpoint(made(corrupt))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_bits", 8), ("group_size", 64), ("symmetric", False), ("strategy", "channel"), ("type", "float")],
+)
+def test_configuration_that_does_not_say_what_the_recipe_says(made, field, value):
+    def lie(tensors, quantization):
+        quantization["config_groups"]["group_0"]["weights"][field] = value
+
+    with pytest.raises(FlowError, match=f"weights.{field} is {value!r}"):
+        verify_checkpoint(made(lie), W4)
+
+
+def test_quantised_activations_that_the_recipe_does_not_have(made):
+    def lie(tensors, quantization):
+        quantization["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8, "type": "int"}
+
+    with pytest.raises(FlowError, match="input_activations"):
+        verify_checkpoint(made(lie), W4)
+
+
+def test_configuration_that_does_not_describe_its_tensors(made):
+    def regroup(tensors, quantization):
+        import torch
+
+        tensors[f"{LAYER}.weight_scale"] = torch.full((64, 1), 0.1)
+
+    with pytest.raises(FlowError, match=rf"{LAYER}.weight_scale is .*\(64, 1\)"):
+        verify_checkpoint(made(regroup), W4)
+
+
+def test_a_layer_without_quantised_weights_is_missed(made):
+    def drop(tensors, quantization):
+        for part in ("weight_packed", "weight_scale", "weight_shape"):
+            del tensors[f"{LAYER}.{part}"]
+
+    with pytest.raises(FlowError, match=f"1 layers that the recipe quantises are not quantised, for instance {LAYER}"):
+        verify_checkpoint(made(drop), W4)
+
+
+def test_ignore_list_must_name_the_layers_left(made):
+    with pytest.raises(FlowError, match=r"lm_head is not quantised, but quantization_config\.ignore does not name it"):
+        verify_checkpoint(made(lambda tensors, quantization: quantization.update(ignore=[])), W4)
+
+
+def test_ignore_list_must_not_name_quantised_layers(made):
+    with pytest.raises(FlowError, match=r"is quantised, but quantization_config\.ignore names it"):
+        verify_checkpoint(made(lambda tensors, quantization: quantization.update(ignore=["lm_head", "re:.*q_proj"])))
+
+
+def test_missing_weights(made):
+    folder = made()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FlowError, match=r"no \*\.safetensors weights"):
+        inspect_checkpoint(folder)
+
+
+def test_an_uncompressed_model_is_not_a_candidate(tmp_path):
+    import torch
+
+    config = tiny_config()
+    tensors = {"model.embed_tokens.weight": torch.zeros(128, 64)}
+    tensors |= {
+        f"{name}.weight": torch.zeros(shape) for name, shape in linear_layers(config).items() if name != "lm_head"
+    }
+    with pytest.raises(FlowError, match="no quantization_config"):
+        inspect_checkpoint(save(tmp_path / "base", config, tensors))
+    with pytest.raises(FlowError, match="no quantised layer"):
+        inspect_checkpoint(save(tmp_path / "lying", config, tensors, quantization_config(W4)))
+
+
+def test_a_gptq_checkpoint_of_another_tool(tmp_path):
+    import torch
+
+    config, tensors = tiny_config(), {"model.embed_tokens.weight": torch.zeros(128, 64)}
+    for name, (rows, columns) in linear_layers(config).items():
+        if name != "lm_head":
+            tensors[f"{name}.qweight"] = torch.ones(columns // 8, rows, dtype=torch.int32)
+            tensors[f"{name}.qzeros"] = torch.ones(columns // 32, rows // 8, dtype=torch.int32)
+            tensors[f"{name}.scales"] = torch.full((columns // 32, rows), 0.1).half()
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}
+    checkpoint = verify_checkpoint(save(tmp_path / "gptq", config, tensors, gptq))
+    assert (checkpoint.quant_method, checkpoint.scheme) == ("gptq", "W4A16")
+    assert checkpoint.bits_per_weight == 4 + 16 / 32 + 4 / 32
+    assert len(checkpoint.quantized_layers) == 14
+
+
+@pytest.mark.parametrize("scheme", ["W8A8", "W4A16", "W4A16_ASYM", "FP8_DYNAMIC"])
+def test_scheme_name_is_read_back_from_its_configuration(scheme):
+    assert scheme_name(quantization_config(Recipe(scheme=scheme))) == scheme
+
+
+def test_awq_with_zero_points_is_asymmetric():
+    assert scheme_name({"quant_method": "awq", "bits": 4, "zero_point": True}) == "W4A16_ASYM"
+
+
+def test_saved_configuration_survives_transformers(made):
+    assert AutoConfig.from_pretrained(made()).quantization_config["quant_method"] == "compressed-tensors"

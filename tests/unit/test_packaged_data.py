@@ -117,13 +117,20 @@ def test_profile_with_stock_tasks_only_needs_nothing(tmp_path: Path) -> None:
 
 
 def test_mmlu_question() -> None:
-    first, *_ = packaged_data.mmlu_questions(json.dumps(MMLU).encode())
+    first, *_ = packaged_data.mmlu_questions(json.dumps(MMLU).encode(), per_subject=5)
     assert first == {
         "question": "What is red?",
         "choices": ["sky", "blood", "grass", "coal"],
         "answer": 1,
         "subject": "world religions",
     }
+
+
+def test_mmlu_takes_the_first_questions_of_each_subject() -> None:
+    many = {subject: "\n\n".join([prompt] * 3) for subject, prompt in MMLU.items()}
+    assert len(packaged_data.mmlu_questions(json.dumps(many).encode(), per_subject=2)) == 2 * len(
+        packaged_data.mmlu_questions(json.dumps(many).encode(), per_subject=1)
+    )
 
 
 def test_analogies_have_one_right_answer_and_distractors_of_their_category() -> None:

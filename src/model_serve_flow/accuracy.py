@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -48,7 +49,10 @@ def measure_accuracy(flow: Flow, server: Server) -> AccuracyResult:
 
 
 def evaluate(flow: Flow, server: Server) -> dict[str, Any]:
-    """Runs lm-eval's `simple_evaluate` against the endpoint; returns its results with all samples."""
+    """Runs lm-eval's `simple_evaluate` against the endpoint; returns its results with all samples.
+
+    Its progress can be followed in `logs/lm-eval-<model>.log`.
+    """
     import lm_eval
 
     accuracy = flow.config.accuracy
@@ -80,8 +84,15 @@ def evaluate(flow: Flow, server: Server) -> dict[str, Any]:
         torch_random_seed=seed,
         fewshot_random_seed=seed,
     )
-    # lm-eval starts an event loop of its own, which a notebook's thread, having one already, does not allow.
-    with ThreadPoolExecutor(max_workers=1) as thread:
+    log = flow.workspace.logs / f"lm-eval-{server.model_name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # Its progress bars would be hundreds of lines of an executed notebook: they go to a log that can be followed.
+    # It starts an event loop of its own, which a notebook's thread, having one already, does not allow.
+    with (
+        log.open("w", encoding="utf-8", buffering=1) as sink,
+        contextlib.redirect_stderr(sink),
+        ThreadPoolExecutor(max_workers=1) as thread,
+    ):
         return thread.submit(run).result()
 
 

@@ -31,7 +31,8 @@ LOG_TAIL_LINES = 25
 STOP_SECONDS = 20
 LEFTOVER_SECONDS = 2
 
-_KERNEL = re.compile(r"(?:Selected|Using) (\w*Kernel\w*) for (\w+)")
+# the layer has a capital: another line says "for mixed precision"
+_KERNEL = re.compile(r"(?:Selected|Using) (\w*Kernel\w*) for ([A-Z]\w*)")
 _VERSION = re.compile(r"LLM engine \(v([^)]+)\)")
 _QUANTIZATION = re.compile(r"[ ,(]quantization=([\w-]+)")
 _KV_CACHE = re.compile(r"KV cache size: ([\d,]+) tokens")

@@ -20,7 +20,7 @@ from model_serve_flow.flow import Flow
 from model_serve_flow.recipes import algorithm_text, check_group_size
 from model_serve_flow.results import CalibrationFacts, CompressionResult
 from model_serve_flow.sources import check_checkpoint, resolve_checkpoint
-from model_serve_flow.workspace import describe_model, write_json
+from model_serve_flow.workspace import describe_model, swap_folder, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -192,20 +192,13 @@ def _logged(log: Path, mode: str = "a") -> Iterator[None]:
 def _replacing(destination: Path) -> Iterator[Path]:
     """A hidden sibling folder that takes the place of `destination` only if the block succeeds."""
     partial = destination.with_name(f".{destination.name}.partial")
-    old = destination.with_name(f".{destination.name}.old")
-    for left in (partial, old):
-        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        for file in partial.iterdir():
-            file.chmod(0o644)  # safetensors writes 0600; a server under another user must read it
-        if destination.exists():
-            destination.rename(old)
-        partial.rename(destination)
+        swap_folder(partial, destination)
     finally:
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def generate_sample(folder: Path, prompt: str = PROMPT, max_new_tokens: int = 32) -> str:

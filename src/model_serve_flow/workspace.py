@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,6 +93,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def swap_folder(partial: Path, destination: Path) -> None:
+    """Puts a finished folder in its place; the one that was there goes only then."""
+    for file in partial.iterdir():
+        if file.is_file() and not file.is_symlink():
+            file.chmod(0o644)  # safetensors writes 0600; a server under another user must read it
+    old = destination.with_name(f".{destination.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if destination.exists():
+        destination.rename(old)
+    partial.rename(destination)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -102,7 +102,7 @@ def breakdown(folder: Path) -> dict[str, Any]:
         "steps_seconds": steps,
         "tools_seconds": tools,
         "versions": manifest["versions"],
-        "machine": inspect_machine(ROOT).model_dump(mode="json", exclude={"gpus", "gpu_problem"}),
+        "machine": inspect_machine(ROOT).model_dump(mode="json", exclude={"gpus", "gpu_problem", "kernel"}),
         "python": platform.python_version(),
         "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=folder, text=True).strip(),
     }

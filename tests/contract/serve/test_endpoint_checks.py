@@ -13,7 +13,7 @@ import pytest
 
 from model_serve_flow.deployment import check_endpoint, require_checks
 from model_serve_flow.errors import FlowError
-from model_serve_flow.serving import free_port
+from model_serve_flow.machine import free_port
 
 START_SECONDS = 120
 

@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from model_serve_flow.flow import Flow
+from model_serve_flow.machine import free_port
 from model_serve_flow.performance import read_load_points, run_guidellm
-from model_serve_flow.serving import Server, free_port
+from model_serve_flow.serving import Server
 
 
 @pytest.fixture

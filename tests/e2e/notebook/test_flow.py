@@ -2,10 +2,11 @@
 
 import json
 import math
+from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ARTIFACTS, ROOT, run_flow
+from conftest import ARTIFACTS, run_flow
 
 from model_serve_flow.runner import STEPS
 from model_serve_flow.workspace import read_json
@@ -157,7 +158,7 @@ def test_results_hold_no_nan_and_no_half_written_file(flow):
 
 
 def test_a_gpu_profile_stops_at_00_with_a_clear_error(tmp_path):
-    if (ROOT / "/dev/nvidia0").exists():
+    if Path("/dev/nvidia0").exists():
         pytest.skip("this machine has a GPU")
     outcome = run_flow(profile="gpu-llama-3.1-8b", artifacts=tmp_path)
     assert outcome.returncode == 1

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model_serve_flow import environments
+from model_serve_flow.checkout import MODULES, checkout
 from model_serve_flow.config import parse_set
 from model_serve_flow.errors import FlowError
 from model_serve_flow.runner import Request
@@ -121,7 +122,7 @@ def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
         environments.ensure(name, device)
     python = str(environments.environment("notebook").python)
     os.environ["JUPYTER_PATH"] = environments.jupyter_path()
-    folder = str(environments.checkout() / "examples" / "model-serve-flow")
+    folder = str(checkout() / MODULES)
     os.execv(python, [python, "-m", "jupyterlab", "--notebook-dir", folder, *arguments])
 
 

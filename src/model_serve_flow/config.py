@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from model_serve_flow.checkout import MODULES, checkout
 from model_serve_flow.errors import FlowError
 
 ENVIRONMENT_PREFIX = "MODEL_SERVE_FLOW__"
@@ -257,7 +258,7 @@ def profiles_folder() -> Path:
     """Folder of the profile files: `MODEL_SERVE_FLOW_PROFILES`, or the one beside the notebooks of this checkout."""
     if folder := os.environ.get("MODEL_SERVE_FLOW_PROFILES"):
         return Path(folder)
-    return Path(__file__).resolve().parents[2] / "examples" / "model-serve-flow" / "profiles"
+    return checkout() / MODULES / "profiles"
 
 
 def load_profile(profile: str, overrides: dict[str, Any] | None = None) -> FlowConfig:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from model_serve_flow.checkout import MODULES, checkout
 from model_serve_flow.errors import FlowError
 
 Device = Literal["cpu", "gpu"]
@@ -51,11 +52,6 @@ class Environment:
         return self.folder / "complete"
 
 
-def checkout() -> Path:
-    """The root of this checkout; the notebooks and locks are found from here."""
-    return Path(__file__).resolve().parents[2]
-
-
 def environments_folder() -> Path:
     """`MODEL_SERVE_FLOW_ENVIRONMENTS`, or `.environments` of the checkout."""
     return Path(os.environ.get("MODEL_SERVE_FLOW_ENVIRONMENTS") or checkout() / ".environments").resolve()
@@ -70,7 +66,7 @@ def environment(name: str) -> Environment:
 
 def lock_path(name: str, device: Device) -> Path:
     """The committed lock, in requirements format."""
-    return checkout() / "examples" / "model-serve-flow" / "environments" / name / f"{device}.txt"
+    return checkout() / MODULES / "environments" / name / f"{device}.txt"
 
 
 def jupyter_path() -> str:

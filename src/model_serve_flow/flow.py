@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model_serve_flow.checkout import checkout
 from model_serve_flow.config import Candidate, FlowConfig, load_profile
 from model_serve_flow.workspace import Workspace
 
@@ -37,4 +38,4 @@ class Flow:
 
 def default_artifacts() -> Path:
     """`MODEL_SERVE_FLOW_ARTIFACTS`, or the folder `artifacts` of this checkout."""
-    return Path(os.environ.get("MODEL_SERVE_FLOW_ARTIFACTS") or Path(__file__).resolve().parents[2] / "artifacts")
+    return Path(os.environ.get("MODEL_SERVE_FLOW_ARTIFACTS") or checkout() / "artifacts")

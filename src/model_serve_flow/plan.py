@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from model_serve_flow import environments
+from model_serve_flow.checkout import checkout
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.runner import STEPS, Request, Step, expand, papermill_command
 
@@ -17,7 +18,7 @@ def plan(request: Request) -> str:
     config, workspace = request.flow.config, request.flow.workspace
     lines = [f"{config.name}: {config.description}", f"Reference machine: {config.reference_machine}", ""]
     for step in STEPS:
-        lock = environments.lock_path(step.environment, config.device).relative_to(environments.checkout())
+        lock = environments.lock_path(step.environment, config.device).relative_to(checkout())
         lines += [f"{step.module}  (environment {step.environment}, lock {lock})"]
         lines += [f"    reads   {path}" for path in expand(step.inputs, config)]
         lines += [f"    writes  {path}" for path in expand(step.outputs, config)]

@@ -23,6 +23,7 @@ import yaml
 from rich.console import Console
 
 from model_serve_flow import environments
+from model_serve_flow.checkout import MODULES, checkout
 from model_serve_flow.config import FlowConfig, environment_overrides, profiles_folder
 from model_serve_flow.environments import Environment
 from model_serve_flow.errors import FlowError
@@ -295,7 +296,7 @@ class _Session:
 def module_folder(step: Step) -> Path:
     """Where the module's notebook and utils.py lie: `MODEL_SERVE_FLOW_MODULES`, or the example of this checkout."""
     root = os.environ.get("MODEL_SERVE_FLOW_MODULES")
-    return (Path(root) if root else environments.checkout() / "examples" / "model-serve-flow") / step.module
+    return (Path(root) if root else checkout() / MODULES) / step.module
 
 
 def expand(paths: Sequence[str], config: FlowConfig) -> list[str]:
@@ -432,7 +433,7 @@ def _record_run(request: Request) -> None:
 
 def _commit() -> str | None:
     """`git describe` of the checkout; none where this is not a git checkout or git is missing."""
-    command = ["git", "-C", str(environments.checkout()), "describe", "--always", "--dirty", "--tags"]
+    command = ["git", "-C", str(checkout()), "describe", "--always", "--dirty", "--tags"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -441,7 +442,7 @@ def _commit() -> str | None:
 
 
 def _library_version() -> str:
-    document = tomllib.loads((environments.checkout() / "pyproject.toml").read_text(encoding="utf-8"))
+    document = tomllib.loads((checkout() / "pyproject.toml").read_text(encoding="utf-8"))
     return document["project"]["version"]
 
 

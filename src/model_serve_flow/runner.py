@@ -149,7 +149,10 @@ def require_machine(flow: Flow) -> None:
     """FlowError, before anything is downloaded or built, where this machine cannot run the profile."""
     from model_serve_flow.machine import check, inspect_machine, require
 
-    require(check(flow, inspect_machine(flow.workspace.root)))
+    try:
+        require(check(flow, inspect_machine(flow.workspace.root)))
+    except FlowError as error:
+        raise FlowError(f"Stopped at 00_Setup. {error.problem}", error.hint) from error
 
 
 def run(

@@ -6,12 +6,11 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -24,6 +23,7 @@ from model_serve_flow.comparison import recommended
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.machine import usable_cores
 from model_serve_flow.results import (
     SCHEMA_VERSION,
     BaseComparison,
@@ -35,7 +35,15 @@ from model_serve_flow.results import (
     NonNegative,
     Record,
 )
-from model_serve_flow.serving import ENGINE_MODULE, Server, engine_arguments, engine_environment
+from model_serve_flow.serving import (
+    ENGINE_MODULE,
+    Server,
+    chat_body,
+    chat_content,
+    engine_arguments,
+    engine_environment,
+    server_sent_events,
+)
 from model_serve_flow.workspace import describe_model, write_json, write_text
 
 BASE = "base"
@@ -129,11 +137,6 @@ def choose(flow: Flow, comparison: Comparison) -> Choice:
     return Choice(name=name, verdict=candidate.verdict, explicit=named is not None, why=why)
 
 
-def chosen(flow: Flow, comparison: Comparison) -> str:
-    """Name of the model to deploy, 'base' if nothing may ship; see `choose`."""
-    return choose(flow, comparison).name
-
-
 def _compared(comparison: Comparison, name: str) -> BaseComparison | CandidateComparison:
     if name == BASE:
         return comparison.base
@@ -180,8 +183,8 @@ def check_endpoint(server: Server, max_model_len: int) -> tuple[EndpointCheck, .
             "The server has no API key, so it cannot be shown to ask for one.", "Use serve(..., api_key=...)."
         )
     right, wrong = ({"Authorization": f"Bearer {token}"} for token in (key, secrets.token_urlsafe(32)))
-    body = _chat_body(model, QUESTION)
-    too_long = _chat_body(model, "one " * max_model_len)
+    body = chat_body(model, QUESTION, ANSWER_TOKENS)
+    too_long = chat_body(model, "one " * max_model_len, ANSWER_TOKENS)
     with httpx.Client(base_url=server.url, timeout=REQUEST_SECONDS, trust_env=False) as client:
         return (
             _check("health", "200", key, lambda: _health(client)),
@@ -208,13 +211,13 @@ def require_checks(checks: tuple[EndpointCheck, ...]) -> None:
 def _streamed_answer(client: httpx.Client, headers: dict[str, str], model: str) -> _StreamedAnswer:
     """Asks for a streamed answer and keeps what the stream itself shows: its pieces, the first one's time, its end."""
     pieces, first, data, started = [], None, None, time.perf_counter()
-    body = {**_chat_body(model, QUESTION), "stream": True}
+    body = {**chat_body(model, QUESTION, ANSWER_TOKENS), "stream": True}
     with client.stream("POST", "/v1/chat/completions", headers=headers, json=body) as response:
         if response.is_error:
             response.read()
         response.raise_for_status()
-        for data in _events(response):
-            piece = "" if data == "[DONE]" else _content(json.loads(data), "delta")
+        for data in server_sent_events(response):
+            piece = "" if data == "[DONE]" else chat_content(json.loads(data), "delta")
             if piece:
                 first = first or 1000 * (time.perf_counter() - started)
                 pieces.append(piece)
@@ -259,7 +262,7 @@ def _model_list(client: httpx.Client, headers: dict[str, str], model: str) -> _O
 
 def _chat(client: httpx.Client, headers: dict[str, str], body: dict[str, Any]) -> _Outcome:
     response = client.post("/v1/chat/completions", headers=headers, json=body).raise_for_status()
-    answer = _content(response.json(), "message").strip()
+    answer = chat_content(response.json(), "message").strip()
     return _Outcome(str(response.status_code) if answer else "an empty answer", bool(answer), answer)
 
 
@@ -275,26 +278,6 @@ def _streaming(client: httpx.Client, headers: dict[str, str], model: str) -> _Ou
 def _refusal(client: httpx.Client, headers: dict[str, str], body: dict[str, Any], status: int) -> _Outcome:
     response = client.post("/v1/chat/completions", headers=headers, json=body)
     return _Outcome(str(response.status_code), response.status_code == status, response.text)
-
-
-def _chat_body(model: str, question: str) -> dict[str, Any]:
-    messages = [{"role": "user", "content": question}]
-    return {"model": model, "messages": messages, "max_tokens": ANSWER_TOKENS, "temperature": 0}
-
-
-def _events(response: httpx.Response) -> Iterator[str]:
-    for line in response.iter_lines():
-        if line.startswith("data:"):
-            yield line.removeprefix("data:").strip()
-
-
-def _content(document: Any, part: Literal["message", "delta"]) -> str:
-    """The text of a chat completion or of a chunk of one; ValueError if it is neither."""
-    try:
-        choices = document["choices"]
-        return (choices[0][part].get("content") or "") if choices else ""
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a chat completion: {json.dumps(document)}") from error
 
 
 def _short(text: str, length: int = 160) -> str:
@@ -475,7 +458,7 @@ def _resources(
         need, cores, device = size + 8 * GIB, cores or 4, {"nvidia.com/gpu": "1"}
     else:
         need = 1.25 * peak if peak else 2 * size + (4 + (config.engine.kv_cache_gib or 4)) * GIB
-        cores, device = cores or len(os.sched_getaffinity(0)), {}
+        cores, device = cores or usable_cores(), {}
     amounts = {"cpu": str(cores), "memory": f"{math.ceil(need / GIB) + _shm_gib(config)}Gi", **device}
     return {"requests": dict(amounts), "limits": dict(amounts)}
 

@@ -104,7 +104,7 @@ def inspect_machine(folder: Path = Path()) -> Machine:
         python=platform.python_version(),
         architecture=platform.machine(),
         cpu=cpu,
-        cores=_cores(),
+        cores=usable_cores(),
         cpu_features=features,
         memory_bytes=total,
         memory_available_bytes=available,
@@ -121,7 +121,8 @@ def _cpu(cpuinfo: str) -> tuple[str, tuple[str, ...]]:
     return fields.get("model name", platform.machine()), tuple(name for name in CPU_FEATURES if name in flags)
 
 
-def _cores(cgroups: Path = CGROUPS) -> int:
+def usable_cores(cgroups: Path = CGROUPS) -> int:
+    """Cores this process may use: its affinity, and the quota of the cgroups around it."""
     cores = len(os.sched_getaffinity(0))
     for text in _cgroup_values("cpu.max", cgroups):
         quota, _, period = text.partition(" ")

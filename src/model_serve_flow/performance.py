@@ -18,6 +18,7 @@ from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.kernels import require_expected_kernel
+from model_serve_flow.machine import usable_cores
 from model_serve_flow.results import Latency, LoadPoint, PerformanceResult, protocol_hash
 from model_serve_flow.serving import Server, engine_arguments, log_tail
 from model_serve_flow.workspace import describe_model, read_json, write_json
@@ -135,7 +136,7 @@ class ClientCpu:
         import numpy as np
 
         used = np.diff(np.interp([start, end], self.times, self.cpu_seconds))[0]
-        return float(used / (end - start) / len(os.sched_getaffinity(0)))
+        return float(used / (end - start) / usable_cores())
 
 
 def _cpu_seconds(process: psutil.Process) -> dict[int, float]:

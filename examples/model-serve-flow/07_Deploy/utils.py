@@ -3,12 +3,12 @@
 from IPython.display import Markdown
 from pandas import DataFrame
 
-from model_serve_flow.deployment import EndpointCheck, check_endpoint, choose, chosen, require_checks, write_deployment
+from model_serve_flow.deployment import EndpointCheck, check_endpoint, choose, require_checks, write_deployment
 from model_serve_flow.flow import Flow
 from model_serve_flow.serving import ask, serve, stream
 
 __all__ = [
-    "Flow", "ask", "check_endpoint", "check_table", "choose", "chosen", "require_checks", "serve", "show_file",
+    "Flow", "ask", "check_endpoint", "check_table", "choose", "require_checks", "serve", "show_file",
     "stream", "write_deployment",
 ]  # fmt: skip
 

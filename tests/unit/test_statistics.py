@@ -1,11 +1,16 @@
-"""Intervals against published examples, against brute force, and against data that cannot be right."""
+"""Intervals and tests against published examples, independent implementations, brute force, and impossible data."""
 
 import math
 
 import numpy as np
 import pytest
+import scipy.stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from model_serve_flow import statistics
+from model_serve_flow.bootstrap import RatioBootstrap
 from model_serve_flow.statistics import Interval
 
 
@@ -22,6 +27,12 @@ def test_tango_gives_the_published_interval():
     interval = statistics.paired_binary_difference(before, after)
     assert interval.difference == pytest.approx(-6 / 21)
     assert (round(interval.low, 3), round(interval.high, 3)) == (-0.517, -0.026)
+
+
+def test_tango_gives_the_published_interval_of_a_larger_study():
+    """Complete response before and after consolidation therapy; Fagerland, Lydersen and Laake (2017), chapter 8."""
+    interval = statistics.paired_binary_difference(*table(both=59, gained=6, lost=16, neither=80))
+    assert (round(interval.low, 4), round(interval.high, 4)) == (-0.1240, -0.0054)
 
 
 @pytest.mark.parametrize(("n", "gained", "lost"), [(50, 12, 2), (21, 1, 7), (30, 0, 4), (12, 5, 0), (300, 20, 20)])
@@ -125,6 +136,203 @@ def test_wilson_gives_the_published_interval():
     assert statistics.wilson_interval(0, 20).low == 0
 
 
+@pytest.mark.parametrize(
+    ("counts", "published"),
+    [
+        ((20, 2, 12, 16), 0.0129),  # two culture media; Armitage and Berry (1994), p. 127
+        ((59, 6, 16, 80), 0.0525),  # consolidation therapy; Fagerland, Lydersen and Laake (2017), chapter 8
+    ],
+)
+def test_mcnemar_gives_the_published_p(counts, published):
+    assert round(statistics.mcnemar_p(*table(*counts)), 4) == published
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (0, 1), (3, 3), (5, 17), (86, 150), (40, 41)])
+def test_mcnemar_agrees_with_statsmodels(gained, lost):
+    pairs = table(10, gained, lost, 10)
+    expected = mcnemar([[10, gained], [lost, 10]], exact=True).pvalue
+    assert statistics.mcnemar_p(*pairs) == pytest.approx(expected, rel=1e-9)
+
+
+def test_without_a_margin_the_score_test_is_mcnemars():
+    """Approval of a president in two surveys; Agresti (1990), Categorical Data Analysis, p. 350."""
+    expected = mcnemar([[794, 86], [150, 570]], exact=False, correction=False)
+    p = statistics.binary_noninferiority_p(*table(794, 86, 150, 570), margin=1e-12)
+    assert expected.statistic == pytest.approx(17.36, abs=0.005)
+    assert 2 * (1 - p) == pytest.approx(expected.pvalue, rel=1e-6)
+
+
+@pytest.mark.parametrize(("n", "gained", "lost"), [(50, 12, 2), (360, 0, 0), (360, 3, 14), (1000, 40, 60), (99, 0, 5)])
+def test_the_binary_p_and_its_interval_decide_alike(n, gained, lost):
+    pairs = table(1, gained, lost, n - gained - lost - 1)
+    interval = statistics.paired_binary_difference(*pairs)
+    for bound, level in ((interval.low, 0.025), (interval.high, 0.975)):
+        if -1 < bound < 0:
+            inside, outside = (
+                statistics.binary_noninferiority_p(*pairs, margin=-bound + step) for step in (-1e-6, 1e-6)
+            )
+            assert outside < level < inside
+
+
+def scores(n: int, spread: float, seed: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """F1-like scores of n items, and the candidate's."""
+    rng = np.random.default_rng(seed)
+    base = rng.beta(2, 2, n)
+    return base, base - 0.01 + spread * rng.standard_exponential(n)
+
+
+@pytest.mark.parametrize("n", [3, 12, 40, 300])
+def test_the_mean_p_and_its_interval_decide_alike(n):
+    pairs = scores(n, 0.02)
+    interval = statistics.paired_mean_difference(*pairs, seed=5)
+    shift = 1.0  # brings both bounds below 0, where a margin can lie
+    low, high = interval.low - shift, interval.high - shift
+    moved = (pairs[0], pairs[1] - shift)
+    for bound, level in ((low, 0.025), (high, 0.975)):
+        inside, outside = (
+            statistics.mean_noninferiority_p(*moved, margin=-bound + step, seed=5) for step in (-1e-7, 1e-7)
+        )
+        assert outside < level < inside
+
+
+@pytest.mark.parametrize("documents", [5, 40])
+def test_the_loss_p_and_its_interval_decide_alike(documents):
+    rng = np.random.default_rng(6)
+    words = rng.integers(60, 400, documents).astype(float)
+    base = -words * rng.normal(3.6, 0.4, documents)
+    candidate = base - words * rng.gamma(2, 0.02, documents)
+    interval = statistics.paired_loss_change(base, candidate, words, seed=8)
+    for bound, level in ((interval.low, 0.975), (interval.high, 0.025)):
+        below, above = (
+            statistics.loss_noninferiority_p(base, candidate, words, bound + step, seed=8) for step in (-1e-7, 1e-7)
+        )
+        assert above < level < below
+
+
+def test_the_mean_p_agrees_with_the_t_test():
+    rng = np.random.default_rng(9)
+    base = rng.normal(50, 8, 400)
+    candidate = base + rng.normal(-0.1, 1, 400)
+    for margin in (0.1, 0.15, 0.2, 0.25):
+        _, expected, _ = DescrStatsW(candidate - base).ttest_mean(-margin, alternative="larger")
+        assert statistics.mean_noninferiority_p(base, candidate, margin, seed=1) == pytest.approx(expected, abs=0.015)
+
+
+def test_without_spread_the_p_is_certain():
+    for change, p in ((0.0, 0.0), (-0.25, 0.5), (-0.5, 1.0)):
+        base = np.array([0.5, 0.75, 1.0])
+        assert statistics.mean_noninferiority_p(base, base + change, margin=0.25, seed=0) == p
+        words = np.array([64.0, 128.0, 256.0])
+        loglik = -3 * words
+        assert statistics.loss_noninferiority_p(loglik, loglik + change * words, words, 0.25, seed=0) == p
+        assert statistics.average_noninferiority_p(Interval(change, change, change), margin=0.25) == p
+
+
+@pytest.mark.parametrize("n", [4, 25, 200])
+def test_the_bootstrap_bounds_are_scipys_at_the_expanded_level(n):
+    rng = np.random.default_rng(n)
+    top, bottom = rng.gamma(1, 1, n), rng.uniform(1, 5, n)
+    z = math.sqrt(n / (n - 1)) * scipy.stats.t.ppf(0.975, n - 1)
+    expected = scipy.stats.bootstrap(
+        (top, bottom), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, vectorized=True, method="BCa",
+        confidence_level=1 - 2 * scipy.stats.norm.sf(z), n_resamples=4999, batch=250, rng=np.random.default_rng(3),
+    ).confidence_interval  # fmt: skip
+    found = statistics.ratio_of_sums(top, bottom, seed=3)
+    assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+
+
+def test_bounds_and_p_values_of_the_bootstrap_are_inverse():
+    rng = np.random.default_rng(0)
+    resamples = RatioBootstrap.of(rng.gamma(1, 1, 30), rng.uniform(1, 5, 30), seed=0)
+    for level in (0.001, 0.0125, 0.025, 0.5, 0.9, 0.975):
+        assert resamples.p_at_most(resamples.bound(level)) == pytest.approx(level, rel=1e-6)
+    assert resamples.p_at_most(-1.0) == pytest.approx(1 / 5000)
+    assert resamples.p_at_most(99.0) == pytest.approx(1 - 1 / 5000)
+
+
+def test_the_p_of_an_average_and_its_interval_decide_alike():
+    interval = Interval(-0.5, -1.2, 0.6)
+    assert statistics.average_noninferiority_p(interval, margin=1.2) == pytest.approx(0.025)
+    assert statistics.average_noninferiority_p(interval, margin=0.5) == pytest.approx(0.5)
+    assert statistics.average_noninferiority_p(Interval(-3.0, -4.0, -2.0), margin=2.0) == pytest.approx(0.975)
+
+
+def test_the_average_of_one_task_is_the_task():
+    pairs = table(200, 10, 14, 136)
+    average = statistics.mean_of_independent([statistics.paired_binary_difference(*pairs)])
+    ours, its = (
+        statistics.average_noninferiority_p(average, 0.05),
+        statistics.binary_noninferiority_p(*pairs, margin=0.05),
+    )
+    assert ours == pytest.approx(its, abs=0.005)
+
+
+@pytest.mark.parametrize(("n", "discordant"), [(1000, 0.1), (5000, 0.2), (14000, 0.05)])
+def test_the_smallest_detectable_drop_is_near_the_usual_formula(n, discordant):
+    """Miettinen (1968), Biometrics 24:339-352; Connor (1987), Biometrics 43:207-211: n for a drop, at 80 % power."""
+    drop = statistics.smallest_detectable_drop(n, discordant)
+    z = scipy.stats.norm.ppf(0.8)
+    needed = ((statistics.Z * math.sqrt(discordant) + z * math.sqrt(discordant - drop**2)) / drop) ** 2
+    assert needed == pytest.approx(n, rel=0.03)
+
+
+def test_no_drop_larger_than_the_changed_items_is_promised():
+    found = statistics.smallest_detectable_drop(360, 0.01)
+    assert found == pytest.approx(statistics.smallest_detectable_drop(360, 0.0))
+    assert scipy.stats.binom.sf(3, 360, found) == pytest.approx(0.8, abs=1e-6)  # 4 losses and no gain are a drop
+    assert statistics.smallest_detectable_drop(3, 0.5) == 1.0
+
+
+def test_the_smallest_detectable_change_has_the_power_of_a_normal_test():
+    change = statistics.smallest_detectable_change(Interval(0.3, -0.7, 1.3))
+    error = 1.0 / statistics.Z
+    assert scipy.stats.norm.cdf(change / error - statistics.Z) == pytest.approx(0.8)
+
+
+def test_items_to_settle_give_the_decision_its_power():
+    interval = Interval(-0.5, -2.5, 1.5)  # 1.5 above the margin of 2
+    items = statistics.items_to_settle(400, interval, margin=2.0)
+    error = 2.0 / statistics.Z * math.sqrt(400 / items)
+    assert scipy.stats.norm.cdf(1.5 / error - statistics.Z) == pytest.approx(0.8, abs=0.001)
+    worse = statistics.items_to_settle(400, Interval(-3.0, -5.0, -1.0), margin=2.0)
+    assert worse > items  # 1.0 beyond the margin is closer to it
+
+
+def test_items_to_settle_of_what_is_settled_or_never_will_be():
+    assert statistics.items_to_settle(400, Interval(0.0, -1.5, 1.5), margin=2.0) is None
+    assert statistics.items_to_settle(400, Interval(-4.0, -5.5, -2.5), margin=2.0) is None
+    assert statistics.items_to_settle(400, Interval(-2.0, -3.0, -1.0), margin=2.0) is None
+    assert statistics.items_to_settle(400, Interval(-2.0001, -3.0, -1.0), margin=2.0) is None
+    assert statistics.items_to_settle(400, Interval(-1.0, -1.99, 0.01), margin=2.0, tests=5) > 400
+
+
+def test_holm_gives_the_textbook_example():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([]) == []
+
+
+def test_holm_agrees_with_statsmodels():
+    rng = np.random.default_rng(11)
+    for size in (1, 2, 7, 57):
+        values = rng.uniform(0, 1, size) ** 3
+        assert statistics.holm(values) == pytest.approx(multipletests(values, method="holm")[1].tolist())
+
+
+def test_the_speedup_agrees_with_welchs_interval():
+    base, candidate = [101.0, 98.5, 100.2], [149.0, 155.5, 151.0, 147.2]
+    ratio, bounds = statistics.geometric_ratio(base, candidate)
+    means = CompareMeans(DescrStatsW(np.log(candidate)), DescrStatsW(np.log(base)))
+    expected = np.exp(means.tconfint_diff(usevar="unequal"))
+    assert ratio == pytest.approx(scipy.stats.gmean(candidate) / scipy.stats.gmean(base))
+    assert bounds == pytest.approx(tuple(expected))
+
+
+def test_the_speedup_of_single_or_equal_repeats():
+    assert statistics.geometric_ratio([100.0], [150.0, 152.0]) == (pytest.approx(math.sqrt(1.5 * 1.52)), None)
+    ratio, bounds = statistics.geometric_ratio([100.0, 100.0], [150.0, 150.0])
+    assert bounds == (ratio, ratio) and ratio == pytest.approx(1.5)
+
+
 PAIRED = [
     statistics.paired_binary_difference,
     lambda a, b: statistics.paired_mean_difference(a, b, seed=0),
@@ -159,6 +367,22 @@ def test_impossible_data_is_refused(function, base, candidate, reason):
         (lambda: statistics.wilson_interval(5, 4), "5 successes of 4"),
         (lambda: statistics.wilson_interval(0, 0), "0 successes of 0"),
         (lambda: statistics.mean_of_independent([]), "no intervals"),
+        (lambda: statistics.mcnemar_p([0, 0.5], [0, 1]), "0 or 1"),
+        (lambda: statistics.binary_noninferiority_p([0, 1], [0, 1], margin=0), "between 0 and 1"),
+        (lambda: statistics.binary_noninferiority_p([0, 1], [0, 1], margin=2), "between 0 and 1"),
+        (lambda: statistics.mean_noninferiority_p([0.1, 0.2], [0.1, 0.3], margin=-1, seed=0), "margin must be above 0"),
+        (lambda: statistics.loss_noninferiority_p([-1, -2], [-1, -2], [3, 4], 0, seed=0), "margin must be above 0"),
+        (lambda: statistics.loss_noninferiority_p([-1, 2], [-1, -2], [3, 4], 0.1, seed=0), "log-likelihood is above 0"),
+        (lambda: statistics.average_noninferiority_p(Interval(0, -1, 1), math.nan), "margin must be above 0"),
+        (lambda: statistics.smallest_detectable_drop(0, 0.1), "n = 0"),
+        (lambda: statistics.smallest_detectable_drop(10, 1.1), "a share of 1.1"),
+        (lambda: statistics.items_to_settle(0, Interval(0, -1, 1), 1), "n = 0"),
+        (lambda: statistics.items_to_settle(9, Interval(0, -1, 1), 1, tests=0), "0 tests"),
+        (lambda: statistics.holm([0.1, 1.2]), r"in \[0, 1\]"),
+        (lambda: statistics.holm([math.nan]), r"in \[0, 1\]"),
+        (lambda: statistics.geometric_ratio([], [1.0]), "above 0"),
+        (lambda: statistics.geometric_ratio([1.0], [0.0]), "above 0"),
+        (lambda: statistics.ratio_of_sums([1, 2], [0, 1], seed=0), "denominator is not above 0"),
     ],
 )
 def test_impossible_values_are_named(call, reason):

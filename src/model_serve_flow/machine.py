@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import psutil
@@ -200,7 +200,8 @@ def estimate(flow: Flow) -> Estimate:
     - weights = 2 P bytes (BF16)
     - KV cache = what `engine.kv_cache_gib` reserves (CPU), else 8 P^0.425 bytes per token (SmolLM2-135M: 23,040;
       Llama-3.1-8B: 131,072; Llama-3.1-70B: 327,680) x (prompt + output tokens) x the highest concurrency
-    - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU
+    - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU; with `engine.start_together` that of
+      all candidates, each taken as large as the base
     - compress (host memory) = 2 weights (the model, and the copy that is written) + the calibration activations that
       enter and leave one layer (2 x 2 bytes x samples x tokens x hidden size, taken as 0.075 P^0.48) + 2 GiB
     - disk = weights x (1 + per candidate: 0.65 for 8 bits, 0.5 for 4 bits, 1 if ready-made, + 0.75 for a wheel's own
@@ -213,11 +214,12 @@ def estimate(flow: Flow) -> Estimate:
     calibration = config.calibration
     hidden = 0.075 * parameters**0.48
     activations = 2 * BYTES_PER_WEIGHT * calibration.samples * calibration.max_sequence_length * hidden
+    servers = len(config.candidates) if config.engine.start_together else 1
     copies = 1 + sum(_size_ratio(candidate) for candidate in config.candidates) + (0.75 if config.model.wheel else 0)
     return Estimate(
         weights_bytes=weights,
         kv_cache_bytes=kv_cache,
-        serve_bytes=weights + kv_cache + RUNTIME_BYTES,
+        serve_bytes=(weights + kv_cache + RUNTIME_BYTES) * servers,
         compress_bytes=int(2 * weights + activations + RUNTIME_BYTES),
         disk_bytes=int(weights * copies + RESULTS_BYTES),
     )
@@ -304,11 +306,12 @@ def require(checks: Sequence[Check]) -> None:
         raise FlowError("This machine does not fit the profile:\n" + "\n".join(lines))
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
+def free_port(taken: Container[int] = ()) -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago, and is none of `taken`, which may not listen yet."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        port = listener.getsockname()[1]
+    return free_port(taken) if port in taken else port
 
 
 def gib(size: int) -> str:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,8 @@ def engine_arguments(config: FlowConfig) -> list[str]:
         arguments += ["--distributed-executor-backend", "uni"]
     if engine.gpu_memory_utilization is not None:
         arguments += ["--gpu-memory-utilization", str(engine.gpu_memory_utilization)]
+    if config.model.trust_remote_code:
+        arguments.append("--trust-remote-code")
     return [*arguments, *engine.extra_arguments]
 
 
@@ -128,6 +130,85 @@ def serve(
         FlowError: the port is taken, the engine is not installed, it died while starting or did not answer in time
             (its last log lines are shown).
     """
+    started = _launch(flow, name, purpose, port, api_key)
+    try:
+        _wait_until_ready([started], flow.config.engine.startup_seconds)
+        yield started.server()
+    finally:
+        _stop(started.child)
+
+
+def serve_each(flow: Flow, names: Iterable[str], *, purpose: str = "serve") -> contextlib.closing[Iterator[Server]]:
+    """`with serve_each(flow, names) as servers:` iterates over running servers, each stopped when its turn is over.
+
+    Each starts when its turn comes, because a GPU's memory holds one; with `engine.start_together` all start at once:
+    starting is importing on one core, and a server without requests takes no time of those that have some.
+
+    Raises:
+        FlowError: as `serve`, while iterating; whichever model it is of, no server is left when the block ends.
+    """
+    return contextlib.closing(_turns(flow, names, purpose))
+
+
+def _turns(flow: Flow, names: Iterable[str], purpose: str) -> Iterator[Server]:
+    if not flow.config.engine.start_together:
+        for name in names:
+            with serve(flow, name, purpose=purpose) as server:
+                yield server
+        return
+    waiting: list[_Started] = []
+    try:
+        for name in names:
+            waiting.append(_launch(flow, name, purpose, free_port({server.port for server in waiting})))
+        _wait_until_ready(waiting, flow.config.engine.startup_seconds)
+        while waiting:
+            yield waiting[0].server()
+            _stop(waiting.pop(0).child)
+    finally:
+        for started in waiting:
+            _stop(started.child)
+
+
+@dataclass
+class _Started:
+    """A server's process, which may not answer yet."""
+
+    name: str
+    api_key: str | None
+    folder: Path
+    log: Path
+    port: int
+    child: subprocess.Popen[bytes]
+    launched: float
+    start_seconds: float | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def server(self) -> Server:
+        process = psutil.Process(self.child.pid)
+        return Server(self.url, self.name, self.api_key, self.folder, self.log, process, self.start_seconds)
+
+    def answers(self) -> bool:
+        """Whether it is ready, now or before; FlowError if it ended."""
+        if self.start_seconds is not None:
+            return True
+        if self.child.poll() is not None:
+            raise FlowError(
+                f"vLLM ended with exit code {self.child.returncode} while starting. Its last log lines:\n"
+                f"{log_tail(self.log)}",
+                f"\nThe whole log: {self.log}",
+            )
+        with contextlib.suppress(httpx.TransportError):
+            # trust_env: a proxy of the machine must not come between us and its own loopback address.
+            if httpx.get(f"{self.url}/health", timeout=5, trust_env=False).status_code == httpx.codes.OK:
+                self.start_seconds = time.monotonic() - self.launched
+        return self.start_seconds is not None
+
+
+def _launch(flow: Flow, name: str, purpose: str, port: int | None = None, api_key: str | None = None) -> _Started:
+    """Starts the server's process; the caller stops it."""
     folder = flow.workspace.model(name)
     if not folder.is_dir():
         raise FlowError(f"There is no model folder {folder}.", "Run 00_Setup (base) or 03_Compress (candidates) first.")
@@ -137,7 +218,7 @@ def serve(
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **engine_environment(flow.config)}
     environment.update({"VLLM_API_KEY": api_key} if api_key else {})
-    started = time.monotonic()
+    launched = time.monotonic()
     with log.open("wb") as sink:
         child = subprocess.Popen(
             serve_command(flow.config, folder, name, port),
@@ -148,12 +229,7 @@ def serve(
             start_new_session=True,
             preexec_fn=_end_with_parent,
         )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_ready(child, url, log, flow.config.engine.startup_seconds)
-        yield Server(url, name, api_key, folder, log, psutil.Process(child.pid), time.monotonic() - started)
-    finally:
-        _stop(child)
+    return _Started(name, api_key, folder, log, port, child, launched)
 
 
 def require_free(port: int) -> None:
@@ -173,19 +249,14 @@ def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
-def _wait_until_ready(child: subprocess.Popen[bytes], url: str, log: Path, seconds: int) -> None:
-    deadline = time.monotonic() + seconds
+def _wait_until_ready(servers: Sequence[_Started], seconds: int) -> None:
+    deadline, unready = time.monotonic() + seconds, list(servers)
     while time.monotonic() < deadline:
-        if child.poll() is not None:
-            raise FlowError(
-                f"vLLM ended with exit code {child.returncode} while starting. Its last log lines:\n{log_tail(log)}",
-                f"\nThe whole log: {log}",
-            )
-        with contextlib.suppress(httpx.TransportError):
-            # trust_env: a proxy of the machine must not come between us and its own loopback address.
-            if httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == httpx.codes.OK:
-                return
+        unready = [server for server in servers if not server.answers()]
+        if not unready:
+            return
         time.sleep(0.5)
+    log = unready[0].log
     raise FlowError(
         f"vLLM did not answer within {seconds} s. Its last log lines:\n{log_tail(log)}",
         f"\nThe whole log: {log}. A slow machine needs more: --set engine.startup_seconds={2 * seconds}.",

@@ -89,7 +89,9 @@ def test_estimate_of_the_small_profile_is_near_what_was_measured(tmp_path: Path)
     need = estimate(open_flow(tmp_path))
     assert need.weights_bytes == pytest.approx(269e6, rel=0.01)
     assert need.kv_cache_bytes == GIB
-    assert need.serve_bytes == need.weights_bytes + GIB + 2 * GIB
+    assert need.serve_bytes == 2 * (need.weights_bytes + GIB + 2 * GIB)  # both candidates' servers start together
+    one = estimate(Flow.open("cpu-smollm2", {"engine.start_together": False}, tmp_path))
+    assert one.serve_bytes == need.serve_bytes / 2
     assert need.disk_bytes > (269 + 160 + 112 + 98) * 1e6
 
 

@@ -117,3 +117,44 @@ def test_the_key_goes_by_environment_not_by_command_line(flow):
     command = serving.serve_command(flow.config, flow.workspace.model("base"), "base", 8000)
     assert not any("api-key" in argument for argument in command)
     assert command[command.index("--host") + 1] == "127.0.0.1"
+
+
+def alive(processes):
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_servers_of_several_models_start_together_and_each_ends_after_its_turn(flow, monkeypatch):
+    flow.workspace.model("w8a8-int8").mkdir()
+    engine(monkeypatch, HEALTHY)
+    with serving.serve_each(flow, ["base", "w8a8-int8"]) as servers:
+        first = next(servers)
+        second = next(servers)
+        assert (first.model_name, second.model_name) == ("base", "w8a8-int8")
+        assert first.url != second.url
+        assert second.process.create_time() - first.process.create_time() < 1  # not after the first one's turn
+        assert not alive([first.process])
+        assert alive([second.process])
+        assert list(servers) == []
+        assert not alive([second.process])
+
+
+def test_a_turn_that_fails_leaves_no_server(flow, monkeypatch):
+    flow.workspace.model("w8a8-int8").mkdir()
+    engine(monkeypatch, HEALTHY)
+    with pytest.raises(ZeroDivisionError), serving.serve_each(flow, ["base", "w8a8-int8"]) as servers:
+        next(servers)
+        children = psutil.Process().children(recursive=True)
+        assert len(alive(children)) == 4
+        raise ZeroDivisionError
+    assert not alive(children)
+
+
+def test_one_server_that_cannot_start_ends_the_others(flow, monkeypatch):
+    engine(monkeypatch, HEALTHY)
+    before = set(psutil.Process().children(recursive=True))
+    with (
+        pytest.raises(FlowError, match="no model folder"),
+        serving.serve_each(flow, ["base", "w8a8-int8"]) as servers,
+    ):
+        list(servers)
+    assert not alive(set(psutil.Process().children(recursive=True)) - before)

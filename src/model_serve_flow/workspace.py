@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -16,7 +17,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from model_serve_flow.errors import FlowError
-from model_serve_flow.results import AccuracyResult, Comparison, CompressionResult, Model, PerformanceResult
+from model_serve_flow.results import (
+    AccuracyResult,
+    Comparison,
+    CompressionResult,
+    DistributionResult,
+    Model,
+    PerformanceResult,
+)
 
 Result = TypeVar("Result", bound=BaseModel)
 
@@ -71,6 +79,17 @@ class Workspace:
     def performance(self, model: str) -> PerformanceResult:
         return read_result(self.results(model) / "performance.json", PerformanceResult)
 
+    def accuracy_again(self) -> AccuracyResult:
+        """The base's second measurement, for the noise floor."""
+        return read_result(self.results("base") / "accuracy_again.json", AccuracyResult)
+
+    def distribution(self, model: str) -> DistributionResult:
+        return read_result(self.results(model) / "distribution.json", DistributionResult)
+
+    def distribution_again(self) -> DistributionResult:
+        """The base's second measurement, for the noise floor."""
+        return read_result(self.results("base") / "distribution_again.json", DistributionResult)
+
     def compression(self, model: str) -> CompressionResult:
         return read_result(self.results(model) / "compression.json", CompressionResult)
 
@@ -121,27 +140,55 @@ def write_json(path: Path, value: BaseModel | dict[str, Any] | list[Any]) -> Pat
     return write_text(path, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Reads JSON; FlowError if the file is missing or not JSON."""
+def read_json(path: Path, hint: str = "Make it again: model-serve-flow run --force.") -> Any:
+    """Reads JSON; FlowError with `hint` if the file is not JSON, which knows no NaN and no infinity, or is missing."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FlowError(f"{path} is missing.", "Run the module that writes it: model-serve-flow run.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FlowError(f"{path} is not valid JSON: {error}", "Make it again: model-serve-flow run --force.") from error
+    except OSError as error:
+        raise FlowError(f"{path} cannot be read: {error.strerror}.", "Is it a file, and yours to read?") from error
+    except (ValueError, RecursionError) as error:  # also bytes that are no text, and integers of thousands of digits
+        raise FlowError(f"{path} is not valid JSON: {error}", hint) from error
+    for place, value in leaves(document):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FlowError(f"{path} is not valid JSON: {place or 'it'} is {value}.", hint)
+    return document
+
+
+def leaves(document: Any) -> Iterator[tuple[str, Any]]:
+    """Every value of nested lists and mappings that is neither, with its dotted place; however deep they are nested."""
+    waiting = [("", document)]
+    while waiting:
+        place, node = waiting.pop()
+        if not isinstance(node, dict | list):
+            yield place.removeprefix("."), node
+            continue
+        entries = node.items() if isinstance(node, dict) else enumerate(node)
+        waiting += [(f"{place}.{key}", value) for key, value in entries]
 
 
 def read_result(path: Path, kind: type[Result]) -> Result:
-    """Reads a typed result; FlowError names the file and the field that is wrong."""
+    """Reads a typed result as it was written, without converting values; FlowError names the file and the field."""
+    return read_document(path, kind, f"a valid {kind.__name__}", "It was edited, or written by another version")
+
+
+def read_document(path: Path, kind: type[Result], what: str, reason: str) -> Result:
+    """Reads the JSON of any tool into a typed document.
+
+    Args:
+        what: what the file should be, and `reason` why it may not be that: both for the message.
+
+    Raises:
+        FlowError: names the file and the field that is wrong.
+    """
     try:
-        return kind.model_validate(read_json(path))
+        # strict: "5" is no number, and true is not 1; as JSON, where a list may become a tuple
+        return kind.model_validate_json(json.dumps(read_json(path)), strict=True)
     except ValidationError as error:
-        problem = error.errors()[0]
+        problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
-        raise FlowError(
-            f"{path} is not a valid {kind.__name__}: {field}: {problem['msg']}.",
-            "It was edited, or written by another version: measure again.",
-        ) from error
+        raise FlowError(f"{path} is not {what}: {field}: {problem['msg']}.", f"{reason}: measure again.") from error
 
 
 def file_digest(path: Path) -> str:
@@ -150,10 +197,19 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a folder, by its path inside it; hidden files and README.md do not count."""
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in _content(folder)}
+
+
+def combined_digest(files: dict[str, str]) -> str:
+    """SHA-256 over names and digests, in the order given, as `content_digests` gives them."""
+    return hashlib.sha256("\n".join(f"{name} {digest}" for name, digest in files.items()).encode()).hexdigest()
+
+
 def folder_digest(folder: Path) -> str:
     """SHA-256 over the sorted names and SHA-256 of the files of a folder; hidden files and README.md do not count."""
-    lines = [f"{path.relative_to(folder).as_posix()} {file_digest(path)}" for path in _content(folder)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return combined_digest(content_digests(folder))
 
 
 def describe_model(name: str, folder: Path) -> Model:

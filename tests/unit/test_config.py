@@ -139,3 +139,14 @@ def test_file_that_is_no_profile(tmp_path, text, message):
 def test_missing_key_is_named(tmp_path):
     with pytest.raises(FlowError, match="device: Field required"):
         load_profile(write(tmp_path, "mine.yaml", {"name": "mine"}))
+
+
+def test_the_margins_of_the_demo_follow_from_the_number_of_its_items():
+    from model_serve_flow.statistics import smallest_detectable_drop
+
+    config = load_profile("cpu-smollm2")
+    items = 14 * config.accuracy.packaged.analogies_per_category
+    drop = 100 * smallest_detectable_drop(items, discordant_share=0.06)
+    assert f"{items} analogies" in config.verdict.rationale
+    assert f"{drop:.1f} points" in config.verdict.rationale
+    assert drop < config.verdict.suite_margin_points <= config.verdict.task_margin_points < 2 * drop

@@ -11,11 +11,15 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+from model_serve_flow.checkpoint import verify_same_tokenizer
+from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.kernels import require_expected_kernel
+from model_serve_flow.offline import working_folder
 from model_serve_flow.packaged_data import TASKS
 from model_serve_flow.results import AccuracyResult, Item, Metric, TaskAccuracy, protocol_hash
 from model_serve_flow.serving import Server, engine_arguments
@@ -28,10 +32,42 @@ def measure_accuracy(flow: Flow, server: Server) -> AccuracyResult:
     """Scores the served model on the profile's tasks and writes `accuracy.json` and lm-eval's samples (`raw/`).
 
     Raises:
-        FlowError: a task lm-eval does not know, one without per-item values, or a kernel that is not the checkpoint's.
+        FlowError: a task lm-eval does not know, one without per-item values, a kernel that is not the checkpoint's, or
+            a candidate whose tokenizer or chat template is not the base's.
     """
+    return _measure(flow, server)
+
+
+def measure_accuracy_again(flow: Flow, server: Server) -> AccuracyResult | None:
+    """The same once more with the concurrency and batch size of `accuracy.again`; writes `accuracy_again.json`.
+
+    Nothing but these two differs. lm-eval sorts the requests by length itself, so their order stays: what changes is
+    which of them the engine computes together, and with it the rounding of its sums.
+
+    Returns:
+        None if the profile has no `accuracy.again`.
+
+    Raises:
+        FlowError: as `measure_accuracy`.
+    """
+    if flow.config.accuracy.again is None:
+        return None
+    return _measure(Flow(second_measurement(flow.config), flow.workspace), server, "_again")
+
+
+def second_measurement(config: FlowConfig) -> FlowConfig:
+    """The profile with concurrency and batch size of `accuracy.again`, which must be there."""
+    accuracy = config.accuracy
+    again = {"concurrency": accuracy.again.concurrency, "batch_size": accuracy.again.batch_size}
+    return config.model_copy(update={"accuracy": accuracy.model_copy(update=again)})
+
+
+def _measure(flow: Flow, server: Server, suffix: str = "") -> AccuracyResult:
     started = time.monotonic()
-    raw = evaluate(flow, server)
+    if server.model_name != "base":
+        trust = flow.config.model.trust_remote_code
+        verify_same_tokenizer(flow.workspace.model("base"), server.folder, trust_remote_code=trust)
+    raw = evaluate(flow, server, flow.workspace.logs / f"lm-eval-{server.model_name}{suffix}.log")
     facts = server.facts()
     require_expected_kernel(facts, server.model_name, server.folder)
     protocol = accuracy_protocol(flow, facts.version)
@@ -43,24 +79,27 @@ def measure_accuracy(flow: Flow, server: Server) -> AccuracyResult:
         seconds=time.monotonic() - started,
         tasks={task: _task(task, raw) for task in flow.config.accuracy.tasks},
     )
-    write_json(flow.workspace.raw(server.model_name) / "lm-eval.json", _plain(raw))
-    write_json(flow.workspace.results(server.model_name) / "accuracy.json", result)
+    write_json(flow.workspace.raw(server.model_name) / f"lm-eval{suffix}.json", _plain(raw))
+    write_json(flow.workspace.results(server.model_name) / f"accuracy{suffix}.json", result)
     return result
 
 
-def evaluate(flow: Flow, server: Server) -> dict[str, Any]:
+def evaluate(flow: Flow, server: Server, log: Path) -> dict[str, Any]:
     """Runs lm-eval's `simple_evaluate` against the endpoint; returns its results with all samples.
 
-    Its progress can be followed in `logs/lm-eval-<model>.log`.
+    Its progress can be followed in `log`.
     """
+    import datasets
     import lm_eval
 
+    datasets.disable_progress_bars()  # a notebook shows them as widgets, which no redirection reaches
     accuracy = flow.config.accuracy
     endpoint = {
         "model": server.model_name,
         "base_url": f"{server.url}/v1/completions",
         "tokenizer": str(server.folder),
         "tokenizer_backend": "huggingface",
+        "trust_remote_code": flow.config.model.trust_remote_code,
         "tokenized_requests": True,
         "num_concurrent": accuracy.concurrency,
         "batch_size": accuracy.batch_size,
@@ -84,13 +123,13 @@ def evaluate(flow: Flow, server: Server) -> dict[str, Any]:
         torch_random_seed=seed,
         fewshot_random_seed=seed,
     )
-    log = flow.workspace.logs / f"lm-eval-{server.model_name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     # Its progress bars would be hundreds of lines of an executed notebook: they go to a log that can be followed.
     # It starts an event loop of its own, which a notebook's thread, having one already, does not allow.
     with (
         log.open("w", encoding="utf-8", buffering=1) as sink,
         contextlib.redirect_stderr(sink),
+        working_folder(),
         ThreadPoolExecutor(max_workers=1) as thread,
     ):
         return thread.submit(run).result()
@@ -119,11 +158,14 @@ def task_manager(flow: Flow) -> Any:
 
 
 def accuracy_protocol(flow: Flow, engine_version: str) -> dict[str, Any]:
-    """All that must be equal for two accuracy results to be comparable."""
+    """All that must be equal for two accuracy results to be comparable.
+
+    What else the profile's section asks for (`again`, `distribution`) does not touch these figures.
+    """
     tasks = flow.config.accuracy.tasks
     packaged = [task for task in tasks if (flow.workspace.data / f"{task}.jsonl").is_file()]
     return {
-        "accuracy": flow.config.accuracy.model_dump(mode="json"),
+        "accuracy": flow.config.accuracy.model_dump(mode="json", exclude={"again", "distribution"}),
         "data_sha256": {task: file_digest(flow.workspace.data / f"{task}.jsonl") for task in packaged},
         "task_definitions": {task: TASKS[task] for task in packaged},
         "engine_arguments": engine_arguments(flow.config),
@@ -134,20 +176,34 @@ def accuracy_protocol(flow: Flow, engine_version: str) -> dict[str, Any]:
 
 
 def _task(task: str, raw: dict[str, Any]) -> TaskAccuracy:
-    leaves = [leaf for leaf in _leaves(task, raw) if leaf in raw["samples"]]
-    items = [item for leaf in leaves for item in _items(leaf, raw["samples"][leaf], grouped=leaves != [task])]
+    """One task of lm-eval's results; FlowError, with the place, if they are not what lm-eval 0.4 returns."""
+    try:
+        return _read_task(task, raw)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise FlowError(
+            f"lm-eval's results for task {task!r} are not those of lm-eval 0.4: {type(error).__name__}: {error}",
+            "Was another version of lm-eval installed? See its samples, or drop the task.",
+        ) from error
+
+
+def _read_task(task: str, raw: dict[str, Any]) -> TaskAccuracy:
+    paths = [path for path in _paths(task, raw) if path[-1] in raw["samples"]]
+    items = [item for path in paths for item in _items(path, raw["samples"][path[-1]])]
     metrics = _metrics(task, raw)
     if not items or not metrics:
         raise FlowError(f"lm-eval returned no scored items for task {task!r}.", "See its samples, or drop the task.")
     return TaskAccuracy(
-        n=len(items), chance=_chance(raw["samples"][leaf] for leaf in leaves), metrics=metrics, items=tuple(items)
+        n=len(items), chance=_chance(raw["samples"][path[-1]] for path in paths), metrics=metrics, items=tuple(items)
     )
 
 
-def _leaves(task: str, raw: dict[str, Any]) -> list[str]:
-    """The tasks with samples behind a name: itself, or the members of a group (mmlu has 57), in depth."""
+def _paths(task: str, raw: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The tasks with samples behind a name: itself, or the members of a group with the way to them.
+
+    `mmlu` has 57, such as ("mmlu", "mmlu_stem", "mmlu_anatomy").
+    """
     members = raw.get("group_subtasks", {}).get(task) or []
-    return [leaf for member in members for leaf in _leaves(member, raw)] or [task]
+    return [(task, *path) for member in members for path in _paths(member, raw)] or [(task,)]
 
 
 def _metrics(task: str, raw: dict[str, Any]) -> dict[str, Metric]:
@@ -161,23 +217,46 @@ def _metrics(task: str, raw: dict[str, Any]) -> dict[str, Metric]:
             continue
         stderr = figures.get(f"{metric}_stderr,{filter_name}")
         metrics[_key(metric, filter_name)] = Metric(
-            value=float(value),
+            value=_number(value),
             stderr=stderr if isinstance(stderr, float) and math.isfinite(stderr) else None,
             higher_is_better=metric not in PERPLEXITY_METRICS and higher.get(metric, True) is not False,
         )
     return metrics
 
 
-def _items(leaf: str, samples: list[dict[str, Any]], *, grouped: bool) -> Iterator[Item]:
+def _items(path: tuple[str, ...], samples: list[dict[str, Any]]) -> Iterator[Item]:
     """One item per document; a task with several filters has one sample per filter and document."""
     by_document: dict[str, dict[str, Any]] = {}
-    for sample in samples:
-        identity = str(sample["doc"].get("id") or f"{sample['doc_id']}-{sample['doc_hash'][:16]}")
-        identity = f"{leaf}/{identity}" if grouped else identity
-        record = by_document.setdefault(identity, {"id": identity, "answer": _answer(sample)})
-        record.update(_values(sample))
+    for number, sample in enumerate(samples):
+        try:
+            identity = str(sample["doc"].get("id") or f"{sample['doc_id']}-{sample['doc_hash'][:16]}")
+            identity = f"{path[-1]}/{identity}" if len(path) > 1 else identity
+            if identity not in by_document:
+                by_document[identity] = {"id": identity, "groups": _groups(path, sample["doc"]), **_texts(sample)}
+            by_document[identity].update(_values(sample))
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"sample {number} of {path[-1]}: {type(error).__name__}: {error}") from error
     for record in by_document.values():
         yield Item(**record)
+
+
+def _groups(path: tuple[str, ...], document: dict[str, Any]) -> dict[str, str]:
+    """What a document belongs to: its own subject or category, and the part of the task (of MMLU: 'stem')."""
+    own = {key: document[key] for key in ("subject", "category") if isinstance(document.get(key), str)}
+    groups = {key: value.replace("_", " ") for key, value in own.items()}
+    if path == ("mmlu_dev",):
+        groups["subject group"] = mmlu_subject_group(groups["subject"])
+    elif len(path) > 1:
+        part = path[1].removeprefix(f"{path[0]}_").replace("_", " ")
+        groups["subject group" if "subject" in groups else "subtask"] = part
+    return groups
+
+
+def mmlu_subject_group(subject: str) -> str:
+    """MMLU's group of a subject, as lm-eval forms it: 'abstract algebra' -> 'stem'."""
+    from lm_eval.tasks.mmlu._generate_configs import SUBJECTS
+
+    return SUBJECTS[subject.replace(" ", "_")].replace("_", " ")
 
 
 def _values(sample: dict[str, Any]) -> dict[str, float]:
@@ -191,24 +270,46 @@ def _values(sample: dict[str, Any]) -> dict[str, float]:
         if metric in PERPLEXITY_METRICS:
             log_likelihood, weight = value
             unit = "words" if metric == "word_perplexity" else "bytes"
-            values |= {"loglikelihood": float(log_likelihood), unit: float(weight)}
+            values |= {"loglikelihood": _number(log_likelihood), unit: _number(weight)}
             if metric == "bits_per_byte":
                 values[metric] = -log_likelihood / (weight * math.log(2))
         elif not isinstance(value, list | tuple):
-            values[_key(metric, sample["filter"])] = float(value)
+            values[_key(metric, sample["filter"])] = _number(value)
     return values
 
 
-def _answer(sample: dict[str, Any]) -> str | None:
-    """What the model chose or wrote: the likeliest choice, the text; none for a perplexity."""
-    responses = sample["filtered_resps"]
+def _number(value: Any) -> float:
+    """A figure of lm-eval, also NumPy's and a yes or no; not a text that could be read as one."""
+    if isinstance(value, str | bytes) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.80} is not a finite number")
+    return float(value)
+
+
+def _texts(sample: dict[str, Any]) -> dict[str, str | None]:
+    """What the model was given, what it chose or wrote, and what was right; nothing of these for a perplexity."""
     if sample["metrics"] and sample["metrics"][0] in PERPLEXITY_METRICS:
-        return None
-    if isinstance(responses[0], list | tuple):
-        likelihoods = [float(response[0]) for response in responses]
-        best = likelihoods.index(max(likelihoods))
-        return str(sample["arguments"][best][1]).strip()
-    return str(responses[0])
+        return {"prompt": None, "answer": None, "expected": None}
+    target, arguments = sample["target"], sample["arguments"]
+    if not isinstance(sample["filtered_resps"][0], list | tuple):  # text that the model wrote
+        answer, expected = str(sample["filtered_resps"][0]), target if isinstance(target, str) else None
+        return {"prompt": str(arguments[0][0]), "answer": answer, "expected": expected}
+    likelihoods = [float(response[0]) for response in sample["filtered_resps"]]
+    best = likelihoods.index(max(likelihoods))
+    # Where the choices stand inside the question (winogrande), all end alike and the question is what differs.
+    differ = len(arguments) == 1 or len({continuation for _, continuation in arguments}) > 1
+    given, choices = (0, 1) if differ else (1, 0)
+    return {
+        "prompt": str(arguments[0][given]),
+        "answer": str(arguments[best][choices]).strip(),
+        "expected": _right_choice(target, [str(pair[choices]).strip() for pair in arguments]) if differ else None,
+    }
+
+
+def _right_choice(target: Any, choices: list[str]) -> str | None:
+    """The text of the right choice, which tasks name by number or by text; none if that is not one of them."""
+    if isinstance(target, int):
+        return choices[target] if 0 <= target < len(choices) else None
+    return target.strip() if isinstance(target, str) else None
 
 
 def _chance(samples: Iterable[list[dict[str, Any]]]) -> float | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from model_serve_flow.config import Calibration, HubDataset
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.results import CalibrationFacts
+from model_serve_flow.offline import local
+from model_serve_flow.overlap import evaluation_texts, find_overlap
+from model_serve_flow.results import CalibrationFacts, Overlap
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
 SHUFFLE_BUFFER = 10_000
@@ -20,16 +23,18 @@ def calibration_dataset(flow: Flow, tokenizer: PreTrainedTokenizerBase) -> tuple
     """The tokenised calibration texts: `input_ids` and `attention_mask`, one row per text, each of its own length.
 
     Texts go through the tokenizer's chat template where it has one, are truncated to `max_sequence_length` tokens and
-    never padded: padding would count as activations of real text.
+    never padded: padding would count as activations of real text. Their messages, whole, are searched for the
+    evaluation items; an item found is recorded and no error, because one phrase in common may be chance.
 
     Raises:
-        FlowError: fewer texts than `calibration.samples`, a row without text, or the hub cannot be reached.
+        FlowError: fewer texts than `calibration.samples`, a row without text, padding, or the hub cannot be reached.
     """
     from datasets import Dataset
 
     calibration = flow.config.calibration
     templated = tokenizer.chat_template is not None
-    texts = [_text(row, tokenizer) for row in _rows(flow)]
+    conversations = [_messages(row) for row in _rows(flow)]
+    texts = [_text(messages, tokenizer) for messages in conversations]
     encoded = tokenizer(
         texts,
         truncation=True,
@@ -38,17 +43,30 @@ def calibration_dataset(flow: Flow, tokenizer: PreTrainedTokenizerBase) -> tuple
         add_special_tokens=not templated,  # the template has written them already
     )
     dataset = Dataset.from_dict({"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]})
-    return dataset, _calibration_facts(dataset, calibration, templated)
+    items = evaluation_texts(flow)
+    spoken = ("\n".join(message["content"] for message in messages) for messages in conversations)
+    overlap = None if items is None else find_overlap(spoken, items)
+    return dataset, calibration_facts(dataset, calibration, templated, overlap)
 
 
-def _calibration_facts(dataset: Dataset, calibration: Calibration, templated: bool) -> CalibrationFacts:
+def calibration_facts(
+    dataset: Dataset, calibration: Calibration, templated: bool, overlap: Overlap | None
+) -> CalibrationFacts:
+    """What the compressor will see; FlowError if any of it is padding."""
     tokens = sum(len(row) for row in dataset["input_ids"])
+    padding = tokens - sum(sum(mask) for mask in dataset["attention_mask"])
+    if padding:
+        raise FlowError(
+            f"{padding} of {tokens} calibration tokens are padding.",
+            "Padding counts as activations that no user causes: tokenise each text to its own length.",
+        )
     return CalibrationFacts(
         source=_source_text(calibration),
         samples=len(dataset),
         tokens=tokens,
-        padding_fraction=1 - sum(sum(mask) for mask in dataset["attention_mask"]) / tokens,
+        padding_fraction=padding / tokens,
         chat_template=templated,
+        overlap=overlap,
     )
 
 
@@ -59,14 +77,19 @@ def _source_text(calibration: Calibration) -> str:
     return ":".join(part for part in (dataset.path, dataset.name, dataset.split) if part)
 
 
-def _text(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A row as the model will read it; plain text is the user's turn of a chat model."""
+def _messages(row: dict[str, Any]) -> list[dict[str, str]]:
+    """A row as a conversation; plain text is the user's turn."""
     messages = row.get("messages") or [{"role": "user", "content": row.get("text")}]
     if not all(isinstance(m, dict) and m.get("content") and m.get("role") for m in messages):
         raise FlowError(
             f"A calibration row has neither messages nor text: {str(row)[:120]}",
             "Rows are {'messages': [{'role': ..., 'content': ...}]} or {'text': ...}.",
         )
+    return messages
+
+
+def _text(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A conversation as the model will read it."""
     if tokenizer.chat_template is not None:
         return tokenizer.apply_chat_template(messages, tokenize=False)
     return "\n\n".join(message["content"] for message in messages)
@@ -100,20 +123,41 @@ def _packaged_rows(flow: Flow) -> list[dict[str, Any]]:
 
 def _hub_rows(source: HubDataset, samples: int, seed: int) -> list[dict[str, Any]]:
     """Streams only as much of the dataset as the shuffle needs, instead of downloading all of it."""
+    return hub_rows(
+        source,
+        "calibration.dataset",
+        lambda stream: stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER).take(samples),
+    )
+
+
+def hub_rows(
+    source: HubDataset, key: str, choose: Callable[[IterableDataset], Iterable[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The rows that `choose` takes from the streamed dataset, as {"text": ...} or {"messages": ...}.
+
+    Args:
+        source: the dataset; a local folder works too.
+        key: where the profile names it, for the error.
+        choose: takes the stream and gives rows of it.
+
+    Raises:
+        FlowError: the dataset cannot be loaded or lacks the column.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        stream = load_dataset(source.path, source.name, split=source.split, revision=source.revision, streaming=True)
-        rows = list(stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER).take(samples))
+        path, revision = local(source.path), source.revision
+        stream = load_dataset(path, source.name, split=source.split, revision=revision, streaming=True)
+        rows = list(choose(stream))
     except (DatasetNotFoundError, OSError, ValueError) as error:
         raise FlowError(
-            f"Calibration dataset {source.path!r} cannot be loaded: {str(error).splitlines()[0]}",
-            "Check calibration.dataset (path, name, split, revision), the network and HF_TOKEN, or use a local folder.",
+            f"Dataset {source.path!r} cannot be loaded: {str(error).splitlines()[0]}",
+            f"Check {key} (path, name, split, revision), the network and HF_TOKEN, or use a local folder.",
         ) from error
     if rows and source.column not in rows[0]:
         raise FlowError(
             f"Dataset {source.path!r} has no column {source.column!r}; it has {', '.join(rows[0])}.",
-            "Set calibration.dataset.column.",
+            f"Set {key}.column.",
         )
     return [{"text" if isinstance(row[source.column], str) else "messages": row[source.column]} for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from model_serve_flow.workspace import describe_model, read_json
 WEIGHTS = ("weight_packed", "qweight", "weight")
 SCALES = ("weight_scale", "weight_scale_inv", "weight_global_scale", "scales")
 STORED = (*WEIGHTS, *SCALES, "weight_zero_point", "qzeros")
+PROBE = "Grüße! 3.14 € for  two\n\ttabs, CamelCase, isn't 東京 🙂"  # what tokenizers treat differently
 SAVED_DTYPES = {("int", 8): "I8", ("float", 8): "F8_E4M3"}
 
 
@@ -43,7 +45,7 @@ class Checkpoint:
     size_bytes: int
 
 
-def inspect_checkpoint(folder: Path) -> Checkpoint:
+def inspect_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint:
     """Reads configuration and tensor headers of a checkpoint made by any tool; no weights are loaded.
 
     Raises:
@@ -51,14 +53,14 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
     """
     from transformers import AutoConfig
 
-    check_checkpoint(folder)
+    check_checkpoint(folder, trust_remote_code=trust_remote_code)
     config = read_json(folder / "config.json").get("quantization_config") or {}
     tensors = tensor_headers(folder)
     quantized = _quantized_layers(tensors)
     if not config or not quantized:
         missing = "no quantization_config in its config.json" if not config else "no quantised layer in its tensors"
         raise FlowError(f"{folder} is not a quantised checkpoint: {missing}.", "Compress it, or correct 'source'.")
-    model_config = AutoConfig.from_pretrained(folder)
+    model_config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     layers = linear_layers(model_config)
     return Checkpoint(
         scheme=scheme_name(config),
@@ -135,7 +137,7 @@ def _bits_per_weight(quantized: list[str], tensors: dict[str, Tensor], layers: d
 # Verifying a checkpoint
 
 
-def verify_checkpoint(folder: Path, recipe: Recipe | None = None) -> Checkpoint:
+def verify_checkpoint(folder: Path, recipe: Recipe | None = None, *, trust_remote_code: bool = False) -> Checkpoint:
     """Checks that a saved checkpoint is what its configuration, and the recipe if there is one, say.
 
     Raises:
@@ -143,10 +145,10 @@ def verify_checkpoint(folder: Path, recipe: Recipe | None = None) -> Checkpoint:
     """
     from transformers import AutoConfig
 
-    checkpoint = inspect_checkpoint(folder)
+    checkpoint = inspect_checkpoint(folder, trust_remote_code=trust_remote_code)
     if recipe is not None:
         _check_config(folder, checkpoint, recipe)
-        layers = linear_layers(AutoConfig.from_pretrained(folder))
+        layers = linear_layers(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
         _check_layers(folder, checkpoint, recipe, layers)
         _check_shapes(folder, recipe, {name: layers[name] for name in checkpoint.quantized_layers})
     _check_ignore_list(folder, checkpoint)
@@ -244,3 +246,59 @@ def _check_scales(folder: Path) -> None:
                     raise FlowError(
                         f"{path}: a scale in {name} {bad}.", "The checkpoint is damaged: make or download it again."
                     )
+
+
+# The tokenizer of a candidate
+
+
+def verify_same_tokenizer(base: Path, candidate: Path, *, trust_remote_code: bool = False) -> None:
+    """A candidate must read and be spoken to as its base: only its weights are compressed.
+
+    Files may be written differently by another tool; compared is what they mean once loaded.
+
+    Raises:
+        FlowError: names what differs (chat template, vocabulary, added tokens, merges, the ids of a sample text), or
+            a tokenizer cannot be loaded.
+    """
+    ours, theirs = (_tokenizer_facts(folder, trust_remote_code) for folder in (base, candidate))
+    for what, expected in ours.items():
+        if theirs[what] != expected:
+            raise FlowError(
+                f"The tokenizer of {candidate} is not that of {base}: its {what} differs "
+                f"({_example(expected, theirs[what])}).",
+                "Copy the base's tokenizer files into it, or make the candidate again: run --only 03 --force.",
+            )
+
+
+def _tokenizer_facts(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise FlowError(
+            f"The tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}",
+            "Make or download the checkpoint again.",
+        ) from error
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"] if tokenizer.is_fast else {}
+    text = PROBE
+    if tokenizer.chat_template is not None:
+        messages = [{"role": "user", "content": PROBE}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return {
+        "chat template": tokenizer.chat_template,
+        "vocabulary": tokenizer.get_vocab(),
+        "set of added tokens": {key: repr(token) for key, token in tokenizer.added_tokens_decoder.items()},
+        "list of merges": model.get("merges"),
+        "tokenisation of a sample text": [tokenizer(PROBE).input_ids, tokenizer(text).input_ids],
+    }
+
+
+def _example(expected: Any, found: Any) -> str:
+    """The first entry, or the first place, in which the two differ."""
+    if isinstance(expected, dict):
+        key = next(key for key in [*expected, *found] if expected.get(key) != found.get(key))
+        return f"{key!r}: {expected.get(key)!r} became {found.get(key)!r}"
+    ours, theirs = str(expected), str(found)
+    at = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
+    return f"{ours[at : at + 60]!r} became {theirs[at : at + 60]!r}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from model_serve_flow.checkpoint import inspect_checkpoint, verify_checkpoint
+from model_serve_flow.checkpoint import inspect_checkpoint, verify_checkpoint, verify_same_tokenizer
 from model_serve_flow.config import Candidate, Recipe
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
@@ -46,23 +46,25 @@ def compress(
 
     Raises:
         FlowError: no base model, a group size that does not fit, no GPU for a GPU profile, a checkpoint that is not
-            what the recipe says.
+            what the recipe says or whose tokenizer is not the base's.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
     candidate, base = flow.config.candidate(name), flow.workspace.model("base")
     recipe = _recipe_of(candidate)
     _require_device(flow, recipe)
-    check_checkpoint(base)
-    check_group_size(recipe, AutoConfig.from_pretrained(base))
+    trust = {"trust_remote_code": flow.config.model.trust_remote_code}
+    check_checkpoint(base, **trust)
+    check_group_size(recipe, AutoConfig.from_pretrained(base, **trust))
     set_seed(flow.config.seed)
     with _replacing(flow.workspace.model(name)) as folder:
         with _logged(_log(flow, name), mode="w"), _measured(flow.config.device) as cost:
-            model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+            model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **trust)
             quantise(model, recipe)
             model.save_pretrained(folder, save_compressed=True)
-        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-        verify_checkpoint(folder, recipe)
+        AutoTokenizer.from_pretrained(base, **trust).save_pretrained(folder)
+        verify_checkpoint(folder, recipe, **trust)
+        verify_same_tokenizer(base, folder, **trust)
     return _record(flow, candidate, cost, calibration if recipe.needs_calibration else None)
 
 
@@ -70,14 +72,17 @@ def adopt(flow: Flow, name: str) -> CompressionResult:
     """Takes over the ready-made checkpoint of the candidate `name`, verifies it and writes its `compression.json`.
 
     Raises:
-        FlowError: the source cannot be had, or its checkpoint is not quantised or not whole.
+        FlowError: the source cannot be had, its checkpoint is not quantised or not whole, or its tokenizer or chat
+            template is not the base's.
     """
     candidate = flow.config.candidate(name)
     if candidate.source is None:
         raise FlowError(f"Candidate {name!r} has a recipe, not a ready-made checkpoint.", "Make it with compress().")
+    trust = {"trust_remote_code": flow.config.model.trust_remote_code}
     started = time.perf_counter()
-    resolve_checkpoint(candidate.source, candidate.revision, flow.workspace.model(name))
-    verify_checkpoint(flow.workspace.model(name))
+    resolve_checkpoint(candidate.source, candidate.revision, flow.workspace.model(name), **trust)
+    verify_checkpoint(flow.workspace.model(name), **trust)
+    verify_same_tokenizer(flow.workspace.model("base"), flow.workspace.model(name), **trust)
     return _record(flow, candidate, Cost(seconds=time.perf_counter() - started), None)
 
 
@@ -104,11 +109,12 @@ def _require_device(flow: Flow, recipe: Recipe) -> None:
 
 def _record(flow: Flow, candidate: Candidate, cost: Cost, calibration: CalibrationFacts | None) -> CompressionResult:
     name, recipe, folder = candidate.name, candidate.recipe, flow.workspace.model(candidate.name)
-    checkpoint = inspect_checkpoint(folder)
+    trust = {"trust_remote_code": flow.config.model.trust_remote_code}
+    checkpoint = inspect_checkpoint(folder, **trust)
     sample = ""
     if checkpoint.quant_method == "compressed-tensors":  # transformers needs further packages for other formats
         with _logged(_log(flow, name)):
-            sample = generate_sample(folder)
+            sample = generate_sample(folder, **trust)
     result = CompressionResult(
         model=describe_model(name, folder),
         base=describe_model("base", flow.workspace.model("base")),
@@ -201,7 +207,9 @@ def _replacing(destination: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def generate_sample(folder: Path, prompt: str = PROMPT, max_new_tokens: int = 32) -> str:
+def generate_sample(
+    folder: Path, prompt: str = PROMPT, max_new_tokens: int = 32, *, trust_remote_code: bool = False
+) -> str:
     """The model's greedy answer to `prompt` with transformers: does it still speak?
 
     compressed-tensors weights are decompressed on the way, so this shows the weights and not the speed.
@@ -210,8 +218,9 @@ def generate_sample(folder: Path, prompt: str = PROMPT, max_new_tokens: int = 32
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
+    trust = {"trust_remote_code": trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **trust).to(device)
     text = prompt
     if tokenizer.chat_template is not None:
         text = tokenizer.apply_chat_template(

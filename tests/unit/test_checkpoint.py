@@ -1,13 +1,17 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from factories import tiny_config
 from transformers import AutoConfig, LlamaConfig
 
-from model_serve_flow.checkpoint import inspect_checkpoint, scheme_name, verify_checkpoint
+from model_serve_flow.accuracy import measure_accuracy
+from model_serve_flow.checkpoint import inspect_checkpoint, scheme_name, verify_checkpoint, verify_same_tokenizer
+from model_serve_flow.compression import adopt
 from model_serve_flow.config import Recipe
 from model_serve_flow.errors import FlowError
+from model_serve_flow.flow import Flow
 from model_serve_flow.recipes import config_groups, linear_layers
 
 W4 = Recipe(scheme="W4A16", algorithm="gptq", group_size=32)
@@ -178,3 +182,87 @@ def test_awq_with_zero_points_is_asymmetric():
 
 def test_saved_configuration_survives_transformers(made):
     assert AutoConfig.from_pretrained(made()).quantization_config["quant_method"] == "compressed-tensors"
+
+
+# The tokenizer of a candidate
+
+CHAT = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
+
+
+def save_tokenizer(folder: Path, template=CHAT, merges=(("a", "b"),), lowercase=False, swapped=False, added=()) -> Path:
+    """A tiny byte-pair tokenizer with a chat template, or one that differs from it in one thing."""
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = list("abcdefghijklmnopqrstuvwxyzABC<>")
+    if swapped:
+        letters[0], letters[1] = letters[1], letters[0]
+    vocabulary = {token: index for index, token in enumerate([*letters, "ab", "bc", "[UNK]"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, list(merges), unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.normalizer = normalizers.Lowercase() if lowercase else None
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    fast.add_tokens([AddedToken(token, normalized=False) for token in added])
+    fast.chat_template = template
+    fast.save_pretrained(folder)
+    return folder
+
+
+def test_a_tokenizer_written_in_another_layout_is_the_same(tmp_path):
+    base, candidate = save_tokenizer(tmp_path / "base"), save_tokenizer(tmp_path / "candidate")
+    path = candidate / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=7))
+    settings = json.loads((candidate / "tokenizer_config.json").read_text())
+    (candidate / "chat_template.jinja").unlink()
+    (candidate / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": CHAT}))
+    verify_same_tokenizer(base, candidate)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"template": CHAT.replace("<", "[")}, "chat template"),
+        ({"template": None}, "chat template"),
+        ({"swapped": True}, "vocabulary"),
+        ({"added": ["<tool>"]}, "vocabulary"),
+        ({"merges": [("b", "c")]}, "list of merges"),
+        ({"lowercase": True}, "tokenisation of a sample text"),
+    ],
+)
+def test_a_tokenizer_that_reads_differently_is_found(tmp_path, change, what):
+    base, candidate = save_tokenizer(tmp_path / "base"), save_tokenizer(tmp_path / "candidate", **change)
+    with pytest.raises(FlowError, match=f"its {what} differs"):
+        verify_same_tokenizer(base, candidate)
+
+
+def test_an_added_token_that_became_special_is_found(tmp_path):
+    base, candidate = (save_tokenizer(tmp_path / name, added=["<tool>"]) for name in ("base", "candidate"))
+    path = candidate / "tokenizer.json"
+    document = json.loads(path.read_text())
+    document["added_tokens"][-1]["special"] = True
+    path.write_text(json.dumps(document))
+    settings = json.loads((candidate / "tokenizer_config.json").read_text())
+    for token in settings.get("added_tokens_decoder", {}).values():
+        token["special"] = True
+    (candidate / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(FlowError, match="its set of added tokens differs"):
+        verify_same_tokenizer(base, candidate)
+
+
+def test_a_tokenizer_that_is_not_there_is_an_error_of_the_flow(tmp_path):
+    (tmp_path / "candidate").mkdir()
+    with pytest.raises(FlowError, match="cannot be loaded"):
+        verify_same_tokenizer(save_tokenizer(tmp_path / "base"), tmp_path / "candidate")
+
+
+def test_a_candidate_with_another_chat_template_is_neither_adopted_nor_measured(made, tmp_path):
+    candidates = [{"name": "ready-made", "source": str(made())}]
+    flow = Flow.open("ci", {"candidates": candidates}, tmp_path / "artifacts")
+    save_tokenizer(flow.workspace.model("base"))
+    save_tokenizer(made(), template=CHAT.replace("<", "["))
+    with pytest.raises(FlowError, match="its chat template differs"):
+        adopt(flow, "ready-made")
+    server = SimpleNamespace(model_name="ready-made", folder=made())  # nothing else of it may be asked for
+    save_tokenizer(server.folder, template=None)
+    with pytest.raises(FlowError, match="its chat template differs"):
+        measure_accuracy(flow, server)

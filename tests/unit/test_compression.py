@@ -1,5 +1,6 @@
 import pytest
 
+from model_serve_flow.calibration import calibration_facts
 from model_serve_flow.compression import _replacing, adopt, compress
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
@@ -46,3 +47,10 @@ def test_compressing_without_a_base_says_so(tmp_path):
     flow = Flow.open("ci", {}, tmp_path)
     with pytest.raises(FlowError, match="base"):
         compress(flow, "w8a8-int8", lambda model, recipe: pytest.fail("must not be called"))
+
+
+def test_padding_in_the_calibration_text_is_an_error(tmp_path):
+    flow = Flow.open("ci", {}, tmp_path)
+    dataset = {"input_ids": [[5, 6, 7], [8, 0, 0]], "attention_mask": [[1, 1, 1], [1, 0, 0]]}
+    with pytest.raises(FlowError, match="2 of 6 calibration tokens are padding"):
+        calibration_facts(dataset, flow.config.calibration, True, None)

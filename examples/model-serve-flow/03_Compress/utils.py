@@ -1,4 +1,4 @@
-"""What 03_Compress uses of the library, and the two views that only it shows."""
+"""What 03_Compress uses of the library, and the views that only it shows."""
 
 import pandas as pd
 import yaml
@@ -11,17 +11,45 @@ from model_serve_flow.checkpoint import verify_checkpoint
 from model_serve_flow.compression import adopt, compress, generate_sample
 from model_serve_flow.config import Recipe
 from model_serve_flow.flow import Flow
+from model_serve_flow.overlap import SHORTEST
 from model_serve_flow.recipes import recipe_modifiers
-from model_serve_flow.results import CompressionResult
+from model_serve_flow.results import CalibrationFacts, CompressionResult
 from model_serve_flow.workspace import describe_model
 
 __all__ = [
-    "Flow", "adopt", "calibration_dataset", "charts", "compress", "cost_table", "describe_model", "generate_sample",
-    "recipe_modifiers", "recipe_text", "verify_checkpoint",
+    "Flow", "adopt", "calibration_dataset", "calibration_table", "charts", "compress", "cost_table", "describe_model",
+    "generate_sample", "overlap_text", "recipe_modifiers", "recipe_text", "verify_checkpoint",
 ]  # fmt: skip
 
 configure_logger(LoggerConfig(console_log_level="ERROR"))  # while it works, its messages go to a log file
 logging.set_verbosity_error()
+
+
+def calibration_table(facts: CalibrationFacts) -> pd.DataFrame:
+    """What the compressor will see, in one row."""
+    row = {
+        "source": facts.source,
+        "texts": facts.samples,
+        "tokens seen": facts.tokens,
+        "padding": f"{facts.padding_fraction:.0%}",
+        "chat template": "yes" if facts.chat_template else "no",
+    }
+    return pd.DataFrame([row]).set_index("source")
+
+
+def overlap_text(facts: CalibrationFacts) -> str:
+    """What the search for evaluation items in the calibration text found."""
+    if (overlap := facts.overlap) is None:
+        return "Not looked for: these tasks bring their items only when 01 has measured them."
+    searched = f"{overlap.items} evaluation items of {SHORTEST} words or more were looked for"
+    shared = f"{overlap.ngram} words in a row (a shorter item: all of its words) with the calibration text"
+    if not overlap.overlapping:
+        return f"{searched}; none shares {shared}."
+    shown = "\n".join(f"  {name}" for name in overlap.overlapping[:20])
+    return (
+        f"WARNING: {searched}; {len(overlap.overlapping)} share {shared}, which may flatter the candidates. Choose "
+        f"other calibration text, or read their results with care:\n{shown}"
+    )
 
 
 def recipe_text(recipe: Recipe) -> str:

@@ -1,0 +1,234 @@
+"""What the served model expects at every token of held-out text: `DistributionResult` out."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+
+from model_serve_flow.calibration import hub_rows
+from model_serve_flow.config import Distribution, HubDataset
+from model_serve_flow.divergence import kl_lower_bound
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow import Flow
+from model_serve_flow.kernels import require_expected_kernel
+from model_serve_flow.packaged_data import read_rows
+from model_serve_flow.results import DistributionResult, TokenTops, protocol_hash
+from model_serve_flow.serving import Server, engine_arguments
+from model_serve_flow.workspace import describe_model, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEAST_TOKENS = 16  # a shorter document says little about text in context
+TOKENS_PER_WORD = 4  # more than English text has: a row with a word for every 4 tokens asked for is long enough
+DECIMALS = 6
+TIMEOUT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Document:
+    """A held-out text as the model reads it."""
+
+    id: str
+    tokens: tuple[int, ...]
+
+
+def measure_distribution(flow: Flow, server: Server, again: bool = False) -> DistributionResult | None:
+    """Asks the served model for its likeliest next tokens along the held-out text; writes `distribution.json`.
+
+    Args:
+        flow: the profile and its workspace.
+        server: the model.
+        again: the second measurement, for the noise floor: documents in reverse order, `accuracy.again.concurrency`
+            requests at a time; writes `distribution_again.json`.
+
+    Returns:
+        None if the profile has no `accuracy.distribution`, or for the second measurement no `accuracy.again`.
+
+    Raises:
+        FlowError: too little text, a request that failed, or a kernel that is not the checkpoint's.
+    """
+    accuracy = flow.config.accuracy
+    if accuracy.distribution is None or (again and accuracy.again is None):
+        return None
+    started = time.monotonic()
+    documents = held_out_documents(flow, server.folder)
+    if again:
+        found = _ask_all(server, documents[::-1], accuracy.distribution.top_k, accuracy.again.concurrency)[::-1]
+    else:
+        found = _ask_all(server, documents, accuracy.distribution.top_k, accuracy.concurrency)
+    facts = server.facts()
+    require_expected_kernel(facts, server.model_name, server.folder)
+    protocol = distribution_protocol(flow, documents, facts.version)
+    result = DistributionResult(
+        model=describe_model(server.model_name, server.folder),
+        protocol=protocol,
+        protocol_hash=protocol_hash(protocol),
+        engine=facts,
+        seconds=time.monotonic() - started,
+        k=accuracy.distribution.top_k,
+        documents=tuple(found),
+    )
+    name = "distribution_again.json" if again else "distribution.json"
+    # On one line: hundreds of thousands of numbers, each on a line of its own, would be twice the size.
+    write_text(flow.workspace.results(server.model_name) / name, result.model_dump_json() + "\n")
+    return result
+
+
+def distribution_protocol(flow: Flow, documents: list[Document], engine_version: str) -> dict[str, Any]:
+    """All that must be equal for two results to be comparable; the token ids stand for text and tokenizer."""
+    settings = flow.config.accuracy.distribution
+    content = json.dumps([[document.id, document.tokens] for document in documents])
+    return {
+        "documents": len(documents),
+        "documents_sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "tokens": settings.tokens,
+        "top_k": settings.top_k,
+        "engine_arguments": engine_arguments(flow.config),
+        "engine_version": engine_version,
+        "seed": flow.config.seed,
+    }
+
+
+def held_out_documents(flow: Flow, folder: Path) -> list[Document]:
+    """The profile's documents, tokenised by the checkpoint in `folder` and cut after `tokens` tokens.
+
+    A document that is shorter stays as it is.
+
+    Raises:
+        FlowError: fewer documents than `accuracy.distribution.documents`, or one of less than 16 tokens.
+    """
+    from transformers import AutoTokenizer
+
+    settings = flow.config.accuracy.distribution
+    texts = _hub_texts(settings, settings.dataset) if settings.dataset else _packaged_texts(flow)
+    if len(texts) < settings.documents:
+        raise FlowError(
+            f"accuracy.distribution.documents is {settings.documents}, but there are {len(texts)} documents.",
+            "Lower it, or name a larger accuracy.distribution.dataset.",
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=flow.config.model.trust_remote_code)
+    chosen = itertools.islice(texts.items(), settings.documents)
+    documents = [Document(name, tuple(tokenizer(text).input_ids[: settings.tokens])) for name, text in chosen]
+    for document in documents:
+        if len(document.tokens) < LEAST_TOKENS:
+            raise FlowError(
+                f"Held-out document {document.id} has {len(document.tokens)} tokens; {LEAST_TOKENS} are needed.",
+                "Name other text in accuracy.distribution.dataset.",
+            )
+    return documents
+
+
+def _packaged_texts(flow: Flow) -> dict[str, str]:
+    path = flow.workspace.data / "wikipedia.jsonl"
+    if not path.is_file():
+        raise FlowError(
+            f"{path} is missing: the distributions are compared on the text of the packaged task wikipedia.",
+            "Run 00_Setup with that task in accuracy.tasks, or name an accuracy.distribution.dataset.",
+        )
+    return {row["id"]: row["text"] for row in read_rows(path)}
+
+
+def _hub_texts(settings: Distribution, source: HubDataset) -> dict[str, str]:
+    """The first rows of running text; titles and empty lines are too short."""
+    words = settings.tokens // TOKENS_PER_WORD
+
+    def choose(stream: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        # A row without the column is let through: hub_rows says what is wrong with it.
+        long = (row for row in stream if source.column not in row or len(row[source.column].split()) >= words)
+        return itertools.islice(long, settings.documents)
+
+    texts = [row["text"] for row in hub_rows(source, "accuracy.distribution.dataset", choose)]
+    return {f"{index}-{hashlib.sha256(text.encode()).hexdigest()[:16]}": text for index, text in enumerate(texts)}
+
+
+def _ask_all(server: Server, documents: list[Document], k: int, concurrency: int) -> list[TokenTops]:
+    """One result per document, in the order given, `concurrency` requests at a time."""
+    with server.client(TIMEOUT_SECONDS) as client, ThreadPoolExecutor(concurrency) as pool:
+        return list(pool.map(lambda document: _ask(client, server, document, k), documents))
+
+
+def _ask(client: httpx.Client, server: Server, document: Document, k: int) -> TokenTops:
+    body = {
+        "model": server.model_name,
+        "prompt": list(document.tokens),
+        "prompt_logprobs": k,
+        "max_tokens": 1,
+        "temperature": 0,
+    }
+    try:
+        response = client.post("/v1/completions", json=body)
+        response.raise_for_status()
+        positions = response.json()["choices"][0]["prompt_logprobs"]
+    except httpx.HTTPStatusError as error:
+        raise FlowError(
+            f"vLLM refused to score document {document.id} ({error.response.status_code}): {error.response.text[:500]}",
+            f"See {server.log}.",
+        ) from error
+    except httpx.HTTPError as error:
+        raise FlowError(f"vLLM did not score document {document.id}: {error!r}", f"See {server.log}.") from error
+    return token_tops(document, positions, k)
+
+
+def token_tops(document: Document, positions: list[dict[str, dict[str, Any]] | None], k: int) -> TokenTops:
+    """vLLM's `prompt_logprobs` as the k likeliest tokens of every position from the second on.
+
+    vLLM gives none for the first token, and beside the k likeliest the token that really came: where it is not among
+    them its rank is beyond k, and it is left out, so that all models give the same number of tokens.
+
+    Raises:
+        FlowError: not one entry per token, or a position without k tokens.
+    """
+    if len(positions) != len(document.tokens) or positions[0] is not None:
+        raise FlowError(
+            f"vLLM scored {len(positions)} positions of {len(document.tokens)} tokens of document {document.id}.",
+            "Does this version of vLLM give 'prompt_logprobs' in another form?",
+        )
+    ids, logprobs = [], []
+    for place, position in enumerate(positions[1:], start=1):
+        ranked = sorted((entry["rank"], int(token), entry["logprob"]) for token, entry in position.items())
+        top = [entry for entry in ranked if entry[0] <= k]
+        if len(top) != k:
+            raise FlowError(
+                f"vLLM gave {len(top)} of the {k} likeliest tokens at place {place} of document {document.id}.",
+                "Does this version of vLLM give 'prompt_logprobs' in another form?",
+            )
+        ids.append(tuple(token for _, token, _ in top))
+        logprobs.append(tuple(round(logprob, DECIMALS) for _, _, logprob in top))
+    return TokenTops(id=document.id, tokens=document.tokens, top_ids=tuple(ids), top_logprobs=tuple(logprobs))
+
+
+def divergence_table(base: DistributionResult | None, others: dict[str, DistributionResult | None]) -> pd.DataFrame:
+    """Model: how often its likeliest token is the base's, and how far its distributions lie from the base's.
+
+    What the profile does not measure is left out.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, other in others.items() if base else ():
+        if other is None:
+            continue
+        pairs = list(zip(base.documents, other.documents, strict=True))
+        same = [a[0] == b[0] for one, two in pairs for a, b in zip(one.top_ids, two.top_ids, strict=True)]
+        sides = ((one.top_ids, one.top_logprobs, two.top_ids, two.top_logprobs) for one, two in pairs)
+        divergence = np.concatenate([kl_lower_bound(*side) for side in sides])
+        rows.append(
+            {
+                "model": name,
+                "tokens": len(same),
+                "same likeliest token": f"{np.mean(same):.1%}",
+                "mean KL divergence (nats per token, at least)": f"{divergence.mean():.2g}",
+            }
+        )
+    return pd.DataFrame(rows)

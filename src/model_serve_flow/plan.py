@@ -48,15 +48,20 @@ def commands(step: Step, request: Request) -> list[list[str]]:
 
 
 def _measurement(step: Step, config: FlowConfig, folder: Path, name: str, python: Path) -> list[list[str]]:
-    from model_serve_flow.performance import guidellm_command
+    from model_serve_flow.accuracy import second_measurement
+    from model_serve_flow.guidellm import load_command, search_command
     from model_serve_flow.serving import serve_command
 
     lines = [_in(python, serve_command(config, folder, name, PORT))]
     if step.module.endswith("Accuracy"):
         lines.append(lm_eval_command(config, folder, name, python))
+        if name == "base" and config.accuracy.again is not None:
+            lines.append(lm_eval_command(second_measurement(config), folder, name, python))
     if step.module.endswith("Performance"):
-        url = f"http://127.0.0.1:{PORT}"
-        lines.append(_in(python, guidellm_command(config, url, name, str(folder), f"results/{name}/raw/guidellm.json")))
+        where, raw = (f"http://127.0.0.1:{PORT}", name, str(folder)), f"results/{name}/raw"
+        lines.append(_in(python, load_command(config, *where, f"{raw}/guidellm.json")))
+        if (slo := config.performance.slo) is not None:
+            lines.append(_in(python, search_command(config, slo, *where, f"{raw}/goodput.json")))
     return lines
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-from model_serve_flow.results import AccuracyResult, PerformanceResult
+from model_serve_flow.results import AccuracyResult, LoadPoint, PerformanceResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,22 +33,63 @@ def accuracy_table(results: dict[str, AccuracyResult]) -> pd.DataFrame:
 
 
 def load_table(results: dict[str, PerformanceResult]) -> pd.DataFrame:
-    """Model x load point: throughput, latencies, request counts."""
+    """Load point x model: throughput with its spread over the repeats, latencies, request counts, the client's CPU.
+
+    Figures are means over the repeats; requests are summed, and of the client's share the highest is shown.
+    """
     import pandas as pd
 
     rows = [
-        {
-            "concurrency": point.concurrency,
-            "model": name,
-            "output tokens/s": round(point.output_tokens_per_s, 1),
-            "TTFT p95 (ms)": round(point.ttft_ms.p95),
-            "ITL p95 (ms)": round(point.itl_ms.p95, 1),
-            "request latency p50 (s)": round(point.request_latency_s.p50, 2),
-            "completed": point.completed_requests,
-            "failed": point.errored_requests,
-            "valid": point.invalid_reason or "yes",
-        }
+        {"concurrency": concurrency, "model": name, **_load_row(points)}
         for name, result in results.items()
-        for point in result.points
+        for concurrency, points in by_concurrency(result).items()
     ]
     return pd.DataFrame(rows).set_index(["concurrency", "model"]).sort_index()
+
+
+def by_concurrency(result: PerformanceResult) -> dict[int, list[LoadPoint]]:
+    """Concurrency -> the repeats of that load point, in the order measured."""
+    loads: dict[int, list[LoadPoint]] = {}
+    for point in result.points:
+        loads.setdefault(point.concurrency, []).append(point)
+    return loads
+
+
+def _load_row(points: list[LoadPoint]) -> dict[str, Any]:
+    """One row from the repeats of one load point."""
+    speeds = [point.output_tokens_per_s for point in points]
+    return {
+        "repeats": len(points),
+        "output tokens/s": round(fmean(speeds), 1),
+        "lowest to highest": f"{min(speeds):.1f} to {max(speeds):.1f}",
+        "TTFT p95 (ms)": round(fmean(point.ttft_ms.p95 for point in points)),
+        "ITL p95 (ms)": round(fmean(point.itl_ms.p95 for point in points), 1),
+        "request latency p50 (s)": round(fmean(point.request_latency_s.p50 for point in points), 2),
+        "completed": sum(point.completed_requests for point in points),
+        "failed": sum(point.errored_requests for point in points),
+        "client CPU": f"{max(point.client_cpu_share for point in points):.1%}",
+        "client-limited": "yes" if any(point.client_limited for point in points) else "",
+        "valid": "; ".join(dict.fromkeys(p.invalid_reason for p in points if not p.valid)) or "yes",
+    }
+
+
+def capacity_table(results: dict[str, PerformanceResult]) -> pd.DataFrame:
+    """Model x load of the goodput search, in the order tried: the share of requests that met the objectives."""
+    import pandas as pd
+
+    columns = ["model", "concurrency", "requests", "met both", "95 % interval", "passed", "output tokens/s"]
+    rows = [
+        (
+            name,
+            probe.streams,
+            probe.requests,
+            f"{probe.attainment:.0%}",
+            "{:.0%} to {:.0%}".format(*probe.ci95),
+            "yes" if probe.passed else "no",
+            round(probe.output_tokens_per_s, 1),
+        )
+        for name, result in results.items()
+        if result.capacity is not None
+        for probe in result.capacity.probes
+    ]
+    return pd.DataFrame(rows, columns=columns).set_index(["model", "concurrency"])

@@ -6,14 +6,22 @@ import subprocess
 import sys
 
 import pytest
+from factories import performance
 
 from model_serve_flow.config import load_profile
 from model_serve_flow.errors import FlowError
-from model_serve_flow.performance import ClientCpu, guidellm_command, read_load_points
+from model_serve_flow.guidellm import ClientCpu, load_command
+from model_serve_flow.performance import read_load_points
+from model_serve_flow.tables import capacity_table, load_table
 
-CONFIG = load_profile(
-    "ci", {"performance.concurrency": [1, 2], "performance.min_requests": 5, "performance.output_tokens": 16}
-)
+LOAD = {"concurrency": [1, 2], "repeats": 2, "min_requests": 5, "output_tokens": 16}
+CONFIG = load_profile("ci", {f"performance.{key}": value for key, value in LOAD.items()})
+IDLE = ClientCpu({1: [(0.0, 0.0), (1e9, 0.0)]})
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    monkeypatch.setattr("model_serve_flow.guidellm.usable_cores", lambda: 2)
 
 
 def distribution(mean):
@@ -23,9 +31,11 @@ def distribution(mean):
     }
 
 
-def benchmark(streams):
+def benchmark(streams, start=0.0):
     return {
         "config": {"strategy": {"streams": streams}},
+        "start_time": start,
+        "end_time": start + 8.0,
         "duration": 8.0,
         "metrics": {
             "request_totals": {"successful": 10, "errored": 0, "incomplete": 1, "total": 11},
@@ -50,10 +60,14 @@ def written(tmp_path):
     return write
 
 
-def test_points_are_read_with_their_percentiles(written):
-    first, second = read_load_points(written(benchmark(1), benchmark(2)), CONFIG)
-    assert (first.concurrency, second.concurrency) == (1, 2)
-    assert first.valid and first.ttft_ms.p95 == 200.0 and first.output_tokens_per_s == 20.0
+def two_rounds(last=None):
+    return [benchmark(1, 0), benchmark(2, 10), benchmark(1, 20), last or benchmark(2, 30)]
+
+
+def test_points_are_read_with_their_percentiles_and_repeats(written):
+    points = read_load_points(written(*two_rounds()), CONFIG, IDLE)
+    assert [(point.concurrency, point.repeat) for point in points] == [(1, 1), (2, 1), (1, 2), (2, 2)]
+    assert points[0].valid and points[0].ttft_ms.p95 == 200.0 and points[0].output_tokens_per_s == 20.0
 
 
 @pytest.mark.parametrize(
@@ -66,40 +80,96 @@ def test_points_are_read_with_their_percentiles(written):
 def test_a_point_that_must_not_be_compared_says_why(written, change, reason):
     bad = copy.deepcopy(benchmark(2))
     bad["metrics"]["request_totals"].update(change)
-    _, point = read_load_points(written(benchmark(1), bad), CONFIG)
-    assert not point.valid and reason in point.invalid_reason
+    *good, point = read_load_points(written(*two_rounds(bad)), CONFIG, IDLE)
+    assert all(other.valid for other in good) and not point.valid and reason in point.invalid_reason
 
 
 def test_other_token_counts_than_asked_for_make_a_point_invalid(written):
     bad = benchmark(2)
     bad["metrics"]["output_token_count"] = distribution(9.0)
-    _, point = read_load_points(written(benchmark(1), bad), CONFIG)
+    *_, point = read_load_points(written(*two_rounds(bad)), CONFIG, IDLE)
     assert "9.0 output tokens per request" in point.invalid_reason
 
 
-def test_missing_load_points_are_an_error(written):
-    with pytest.raises(FlowError, match=r"\[1\].*\[1, 2\]"):
-        read_load_points(written(benchmark(1)), CONFIG)
+@pytest.mark.parametrize("streams", [[1, 2], [1, 1, 2, 2], [1, 2, 1, 2, 1, 2]])
+def test_other_load_points_or_repeats_than_asked_for_are_an_error(written, streams):
+    with pytest.raises(FlowError, match=r"asks for \[1, 2, 1, 2\]") as error:
+        read_load_points(written(*map(benchmark, streams)), CONFIG, IDLE)
+    assert str(streams) in str(error.value)
 
 
 def test_another_format_is_an_error_that_names_the_file(written):
     with pytest.raises(FlowError, match=r"guidellm\.json is not an output of GuideLLM"):
-        read_load_points(written({"metrics": {}}), CONFIG)
+        read_load_points(written({"metrics": {}}), CONFIG, IDLE)
 
 
-def test_client_share_is_cpu_seconds_over_wall_seconds_and_cores(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
-    record = ClientCpu(times=[0.0, 10.0, 20.0], cpu_seconds=[0.0, 2.0, 12.0])
-    assert record.share(0, 10) == pytest.approx(0.1)
-    assert record.share(10, 20) == pytest.approx(0.5)
+def test_every_point_carries_the_clients_share_of_its_own_window(written):
+    """The second of four points is the one at which the client worked: 4 CPU seconds in 8 s on 2 cores."""
+    client = ClientCpu({7: [(-5.0, 0.0), (0.0, 0.0), (10.0, 0.0), (18.0, 4.0), (40.0, 4.0)]})
+    points = read_load_points(written(*two_rounds()), CONFIG, client)
+    assert [point.client_cpu_share for point in points] == pytest.approx([0, 0.25, 0, 0])
+    assert [point.client_limited for point in points] == [False, True, False, False]
 
 
-def test_the_client_is_watched_to_its_end():
-    burn = "import time; end = time.time() + 1.5\nwhile time.time() < end: pass"
-    record = ClientCpu.watch(subprocess.Popen([sys.executable, "-c", burn]))
-    assert record.cpu_seconds[-1] > 0.3
+def used(*seconds):
+    """A client of processes that used these CPU seconds, evenly, in 10 s."""
+    return ClientCpu({number: [(0.0, 0.0), (10.0, value)] for number, value in enumerate(seconds)})
 
 
-def test_the_command_carries_the_profiles_load():
-    command = " ".join(guidellm_command(CONFIG, "http://127.0.0.1:1", "base", "models/base", "out.json"))
-    assert '"streams": [1, 2]' in command and '"output_tokens": 16' in command and "sweep" not in command
+def test_client_share_is_cpu_seconds_of_all_processes_over_wall_seconds_and_cores():
+    client = ClientCpu({1: [(0.0, 0.0), (10.0, 1.0), (20.0, 6.0)], 2: [(0.0, 0.0), (10.0, 1.0), (20.0, 6.0)]})
+    assert client.share(0, 10) == pytest.approx(0.1)
+    assert client.share(10, 20) == pytest.approx(0.5)
+
+
+def test_a_process_that_started_or_ended_within_the_window_counts_what_it_used():
+    client = ClientCpu({1: [(0.0, 0.0), (10.0, 1.0)], 2: [(4.0, 0.0), (6.0, 0.8)]})
+    assert sum(client.seconds(0, 10).values()) == pytest.approx(1.8)
+
+
+@pytest.mark.parametrize(
+    ("client", "device", "limited"),
+    [
+        (used(0.5, 0.3), "cpu", False),  # what one worker takes of two cores: 4 %
+        (used(1.5, 1.5), "cpu", True),  # no process is busy, but together they took 15 % of the server's CPU
+        (used(1.5, 1.5), "gpu", False),  # the server computes elsewhere
+        (used(0.2, 8.5), "gpu", True),  # one event loop cannot use more than one core
+    ],
+)
+def test_the_client_limits_where_a_process_is_full_or_the_server_loses_cpu(client, device, limited):
+    assert client.limited(0, 10, device) is limited
+
+
+def test_the_client_is_watched_to_its_end_with_its_children():
+    burn = "import time\nwhile time.process_time() < 1.5: pass"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
+    record = ClientCpu.watch(subprocess.Popen([sys.executable, "-c", parent]))
+    assert len(record.samples) == 2
+    assert max(samples[-1][1] for samples in record.samples.values()) > 0.3
+
+
+def test_the_command_carries_the_profiles_load_in_turns():
+    command = " ".join(load_command(CONFIG, "http://127.0.0.1:1", "base", "models/base", "out.json"))
+    assert '"streams": [1, 2, 1, 2]' in command and '"output_tokens": 16' in command and "sweep" not in command
+
+
+def test_the_table_has_one_row_for_all_repeats_of_a_point():
+    base = performance()
+    marked = base.points[0].model_copy(
+        update={"client_cpu_share": 0.2, "client_limited": True, "valid": False, "invalid_reason": "2 requests failed"}
+    )
+    table = load_table({"base": base.model_copy(update={"points": (marked, *base.points[1:])})})
+    assert list(table.index) == [(1, "base"), (4, "base"), (8, "base")]
+    speeds = [point.output_tokens_per_s for point in base.points if point.concurrency == 1]
+    row = table.loc[1, "base"]
+    assert row["repeats"] == 3 and row["output tokens/s"] == pytest.approx(sum(speeds) / 3, abs=0.1)
+    assert row["lowest to highest"] == f"{min(speeds):.1f} to {max(speeds):.1f}"
+    assert (row["client CPU"], row["client-limited"], row["valid"]) == ("20.0%", "yes", "2 requests failed")
+    assert (table.loc[4, "base"]["client-limited"], table.loc[4, "base"]["valid"]) == ("", "yes")
+
+
+def test_the_capacity_table_shows_every_load_of_the_search_and_is_empty_without_one():
+    base = performance()
+    table = capacity_table({"base": base, "w8a8-int8": base.model_copy(update={"capacity": None})})
+    assert list(table.index) == [("base", probe.streams) for probe in base.capacity.probes]
+    assert capacity_table({"base": base.model_copy(update={"capacity": None})}).empty

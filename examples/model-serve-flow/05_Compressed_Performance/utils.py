@@ -1,9 +1,19 @@
 """What this lesson uses: the functions of 02, once more."""
 
+from model_serve_flow.capacity import capacity_sentence
 from model_serve_flow.charts import load_curves
 from model_serve_flow.flow import Flow
 from model_serve_flow.performance import measure_performance
-from model_serve_flow.serving import ask, serve
-from model_serve_flow.tables import load_table
+from model_serve_flow.serving import ask, serve_each
+from model_serve_flow.tables import capacity_table, load_table
 
-__all__ = ["Flow", "ask", "load_curves", "load_table", "measure_performance", "serve"]
+__all__ = [
+    "Flow",
+    "ask",
+    "capacity_sentence",
+    "capacity_table",
+    "load_curves",
+    "load_table",
+    "measure_performance",
+    "serve_each",
+]

@@ -1,0 +1,131 @@
+"""Capacity at SLO: the highest concurrency at which the latency objectives hold, and what a token costs there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model_serve_flow.config import Objectives
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow import Flow
+from model_serve_flow.guidellm import run_guidellm, search_command
+from model_serve_flow.guidellm_report import SearchedLoad, SearchedProbe, SearchReport
+from model_serve_flow.results import Capacity, Probe
+from model_serve_flow.serving import Server
+from model_serve_flow.workspace import read_document
+
+# What GuideLLM says, and ends without a result, when the end of a load cut off every request of it.
+NO_REQUEST_COMPLETED = "No request produced a determined verdict"
+
+
+def measure_capacity(flow: Flow, server: Server) -> Capacity | None:
+    """Searches the server's capacity with GuideLLM and leaves GuideLLM's file (`raw/goodput.json`).
+
+    GuideLLM doubles the concurrency until too many requests miss an objective, then halves the gap between the highest
+    load that passed and the lowest that failed. A request that failed counts as missed; one that the end of a load cut
+    off does not count. GuideLLM gives up at a load that answers no request at all. The search is then made once more
+    from 1 up to `initial_streams`, and at last at 1 alone: a lower bound (`stopped`: max_streams_reached) is a result.
+
+    Returns:
+        None if the profile has no objectives. `streams` 0 is a result: the objectives do not hold at any load.
+
+    Raises:
+        FlowError: a load is too short for any answer within the objectives, GuideLLM failed, or it wrote something else
+            than a search.
+    """
+    objectives = flow.config.performance.slo
+    if objectives is None:
+        return None
+    ladder = ((objectives.initial_streams, objectives.max_streams), (1, objectives.initial_streams), (1, 1))
+    for initial, highest in dict.fromkeys(ladder):
+        loads = objectives.model_copy(update={"initial_streams": initial, "max_streams": highest})
+        if (capacity := _search(flow, server, loads)) is not None:
+            return capacity
+    _require_time_for_an_answer(flow, objectives)
+    return _capacity(objectives, (), 0, "no request was answered, even one at a time")
+
+
+def _search(flow: Flow, server: Server, objectives: Objectives) -> Capacity | None:
+    """One goodput search; None if GuideLLM gave up because a load answered no request."""
+    path = flow.workspace.raw(server.model_name) / "goodput.json"
+    command = search_command(flow.config, objectives, server.url, server.model_name, str(server.folder), str(path))
+    try:
+        run_guidellm(flow, server, command, path)
+    except FlowError as error:
+        if NO_REQUEST_COMPLETED in error.problem:
+            return None
+        raise
+    return read_capacity(path, objectives)
+
+
+def _require_time_for_an_answer(flow: Flow, objectives: Objectives) -> None:
+    """A load that is shorter than the slowest answer within the objectives says nothing about them."""
+    load = flow.config.performance
+    slowest = (objectives.ttft_ms + (load.output_tokens - 1) * objectives.itl_ms) / 1000
+    seconds = objectives.seconds + load.warmup_seconds
+    if seconds < slowest:
+        raise FlowError(
+            f"No request was answered within {seconds:g} s, an answer within the objectives may take {slowest:g} s.",
+            "Give each load of the search more time: performance.slo.seconds.",
+        )
+
+
+def read_capacity(path: Path, objectives: Objectives) -> Capacity:
+    """The capacity in GuideLLM's JSON output; FlowError if it is not that of a goodput search."""
+    report = read_document(
+        path, SearchReport, "a goodput search of GuideLLM 0.8", "It was edited, or written by another version"
+    )
+    (search,) = report.conclusions
+    probes = tuple(_probe(*pair) for pair in zip(search.probes, report.benchmarks, strict=True))
+    return _capacity(objectives, probes, search.best_passing_streams or 0, search.stop_reason)
+
+
+def _probe(probe: SearchedProbe, load: SearchedLoad) -> Probe:
+    return Probe(
+        streams=probe.streams,
+        requests=probe.determined_requests,
+        attainment=probe.attainment,
+        ci95=(probe.attainment_lower, probe.attainment_upper),
+        passed=probe.passed,
+        output_tokens_per_s=load.metrics.output_tokens_per_second.total.mean,
+    )
+
+
+def _capacity(objectives: Objectives, probes: tuple[Probe, ...], streams: int, stopped: str) -> Capacity:
+    """The interval comes from the probes that are settled: their whole interval is on one side of the target."""
+    target = objectives.attainment
+    fails = [probe.streams for probe in probes if probe.ci95[1] < target]
+    return Capacity(
+        ttft_ms=objectives.ttft_ms,
+        itl_ms=objectives.itl_ms,
+        attainment=target,
+        streams=streams,
+        low=max((probe.streams for probe in probes if probe.ci95[0] >= target), default=0),
+        high=min(fails) - 1 if fails else None,
+        output_tokens_per_s=next((probe.output_tokens_per_s for probe in probes if probe.streams == streams), 0.0),
+        probes=probes,
+        stopped=stopped,
+    )
+
+
+def capacity_sentence(capacity: Capacity) -> str:
+    """The capacity and its interval in words."""
+    promise = (
+        f"{capacity.attainment:.0%} of the requests with the first token within {capacity.ttft_ms:g} ms "
+        f"and at most {capacity.itl_ms:g} ms per further token"
+    )
+    low = f"surely up to {capacity.low}" if capacity.low else "no load surely passed"
+    high = "no load surely failed" if capacity.high is None else f"surely not above {capacity.high}"
+    interval = f"{low}; {high}; the search ended: {capacity.stopped}"
+    if capacity.streams == 0:
+        return f"No load was found that keeps {promise} ({interval})."
+    return (
+        f"Up to {capacity.streams} requests at once keep {promise}: "
+        f"{capacity.output_tokens_per_s:.0f} output tokens/s ({interval})."
+    )
+
+
+def cost_per_million_output_tokens(hourly_price_usd: float, output_tokens_per_s: float) -> float:
+    """US dollars for a million output tokens of a machine that is always this busy; ValueError if not above 0."""
+    if hourly_price_usd <= 0 or output_tokens_per_s <= 0:
+        raise ValueError(f"not above 0: {hourly_price_usd} USD per hour, {output_tokens_per_s} tokens/s")
+    return hourly_price_usd / 3600 / output_tokens_per_s * 1e6

@@ -5,37 +5,63 @@ w8a8-int8 is faster and near lossless; w4a16-int4 is smaller, slower and clearly
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_serve_flow.comparison import CandidateResults, compare
+from model_serve_flow.comparability import BaseResults, CandidateResults
+from model_serve_flow.comparison import compare
 from model_serve_flow.config import FlowConfig, load_profile
 from model_serve_flow.results import (
     AccuracyResult,
     CalibrationFacts,
+    CandidateComparison,
+    Capacity,
     Comparison,
     CompressionResult,
+    DistributionResult,
     EngineFacts,
     Item,
     Latency,
     LoadPoint,
     Metric,
     Model,
+    Overlap,
     PerformanceResult,
+    Probe,
     TaskAccuracy,
+    TokenTops,
     protocol_hash,
 )
+from model_serve_flow.statistics import wilson_interval
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
-ACCURACY_PROTOCOL = {"tasks": ["mmlu_dev", "word_analogies", "wikipedia"], "num_fewshot": None, "max_model_len": 2048}
-PERFORMANCE_PROTOCOL = {"concurrency": [1, 4, 8], "prompt_tokens": 128, "output_tokens": 32, "seconds": 8.0}
+TASKS = ["mmlu_dev", "word_analogies", "wikipedia"]
+ACCURACY_PROTOCOL = {
+    "accuracy": {"tasks": TASKS, "num_fewshot": None, "concurrency": 8, "batch_size": 32},
+    "engine_arguments": {"max_model_len": 2048},
+    "engine_version": "0.32.0",
+}
+DISTRIBUTION_PROTOCOL = {
+    "distribution": {"documents": 6, "tokens": 40, "top_k": 5},
+    "concurrency": 8,
+    "engine_version": "0.32.0",
+}
+PERFORMANCE_PROTOCOL = {
+    "performance": {"concurrency": [1, 4, 8], "prompt_tokens": 128, "output_tokens": 32, "seconds": 8.0, "repeats": 3},
+    "engine_version": "0.32.0",
+}
+SUBJECT_GROUPS = ("humanities", "other", "social sciences", "stem")
+CATEGORIES = ("capital-common-countries", "currency", "family", "gram3-comparative")
+VOCABULARY = 60  # of the sample's distributions
 
 
 @dataclass(frozen=True)
@@ -48,12 +74,14 @@ class Traits:
     mmlu: tuple[int, int]  # items gained and lost against the base
     analogies: tuple[int, int]
     loss: float  # rise of the loss on text, in nats per word
+    streams: int  # highest concurrency within the objectives
+    noise: float  # standard deviation added to the base's logits
     quantization: str | None = "compressed-tensors"
     kernels: tuple[str, ...] = ()
 
 
 TRAITS = {
-    "base": Traits(269_060_552, 1.0, 1_912_602_624, (0, 0), (0, 0), 0.0, quantization=None),
+    "base": Traits(269_060_552, 1.0, 1_912_602_624, (0, 0), (0, 0), 0.0, 10, 0.0, quantization=None),
     "w8a8-int8": Traits(
         160_421_888,
         1.35,
@@ -61,6 +89,8 @@ TRAITS = {
         (7, 8),
         (4, 5),
         0.009,
+        14,
+        0.08,
         kernels=("CPUInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8",),
     ),
     "w4a16-int4": Traits(
@@ -70,15 +100,18 @@ TRAITS = {
         (25, 33),
         (12, 58),
         0.24,
+        5,
+        0.9,
         kernels=("CPUWNA16LinearKernel for CompressedTensorsWNA16",),
     ),
 }
 
 
 def config() -> FlowConfig:
-    """The profile the sample belongs to, with margins of its own: the tests are not about the profile's."""
+    """The profile the sample belongs to, with margins and a price of its own: the tests are not about the profile's."""
     margins = {"suite_margin_points": 3.0, "task_margin_points": 5.0, "perplexity_margin_percent": 3.0}
-    return load_profile("cpu-smollm2", {f"verdict.{key}": value for key, value in margins.items()})
+    overrides = {f"verdict.{key}": value for key, value in margins.items()}
+    return load_profile("cpu-smollm2", {**overrides, "deploy.hourly_price_usd": 0.08})
 
 
 def model(name: str = "base") -> Model:
@@ -97,13 +130,39 @@ def engine(name: str = "base") -> EngineFacts:
     )
 
 
-def choice_task(n: int, correct: int, gained: int = 0, lost: int = 0, chance: float | None = 0.25) -> TaskAccuracy:
+def question(i: int) -> dict:
+    """What a multiple-choice item carries beside its score: a question of one of four subjects, short or long."""
+    context = "A survey of 120 households in three districts was repeated in two later years. " * (i * 7 % 5)
+    return {
+        "prompt": f"{context}Question {i}: which of the following is true?\nA. one\nB. two\nC. three\nD. four\nAnswer:",
+        "expected": "ABCD"[i % 4],
+        "groups": {"subject group": SUBJECT_GROUPS[i // 2 % 4]},
+    }
+
+
+def analogy(i: int) -> dict:
+    """The same for a word analogy."""
+    words = ("Athens is to Greece as Oslo is to", "Denmark is to krone as Japan is to", "boy is to girl as uncle is to")
+    return {"prompt": words[i % 3], "expected": "ABCD"[i % 4], "groups": {"category": CATEGORIES[i // 2 % 4]}}
+
+
+def choice_task(
+    n: int, correct: int, gained: int = 0, lost: int = 0, chance: float | None = 0.25, asks: Callable = question
+) -> TaskAccuracy:
     """A multiple-choice task: the first `correct` items are right, then `lost` of them flip and `gained` others."""
     right = np.arange(n) < correct
     right[:lost] = False
     right[correct : correct + gained] = True
-    items = tuple(Item(id=str(i), answer="ABCD"[i % 4], acc=float(value)) for i, value in enumerate(right))
-    share = float(right.mean())
+    return scored_task(right, chance, asks)
+
+
+def scored_task(right: Sequence[bool], chance: float | None = 0.25, asks: Callable = question) -> TaskAccuracy:
+    """A multiple-choice task whose i-th item is right or wrong as given; a wrong answer is the next letter."""
+    n, share = len(right), float(np.mean(right))
+    items = tuple(
+        Item(id=str(i), answer="ABCD"[(i + (not value)) % 4], acc=float(value), **asks(i))
+        for i, value in enumerate(right)
+    )
     stderr = math.sqrt(share * (1 - share) / (n - 1))
     return TaskAccuracy(
         n=n, chance=chance, items=items, metrics={"acc": Metric(value=share, stderr=stderr, higher_is_better=True)}
@@ -132,20 +191,51 @@ def text_task(documents: int = 50, loss: float = 0.0, seed: int = 0) -> TaskAccu
 
 def accuracy(name: str = "base", protocol: dict | None = None) -> AccuracyResult:
     traits = TRAITS[name]
-    protocol = protocol or ACCURACY_PROTOCOL
     tasks = {
         "mmlu_dev": choice_task(273, 78, *traits.mmlu),
-        "word_analogies": choice_task(336, 214, *traits.analogies),
+        "word_analogies": choice_task(336, 214, *traits.analogies, asks=analogy),
         "wikipedia": text_task(50, traits.loss),
     }
-    return AccuracyResult(
-        model=model(name),
-        protocol=protocol,
-        protocol_hash=protocol_hash(protocol),
-        engine=engine(name),
-        seconds=95.0,
-        tasks=tasks,
+    return AccuracyResult(**_measurement(name, protocol or ACCURACY_PROTOCOL), tasks=tasks)
+
+
+def accuracy_again() -> AccuracyResult:
+    """The base in other batches: three answers change."""
+    settings = ACCURACY_PROTOCOL["accuracy"] | {"concurrency": 3, "batch_size": 20}
+    again = accuracy("base", {**ACCURACY_PROTOCOL, "accuracy": settings})
+    tasks = {"mmlu_dev": choice_task(273, 78, 1, 1), "word_analogies": choice_task(336, 214, 1, 0, asks=analogy)}
+    return again.model_copy(update={"tasks": {**again.tasks, **tasks}})
+
+
+def distribution(name: str = "base", noise: float | None = None, protocol: dict | None = None) -> DistributionResult:
+    """Six documents of 40 tokens, the five likeliest of each: the base's logits and the candidate's noise on them."""
+    logits = np.random.default_rng(11).normal(0, 2.5, (6, 39, VOCABULARY))
+    tokens = np.random.default_rng(12).integers(0, VOCABULARY, (6, 40))
+    noise = TRAITS[name].noise if noise is None else noise
+    logits = logits + np.random.default_rng(13).normal(0, 1, logits.shape) * noise
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    top = np.argsort(-logprobs, axis=-1)[..., :5]
+    likeliest = np.take_along_axis(logprobs, top, axis=-1)
+    documents = tuple(
+        TokenTops(id=str(i), tokens=row.tolist(), top_ids=ids.tolist(), top_logprobs=values.tolist())
+        for i, (row, ids, values) in enumerate(zip(tokens, top, likeliest, strict=True))
     )
+    return DistributionResult(**_measurement(name, protocol or DISTRIBUTION_PROTOCOL), k=5, documents=documents)
+
+
+def distribution_again() -> DistributionResult:
+    """The base in other batches: nearly the same distributions."""
+    return distribution("base", noise=0.01, protocol={**DISTRIBUTION_PROTOCOL, "concurrency": 3})
+
+
+def _measurement(name: str, protocol: dict) -> dict:
+    return {
+        "model": model(name),
+        "protocol": protocol,
+        "protocol_hash": protocol_hash(protocol),
+        "engine": engine(name),
+        "seconds": 95.0,
+    }
 
 
 def _latency(typical: float) -> Latency:
@@ -169,6 +259,7 @@ def load_point(concurrency: int, output_tokens_per_s: float, **changes: object) 
         "ttft_ms": _latency(ttft),
         "itl_ms": _latency(itl),
         "request_latency_s": _latency((ttft + 31 * itl) / 1000),
+        "client_cpu_share": 0.12,
         "valid": True,
     }
     return LoadPoint(**{**fields, **changes})
@@ -177,17 +268,52 @@ def load_point(concurrency: int, output_tokens_per_s: float, **changes: object) 
 def performance(
     name: str = "base", protocol: dict | None = None, points: tuple[LoadPoint, ...] | None = None
 ) -> PerformanceResult:
-    protocol = protocol or PERFORMANCE_PROTOCOL
-    bases = {1: 42.6, 4: 121.3, 8: 173.9}
-    speed = {c: v * TRAITS[name].speedup * (1 - 0.004 * c * (name != "base")) for c, v in bases.items()}
+    """Three load points, each measured three times in turns, and the capacity at the objectives."""
+    if points is None:
+        drift = (0.99, 1.0, 1.012) if name == "base" else (1.005, 0.996, 0.999)
+        points = tuple(
+            load_point(c, drift[repeat] * throughput(name, c), repeat=repeat + 1)
+            for repeat in range(3)
+            for c in (1, 4, 8)
+        )
     return PerformanceResult(
-        model=model(name),
-        protocol=protocol,
-        protocol_hash=protocol_hash(protocol),
-        engine=engine(name),
-        seconds=52.0,
-        points=points if points is not None else tuple(load_point(c, v) for c, v in speed.items()),
-        client_cpu_share=0.12,
+        **_measurement(name, protocol or PERFORMANCE_PROTOCOL), points=points, capacity=capacity(name)
+    )
+
+
+def throughput(name: str, concurrency: int) -> float:
+    """Output tokens/s of a model of the sample: the base's saturates, the candidates gain a little less under load."""
+    base = 247 * concurrency / (concurrency + 4.8)
+    return base * TRAITS[name].speedup * (1 - 0.004 * concurrency * (name != "base"))
+
+
+def capacity(name: str = "base") -> Capacity:
+    """What the goodput search found: four loads, two of them within the objectives."""
+    streams = TRAITS[name].streams
+    return Capacity(
+        ttft_ms=1500,
+        itl_ms=60,
+        attainment=0.95,
+        streams=streams,
+        low=streams - 1,
+        high=streams + 1,
+        output_tokens_per_s=throughput(name, streams),
+        probes=tuple(_probe(name, load) for load in (4, 2 * streams, streams, streams + 2)),
+        stopped="the interval of passing and failing loads is narrower than the tolerance",
+    )
+
+
+def _probe(name: str, load: int) -> Probe:
+    passed = load <= TRAITS[name].streams
+    met, requests = (118, 120) if passed else (66, 120)
+    interval = wilson_interval(met, requests)
+    return Probe(
+        streams=load,
+        requests=requests,
+        attainment=met / requests,
+        ci95=(interval.low, interval.high),
+        passed=passed,
+        output_tokens_per_s=throughput(name, load),
     )
 
 
@@ -201,7 +327,12 @@ def compression(name: str = "w8a8-int8") -> CompressionResult:
         origin="recipe",
         recipe={"scheme": "W8A8" if int8 else "W4A16"},
         calibration=CalibrationFacts(
-            source="gensim 4.4.0", samples=64, tokens=15210, padding_fraction=0.0, chat_template=True
+            source="gensim 4.4.0",
+            samples=64,
+            tokens=15210,
+            padding_fraction=0.0,
+            chat_template=True,
+            overlap=Overlap(ngram=8, items=659, overlapping=()),
         ),
         quantization_config={
             "quant_method": "compressed-tensors",
@@ -216,17 +347,33 @@ def compression(name: str = "w8a8-int8") -> CompressionResult:
     )
 
 
+def base() -> BaseResults:
+    """All results of the base, its second measurement among them."""
+    return BaseResults(accuracy(), performance(), accuracy_again(), distribution(), distribution_again())
+
+
 def candidate(name: str = "w8a8-int8") -> CandidateResults:
-    """(compression, accuracy, performance) of one candidate."""
-    return compression(name), accuracy(name), performance(name)
+    """All results of one candidate."""
+    return CandidateResults(compression(name), accuracy(name), performance(name), distribution(name))
 
 
 @functools.cache
 def sample_comparison() -> Comparison:
     """Base and two candidates: w8a8-int8 may ship, w4a16-int4 may not."""
-    settings = config()
-    results = [candidate("w8a8-int8"), candidate("w4a16-int4")]
-    return compare(settings, accuracy(), performance(), settings.model.note, results)
+    return compare(config(), base(), [candidate("w8a8-int8"), candidate("w4a16-int4")])
+
+
+def compare_int8(**replaced) -> CandidateComparison:
+    """w8a8-int8 against the base, with some results replaced: `accuracy=` is its own, `base_accuracy=` the base's."""
+    ours = {key.removeprefix("base_"): value for key, value in replaced.items() if key.startswith("base_")}
+    theirs = {key: value for key, value in replaced.items() if not key.startswith("base_")}
+    sides = dataclasses.replace(base(), **ours), [dataclasses.replace(candidate(), **theirs)]
+    return compare(config(), *sides).candidates[0]
+
+
+def with_task(result: AccuracyResult, name: str, task: TaskAccuracy) -> AccuracyResult:
+    """The same result with one task replaced or added."""
+    return result.model_copy(update={"tasks": {**result.tasks, name: task}})
 
 
 def tiny_config(**changes) -> LlamaConfig:

@@ -1,0 +1,327 @@
+"""Are these results of the right models, measured in the same way? What is not comparable is refused by name."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model_serve_flow.config import FlowConfig
+from model_serve_flow.errors import FlowError
+from model_serve_flow.results import (
+    AccuracyResult,
+    CompressionResult,
+    DistributionResult,
+    EngineFacts,
+    LoadPoint,
+    Measurement,
+    PerformanceResult,
+    require_same_protocol,
+)
+from model_serve_flow.workspace import Workspace
+
+TOKEN_TOLERANCE = 0.05  # relative difference of tokens per request above which two load points are not the same work
+BATCHING = frozenset({"concurrency", "batch_size"})  # keys of the protocol in which the second measurement differs
+
+REMEASURE = "Measure both again with the same profile: model-serve-flow run --from 01."
+REMAKE = "Results of different models were mixed: model-serve-flow run --from 03."
+
+
+@dataclass(frozen=True)
+class BaseResults:
+    """All that was measured of the base; the optional ones are none where the profile does not ask for them."""
+
+    accuracy: AccuracyResult
+    performance: PerformanceResult
+    accuracy_again: AccuracyResult | None = None
+    distribution: DistributionResult | None = None
+    distribution_again: DistributionResult | None = None
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """Every result there is."""
+        everything = (
+            self.accuracy,
+            self.performance,
+            self.accuracy_again,
+            self.distribution,
+            self.distribution_again,
+        )
+        return tuple(result for result in everything if result is not None)
+
+
+@dataclass(frozen=True)
+class CandidateResults:
+    """How a candidate was made, and all that was measured of it."""
+
+    compression: CompressionResult
+    accuracy: AccuracyResult
+    performance: PerformanceResult
+    distribution: DistributionResult | None = None
+
+    @property
+    def name(self) -> str:
+        return self.compression.model.name
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """Every result there is of the served candidate."""
+        everything = (self.accuracy, self.performance, self.distribution)
+        return tuple(result for result in everything if result is not None)
+
+
+def read_base(space: Workspace, config: FlowConfig) -> BaseResults:
+    """The base's results, with those the profile asks for; FlowError if one is missing or of another model."""
+    again, shift = config.accuracy.again is not None, config.accuracy.distribution is not None
+    results = BaseResults(
+        accuracy=space.accuracy("base"),
+        performance=space.performance("base"),
+        accuracy_again=space.accuracy_again() if again else None,
+        distribution=space.distribution("base") if shift else None,
+        distribution_again=space.distribution_again() if again and shift else None,
+    )
+    _require_name("base", results.measurements)
+    return results
+
+
+def read_candidate(space: Workspace, config: FlowConfig, name: str) -> CandidateResults:
+    """A candidate's results, with those the profile asks for; FlowError if one is missing or of another model."""
+    results = CandidateResults(
+        compression=space.compression(name),
+        accuracy=space.accuracy(name),
+        performance=space.performance(name),
+        distribution=space.distribution(name) if config.accuracy.distribution is not None else None,
+    )
+    _require_name(name, (results.compression, *results.measurements))
+    return results
+
+
+def require_comparable(base: BaseResults, candidates: Sequence[CandidateResults]) -> None:
+    """Refuses results that are not of the models they claim, or were not measured in the same way.
+
+    Raises:
+        FlowError: what is wrong, naming the model, the result and the field.
+    """
+    _check_base(base)
+    _require_distinct([candidate.name for candidate in candidates])
+    for candidate in candidates:
+        _check_candidate(base, candidate)
+
+
+def _check_base(base: BaseResults) -> None:
+    _require_name("base", base.measurements)
+    for result in base.measurements:
+        _require_same_checkpoint(base.accuracy, result)
+        if result.engine.quantization is not None or result.engine.kernels:
+            raise FlowError(
+                f"The {result.kind} result of base was served quantised ({_served(result.engine)}).",
+                "Run 01 and 02 again on the unquantised model.",
+            )
+    _require_same_engine(base.accuracy, base.measurements)
+    _require_valid_points(base.performance)
+    _require_second(base.accuracy, base.accuracy_again)
+    _require_second(base.distribution, base.distribution_again)
+    if base.accuracy_again is not None:
+        _require_same_tasks(base.accuracy, base.accuracy_again)
+
+
+def _check_candidate(base: BaseResults, candidate: CandidateResults) -> None:
+    compression, name = candidate.compression, candidate.name
+    _require_name(name, candidate.measurements)
+    for result in candidate.measurements:
+        _require_same_checkpoint(compression, result)
+    if compression.base.sha256 != base.accuracy.model.sha256:
+        raise FlowError(
+            f"{name} was made from checkpoint {compression.base.sha256[:12]}, but the base that was measured is "
+            f"{base.accuracy.model.sha256[:12]}.",
+            "Run 01, 02 and 03 again on one base model.",
+        )
+    if compression.model.sha256 == base.accuracy.model.sha256:
+        raise FlowError(f"{name} is the same checkpoint as base ({compression.model.sha256[:12]}).", REMAKE)
+    require_same_protocol(base.accuracy, candidate.accuracy)
+    require_same_protocol(base.performance, candidate.performance)
+    _require_quantised_kernel(candidate.measurements)
+    _require_same_engine(base.accuracy, candidate.measurements)
+    _require_valid_points(candidate.performance)
+    _require_same_points(base.performance, candidate.performance)
+    _require_same_objectives(base.performance, candidate.performance)
+    _require_same_tasks(base.accuracy, candidate.accuracy)
+    _require_same_distribution(base.distribution, candidate.distribution, name)
+
+
+# --- The right models ---
+
+
+def _require_name(name: str, results: Iterable[CompressionResult | Measurement]) -> None:
+    for result in results:
+        if result.model.name != name:
+            raise FlowError(f"The {result.kind} result in the folder of {name} is of {result.model.name}.", REMAKE)
+
+
+def _require_distinct(names: list[str]) -> None:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise FlowError(f"Candidate {repeated[0]} is given more than once.", "Give each candidate its own name.")
+
+
+def _require_same_checkpoint(first: CompressionResult | Measurement, second: Measurement) -> None:
+    if first.model != second.model:
+        raise FlowError(
+            f"The {first.kind} result of {first.model.name} is of checkpoint {first.model.sha256[:12]} "
+            f"({first.model.size_bytes} bytes), its {second.kind} result of {second.model.sha256[:12]} "
+            f"({second.model.size_bytes} bytes).",
+            REMAKE,
+        )
+
+
+def _require_quantised_kernel(results: Sequence[Measurement]) -> None:
+    """The engine's own log is the proof that the compressed weights, and not the base's, answered."""
+    for result in results:
+        if result.engine.quantization is None or not result.engine.kernels:
+            raise FlowError(
+                f"No quantised kernel served {result.model.name} in its {result.kind} result "
+                f"({_served(result.engine)}).",
+                "Check the checkpoint's quantization_config and the server's log, then run 04 and 05 again.",
+            )
+    first, *others = results
+    for other in others:
+        if set(first.engine.kernels) != set(other.engine.kernels):
+            raise FlowError(
+                f"{first.model.name} was served by different kernels: {first.kind} by {_served(first.engine)}, "
+                f"{other.kind} by {_served(other.engine)}.",
+                "Run 04 and 05 again on the same machine.",
+            )
+
+
+def _require_same_engine(base: Measurement, others: Iterable[Measurement]) -> None:
+    for other in others:
+        if other.engine.version != base.engine.version:
+            raise FlowError(
+                f"The {base.kind} result of {base.model.name} is from engine version {base.engine.version}, the "
+                f"{other.kind} result of {other.model.name} from {other.engine.version}.",
+                REMEASURE,
+            )
+
+
+def _served(engine: EngineFacts) -> str:
+    return f"quantization {engine.quantization}, kernels {', '.join(engine.kernels) or 'none'}"
+
+
+# --- The same items ---
+
+
+def _require_same_tasks(base: AccuracyResult, other: AccuracyResult) -> None:
+    if odd := sorted(base.tasks.keys() ^ other.tasks.keys()):
+        lacking = other.model.name if odd[0] in base.tasks else "base"
+        raise FlowError(f"The accuracy result of {lacking} lacks the task {odd[0]}.", REMEASURE)
+    for task in base.tasks:
+        if base.tasks[task].chance != other.tasks[task].chance:
+            raise FlowError(
+                f"Task {task}: guessing scores {base.tasks[task].chance} for base and "
+                f"{other.tasks[task].chance} for {other.model.name}.",
+                REMEASURE,
+            )
+
+
+def _require_second(first: Measurement | None, second: Measurement | None) -> None:
+    """The base's second measurement must be of the same items in other batches: what differs is the engine's noise."""
+    if second is None:
+        return
+    if first is None:
+        raise FlowError(f"The base has a second {second.kind} result but no first.", REMEASURE)
+    ours, theirs = without_batching(first.protocol), without_batching(second.protocol)
+    if odd := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
+        raise FlowError(
+            f"The base's second {first.kind} result was not measured like its first: {odd[0]} is "
+            f"{ours.get(odd[0])!r} and {theirs.get(odd[0])!r}.",
+            REMEASURE,
+        )
+
+
+def without_batching(protocol: dict[str, Any]) -> dict[str, Any]:
+    """The protocol without what says how requests were batched, at any depth."""
+    return {
+        key: without_batching(value) if isinstance(value, dict) else value
+        for key, value in protocol.items()
+        if key not in BATCHING
+    }
+
+
+def _require_same_distribution(base: DistributionResult | None, other: DistributionResult | None, name: str) -> None:
+    if base is None and other is None:
+        return
+    if base is None or other is None:
+        lacking = "base" if base is None else name
+        raise FlowError(f"The distribution result of {lacking} is missing.", REMEASURE)
+    require_same_protocol(base, other)
+
+
+# --- The same load ---
+
+
+def _require_valid_points(performance: PerformanceResult) -> None:
+    for point in performance.points:
+        reason = point.invalid_reason or _flaw(point)
+        if not point.valid or reason:
+            raise FlowError(
+                f"The load point {point.concurrency} of {performance.model.name} is not valid: "
+                f"{reason or 'no reason given'}.",
+                "Give it more time (performance.seconds) or less load, and run 02 and 05 again.",
+            )
+
+
+def _flaw(point: LoadPoint) -> str:
+    """What a point that is marked as valid gives away by its own figures; empty if nothing."""
+    if point.errored_requests:
+        return f"{point.errored_requests} requests failed"
+    if point.output_tokens_per_s == 0:
+        return "no output tokens"
+    if point.itl_ms.mean == 0 or point.request_latency_s.mean == 0:
+        return "no latencies"
+    return ""
+
+
+def _require_same_points(base: PerformanceResult, candidate: PerformanceResult) -> None:
+    ours, theirs = (Counter(point.concurrency for point in result.points) for result in (base, candidate))
+    name = candidate.model.name
+    if sorted(ours) != sorted(theirs):
+        raise FlowError(
+            f"base was loaded at {sorted(ours)} and {name} at {sorted(theirs)} concurrent requests.", REMEASURE
+        )
+    for concurrency in sorted(ours):
+        if ours[concurrency] != theirs[concurrency]:
+            raise FlowError(
+                f"The load point {concurrency} was measured {ours[concurrency]} times for base and "
+                f"{theirs[concurrency]} times for {name}.",
+                REMEASURE,
+            )
+    for one, other in zip(sorted(base.points, key=_place), sorted(candidate.points, key=_place), strict=True):
+        _require_same_work(one, other, name)
+
+
+def _place(point: LoadPoint) -> tuple[int, int]:
+    return point.concurrency, point.repeat
+
+
+def _require_same_work(base: LoadPoint, candidate: LoadPoint, name: str) -> None:
+    for field in ("prompt_tokens", "output_tokens"):
+        left, right = getattr(base, field), getattr(candidate, field)
+        if not math.isclose(left, right, rel_tol=TOKEN_TOLERANCE):
+            raise FlowError(
+                f"The load point {base.concurrency} was not the same work: {field} per request are {left:.1f} for "
+                f"base and {right:.1f} for {name}.",
+                REMEASURE,
+            )
+
+
+def _require_same_objectives(base: PerformanceResult, candidate: PerformanceResult) -> None:
+    ours, theirs = (
+        None if c is None else (c.ttft_ms, c.itl_ms, c.attainment) for c in (base.capacity, candidate.capacity)
+    )
+    if ours != theirs:
+        raise FlowError(
+            f"The capacity of base was searched at the objectives {ours} and that of {candidate.model.name} at "
+            f"{theirs} (TTFT in ms, ITL in ms, share of requests).",
+            REMEASURE,
+        )

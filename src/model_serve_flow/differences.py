@@ -1,0 +1,218 @@
+"""The paired difference in every metric of a task and in their average, with its uncertainty and its test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from model_serve_flow import statistics
+from model_serve_flow.comparability import REMEASURE
+from model_serve_flow.config import Verdict
+from model_serve_flow.errors import FlowError
+from model_serve_flow.pairs import PRIMARY_METRICS, Pairs, count_flips, primary_metric
+from model_serve_flow.results import Difference, TaskAccuracy
+from model_serve_flow.statistics import Interval
+
+TEXT_KEYS = ("loglikelihood", "words", "bytes")  # what an item of a perplexity task carries
+AGGREGATE_TOLERANCE = 1e-6
+
+TANGO = "Tango's score interval for paired proportions"
+BOOTSTRAP = "BCa bootstrap over items"
+BOOTSTRAP_DOCUMENTS = "BCa bootstrap over documents"
+MOVER = "MOVER over the tasks' intervals"
+
+Differences = Mapping[str, Mapping[str, Difference]]  # task -> metric -> difference
+
+
+def compare_task(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Difference]:
+    """The difference in each metric of one task that has a value per item.
+
+    Metrics of answers are in points (values x 100), word perplexity in percent of the base's, bits per byte in
+    bits/byte.
+
+    Raises:
+        FlowError: a value is NaN or infinite, or a task's figure is not that of its items.
+    """
+    try:
+        if all(pairs.values(key) is not None for key in TEXT_KEYS):
+            return _text_differences(pairs, margins, seed)
+        return _answer_differences(pairs, margins, seed)
+    except ValueError as error:
+        raise FlowError(f"Task {pairs.task} cannot be compared: {error}.", REMEASURE) from error
+
+
+def deciding(differences: Differences) -> dict[str, Difference]:
+    """The primary metric of each task that can decide: not a text, and not near chance."""
+    primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
+    return {task: d for task, d in primaries.items() if d.unit == "points" and not d.near_chance}
+
+
+def compare_suite(differences: Differences, margins: Verdict) -> Difference | None:
+    """Macro average over the deciding tasks, each counting the same; higher is better. None if no task can decide."""
+    tasks = list(deciding(differences).values())
+    if not tasks:
+        return None
+    interval = statistics.mean_of_independent([oriented(d) for d in tasks])
+    base, candidate = (math.fsum(getattr(d, side) for d in tasks) / len(tasks) for side in ("base", "candidate"))
+    return Difference(
+        n=sum(d.n for d in tasks),
+        base=base,
+        candidate=candidate,
+        unit="points",
+        higher_is_better=True,
+        method=MOVER,
+        margin=margins.suite_margin_points,
+        noninferiority_p=statistics.average_noninferiority_p(interval, margins.suite_margin_points),
+        recovery_percent=_recovery(base, candidate) if all(d.higher_is_better for d in tasks) else None,
+        smallest_detectable_drop=statistics.smallest_detectable_change(interval),
+        **_bounds(interval),
+    )
+
+
+def oriented(difference: Difference) -> Interval:
+    """The difference with its interval, turned so that higher is better."""
+    low, high = difference.ci95
+    if difference.higher_is_better:
+        return Interval(difference.difference, low, high)
+    return Interval(-difference.difference, -high, -low)
+
+
+# --- Answers ---
+
+
+def _answer_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Difference]:
+    # A metric without values per item is lm-eval's figure for the whole task only: nothing to pair.
+    scored = [metric for metric in pairs.base.metrics if pairs.values(metric) is not None]
+    if not scored:
+        raise ValueError("no metric has a value per item")
+    differences = {metric: _answer_difference(pairs, metric, margins.task_margin_points, seed) for metric in scored}
+    _require_own_figure(pairs, primary_metric(scored))
+    return differences
+
+
+def _answer_difference(pairs: Pairs, metric: str, margin: float, seed: int) -> Difference:
+    base, candidate = pairs.values(metric)
+    binary = statistics.is_binary(base) and statistics.is_binary(candidate)
+    near_chance = binary and _near_chance(base, pairs.base.chance)
+    higher_is_better = pairs.base.metrics[metric].higher_is_better
+    tested = _binary_test if binary else _mean_test
+    return Difference(
+        n=base.size,
+        base=100 * base.mean(),
+        candidate=100 * candidate.mean(),
+        unit="points",
+        higher_is_better=higher_is_better,
+        chance=None if pairs.base.chance is None else 100 * pairs.base.chance,
+        near_chance=near_chance,
+        margin=margin,
+        recovery_percent=_recovery(base.mean(), candidate.mean()) if higher_is_better and not near_chance else None,
+        **tested(base, candidate, pairs.oriented(metric), margin / 100, seed),
+    )
+
+
+def _binary_test(
+    base: NDArray, candidate: NDArray, good: tuple[NDArray, NDArray], margin: float, seed: int
+) -> dict[str, Any]:
+    """Interval and tests of values of 0 and 1; `good` are the same with 1 for right. Nothing here is drawn."""
+    flips = count_flips(good[0] == 1, good[1] == 1)
+    changed = (flips.right_to_wrong + flips.wrong_to_right) / base.size
+    return {
+        **_bounds(statistics.paired_binary_difference(base, candidate).scaled(100)),
+        "method": TANGO,
+        "noninferiority_p": statistics.binary_noninferiority_p(*good, margin),
+        "mcnemar_p": statistics.mcnemar_p(base, candidate),
+        "flips": flips,
+        "smallest_detectable_drop": 100 * statistics.smallest_detectable_drop(base.size, changed),
+    }
+
+
+def _mean_test(
+    base: NDArray, candidate: NDArray, good: tuple[NDArray, NDArray], margin: float, seed: int
+) -> dict[str, Any]:
+    interval = statistics.paired_mean_difference(base, candidate, seed).scaled(100)
+    return {
+        **_bounds(interval),
+        "method": BOOTSTRAP,
+        "noninferiority_p": statistics.mean_noninferiority_p(*good, margin, seed),
+        "smallest_detectable_drop": statistics.smallest_detectable_change(interval),
+    }
+
+
+def _recovery(base: float, candidate: float) -> float | None:
+    return 100 * candidate / base if base > 0 else None
+
+
+def _near_chance(base: NDArray, chance: float | None) -> bool:
+    """Whether guessing explains the base's score: its lower 95 % bound is not above chance."""
+    return chance is not None and statistics.wilson_interval(int(base.sum()), base.size).low <= chance
+
+
+# --- Texts ---
+
+
+def _text_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Difference]:
+    """Word perplexity and bits per byte of the corpus: ratio estimators over its documents."""
+    (base, candidate), words, sizes = (pairs.values(key) for key in TEXT_KEYS)
+    for key, (ours, theirs) in (("words", words), ("bytes", sizes)):
+        if (ours != theirs).any():
+            raise FlowError(f"Task {pairs.task}: {key} of a document differ between base and candidate.", REMEASURE)
+    words, sizes = words[0], sizes[0]
+    margin = math.log1p(margins.perplexity_margin_percent / 100)  # nats per word
+    byte_margin = margin * words.sum() / sizes.sum()
+    return {
+        "word_perplexity": _text_difference(
+            pairs,
+            "word_perplexity",
+            [math.exp(-side.sum() / words.sum()) for side in (base, candidate)],
+            statistics.paired_ratio_change(base, candidate, words, seed),
+            unit="percent",
+            margin=margins.perplexity_margin_percent,
+            noninferiority_p=statistics.loss_noninferiority_p(base, candidate, words, margin, seed),
+        ),
+        "bits_per_byte": _text_difference(
+            pairs,
+            "bits_per_byte",
+            [-side.sum() / sizes.sum() / math.log(2) for side in (base, candidate)],
+            statistics.paired_loss_change(base, candidate, sizes, seed).scaled(1 / math.log(2)),
+            unit="bits/byte",
+            margin=byte_margin / math.log(2),
+            noninferiority_p=statistics.loss_noninferiority_p(base, candidate, sizes, byte_margin, seed),
+        ),
+    }
+
+
+def _text_difference(pairs: Pairs, metric: str, values: list[float], interval: Interval, **fields: Any) -> Difference:
+    for result, value in zip((pairs.base, pairs.candidate), values, strict=True):
+        _require_figure(pairs.task, metric, result, value)
+    return Difference(
+        n=pairs.base.n,
+        base=values[0],
+        candidate=values[1],
+        higher_is_better=False,
+        method=BOOTSTRAP_DOCUMENTS,
+        smallest_detectable_drop=statistics.smallest_detectable_change(interval),
+        **_bounds(interval),
+        **fields,
+    )
+
+
+def _bounds(interval: Interval) -> dict[str, float | tuple[float, float]]:
+    return {"difference": interval.difference, "ci95": (interval.low, interval.high)}
+
+
+def _require_own_figure(pairs: Pairs, metric: str) -> None:
+    if metric.partition(",")[0] in PRIMARY_METRICS:  # known to be plain means of their items
+        for result, values in zip((pairs.base, pairs.candidate), pairs.values(metric), strict=True):
+            _require_figure(pairs.task, metric, result, values.mean())
+
+
+def _require_figure(task: str, metric: str, result: TaskAccuracy, recomputed: float) -> None:
+    """A figure that its own items do not give was edited, or belongs to other items."""
+    given = result.metrics[metric].value if metric in result.metrics else recomputed
+    if not math.isclose(given, recomputed, rel_tol=AGGREGATE_TOLERANCE, abs_tol=AGGREGATE_TOLERANCE):
+        raise FlowError(
+            f"Task {task}: {metric} is given as {given:.6g}, but its items give {recomputed:.6g}.", REMEASURE
+        )

@@ -1,0 +1,140 @@
+"""The decision by non-inferiority, Holm-corrected over the tasks, with its reasons in plain sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model_serve_flow import statistics
+from model_serve_flow.differences import Differences, deciding, oriented
+from model_serve_flow.pairs import primary_metric
+from model_serve_flow.results import Decision, Difference
+
+TEXT_METRIC = "word_perplexity"  # bits per byte is the same test in another unit
+
+
+@dataclass(frozen=True)
+class _Check:
+    """One question of the verdict: is the loss surely within its margin, surely beyond it, or neither?"""
+
+    subject: str
+    difference: Difference
+    within_p: float  # adjusted, of "the loss is the margin or more"
+    beyond_p: float  # adjusted, of "the loss is less than the margin"
+    tests: int  # over which the p-values are adjusted
+
+    @property
+    def passes(self) -> bool:
+        return self.within_p <= statistics.ALPHA
+
+    @property
+    def fails(self) -> bool:
+        return self.beyond_p <= statistics.ALPHA
+
+    @property
+    def unsure(self) -> bool:
+        return not self.passes and not self.fails
+
+    def sentence(self) -> str:
+        """What was found, in numbers and units."""
+        d = self.difference
+        unit = "%" if d.unit == "percent" else d.unit
+        change = "drop" if d.higher_is_better else "rise"
+        place = "within" if self.passes else "beyond" if self.fails else "not clearly within"
+        answers = "" if d.mcnemar_p is None else f", McNemar {_p(d.mcnemar_p)}"
+        adjusted = "Holm-adjusted " if self.tests > 1 else ""
+        found = (
+            f"{self.subject} changed by {d.difference:+.1f} {unit} (95 % interval {d.ci95[0]:+.1f} to "
+            f"{d.ci95[1]:+.1f}, n = {d.n}{answers}): {place} the accepted {change} of {d.margin:.1f} {unit} "
+            f"({adjusted}{_p(self.beyond_p if self.fails else self.within_p)})."
+        )
+        return f"{found} {self._needed()}" if self.unsure else found
+
+    def items_to_settle(self) -> int | None:
+        """Items at which this question would be decided; None if it is, or if no number can be told."""
+        if not self.unsure:
+            return None
+        d = self.difference
+        return statistics.items_to_settle(d.n, oriented(d), d.margin, self.tests)
+
+    def _needed(self) -> str:
+        items, noun = self.items_to_settle(), "items" if self.difference.unit == "points" else "documents"
+        if items is None:
+            return f"It is too close to the margin to tell how many {noun} would settle it."
+        return f"About {items:,} {noun} would settle it."
+
+
+def decide(differences: Differences, suite: Difference | None) -> tuple[Decision, tuple[str, ...]]:
+    """The verdict by non-inferiority, and its reasons, the deciding one first.
+
+    SHIP: the macro average, every deciding task and every perplexity surely lose less than their margins.
+    DO NOT SHIP: one of them surely loses more than its margin.
+    INCONCLUSIVE: neither, or no task can decide.
+
+    "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities.
+    """
+    checks = [*([_suite_check(differences, suite)] if suite else []), *_task_checks(differences).values()]
+    failing, unsure = any(check.fails for check in checks), any(check.unsure for check in checks)
+    verdict: Decision = "DO NOT SHIP" if failing else "INCONCLUSIVE" if unsure or suite is None else "SHIP"
+    ordered = sorted(checks, key=lambda check: (not check.fails, check.passes))
+    reasons = [check.sentence() for check in ordered]
+    if suite is None:
+        silent = "No task can decide: the base answers none clearly better than by guessing."
+        reasons.insert(len(reasons) if failing else 0, silent)
+    return verdict, (*reasons, *_near_chance_sentences(differences))
+
+
+def with_items_to_settle(
+    differences: Differences, suite: Difference | None
+) -> tuple[dict[str, dict[str, Difference]], Difference | None]:
+    """The differences with the number of items at which each would be decided, where it is not.
+
+    Those that count in the verdict are taken at its corrected level, the others by themselves.
+    """
+    counting = _task_checks(differences)
+
+    def filled(task: str, metric: str, difference: Difference) -> Difference:
+        check = counting.get((task, metric)) or _check(task, difference)
+        return difference.model_copy(update={"items_to_settle": check.items_to_settle()})
+
+    found = {
+        task: {name: filled(task, name, d) for name, d in metrics.items()} for task, metrics in differences.items()
+    }
+    if suite is None:
+        return found, None
+    return found, suite.model_copy(update={"items_to_settle": _check("", suite).items_to_settle()})
+
+
+def _check(subject: str, difference: Difference) -> _Check:
+    """The question by itself, uncorrected."""
+    return _Check(subject, difference, difference.noninferiority_p, 1 - difference.noninferiority_p, 1)
+
+
+def _suite_check(differences: Differences, suite: Difference) -> _Check:
+    count = len(deciding(differences))
+    return _check(f"The average score over {'1 task' if count == 1 else f'{count} tasks'}", suite)
+
+
+def _task_checks(differences: Differences) -> dict[tuple[str, str], _Check]:
+    """The family of the correction: the primary metric of every deciding task, and every perplexity."""
+    family = {(task, primary_metric(differences[task])): (task, d) for task, d in deciding(differences).items()}
+    texts = {task: metrics[TEXT_METRIC] for task, metrics in differences.items() if TEXT_METRIC in metrics}
+    family |= {(task, TEXT_METRIC): (f"Word perplexity on {task}", d) for task, d in texts.items()}
+    within = statistics.holm([d.noninferiority_p for _, d in family.values()])
+    beyond = statistics.holm([1 - d.noninferiority_p for _, d in family.values()])
+    return {
+        key: _Check(subject, d, *adjusted, len(family))
+        for (key, (subject, d)), *adjusted in zip(family.items(), within, beyond, strict=True)
+    }
+
+
+def _near_chance_sentences(differences: Differences) -> list[str]:
+    return [
+        f"{task} cannot decide: the base's {d.base:.1f} points are not clearly above guessing "
+        f"({d.chance:.1f} points, n = {d.n})."
+        for task, d in ((task, metrics[primary_metric(metrics)]) for task, metrics in differences.items())
+        if d.near_chance
+    ]
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

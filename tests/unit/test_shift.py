@@ -1,0 +1,89 @@
+"""Distribution shift and noise floor are those of the files, and other texts or tokens are refused."""
+
+import dataclasses
+import math
+
+import factories
+import numpy as np
+import pytest
+
+from model_serve_flow.errors import FlowError
+from model_serve_flow.results import Flips
+from model_serve_flow.shift import measure_shift, noise_floor
+
+BASE = factories.distribution()
+
+
+def bucketed(ours, theirs):
+    """KL over the tokens both name, with everything else as one bucket: written out, token by token."""
+    shared = ours.keys() & theirs.keys()
+    rest = 1 - sum(ours[i] for i in shared), 1 - sum(theirs[i] for i in shared)
+    return sum(ours[i] * math.log(ours[i] / theirs[i]) for i in shared) + rest[0] * math.log(rest[0] / rest[1])
+
+
+@pytest.mark.parametrize("name", ["w8a8-int8", "w4a16-int4"])
+def test_shift_recomputed_token_by_token(name):
+    other = factories.distribution(name)
+    divergences, agreements = [], []
+    for one, two in zip(BASE.documents, other.documents, strict=True):
+        for place in range(39):
+            ours, theirs = (dict(zip(d.top_ids[place], np.exp(d.top_logprobs[place]), strict=True)) for d in (one, two))
+            divergences.append(bucketed(ours, theirs))
+            agreements.append(max(ours, key=ours.get) == max(theirs, key=theirs.get))
+    kl, agreement = measure_shift(BASE, other, 0)
+    assert kl.mean == pytest.approx(np.mean(divergences))
+    assert kl.p99 == pytest.approx(np.quantile(divergences, 0.99))
+    assert kl.ci95[0] < kl.mean < kl.ci95[1]
+    assert (kl.k, kl.tokens) == (5, 6 * 39)
+    assert agreement == pytest.approx(np.mean(agreements))
+
+
+def test_equal_distributions_do_not_diverge():
+    kl, agreement = measure_shift(BASE, factories.distribution("w8a8-int8", noise=0.0), 0)
+    assert (kl.mean, kl.p99, agreement) == (pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12), 1.0)
+
+
+def test_sample_tells_the_engines_noise_from_the_candidates():
+    int8, int4 = factories.sample_comparison().candidates
+    assert int8.noise_floor == int4.noise_floor
+    assert int8.noise_floor.kl.mean < int8.kl.ci95[0] < int8.kl.ci95[1] < int4.kl.ci95[0]
+    assert int8.noise_floor.top1_agreement > int8.top1_agreement > int4.top1_agreement
+
+
+def test_noise_floor_counts_the_flips_of_every_task_of_zeros_and_ones():
+    floor = noise_floor(factories.base(), 0)
+    assert floor.flips == {
+        "mmlu_dev": Flips(right_to_wrong=1, wrong_to_right=1),
+        "word_analogies": Flips(right_to_wrong=0, wrong_to_right=1),
+    }
+    assert noise_floor(dataclasses.replace(factories.base(), accuracy_again=None), 0) is None
+    answers_only = noise_floor(dataclasses.replace(factories.base(), distribution_again=None), 0)
+    assert (answers_only.flips, answers_only.kl, answers_only.top1_agreement) == (floor.flips, None, None)
+
+
+def test_second_measurement_of_other_items_is_refused():
+    again = factories.accuracy_again()
+    other = factories.with_task(again, "mmlu_dev", factories.choice_task(270, 78))
+    with pytest.raises(FlowError, match="mmlu_dev, item 270: the second measurement has no such item"):
+        noise_floor(dataclasses.replace(factories.base(), accuracy_again=other), 0)
+
+
+def with_document(result, **changes):
+    first, *rest = result.documents
+    return result.model_copy(update={"documents": (first.model_copy(update=changes), *rest)})
+
+
+def test_other_documents_tokens_and_k_are_refused():
+    other = factories.distribution("w8a8-int8")
+    with pytest.raises(FlowError, match="Document 0 was read as other tokens by w8a8-int8"):
+        measure_shift(BASE, with_document(other, tokens=tuple(range(40))), 0)
+    with pytest.raises(FlowError, match=r"w8a8-int8 are not of the base's documents: 6 .* 5 for w8a8-int8"):
+        measure_shift(BASE, other.model_copy(update={"documents": other.documents[:5]}), 0)
+    with pytest.raises(FlowError, match="5 likeliest tokens for base, 6 with 4 for w8a8-int8"):
+        measure_shift(BASE, other.model_copy(update={"k": 4}), 0)
+
+
+def test_probabilities_that_are_none_are_refused():
+    certain = tuple((0.0,) * 5 for _ in range(39))
+    with pytest.raises(FlowError, match=r"distributions of w8a8-int8 cannot be compared: .* more than 1"):
+        measure_shift(BASE, with_document(factories.distribution("w8a8-int8"), top_logprobs=certain), 0)

@@ -1,0 +1,137 @@
+"""The verdict is by non-inferiority with Holm's correction, and its reasons say what would settle it."""
+
+import factories
+import pytest
+from factories import compare_int8, with_task
+
+from model_serve_flow.results import Difference
+from model_serve_flow.statistics import Interval, items_to_settle
+from model_serve_flow.verdict import decide, with_items_to_settle
+
+
+def difference(p, change=0.0, half_width=3.0, **fields):
+    """A task's difference with this non-inferiority p-value."""
+    values = {
+        "n": 200,
+        "base": 70.0,
+        "candidate": 70.0 + change,
+        "difference": change,
+        "ci95": (change - half_width, change + half_width),
+        "unit": "points",
+        "higher_is_better": True,
+        "method": "score",
+        "margin": 3.1,
+        "noninferiority_p": p,
+    }
+    return Difference(**{**values, **fields})
+
+
+def test_good_candidate_ships_and_bad_one_does_not():
+    comparison = factories.sample_comparison()
+    assert [candidate.verdict for candidate in comparison.candidates] == ["SHIP", "DO NOT SHIP"]
+    good, bad = (candidate.reasons for candidate in comparison.candidates)
+    assert good[0].startswith("The average score over 1 task")
+    assert "within the accepted drop of 3.0 points (p = 0.00" in good[0]
+    assert "McNemar p = 1.000): within the accepted drop of 5.0 points (Holm-adjusted p < 0.001)" in good[1]
+    assert "beyond the accepted drop of 3.0 points" in bad[0]
+    assert any("mmlu_dev cannot decide" in reason for reason in good)
+    assert not any("settle" in reason for reason in (*good, *bad))
+
+
+def test_one_test_that_would_pass_alone_does_not_pass_among_several():
+    alone = {"a": {"acc": difference(0.02)}}
+    assert decide(alone, difference(0.001))[0] == "SHIP"
+    among = {**alone, "b": {"acc": difference(0.02)}, "c": {"acc": difference(0.0001)}}
+    verdict, reasons = decide(among, difference(0.001))
+    assert verdict == "INCONCLUSIVE"
+    assert reasons[0].startswith("a changed by +0.0 points")
+    assert "not clearly within the accepted drop of 3.1 points (Holm-adjusted p = 0.040)" in reasons[0]
+    needed = items_to_settle(200, Interval(0.0, -3.0, 3.0), 3.1, tests=3)
+    assert f"About {needed:,} items would settle it." in reasons[0]
+    assert needed > 200
+
+
+def test_one_loss_that_would_fail_alone_does_not_fail_among_several():
+    alone = {"a": {"acc": difference(0.98, -6.2)}}
+    assert decide(alone, difference(0.001))[0] == "DO NOT SHIP"
+    among = {**alone, "b": {"acc": difference(0.0001)}}
+    assert decide(among, difference(0.001))[0] == "INCONCLUSIVE"
+    surely = {"a": {"acc": difference(0.99, -6.5)}, "b": {"acc": difference(0.0001)}}
+    verdict, reasons = decide(surely, difference(0.001))
+    assert verdict == "DO NOT SHIP"
+    assert "beyond the accepted drop of 3.1 points (Holm-adjusted p = 0.020)" in reasons[0]
+
+
+@pytest.mark.parametrize(("p", "verdict"), [(0.03, "INCONCLUSIVE"), (0.02, "SHIP"), (0.98, "DO NOT SHIP")])
+def test_suite_decides_at_its_own_level(p, verdict):
+    assert decide({"a": {"acc": difference(0.001)}, "b": {"acc": difference(0.001)}}, difference(p))[0] == verdict
+
+
+def test_near_chance_tasks_and_other_metrics_are_not_in_the_family():
+    silent = difference(0.6, near_chance=True, chance=25.0)
+    tasks = {"a": {"acc": difference(0.02), "acc_norm": difference(0.02)}, "mmlu": {"acc": silent}}
+    verdict, reasons = decide(tasks, difference(0.001))
+    assert verdict == "SHIP"
+    assert reasons[-1].startswith("mmlu cannot decide")
+
+
+def test_items_to_settle_are_given_where_the_question_is_open():
+    tasks = {
+        "open": {"acc": difference(0.3, -2.0), "f1": difference(0.3, -2.0)},
+        "settled": {"acc": difference(0.0001)},
+    }
+    filled, suite = with_items_to_settle(tasks, difference(0.3, -2.0))
+    interval = Interval(-2.0, -5.0, 1.0)
+    assert filled["open"]["acc"].items_to_settle == items_to_settle(200, interval, 3.1, tests=2)
+    assert filled["open"]["f1"].items_to_settle == items_to_settle(200, interval, 3.1) == suite.items_to_settle
+    assert filled["settled"]["acc"].items_to_settle is None
+
+
+def test_generated_answers_and_texts_decide_too():
+    tasks = {"gsm8k": {"exact_match,strict-match": difference(0.999, -9.0)}, "a": {"acc": difference(0.0001)}}
+    verdict, reasons = decide(tasks, difference(0.001))
+    assert verdict == "DO NOT SHIP"
+    assert reasons[0].startswith("gsm8k changed by -9.0 points")
+    worse = with_task(factories.accuracy("w8a8-int8"), "wikipedia", factories.text_task(50, loss=0.3))
+    result = compare_int8(accuracy=worse)
+    assert result.verdict == "DO NOT SHIP"
+    assert result.reasons[0].startswith("Word perplexity on wikipedia")
+
+
+def test_documents_that_would_settle_a_perplexity():
+    text = difference(0.2, 2.0, 1.5, unit="percent", higher_is_better=False)
+    verdict, reasons = decide({"a": {"acc": difference(0.001)}, "wiki": {"word_perplexity": text}}, difference(0.001))
+    needed = items_to_settle(200, Interval(-2.0, -3.5, -0.5), 3.1, tests=2)
+    assert verdict == "INCONCLUSIVE"
+    assert f"About {needed:,} documents would settle it." in reasons[0]
+
+
+def test_the_same_answers_on_few_items_are_never_a_reason_not_to_ship():
+    tasks = {"few": factories.choice_task(20, 15)}
+    same = {"tasks": tasks}
+    result = compare_int8(
+        base_accuracy=factories.accuracy().model_copy(update=same),
+        accuracy=factories.accuracy("w8a8-int8").model_copy(update=same),
+        base_accuracy_again=None,
+        base_distribution_again=None,
+    )
+    assert result.verdict == "INCONCLUSIVE"
+    assert "not clearly within" in result.reasons[0]
+    assert "items would settle it" in result.reasons[0]
+
+
+def test_a_drop_of_a_near_chance_task_does_not_decide():
+    worse = with_task(factories.accuracy("w8a8-int8"), "mmlu_dev", factories.choice_task(273, 78, 0, 78))
+    assert compare_int8(accuracy=worse).verdict == "SHIP"
+
+
+def test_without_a_deciding_task_it_is_inconclusive():
+    text = difference(0.0001, 0.1, 0.2, unit="percent", higher_is_better=False)
+    silent = difference(0.6, near_chance=True, chance=25.0)
+    verdict, reasons = decide({"mmlu": {"acc": silent}, "wiki": {"word_perplexity": text}}, None)
+    assert verdict == "INCONCLUSIVE"
+    assert reasons[0].startswith("No task can decide")
+    ruined = text.model_copy(update={"noninferiority_p": 1.0})
+    verdict, reasons = decide({"mmlu": {"acc": silent}, "wiki": {"word_perplexity": ruined}}, None)
+    assert verdict == "DO NOT SHIP"
+    assert reasons[0].startswith("Word perplexity on wiki")

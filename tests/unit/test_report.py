@@ -1,7 +1,9 @@
 """The report: verdict first, numbers equal to the comparison's, nothing loaded from outside, nothing injected."""
 
 import re
+from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import factories
 import pytest
@@ -10,6 +12,16 @@ from rich.console import Console
 pytest.importorskip("matplotlib")
 
 from model_serve_flow import report
+from model_serve_flow.evidence import methods, ranking, shift_note, slice_finding
+from model_serve_flow.formatting import dollars, signed, times
+from model_serve_flow.report_tables import (
+    all_differences,
+    reading,
+    shift_table,
+    slice_table,
+    speed_table,
+    speedup_range,
+)
 
 COMPARISON = factories.sample_comparison()
 SHIPS, FAILS = COMPARISON.candidates
@@ -76,7 +88,7 @@ def test_ids_are_unique_and_every_inner_link_has_its_target(html):
 def test_every_chart_has_words_and_every_table_a_caption_and_scopes(html):
     tags = Page(html).tags
     charts = [attributes for tag, attributes in tags if tag == "svg"]
-    assert len(charts) == 3 and all(chart["role"] == "img" and len(chart["aria-label"]) > 40 for chart in charts)
+    assert len(charts) == 4 and all(chart["role"] == "img" and len(chart["aria-label"]) > 40 for chart in charts)
     count = [tag for tag, _ in tags].count
     assert count("caption") == count("table") > 5
     assert all(attributes.get("scope") in ("col", "row") for tag, attributes in tags if tag == "th")
@@ -96,15 +108,16 @@ def test_the_numbers_are_those_of_the_comparison(html):
                 row = next(r for r in rows if r[0] == candidate.name and r[1] == task + metric)
                 digits = 3 if d.unit == "bits/byte" else 1
                 assert row[2] == str(d.n)
-                assert _value(row[5]) == pytest.approx(d.difference, abs=0.51 * 10**-digits)
-                low, high = (_value(text) for text in row[6].split(" to "))
+                assert _value(row[4]) == pytest.approx(d.difference, abs=0.51 * 10**-digits)
+                low, high = (_value(text) for text in re.sub(r"^\S+ (points|%|bits/byte)", "", row[4]).split(" to "))
                 assert (low, high) == pytest.approx(d.ci95, abs=0.51 * 10**-digits)
+                assert row[8] == (f"{d.flips.right_to_wrong} / {d.flips.wrong_to_right}" if d.flips else "–")
         for p in candidate.performance:
-            row = next(r for r in rows if len(r) == 11 and r[:2] == (candidate.name, str(p.concurrency)))
-            shown = [_value(text) for text in row[2:]]
+            row = next(r for r in rows if len(r) == 10 and r[:2] == (candidate.name, str(p.concurrency)))
+            shown = [_value(text) for cell in (row[3], *row[5:8]) for text in cell.split(" → ")]
             wanted = [
-                p.base_output_tokens_per_s, p.candidate_output_tokens_per_s, p.speedup,
-                *p.ttft_ms_p95.values(), *p.itl_ms_p95.values(), *p.request_latency_s_p50.values(),
+                p.base_output_tokens_per_s, p.candidate_output_tokens_per_s, *p.ttft_ms_p95.values(),
+                *p.itl_ms_p95.values(), *p.request_latency_s_p50.values(),
             ]  # fmt: skip
             assert shown == pytest.approx(wanted, abs=0.51, rel=0.01)
 
@@ -113,13 +126,112 @@ def _value(text: str) -> float:
     return float(re.match(r"[−+\d.,]+", text)[0].replace("−", "-").replace(",", ""))
 
 
-def test_speed_of_a_candidate_that_must_not_ship_is_struck_through(html, written):
-    struck = re.findall(r"<s>(.*?)</s>", html)
-    assert report.speedup_range(FAILS) in struck
-    assert report.speedup_range(SHIPS) not in struck
-    assert [report.times(p.speedup) for p in FAILS.performance] == re.findall(r"<s>([\d.]+×)</s>", html)
+def test_gains_of_a_candidate_that_must_not_ship_are_struck_through(html, written):
+    struck = [text.partition("<br>")[0] for text in re.findall(r"no gain: </span><s>(.*?)</s>", html)]
+    gains = [
+        speedup_range(FAILS), f"{COMPARISON.base.capacity.streams} → {FAILS.capacity.streams}",
+        dollars(FAILS.cost_per_million_output_tokens), *(times(p.speedup) for p in FAILS.performance),
+        f"{FAILS.name}: {FAILS.diagnosis.sentence}",
+    ]  # fmt: skip
+    assert set(gains) <= {unescape(text) for text in struck}
+    praise = {speedup_range(SHIPS), dollars(SHIPS.cost_per_million_output_tokens), times(SHIPS.performance[0].speedup)}
+    assert not praise & set(struck)
     text = written.markdown.read_text(encoding="utf-8")
-    assert f"~~{report.speedup_range(FAILS)}~~" in text and f"~~{report.speedup_range(SHIPS)}~~" not in text
+    assert f"~~{speedup_range(FAILS)} " in text and f"~~{speedup_range(SHIPS)} " not in text
+
+
+def test_gains_of_a_candidate_that_must_not_ship_appear_nowhere_unstruck(html, written):
+    unstruck = re.sub(r"<s>.*?</s>", "", html, flags=re.DOTALL)
+    plain = re.sub(r"~~.*?~~", "", written.markdown.read_text(encoding="utf-8"))
+    for text in (unstruck, plain):
+        assert speedup_range(FAILS) not in text and dollars(FAILS.cost_per_million_output_tokens) not in text
+    assert FAILS.name not in report.headline(COMPARISON)
+
+
+def test_ranking_names_the_front_and_leaves_out_what_must_not_ship():
+    lines = ranking(COMPARISON)
+    assert lines[0].startswith("Worth its cost, the cheapest first: w8a8-int8 (") and "base (" in lines[0]
+    assert lines[1:] == ["w4a16-int4 is not ranked: it must not ship."]
+    third = SHIPS.model_copy(update={"name": "w4a16-awq", "dominated_by": "w8a8-int8", "verdict": "INCONCLUSIVE"})
+    more = ranking(COMPARISON.model_copy(update={"candidates": (SHIPS, FAILS, third)}))
+    assert any(line.startswith("w4a16-awq is dominated by w8a8-int8") for line in more)
+    assert "w4a16-awq" not in more[0]
+
+
+def test_noise_floor_stands_beside_the_candidates():
+    rows = shift_table(COMPARISON).rows
+    assert [row[0].text for row in rows] == ["base, measured again", SHIPS.name, FAILS.name]
+    floor = sum(f.right_to_wrong + f.wrong_to_right for f in SHIPS.noise_floor.flips.values())
+    assert [row[1].key for row in rows] == [floor, 24, 128]
+    agreements = [SHIPS.noise_floor.top1_agreement, SHIPS.top1_agreement, FAILS.top1_agreement]
+    assert [row[-1].key for row in rows] == agreements
+    assert f"lower bound, k = {SHIPS.kl.k} " in shift_note(COMPARISON)
+
+
+def test_at_most_200_flips_are_embedded_from_every_task_and_direction(tmp_path):
+    item = FAILS.flipped[0]
+    many = tuple(item.model_copy(update={"id": str(i), "task": "rare" if i > 296 else "common"}) for i in range(300))
+    comparison = COMPARISON.model_copy(update={"candidates": (FAILS.model_copy(update={"flipped": many}),)})
+    html = report.write_report(comparison, {}, tmp_path).html.read_text(encoding="utf-8")
+    table = html[html.index("200 of 300 flipped items</span>") :].partition("</table>")[0]
+    assert table.count("<tr>") == 201 and table.count("rare<br>") == 3
+    assert "300 answers flipped" in html and "200 are shown; comparison.json has all" in html
+
+
+def test_long_prompts_keep_their_end_and_stay_text(tmp_path):
+    prompt = "<b>" + "x" * 400 + "\nAnswer:"
+    item = FAILS.flipped[0].model_copy(update={"prompt": prompt, "base_answer": "<i>", "candidate_answer": None})
+    comparison = COMPARISON.model_copy(update={"candidates": (FAILS.model_copy(update={"flipped": (item,)}),)})
+    page = Page(report.write_report(comparison, {}, tmp_path).html.read_text(encoding="utf-8"))
+    [row] = [row for row in page.rows if row and row[0].startswith(item.task + item.id)]
+    assert row[2] == "…" + prompt[-299:] and row[4] == "<i>" and row[5].startswith("not recorded")
+    assert not {"b", "i"} & {tag for tag, _ in page.tags}
+
+
+def test_slices_too_small_are_shown_as_such():
+    first = SHIPS.slices[0]
+    parts = tuple(
+        first.model_copy(update=change)
+        for change in (
+            {"too_small": True, "adjusted_p": 1.0, "difference": -30.0},
+            {"too_small": False, "adjusted_p": 0.01, "difference": -9.0},
+            {"too_small": False, "adjusted_p": 0.2, "difference": -9.0},
+        )
+    )
+    candidate = SHIPS.model_copy(update={"slices": parts})
+    readings = [row[6].text for row in slice_table([candidate]).rows]
+    assert readings == ["too small to tell", "significantly worse", "no significant difference"]
+    assert slice_finding([candidate]) == "Parts of tasks: 1 of 3 significantly worse, 1 too small to tell"
+
+
+def test_each_method_is_named_once_with_its_place_in_the_docs():
+    rows = [tuple(cell.text for cell in row) for row in methods(COMPARISON).rows]
+    used = {d.method for c in COMPARISON.candidates for _, _, d in all_differences(c)}
+    assert used <= {row[1] for row in rows} and len({row[1] for row in rows}) == len(rows)
+    text = (Path(__file__).resolve().parents[2] / "docs" / "Statistics.md").read_text(encoding="utf-8")
+    assert {row[2] for row in rows} <= set(re.findall(r"^## (.+)$", text, flags=re.MULTILINE))
+
+
+def test_load_points_where_the_client_limits_are_marked():
+    points = tuple(p.model_copy(update={"client_limited": p.concurrency == 8}) for p in SHIPS.performance)
+    rows = speed_table([SHIPS.model_copy(update={"performance": points})]).rows
+    assert [row[-1].text for row in rows] == ["–", "–", "limits"]
+
+
+@pytest.mark.parametrize(
+    ("ci95", "changes", "text"),
+    [
+        ((-2.9, 1.0), {}, "within margin"),
+        ((-9.0, -3.1), {}, "beyond margin"),
+        ((-4.0, 1.0), {}, "undecided"),
+        ((-4.0, 1.0), {"items_to_settle": 1480}, "undecided: about 1,480 items would settle it"),
+        ((-4.0, 1.0), {"near_chance": True}, "near chance: decides nothing"),
+        ((3.1, 9.0), {"higher_is_better": False}, "beyond margin"),
+    ],
+)
+def test_reading_of_an_interval_against_the_margin(ci95, changes, text):
+    fresh = {"ci95": ci95, "margin": 3.0, "items_to_settle": None, **changes}
+    assert reading(SHIPS.suite.model_copy(update=fresh)) == text
 
 
 def test_markdown_links_the_charts_beside_it(written):
@@ -174,17 +286,32 @@ def test_comparison_without_measurements_is_still_a_report(tmp_path):
     assert "not measured" in written.html.read_text() and "Not decided" in written.html.read_text()
 
 
+def test_comparison_with_nothing_optional_is_still_a_report(tmp_path):
+    """Neither second measurement nor distributions nor objectives nor a price."""
+    without = {"kl": None, "top1_agreement": None, "noise_floor": None, "capacity": None, "diagnosis": None,
+               "cost_per_million_output_tokens": None, "slices": (), "flipped": (), "dominated_by": None}  # fmt: skip
+    base = COMPARISON.base.model_copy(update={"capacity": None, "cost_per_million_output_tokens": None})
+    plain = tuple(candidate.model_copy(update=without) for candidate in COMPARISON.candidates)
+    written = report.write_report(COMPARISON.model_copy(update={"base": base, "candidates": plain}), {}, tmp_path)
+    html = written.html.read_text(encoding="utf-8")
+    assert [path.stem for path in written.charts] == ["accuracy", "speed", "size"]
+    assert "<details>" not in html and "Why is it not faster?" not in html
+    assert "the profile has no latency objectives" in html and "distributions were not compared" in html
+
+
 def test_headline_follows_the_verdicts():
     fails = COMPARISON.model_copy(update={"candidates": (FAILS,)})
     assert report.headline(fails) == report.KEEP
     assert report.headline(COMPARISON) == "1 of 2 candidates may replace the base model: w8a8-int8."
+    both = COMPARISON.model_copy(update={"candidates": (SHIPS, FAILS.model_copy(update={"verdict": "SHIP"}))})
+    assert report.headline(both).endswith("w8a8-int8, w4a16-int4. Recommended: w8a8-int8.")
 
 
 def test_verdict_table_in_the_terminal():
     console = Console(width=140, record=True)
     console.print(report.verdict_table(COMPARISON))
     text = console.export_text()
-    words = ("w8a8-int8", "60 % of base", "SHIP", "DO NOT SHIP", report.speedup_range(FAILS))
+    words = ("w8a8-int8", "60 % of base", "SHIP", "DO NOT SHIP", speedup_range(FAILS))
     assert all(word in text for word in words)
 
 
@@ -195,4 +322,4 @@ def test_worst_prefers_tasks_that_can_decide():
 
 @pytest.mark.parametrize(("value", "text"), [(-0.04, "0.0"), (-1.25, "−1.2"), (2.0, "+2.0")])
 def test_signed(value, text):
-    assert report.signed(value) == text
+    assert signed(value) == text

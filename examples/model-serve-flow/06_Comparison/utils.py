@@ -1,64 +1,58 @@
-"""What this lesson uses: the comparison, its tables and charts, and the report."""
+"""What this lesson uses: the comparison, its tables and charts, the ship record, the report and the model cards."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
 
 from IPython.display import HTML, Markdown
 from pandas import DataFrame
 
-from model_serve_flow import charts, report
+from model_serve_flow import charts
+from model_serve_flow import report_tables as tables
 from model_serve_flow.comparison import compare_workspace
+from model_serve_flow.evidence import Note, diagnosis_notes, ranking
 from model_serve_flow.flow import Flow
-from model_serve_flow.report import Report, write_workspace_report
+from model_serve_flow.formatting import markdown
+from model_serve_flow.model_card import write_model_card
+from model_serve_flow.report import Report, template, write_workspace_report
+from model_serve_flow.report_tables import Table
 from model_serve_flow.results import Comparison
+from model_serve_flow.ship_record import write_ship_records
 
 __all__ = [
-    "Flow", "accuracy_table", "charts", "compare_workspace", "report_links", "show_verdict", "size_table",
-    "speed_table", "write_workspace_report",
+    "Flow", "charts", "compare_workspace", "diagnosis_notes", "ranking", "report_links", "show_notes", "show_record",
+    "show_table", "show_verdict", "tables", "write_model_card", "write_ship_records", "write_workspace_report",
 ]  # fmt: skip
 
 
-def accuracy_table(comparison: Comparison) -> DataFrame:
-    """One row per candidate and metric: both values, the paired difference, its interval and the margin."""
-    rows = [
-        (candidate.name, task, metric, d.n, report.value(d.base, d), report.value(d.candidate, d), report.change(d),
-         report.interval(d), report.margin(d), report.reading(d))
-        for candidate in comparison.candidates
-        for task, metric, d in report.all_differences(candidate)
-    ]  # fmt: skip
-    names = ["candidate", "task", "metric", "n", "base", "compressed", "difference", "95 % interval", "margin",
-             "reading"]  # fmt: skip
-    return DataFrame(rows, columns=names).set_index(["candidate", "task", "metric"])
+def show_table(table: Table) -> Markdown:
+    """A table of the report; what is no gain is struck through."""
+    return Markdown(template("tables.md.j2").module.table(table))
 
 
-def speed_table(comparison: Comparison) -> DataFrame:
-    """One row per candidate and load point: output tokens/s, their ratio, and latencies as base → candidate."""
-    rows = [
-        (candidate.name, p.concurrency, f"{p.base_output_tokens_per_s:.1f}", f"{p.candidate_output_tokens_per_s:.1f}",
-         report.times(p.speedup), _arrow(p.ttft_ms_p95, 0), _arrow(p.itl_ms_p95, 1), _arrow(p.request_latency_s_p50, 2))
-        for candidate in comparison.candidates
-        for p in candidate.performance
-    ]  # fmt: skip
-    names = ["candidate", "concurrent requests", "base output tokens/s", "compressed output tokens/s", "speed-up",
-             "TTFT p95, ms", "ITL p95, ms", "request latency, median, s"]  # fmt: skip
-    return DataFrame(rows, columns=names).set_index(["candidate", "concurrent requests"])
-
-
-def size_table(comparison: Comparison) -> DataFrame:
-    """One row per model: size on disk, share of the base, peak memory while serving."""
-    base = comparison.base
-    rows = [("base", "", charts.byte_text(base.size_bytes), "100 %", report.memory(base.memory.peak_bytes))]
-    for c in comparison.candidates:
-        share = report.percent(c.size_ratio)
-        rows.append((c.name, c.scheme, charts.byte_text(c.size_bytes), share, report.memory(c.memory.peak_bytes)))
-    return DataFrame(rows, columns=["model", "scheme", "size", "of base", "peak memory"]).set_index("model")
+def show_notes(notes: Iterable[Note]) -> Markdown:
+    """Sentences of the report; what is no gain is struck through."""
+    return Markdown("\n\n".join(template("tables.md.j2").module.sentence(note) for note in notes))
 
 
 def show_verdict(comparison: Comparison) -> Markdown:
     """Each candidate's verdict with its reasons."""
     parts = [
-        f"### {report.cell(candidate.name)}: {candidate.verdict}\n\n"
-        + "\n".join(f"- {report.cell(reason)}" for reason in candidate.reasons)
+        f"### {markdown(candidate.name)}: {candidate.verdict}\n\n"
+        + "\n".join(f"- {markdown(reason)}" for reason in candidate.reasons)
         for candidate in comparison.candidates
     ]
     return Markdown("\n\n".join(parts))
+
+
+def show_record(path: Path) -> DataFrame:
+    """Which checkpoint each verdict of the ship record is bound to."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        (entry["name"], entry["verdict"], entry["recommended"], len(entry["files"]), entry["sha256"])
+        for entry in record["candidates"]
+    ]
+    return DataFrame(rows, columns=["candidate", "verdict", "recommended", "files", "SHA-256"]).set_index("candidate")
 
 
 def report_links(written: Report) -> HTML:
@@ -66,7 +60,3 @@ def report_links(written: Report) -> HTML:
     files = (written.html, written.markdown, *written.charts)
     rows = "".join(f'<li><a href="{file.as_uri()}">{file.name}</a> <code>{file}</code></li>' for file in files)
     return HTML(f"<ul>{rows}</ul>")
-
-
-def _arrow(values: dict[str, float], digits: int) -> str:
-    return f"{values['base']:.{digits}f} → {values['candidate']:.{digits}f}"

@@ -1,0 +1,422 @@
+"""The report's tables as plain data, so that the page, its Markdown and the model card say the same.
+
+A speed-up, a capacity or a cost of a candidate that must not ship is a struck cell: it is no gain.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from model_serve_flow.charts import AVERAGE, byte_text, within_margin
+from model_serve_flow.comparison import primary_metric
+from model_serve_flow.formatting import (
+    NOT_MEASURED,
+    capacity_interval,
+    change,
+    count,
+    detectable,
+    dollars,
+    flips,
+    interval,
+    margin,
+    memory,
+    nats,
+    number,
+    p_value,
+    percent,
+    ratio_interval,
+    recovery,
+    shortened,
+    signed,
+    times,
+    value,
+)
+from model_serve_flow.results import (
+    BaseComparison,
+    CandidateComparison,
+    Capacity,
+    Comparison,
+    Difference,
+    Divergence,
+    FlippedItem,
+    Flips,
+    Slice,
+    SpeedPoint,
+)
+
+BASE = "base"
+BOUND = {"decode": "decoding", "prefill": "reading the prompt"}
+EMBEDDED_FLIPS = 200
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One field: its text, a second line, the number it is sorted by, and whether it is struck through."""
+
+    text: str
+    sub: str = ""
+    key: float | None = None
+    struck: bool = False
+    verdict: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; a column whose name ends in '#' holds numbers, in '¶' longer text."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    sortable: bool = True
+
+    @property
+    def headings(self) -> tuple[tuple[str, str], ...]:
+        """(name, kind) of every column; the kind is 'n' for numbers, 'long' for text that wraps, '' for the rest."""
+        kinds = {"#": "n", "¶": "long"}
+        return tuple((name.rstrip("#¶"), kinds.get(name[-1:], "")) for name in self.columns)
+
+
+def must_not_ship(candidate: CandidateComparison) -> bool:
+    """Whether its gains are struck through."""
+    return candidate.verdict == "DO NOT SHIP"
+
+
+def all_differences(candidate: CandidateComparison) -> list[tuple[str, str, Difference]]:
+    """(task, metric, difference) of the average and of every task and metric."""
+    rows = [(task, name, d) for task, metrics in candidate.accuracy.items() for name, d in metrics.items()]
+    return rows if candidate.suite is None else [(*AVERAGE, candidate.suite), *rows]
+
+
+# --- The summary: one row per question, one column per model ---
+
+
+def summary(comparison: Comparison) -> Table:
+    """What each candidate gains and costs: the one table before the charts."""
+    base, candidates = comparison.base, comparison.candidates
+    questions: list[tuple[str, Cell, Callable[[CandidateComparison], Cell]]] = [
+        ("Verdict", Cell("–"), lambda c: Cell(c.verdict, verdict=True)),
+        ("Average score, difference and 95 % interval", Cell("–"), average_cell),
+        ("Answers that flipped", Cell(percent_flips(_noise(comparison)), "noise floor: measured twice"), flip_cell),
+        ("Speed-up in output tokens/s, 95 % intervals by concurrent requests", Cell("–"), speed_cell),
+        ("Capacity: concurrent requests within the latency objectives, 95 % interval", _capacity(base.capacity),
+         lambda c: capacity_cell(base, c)),
+        ("Cost per million output tokens at capacity", Cell(dollars(base.cost_per_million_output_tokens)),
+         lambda c: Cell(dollars(c.cost_per_million_output_tokens), struck=must_not_ship(c))),
+        ("Size on disk", Cell(byte_text(base.size_bytes)),
+         lambda c: Cell(byte_text(c.size_bytes), f"{percent(c.size_ratio)} of the base")),
+        ("Peak memory while serving", Cell(memory(base.memory.peak_bytes)),
+         lambda c: Cell(memory(c.memory.peak_bytes))),
+        ("KV cache, tokens", Cell(count(base.memory.kv_cache_tokens)),
+         lambda c: Cell(count(c.memory.kv_cache_tokens))),
+    ]  # fmt: skip
+    rows = tuple((Cell(name), ours, *(answer(c) for c in candidates)) for name, ours, answer in questions)
+    return Table("What each candidate gains and costs", ("", BASE, *(c.name for c in candidates)), rows, sortable=False)
+
+
+def average_cell(candidate: CandidateComparison) -> Cell:
+    """The average score's difference with its interval."""
+    if candidate.suite is None:
+        return Cell("no task can decide" if candidate.accuracy else NOT_MEASURED)
+    return Cell(change(candidate.suite), interval(candidate.suite))
+
+
+def flip_cell(candidate: CandidateComparison) -> Cell:
+    """Share of the answers that became right or wrong."""
+    counted = flip_counts(candidate)
+    if counted is None:
+        return Cell(NOT_MEASURED)
+    wrong = sum(f.right_to_wrong for f, _ in counted.values())
+    right = sum(f.wrong_to_right for f, _ in counted.values())
+    return Cell(percent_flips(counted), f"{wrong} became wrong, {right} right")
+
+
+def speed_cell(candidate: CandidateComparison) -> Cell:
+    """Lowest to highest speed-up, and the intervals of these two by their concurrent requests."""
+    ordered = sorted(candidate.performance, key=lambda point: point.speedup)
+    if not ordered:
+        return Cell(NOT_MEASURED)
+    ends = ordered if len(ordered) < 3 else [ordered[0], ordered[-1]]
+    intervals = "; ".join(f"at {point.concurrency}: {ratio_interval(point)}" for point in ends)
+    return Cell(speedup_range(candidate), intervals, struck=must_not_ship(candidate))
+
+
+def speedup_range(candidate: CandidateComparison) -> str:
+    """Lowest to highest ratio of output tokens/s over the load points, e.g. '1.33× to 1.37×'."""
+    ratios = [point.speedup for point in candidate.performance]
+    if not ratios:
+        return NOT_MEASURED
+    low, high = times(min(ratios)), times(max(ratios))
+    return low if low == high else f"{low} to {high}"
+
+
+def capacity_cell(base: BaseComparison, candidate: CandidateComparison) -> Cell:
+    """'10 → 14' with the candidate's interval."""
+    if candidate.capacity is None:
+        return Cell(NOT_MEASURED)
+    before = "" if base.capacity is None else f"{base.capacity.streams} → "
+    cell = _capacity(candidate.capacity)
+    return Cell(before + cell.text, cell.sub, struck=must_not_ship(candidate))
+
+
+def _capacity(capacity: Capacity | None) -> Cell:
+    return Cell(NOT_MEASURED) if capacity is None else Cell(str(capacity.streams), capacity_interval(capacity))
+
+
+# --- Accuracy ---
+
+
+def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
+    """Every task and metric: both values, the paired difference, and what n items can tell."""
+    columns = (
+        "Candidate", "Task", "n#", "Base → candidate#", "Difference, 95 % interval#", "Reading¶", "Margin#",
+        "McNemar p#", "Became wrong / right#", "Smallest detectable drop#", "Recovery#",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            Cell(candidate.name), Cell(task, metric), Cell(count(d.n), key=d.n),
+            Cell(f"{value(d.base, d)} → {value(d.candidate, d)}", key=d.candidate),
+            Cell(change(d), interval(d), key=d.difference), Cell(reading(d)), Cell(margin(d), key=d.margin),
+            Cell(p_value(d.mcnemar_p), key=d.mcnemar_p), Cell(flips(d.flips), key=_total(d.flips)),
+            Cell(detectable(d), key=d.smallest_detectable_drop),
+            Cell(recovery(d), "near chance" if d.near_chance else "", d.recovery_percent),
+        )
+        for candidate in candidates
+        for task, metric, d in all_differences(candidate)
+    )  # fmt: skip
+    return Table("Accuracy per task: candidate minus base, paired item by item", columns, rows)
+
+
+def reading(difference: Difference) -> str:
+    """What the interval says of the margin."""
+    if difference.near_chance:
+        return "near chance: decides nothing"
+    low, high = difference.ci95
+    beyond = high < -difference.margin if difference.higher_is_better else low > difference.margin
+    text = "within margin" if within_margin(difference) else "beyond margin" if beyond else "undecided"
+    if text == "undecided" and difference.items_to_settle:
+        text = f"undecided: about {difference.items_to_settle:,} items would settle it"
+    return text
+
+
+# --- Flips, distribution shift, noise ---
+
+Counted = dict[str, tuple[Flips, int]]  # task -> flips, items
+
+
+def flip_counts(candidate: CandidateComparison) -> Counted | None:
+    """Flips and items of the main metric of every task scored right or wrong; none if there is no such task."""
+    main = {task: metrics[primary_metric(metrics)] for task, metrics in candidate.accuracy.items()}
+    return {task: (d.flips, d.n) for task, d in main.items() if d.flips is not None} or None
+
+
+def percent_flips(counted: Counted | None) -> str:
+    """Flips of both directions over the items of all tasks."""
+    if not counted:
+        return NOT_MEASURED
+    return percent(sum(_total(f) for f, _ in counted.values()) / sum(n for _, n in counted.values()), 1)
+
+
+def _total(flips: Flips | None) -> int | None:
+    return None if flips is None else flips.right_to_wrong + flips.wrong_to_right
+
+
+def _noise(comparison: Comparison) -> Counted | None:
+    """The flips between the two measurements of the base, on the tasks whose candidates' flips are counted."""
+    for candidate in comparison.candidates:
+        counted = flip_counts(candidate)
+        if counted and candidate.noise_floor is not None:
+            floor = candidate.noise_floor.flips
+            return {task: (floor[task], n) for task, (_, n) in counted.items() if task in floor} or None
+    return None
+
+
+def shift_table(comparison: Comparison) -> Table:
+    """The base measured twice beside the candidates: flips, KL divergence, top-1 agreement."""
+    counts = {c.name: flip_counts(c) for c in comparison.candidates}
+    tasks = list(dict.fromkeys(task for counted in counts.values() if counted for task in counted))
+    floor = next((c.noise_floor for c in comparison.candidates if c.noise_floor is not None), None)
+    models = [("base, measured again", _noise(comparison), floor and floor.kl, floor and floor.top1_agreement)]
+    models += [(c.name, counts[c.name], c.kl, c.top1_agreement) for c in comparison.candidates]
+    columns = (
+        "Measured against the base", "Answers flipped#", *(f"{task}, became wrong / right#" for task in tasks),
+        "KL divergence, mean, nats/token#", "KL, 99th percentile#", "Same likeliest token#",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            Cell(name), Cell(percent_flips(counted), key=sum(_total(f) for f, _ in (counted or {}).values())),
+            *(_task_flips(counted, task) for task in tasks), *_divergence_cells(kl),
+            Cell(NOT_MEASURED if agreement is None else percent(agreement, 1), key=agreement),
+        )
+        for name, counted, kl, agreement in models
+    )  # fmt: skip
+    return Table("Flips and distribution shift beside the noise floor", columns, rows)
+
+
+def _task_flips(counted: Counted | None, task: str) -> Cell:
+    found = (counted or {}).get(task)
+    return Cell("–") if found is None else Cell(flips(found[0]), f"of {found[1]:,}", key=_total(found[0]))
+
+
+def _divergence_cells(kl: Divergence | None) -> tuple[Cell, Cell]:
+    if kl is None:
+        return Cell(NOT_MEASURED), Cell("–")
+    between = f"{nats(kl.ci95[0])} to {nats(kl.ci95[1])}"
+    return Cell(nats(kl.mean), between, key=kl.mean), Cell(nats(kl.p99), key=kl.p99)
+
+
+def flipped_table(items: Sequence[FlippedItem], limit: int = EMBEDDED_FLIPS) -> Table:
+    """Items whose answer became right or wrong; where there are more than `limit`, an even choice over the tasks."""
+    columns = ("Task", "Became", "Prompt¶", "Expected¶", "Base's answer¶", "Candidate's answer¶")
+    rows = tuple(
+        (
+            Cell(item.task, item.id), Cell(item.became), Cell(shortened(item.prompt)), Cell(shortened(item.expected)),
+            Cell(shortened(item.base_answer)), Cell(shortened(item.candidate_answer)),
+        )
+        for item in evenly(items, limit)
+    )  # fmt: skip
+    return Table(f"{len(rows)} of {len(items):,} flipped items", columns, rows)
+
+
+def evenly(items: Sequence[FlippedItem], limit: int) -> list[FlippedItem]:
+    """At most `limit` items in their order, taken in turn from every task and direction."""
+    seen: dict[tuple[str, str], int] = defaultdict(int)
+    turns = []
+    for place, item in enumerate(items):
+        turns.append((seen[item.task, item.became], place))
+        seen[item.task, item.became] += 1
+    return [items[place] for place in sorted(place for _, place in sorted(turns)[:limit])]
+
+
+def slice_table(candidates: Iterable[CandidateComparison]) -> Table:
+    """Parts of tasks with the p-value corrected for how many there are."""
+    columns = (
+        "Candidate", "Task", "Part¶", "n#", "Base → candidate#", "Difference, points, 95 % interval#", "Reading¶",
+        "McNemar p#", "corrected p#",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            Cell(candidate.name), Cell(s.task), Cell(s.value, s.group), Cell(count(s.n), key=s.n),
+            Cell(f"{number(s.base)} → {number(s.candidate)}", key=s.candidate),
+            Cell(signed(s.difference), f"{signed(s.ci95[0])} to {signed(s.ci95[1])}", key=s.difference),
+            Cell(slice_reading(s)), Cell(p_value(s.mcnemar_p), key=s.mcnemar_p),
+            Cell("–" if s.too_small else p_value(s.adjusted_p), key=None if s.too_small else s.adjusted_p),
+        )
+        for candidate in candidates
+        for s in candidate.slices
+    )  # fmt: skip
+    return Table("Parts of tasks", columns, rows)
+
+
+def slice_reading(part: Slice) -> str:
+    """Whether the part differs, after correction for the number of parts."""
+    if part.too_small:
+        return "too small to tell"
+    if part.adjusted_p >= ALPHA:
+        return "no significant difference"
+    return "significantly worse" if part.difference < 0 else "significantly better"
+
+
+# --- Speed ---
+
+
+def speed_table(candidates: Iterable[CandidateComparison]) -> Table:
+    """Base and candidate under the same load."""
+    columns = (
+        "Candidate", "Requests at once#", "Repeats#", "Output tokens/s#", "Speed-up, 95 % interval#",
+        "TTFT p95, ms#", "ITL p95, ms#", "Request latency, median, s#", "Client's CPU share#", "Client¶",
+    )  # fmt: skip
+    rows = tuple((Cell(c.name), *_speed_cells(point, must_not_ship(c))) for c in candidates for point in c.performance)
+    return Table("Speed per load point, base → candidate, means over the repeats", columns, rows)
+
+
+def _speed_cells(point: SpeedPoint, struck: bool) -> tuple[Cell, ...]:
+    throughput = {BASE: point.base_output_tokens_per_s, "candidate": point.candidate_output_tokens_per_s}
+    return (
+        Cell(str(point.concurrency), key=point.concurrency), Cell(str(point.repeats), key=point.repeats),
+        _pair(throughput, number), Cell(times(point.speedup), ratio_interval(point), point.speedup, struck),
+        _pair(point.ttft_ms_p95, lambda x: number(x, 0)), _pair(point.itl_ms_p95, number),
+        _pair(point.request_latency_s_p50, lambda x: number(x, 2)), _pair(point.client_cpu_share, percent),
+        Cell("limits" if point.client_limited else "–"),
+    )  # fmt: skip
+
+
+def _pair(values: dict[str, float], text: Callable[[float], str]) -> Cell:
+    return Cell(f"{text(values[BASE])} → {text(values['candidate'])}", key=values["candidate"])
+
+
+def diagnosis_table(candidates: Iterable[CandidateComparison]) -> Table:
+    """What the speed-up of decoding should have been, and which share of it was reached."""
+    columns = (
+        "Candidate", "Kernel that served¶", "Most of the time goes into", "Weights read per token, base → candidate#",
+        "Expected speed-up of decoding#", "Share of it reached#",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            Cell(c.name), Cell(c.kernel), Cell(BOUND[d.bound], f"{percent(d.decode_share)} decoding"),
+            Cell(f"{byte_text(d.base_bytes_per_token)} → {byte_text(d.candidate_bytes_per_token)}",
+                 key=d.candidate_bytes_per_token),
+            Cell(times(d.expected_speedup), key=d.expected_speedup, struck=must_not_ship(c)),
+            Cell(percent(d.reached), key=d.reached, struck=must_not_ship(c)),
+        )
+        for c in candidates
+        if (d := c.diagnosis) is not None
+    )  # fmt: skip
+    return Table("Expected and reached, one request at a time", columns, rows)
+
+
+def capacity_table(comparison: Comparison) -> Table:
+    """The outcome of the goodput search for base and candidates."""
+    columns = (
+        "Model", "Concurrent requests, 95 % interval#", "Output tokens/s there#", "Per million output tokens#",
+        "Why the search ended¶",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            Cell(name), Cell(str(found.streams), capacity_interval(found), found.streams, struck),
+            Cell(number(found.output_tokens_per_s), key=found.output_tokens_per_s, struck=struck),
+            Cell(dollars(cost), key=cost, struck=struck), Cell(found.stopped),
+        )
+        for name, found, cost, struck in _capacities(comparison)
+    )  # fmt: skip
+    return Table("Capacity and cost within the latency objectives", columns, rows)
+
+
+def probe_table(comparison: Comparison) -> Table:
+    """Every load that the goodput search tried."""
+    columns = ("Model", "Concurrent requests#", "Requests#", "Met the objectives#", "Result", "Output tokens/s#")
+    rows = tuple(
+        (
+            Cell(name), Cell(str(probe.streams), key=probe.streams), Cell(count(probe.requests), key=probe.requests),
+            Cell(percent(probe.attainment, 1), "{:.1f} to {:.1f} %".format(*(100 * x for x in probe.ci95)),
+                 probe.attainment),
+            Cell("passed" if probe.passed else "failed"),
+            Cell(number(probe.output_tokens_per_s), key=probe.output_tokens_per_s),
+        )
+        for name, found, _, _ in _capacities(comparison)
+        for probe in found.probes
+    )  # fmt: skip
+    return Table("Loads tried, in order", columns, rows)
+
+
+def _capacities(comparison: Comparison) -> list[tuple[str, Capacity, float | None, bool]]:
+    """(model, capacity, cost, struck) of the models whose capacity was searched."""
+    base = comparison.base
+    models = [(BASE, base.capacity, base.cost_per_million_output_tokens, False)]
+    models += [(c.name, c.capacity, c.cost_per_million_output_tokens, must_not_ship(c)) for c in comparison.candidates]
+    return [row for row in models if row[1] is not None]
+
+
+def model_table(comparison: Comparison) -> Table:
+    """What was made and what served it."""
+    rows = [(Cell(BASE), Cell("uncompressed"), Cell("–"), Cell(byte_text(comparison.base.size_bytes),
+             key=comparison.base.size_bytes), Cell("–"))]  # fmt: skip
+    rows += [
+        (Cell(c.name), Cell(c.scheme, c.algorithm), Cell(c.origin), Cell(byte_text(c.size_bytes), key=c.size_bytes),
+         Cell(c.kernel))
+        for c in comparison.candidates
+    ]  # fmt: skip
+    columns = ("Model", "Scheme and algorithm", "Origin¶", "Size#", "Kernel that served¶")
+    return Table("The models", columns, tuple(rows))

@@ -18,8 +18,8 @@ test: environments   ## unit, contract and end-to-end tests, each in the environ
 	$(ENVIRONMENTS)/serve/bin/python -m pytest tests/contract/serve
 	$(ENVIRONMENTS)/compress/bin/python -m pytest tests/contract/compress
 	$(ENVIRONMENTS)/notebook/bin/python -m pytest tests/e2e/notebook
-	$(ENVIRONMENTS)/serve/bin/python -m pytest tests/e2e/serve
 	$(ENVIRONMENTS)/compress/bin/python -m pytest tests/e2e/compress
+	$(ENVIRONMENTS)/serve/bin/python -m pytest tests/e2e/serve
 
 lab: bootstrap    ## JupyterLab with a kernel for each environment
 	$(BIN)/model-serve-flow lab

@@ -1,4 +1,4 @@
-"""The last step: which model is deployed and why, proof that its endpoint behaves, and the KServe manifests."""
+"""The last step: which model is deployed and why, its KServe manifests, and the record of both."""
 
 from __future__ import annotations
 
@@ -8,22 +8,18 @@ import json
 import math
 import platform
 import re
-import secrets
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any, Literal
 
-import httpx
 import yaml
 
-from model_serve_flow.comparison import recommended
 from model_serve_flow.config import FlowConfig
+from model_serve_flow.endpoint import ANSWER_TOKENS, QUESTION, EndpointCheck, require_checks
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.machine import usable_cores
+from model_serve_flow.ranking import recommended
 from model_serve_flow.results import (
     SCHEMA_VERSION,
     BaseComparison,
@@ -32,24 +28,12 @@ from model_serve_flow.results import (
     Decision,
     EngineFacts,
     Model,
-    NonNegative,
     Record,
+    ShipDecision,
 )
-from model_serve_flow.serving import (
-    ENGINE_MODULE,
-    Server,
-    chat_body,
-    chat_content,
-    engine_arguments,
-    engine_environment,
-    server_sent_events,
-)
+from model_serve_flow.serving import ENGINE_MODULE, engine_arguments, engine_environment
+from model_serve_flow.ship_record import BASE
 from model_serve_flow.workspace import describe_model, write_json, write_text
-
-BASE = "base"
-QUESTION = "Name three colours."
-ANSWER_TOKENS = 32
-REQUEST_SECONDS = 120.0
 
 PORT = 8080
 MODEL_FOLDER = "/mnt/models"  # where KServe puts the checkpoint, whatever the storage URI
@@ -68,17 +52,6 @@ _STORAGE = re.compile(r"(pvc|s3|gs|hf|oci|https?|hdfs|webhdfs)://[\w.~:/%+=-]+",
 _SECRET_FLAG = re.compile(r"--(api-k|hf-t)")
 
 
-class EndpointCheck(Record):
-    """One request to the endpoint: what should have come back, and what did."""
-
-    name: str
-    expected: str
-    got: str
-    ok: bool
-    detail: str
-    milliseconds: NonNegative
-
-
 class Choice(Record):
     """Which model is deployed, and on what grounds; `verdict` is none for the base model."""
 
@@ -89,12 +62,13 @@ class Choice(Record):
 
 
 class DeploymentRecord(Record):
-    """`deploy/deployment.json`: what was shipped, why, how it was checked, and the digests of the manifests."""
+    """`deploy/deployment.json`: what was shipped, why, against which objections, and how it was checked."""
 
     kind: Literal["deployment"] = "deployment"
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: Literal["2.0"] = SCHEMA_VERSION
     profile: str
     choice: Choice
+    ship: ShipDecision
     model: Model
     engine: EngineFacts
     checks: tuple[EndpointCheck, ...]
@@ -113,7 +87,7 @@ class DeploymentRecord(Record):
 def choose(flow: Flow, comparison: Comparison) -> Choice:
     """The model to deploy: `deploy.candidate` if set, else the recommended candidate, else the base model.
 
-    A candidate that may not ship is deployed only if the profile names it, and the choice then says so.
+    A candidate that may not ship is chosen only if the profile names it; `require_shippable` then asks for a reason.
 
     Raises:
         FlowError: `deploy.candidate` is not in the comparison.
@@ -131,9 +105,7 @@ def choose(flow: Flow, comparison: Comparison) -> Choice:
     elif candidate.verdict == "SHIP":
         why = f"The profile names {name} (deploy.candidate), and its verdict is SHIP. {reasons}"
     else:
-        why = (
-            f"{name} is deployed only because deploy.candidate names it: its verdict is {candidate.verdict}. {reasons}"
-        )
+        why = f"The profile names {name} (deploy.candidate), though its verdict is {candidate.verdict}. {reasons}"
     return Choice(name=name, verdict=candidate.verdict, explicit=named is not None, why=why)
 
 
@@ -145,144 +117,6 @@ def _compared(comparison: Comparison, name: str) -> BaseComparison | CandidateCo
             return candidate
     known = ", ".join(candidate.name for candidate in comparison.candidates)
     raise FlowError(f"The comparison holds no candidate {name!r}.", f"It holds: {known}. Run 04 to 06 for it first.")
-
-
-# ------------------------------------------------------------------------------------------------ endpoint checks
-
-
-@dataclass(frozen=True)
-class _StreamedAnswer:
-    """An answer that came as server-sent events."""
-
-    text: str
-    chunks: int
-    first_token_ms: float | None
-    finished: bool  # the last event was [DONE]
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    got: str
-    ok: bool
-    detail: str = ""
-
-
-def check_endpoint(server: Server, max_model_len: int) -> tuple[EndpointCheck, ...]:
-    """Asks a running server what a client may ask, and what it must refuse; nothing is raised for a failed check.
-
-    Args:
-        server: a server started with an API key.
-        max_model_len: tokens of the longest context it was started with.
-
-    Raises:
-        FlowError: the server has no API key, so it cannot be shown to ask for one.
-    """
-    key, model = server.api_key, server.model_name
-    if not key:
-        raise FlowError(
-            "The server has no API key, so it cannot be shown to ask for one.", "Use serve(..., api_key=...)."
-        )
-    right, wrong = ({"Authorization": f"Bearer {token}"} for token in (key, secrets.token_urlsafe(32)))
-    body = chat_body(model, QUESTION, ANSWER_TOKENS)
-    too_long = chat_body(model, "one " * max_model_len, ANSWER_TOKENS)
-    with httpx.Client(base_url=server.url, timeout=REQUEST_SECONDS, trust_env=False) as client:
-        return (
-            _check("health", "200", key, lambda: _health(client)),
-            _check("model list", f"names {model}", key, lambda: _model_list(client, right, model)),
-            _check("chat", "200 and an answer", key, lambda: _chat(client, right, body)),
-            _check("streaming", "chunks, then [DONE]", key, lambda: _streaming(client, right, model)),
-            _check("missing key", "401", key, lambda: _refusal(client, {}, body, 401)),
-            _check("wrong key", "401", key, lambda: _refusal(client, wrong, body, 401)),
-            _check("wrong model", "404", key, lambda: _refusal(client, right, {**body, "model": f"not-{model}"}, 404)),
-            _check("prompt too long", "400", key, lambda: _refusal(client, right, too_long, 400)),
-        )
-
-
-def require_checks(checks: tuple[EndpointCheck, ...]) -> None:
-    """FlowError naming every check that failed, or that there were none."""
-    failed = [f"{c.name}: expected {c.expected}, got {c.got}. {c.detail}".strip() for c in checks if not c.ok]
-    if failed or not checks:
-        raise FlowError(
-            "The endpoint must not be deployed:\n  " + "\n  ".join(failed or ["it was not checked"]),
-            "\nLook into the server's log, then run 07_Deploy again.",
-        )
-
-
-def _streamed_answer(client: httpx.Client, headers: dict[str, str], model: str) -> _StreamedAnswer:
-    """Asks for a streamed answer and keeps what the stream itself shows: its pieces, the first one's time, its end."""
-    pieces, first, data, started = [], None, None, time.perf_counter()
-    body = {**chat_body(model, QUESTION, ANSWER_TOKENS), "stream": True}
-    with client.stream("POST", "/v1/chat/completions", headers=headers, json=body) as response:
-        if response.is_error:
-            response.read()
-        response.raise_for_status()
-        for data in server_sent_events(response):
-            piece = "" if data == "[DONE]" else chat_content(json.loads(data), "delta")
-            if piece:
-                first = first or 1000 * (time.perf_counter() - started)
-                pieces.append(piece)
-    return _StreamedAnswer("".join(pieces), len(pieces), first, finished=data == "[DONE]")
-
-
-def _check(name: str, expected: str, key: str, probe: Callable[[], _Outcome]) -> EndpointCheck:
-    """Runs one probe; whatever goes wrong with the answer is the check's result, and never shows the key."""
-    started = time.perf_counter()
-    try:
-        outcome = probe()
-    except httpx.HTTPStatusError as error:
-        outcome = _Outcome(str(error.response.status_code), False, error.response.text)
-    except httpx.HTTPError as error:
-        outcome = _Outcome("no answer", False, f"{type(error).__name__}: {error}")
-    except ValueError as error:
-        outcome = _Outcome("an answer of another form", False, str(error))
-    return EndpointCheck(
-        name=name,
-        expected=expected,
-        got=outcome.got.replace(key, "***"),
-        ok=outcome.ok,
-        detail=_short(outcome.detail.replace(key, "***")),  # in this order: half a key must not be left
-        milliseconds=round(1000 * (time.perf_counter() - started), 1),
-    )
-
-
-def _health(client: httpx.Client) -> _Outcome:
-    status = client.get("/health").status_code
-    return _Outcome(str(status), status == httpx.codes.OK)
-
-
-def _model_list(client: httpx.Client, headers: dict[str, str], model: str) -> _Outcome:
-    response = client.get("/v1/models", headers=headers).raise_for_status()
-    document = response.json()
-    try:
-        names = [entry["id"] for entry in document["data"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not a model list: {response.text}") from error
-    return _Outcome(", ".join(map(str, names)) or "no model", model in names)
-
-
-def _chat(client: httpx.Client, headers: dict[str, str], body: dict[str, Any]) -> _Outcome:
-    response = client.post("/v1/chat/completions", headers=headers, json=body).raise_for_status()
-    answer = chat_content(response.json(), "message").strip()
-    return _Outcome(str(response.status_code) if answer else "an empty answer", bool(answer), answer)
-
-
-def _streaming(client: httpx.Client, headers: dict[str, str], model: str) -> _Outcome:
-    answer = _streamed_answer(client, headers, model)
-    # One single chunk would mean that the server, or a proxy before it, keeps the answer back until it is whole.
-    ok = answer.finished and answer.chunks > 1
-    got = f"{answer.chunks} chunks, {'then' if answer.finished else 'without'} [DONE]"
-    first = "none" if answer.first_token_ms is None else f"after {answer.first_token_ms:.0f} ms"
-    return _Outcome(got, ok, f"first token {first}: {answer.text.strip()}")
-
-
-def _refusal(client: httpx.Client, headers: dict[str, str], body: dict[str, Any], status: int) -> _Outcome:
-    response = client.post("/v1/chat/completions", headers=headers, json=body)
-    return _Outcome(str(response.status_code), response.status_code == status, response.text)
-
-
-def _short(text: str, length: int = 160) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 # ------------------------------------------------------------------------------------------------ manifests
@@ -325,12 +159,13 @@ def serving_runtime(flow: Flow, name: str) -> dict[str, Any]:
 
 
 def inference_service(
-    flow: Flow, name: str, comparison: Comparison, *, cores: int | None = None, run_as_user: int | None = None
+    flow: Flow, model: Model, comparison: Comparison, *, cores: int | None = None, run_as_user: int | None = None
 ) -> dict[str, Any]:
     """The KServe InferenceService that serves the model on the runtime of `serving_runtime`.
 
     Args:
-        comparison: gives the model's digest, its size and the memory it took when measured.
+        model: what is deployed, as `describe_model` finds it on the disk.
+        comparison: gives the memory that the model took when it was measured.
         cores: CPU cores; default: as many as this process may use (CPU), 4 (GPU).
         run_as_user: user id; needed on plain Kubernetes, where the image would start as root and be refused.
             OpenShift gives each namespace its own ids: leave it out there.
@@ -340,10 +175,10 @@ def inference_service(
     """
     config = flow.config
     _require_safe(config)
-    resource, figures = resource_name(config, name), _compared(comparison, name)
+    resource, figures = resource_name(config, model.name), _compared(comparison, model.name)
     user = {} if run_as_user is None else {"runAsUser": run_as_user, "fsGroup": run_as_user}
     # RawDeployment: a plain Deployment, because a model that is loaded for minutes is no case for scaling to zero.
-    annotations = {"serving.kserve.io/deploymentMode": "RawDeployment", "model-serve-flow/sha256": figures.sha256}
+    annotations = {"serving.kserve.io/deploymentMode": "RawDeployment", "model-serve-flow/sha256": model.sha256}
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -495,7 +330,7 @@ def _require_safe(config: FlowConfig) -> None:
 
 def write_deployment(
     flow: Flow,
-    name: str,
+    decision: ShipDecision,
     comparison: Comparison,
     checks: tuple[EndpointCheck, ...],
     engine: EngineFacts,
@@ -506,48 +341,57 @@ def write_deployment(
     """Writes `deploy/{servingruntime,inferenceservice}.yaml`, `README.md` and, last, `deployment.json`.
 
     Args:
-        name: the chosen model, see `chosen`.
+        decision: on the chosen model, see `choose` and `ship_record.require_shippable`.
         checks: of the running endpoint, see `check_endpoint`.
         engine: `server.facts()` of that endpoint.
 
     Raises:
-        FlowError: `name` is not the choice of this profile and comparison; a check failed; the checkpoint is not the
-            one that was measured; the engine served a candidate unquantised; a manifest is not valid.
+        FlowError: the model is not the choice of this profile and comparison; a check failed; the checkpoint changed
+            after the decision; the engine served a candidate unquantised; a manifest is not valid.
     """
-    choice, figures = choose(flow, comparison), _compared(comparison, name)
+    choice, name = choose(flow, comparison), decision.name
     if choice.name != name:
         raise FlowError(
             f"{name!r} is not the choice: {choice.why}", "To deploy it anyway: --set deploy.candidate=NAME."
         )
     require_checks(checks)
     model = describe_model(name, flow.workspace.model(name))
-    if model.sha256 != figures.sha256:
-        raise FlowError(f"The checkpoint of {name} is not the one that was measured.", "Measure it again: --from 01.")
+    if model.sha256 != decision.sha256:
+        raise FlowError(f"The checkpoint of {name} changed while its endpoint was checked.", "Run 07_Deploy again.")
     if name != BASE and engine.quantization is None:
         raise FlowError(f"The engine served {name} unquantised.", "Look at quantization_config in its config.json.")
-    documents = {
-        "servingruntime.yaml": serving_runtime(flow, name),
-        "inferenceservice.yaml": inference_service(flow, name, comparison, cores=cores, run_as_user=run_as_user),
-    }
-    return _write(flow, choice, model, engine, checks, documents)
+    service = inference_service(flow, model, comparison, cores=cores, run_as_user=run_as_user)
+    documents = {"servingruntime.yaml": serving_runtime(flow, name), "inferenceservice.yaml": service}
+    files = _manifest_files(flow.config, name, documents)
+    record = _record(flow, choice, decision, model, engine, checks, files)
+    for file, text in files.items():
+        write_text(flow.workspace.deploy / file, text)
+    write_json(flow.workspace.deploy / "deployment.json", record)
+    return record
 
 
-def _write(
-    flow: Flow,
-    choice: Choice,
-    model: Model,
-    engine: EngineFacts,
-    checks: tuple[EndpointCheck, ...],
-    documents: dict[str, dict[str, Any]],
-) -> DeploymentRecord:
-    folder, deploy = flow.workspace.deploy, flow.config.deploy
+def _manifest_files(config: FlowConfig, name: str, documents: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """File name -> text of everything in the deploy folder but the record; FlowError if a manifest is not valid."""
     for document in documents.values():
         validate_manifest(document)
     texts = {file: yaml.safe_dump(document, sort_keys=False, width=120) for file, document in documents.items()}
-    texts["README.md"] = apply_commands(flow.config, choice.name)
-    record = DeploymentRecord(
+    return {**texts, "README.md": apply_commands(config, name)}
+
+
+def _record(
+    flow: Flow,
+    choice: Choice,
+    decision: ShipDecision,
+    model: Model,
+    engine: EngineFacts,
+    checks: tuple[EndpointCheck, ...],
+    files: dict[str, str],
+) -> DeploymentRecord:
+    deploy = flow.config.deploy
+    return DeploymentRecord(
         profile=flow.config.name,
         choice=choice,
+        ship=decision,
         model=model,
         engine=engine,
         checks=checks,
@@ -555,14 +399,10 @@ def _write(
         namespace=deploy.namespace,
         storage_uri=deploy.storage_uri,
         image=deploy.image,
-        manifests={file: hashlib.sha256(text.encode()).hexdigest() for file, text in texts.items()},
+        manifests={file: hashlib.sha256(text.encode()).hexdigest() for file, text in files.items()},
         versions=tool_versions(),
         written_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    for file, text in texts.items():
-        write_text(folder / file, text)
-    write_json(folder / "deployment.json", record)
-    return record
 
 
 def apply_commands(config: FlowConfig, name: str) -> str:

@@ -11,6 +11,7 @@ from model_serve_flow.flow import Flow
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "artifacts" / "e2e"
+PER_TENSOR = ARTIFACTS / "planted" / "w4a16-per-tensor"  # made by tests/e2e/compress, judged by tests/e2e/serve
 
 
 def run_flow(*arguments: str, profile: str = "ci", artifacts: Path = ARTIFACTS) -> subprocess.CompletedProcess[str]:

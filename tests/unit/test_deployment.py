@@ -1,37 +1,30 @@
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
-from factories import engine, sample_comparison
+from factories import engine, model, sample_comparison
 
 from model_serve_flow.deployment import (
     apply_commands,
-    check_endpoint,
     choose,
     inference_service,
-    require_checks,
     resource_name,
     serving_runtime,
     validate_manifest,
     write_deployment,
 )
+from model_serve_flow.endpoint import EndpointCheck
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.results import Comparison
+from model_serve_flow.results import Comparison, ShipDecision, ShipOverride
 from model_serve_flow.serving import engine_arguments
-from model_serve_flow.workspace import describe_model
+from model_serve_flow.workspace import describe_model, file_digest
 
 KEY = "sk-very-secret-key"
 MODEL = "w8a8-int8"
-LIMIT = 64
 
 
 def open_flow(tmp_path: Path, profile: str = "cpu-smollm2", **overrides: object) -> Flow:
@@ -60,10 +53,10 @@ def test_nothing_may_ship_so_the_base_is_deployed_and_it_is_said(tmp_path):
     assert "No candidate may ship" in choice.why and "w8a8-int8: INCONCLUSIVE" in choice.why
 
 
-def test_a_candidate_that_may_not_ship_needs_to_be_named_and_the_record_says_so(tmp_path):
+def test_a_candidate_that_may_not_ship_is_chosen_only_by_name_and_it_is_said(tmp_path):
     choice = choose(open_flow(tmp_path, deploy__candidate="w4a16-int4"), sample_comparison())
     assert (choice.name, choice.verdict, choice.explicit) == ("w4a16-int4", "DO NOT SHIP", True)
-    assert "only because deploy.candidate names it" in choice.why
+    assert "though its verdict is DO NOT SHIP" in choice.why
 
 
 def test_a_named_candidate_must_have_been_compared(tmp_path):
@@ -80,7 +73,7 @@ def test_a_named_candidate_must_have_been_compared(tmp_path):
 def test_both_manifests_are_valid(tmp_path, profile):
     flow = open_flow(tmp_path, profile)
     validate_manifest(serving_runtime(flow, MODEL))
-    validate_manifest(inference_service(flow, MODEL, sample_comparison(), cores=2, run_as_user=1000))
+    validate_manifest(inference_service(flow, model(MODEL), sample_comparison(), cores=2, run_as_user=1000))
 
 
 def _container(document: dict) -> dict:
@@ -115,7 +108,7 @@ def test_what_the_sdk_does_not_know_is_refused(tmp_path, value, path, said):
 
 
 def test_an_unknown_field_of_the_inference_service_is_refused(tmp_path):
-    document = inference_service(open_flow(tmp_path), MODEL, sample_comparison())
+    document = inference_service(open_flow(tmp_path), model(MODEL), sample_comparison())
     document["spec"]["predictor"]["model"]["storageURI"] = "pvc://x/y"
     with pytest.raises(FlowError, match="storageURI"):
         validate_manifest(document)
@@ -152,7 +145,7 @@ def test_start_up_may_take_as_long_as_the_profile_allows(tmp_path):
 
 def test_resources_follow_what_was_measured(tmp_path):
     def resources(profile: str) -> dict:
-        service = inference_service(open_flow(tmp_path, profile), MODEL, sample_comparison(), cores=2)
+        service = inference_service(open_flow(tmp_path, profile), model(MODEL), sample_comparison(), cores=2)
         return service["spec"]["predictor"]["model"]["resources"]
 
     cpu, gpu = resources("cpu-smollm2"), resources("gpu-llama-3.1-8b")
@@ -183,7 +176,7 @@ def test_hostile_values_are_refused_without_showing_secrets(tmp_path, key, value
         serving_runtime(flow, MODEL)
     assert KEY not in str(caught.value)
     with pytest.raises(FlowError):
-        inference_service(flow, MODEL, sample_comparison())
+        inference_service(flow, model(MODEL), sample_comparison())
 
 
 def test_kubernetes_does_not_expand_an_argument(tmp_path):
@@ -191,9 +184,9 @@ def test_kubernetes_does_not_expand_an_argument(tmp_path):
     assert _container(serving_runtime(flow, MODEL))["args"][-1] == "$$(VLLM_API_KEY)"
 
 
-@pytest.mark.parametrize("model", ["Llama-3.1_8B", "8B", "名前", "a" * 200, "-x-", "UPPER case: yes"])
-def test_resource_names_are_dns_labels_and_differ(tmp_path, model):
-    config = open_flow(tmp_path, model__name=model).config
+@pytest.mark.parametrize("base", ["Llama-3.1_8B", "8B", "名前", "a" * 200, "-x-", "UPPER case: yes"])
+def test_resource_names_are_dns_labels_and_differ(tmp_path, base):
+    config = open_flow(tmp_path, model__name=base).config
     one, other = resource_name(config, "w8a8-int8"), resource_name(config, "w8a8.int8-b")
     assert one != other
     for name in (one, other):
@@ -207,148 +200,27 @@ def test_the_commands_keep_the_key_off_every_command_line(tmp_path):
     assert "smollm2-135m-instruct-w8a8-int8-predictor" in text
 
 
-# --- endpoint checks, against a server that answers as told
-
-
-class StubHandler(BaseHTTPRequestHandler):
-    """As vLLM answers, but for the faults in `self.server.faults`."""
-
-    protocol_version = "HTTP/1.0"
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
-    def reply(self, status: int, body: str, kind: str = "application/json") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def refused(self) -> bool:
-        return "no key check" not in self.server.faults and self.headers.get("Authorization") != f"Bearer {KEY}"
-
-    def do_GET(self) -> None:
-        if self.path == "/health":
-            return self.reply(503 if "sick" in self.server.faults else 200, "")
-        if self.refused():
-            return self.reply(401, "{}")
-        if "html" in self.server.faults:
-            return self.reply(200, "<html>welcome</html>", "text/html")
-        return self.reply(
-            200, json.dumps({"data": [{"id": "other" if "other model" in self.server.faults else MODEL}]})
-        )
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        faults = self.server.faults
-        if self.refused():
-            return self.reply(401, json.dumps({"error": f"bad key {self.headers.get('Authorization')}"}))
-        if body["model"] != MODEL and "any model" not in faults:
-            return self.reply(404, '{"error": "no such model"}')
-        if len(body["messages"][0]["content"].split()) >= LIMIT and "any length" not in faults:
-            return self.reply(400, '{"error": "too long"}')
-        if body.get("stream"):
-            return self.stream(faults)
-        text = "" if "silent" in faults else "x" * 150 + KEY if "echo key" in faults else "Red, green, blue."
-        return self.reply(200, json.dumps({"choices": [{"message": {"content": text}}]}))
-
-    def stream(self, faults: set[str]) -> None:
-        pieces = ["Red, green, blue."] if "one chunk" in faults else ["Red, ", "green, ", "blue."]
-        events = [json.dumps({"choices": [{"delta": {"content": piece}}]}) for piece in pieces]
-        events += [] if "no end" in faults else ["[DONE]"]
-        self.reply(200, "".join(f"data: {event}\n\n" for event in events), "text/event-stream")
-
-
-@contextlib.contextmanager
-def stub(*faults: str) -> Iterator[SimpleNamespace]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), StubHandler) as server:
-        server.faults = set(faults)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", model_name=MODEL, api_key=KEY)
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def test_a_good_endpoint_passes_every_check():
-    with stub() as server:
-        checks = check_endpoint(server, LIMIT)
-    require_checks(checks)
-    assert [c.name for c in checks] == [
-        *("health", "model list", "chat", "streaming", "missing key", "wrong key", "wrong model", "prompt too long"),
-    ]
-    assert checks[3].got == "3 chunks, then [DONE]" and "first token after" in checks[3].detail
-    assert all(c.milliseconds > 0 for c in checks)
-
-
-@pytest.mark.parametrize(
-    ("fault", "failed"),
-    [
-        ("sick", {"health"}),
-        ("no key check", {"missing key", "wrong key"}),
-        ("other model", {"model list"}),
-        ("html", {"model list"}),
-        ("any model", {"wrong model"}),
-        ("any length", {"prompt too long"}),
-        ("silent", {"chat"}),
-        ("one chunk", {"streaming"}),
-        ("no end", {"streaming"}),
-    ],
-)
-def test_each_fault_fails_its_check(fault, failed):
-    with stub(fault) as server:
-        checks = check_endpoint(server, LIMIT)
-    assert {c.name for c in checks if not c.ok} == failed
-    with pytest.raises(FlowError, match="must not be deployed") as caught:
-        require_checks(checks)
-    assert all(name in str(caught.value) for name in failed)
-
-
-def test_a_dead_endpoint_fails_every_check():
-    with stub() as server:
-        pass
-    checks = check_endpoint(server, LIMIT)
-    assert [c.got for c in checks] == ["no answer"] * 8 and not any(c.ok for c in checks)
-
-
-def test_the_key_never_reaches_a_check():
-    with stub("echo key") as server:
-        checks = check_endpoint(server, LIMIT)
-    assert KEY[:9] not in repr(checks) and "***" in checks[2].detail  # nor half of it, where a long answer is cut
-
-
-def test_a_server_without_a_key_cannot_be_checked():
-    with pytest.raises(FlowError, match="no API key"):
-        check_endpoint(SimpleNamespace(url="http://127.0.0.1:9", model_name=MODEL, api_key=None), LIMIT)
-
-
-def test_no_checks_are_not_enough():
-    with pytest.raises(FlowError, match="not checked"):
-        require_checks(())
-
-
 # --- the record
 
 
 @pytest.fixture
 def shipped(tmp_path):
-    """A workspace with a checkpoint whose digest is the one in the comparison, and passed checks."""
+    """A flow with a checkpoint, the decision to ship it, and passed checks."""
     flow = open_flow(tmp_path)
     folder = flow.workspace.model(MODEL)
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     digest = describe_model(MODEL, folder).sha256
-    comparison = sample_comparison()
-    candidates = tuple(c.model_copy(update={"sha256": digest}) if c.name == MODEL else c for c in comparison.candidates)
-    with stub() as server:
-        return flow, comparison.model_copy(update={"candidates": candidates}), check_endpoint(server, LIMIT)
+    names = ("health", "model list", "chat", "streaming", "missing key", "wrong key", "wrong model", "prompt too long")
+    checks = tuple(
+        EndpointCheck(name=name, expected="200", got="200", ok=True, detail="", milliseconds=3.0) for name in names
+    )
+    return flow, ShipDecision(name=MODEL, sha256=digest, verdict="SHIP", override=None), checks
 
 
 def test_what_is_written_agrees_with_what_was_measured(shipped):
-    flow, comparison, checks = shipped
-    record = write_deployment(flow, MODEL, comparison, checks, engine(MODEL), cores=2)
+    flow, decision, checks = shipped
+    record = write_deployment(flow, decision, sample_comparison(), checks, engine(MODEL), cores=2)
     folder = flow.workspace.deploy
     assert {p.name for p in folder.iterdir()} == {
         "servingruntime.yaml",
@@ -362,33 +234,48 @@ def test_what_is_written_agrees_with_what_was_measured(shipped):
     validate_manifest(service)
     assert service["spec"]["predictor"]["model"]["runtime"] == runtime["metadata"]["name"] == record.resource
     written = json.loads((folder / "deployment.json").read_text())
-    assert written["model"]["sha256"] == service["metadata"]["annotations"]["model-serve-flow/sha256"]
+    assert decision.sha256 == written["model"]["sha256"]
+    assert decision.sha256 == service["metadata"]["annotations"]["model-serve-flow/sha256"]
     assert written["choice"]["verdict"] == "SHIP" and len(written["checks"]) == 8
-    assert all(KEY not in path.read_text() for path in folder.iterdir())
+    assert written["ship"]["override"] is None
+    digests = {file: file_digest(folder / file) for file in record.manifests}
+    assert record.manifests == digests and "deployment.json" not in digests
+
+
+def test_an_override_goes_into_the_record_with_its_reason(shipped):
+    flow, decision, checks = shipped
+    override = ShipOverride(
+        candidate=MODEL, reason="the demo of Monday", problem="The verdict is INCONCLUSIVE.", at="2026-01-05T09:00:00Z"
+    )
+    decision = decision.model_copy(update={"override": override, "verdict": "INCONCLUSIVE"})
+    write_deployment(flow, decision, sample_comparison(), checks, engine(MODEL), cores=2)
+    written = json.loads((flow.workspace.deploy / "deployment.json").read_text())
+    assert written["ship"]["override"] == override.model_dump()
 
 
 def test_nothing_is_written_after_a_failed_check(shipped):
-    flow, comparison, checks = shipped
+    flow, decision, checks = shipped
     bad = (checks[0].model_copy(update={"ok": False}), *checks[1:])
     with pytest.raises(FlowError, match="health"):
-        write_deployment(flow, MODEL, comparison, bad, engine(MODEL))
+        write_deployment(flow, decision, sample_comparison(), bad, engine(MODEL))
     assert not flow.workspace.deploy.exists()
 
 
 def test_another_model_than_the_choice_is_refused(shipped):
-    flow, comparison, checks = shipped
+    flow, decision, checks = shipped
+    other = decision.model_copy(update={"name": "w4a16-int4"})
     with pytest.raises(FlowError, match="is not the choice"):
-        write_deployment(flow, "w4a16-int4", comparison, checks, engine("w4a16-int4"))
+        write_deployment(flow, other, sample_comparison(), checks, engine("w4a16-int4"))
 
 
-def test_a_checkpoint_changed_since_it_was_measured_is_refused(shipped):
-    flow, comparison, checks = shipped
+def test_a_checkpoint_changed_after_the_decision_is_refused(shipped):
+    flow, decision, checks = shipped
     (flow.workspace.model(MODEL) / "model.safetensors").write_bytes(b"other weights")
-    with pytest.raises(FlowError, match="not the one that was measured"):
-        write_deployment(flow, MODEL, comparison, checks, engine(MODEL))
+    with pytest.raises(FlowError, match="changed while its endpoint was checked"):
+        write_deployment(flow, decision, sample_comparison(), checks, engine(MODEL))
 
 
 def test_the_base_model_under_the_candidates_name_is_refused(shipped):
-    flow, comparison, checks = shipped
+    flow, decision, checks = shipped
     with pytest.raises(FlowError, match="unquantised"):
-        write_deployment(flow, MODEL, comparison, checks, engine("base"))
+        write_deployment(flow, decision, sample_comparison(), checks, engine("base"))

@@ -3,13 +3,15 @@
 from IPython.display import Markdown
 from pandas import DataFrame
 
-from model_serve_flow.deployment import EndpointCheck, check_endpoint, choose, require_checks, write_deployment
+from model_serve_flow.deployment import choose, write_deployment
+from model_serve_flow.endpoint import EndpointCheck, check_endpoint, require_checks
 from model_serve_flow.flow import Flow
 from model_serve_flow.serving import ask, serve, stream
+from model_serve_flow.ship_record import require_shippable
 
 __all__ = [
-    "Flow", "ask", "check_endpoint", "check_table", "choose", "require_checks", "serve", "show_file",
-    "stream", "write_deployment",
+    "Flow", "ask", "check_endpoint", "check_table", "choose", "require_checks", "require_shippable", "serve",
+    "show_file", "stream", "write_deployment",
 ]  # fmt: skip
 
 

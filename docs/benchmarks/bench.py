@@ -1,6 +1,6 @@
 """Times `make demo` as a new user has it, in a fresh clone in an empty folder: `make bench`.
 
-Writes `cpu-smollm2.json` beside this file and prints it. Takes about a quarter of an hour; run it on an idle machine.
+Writes `cpu-smollm2.json` beside this file and prints it. Takes about twenty minutes; run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -227,10 +227,13 @@ def _metrics(task: str, raw: dict[str, Any]) -> dict[str, Metric]:
 def _items(path: tuple[str, ...], samples: list[dict[str, Any]]) -> Iterator[Item]:
     """One item per document; a task with several filters has one sample per filter and document."""
     by_document: dict[str, dict[str, Any]] = {}
+    owners: dict[str, Any] = {}
     for number, sample in enumerate(samples):
         try:
             identity = str(sample["doc"].get("id") or f"{sample['doc_id']}-{sample['doc_hash'][:16]}")
             identity = f"{path[-1]}/{identity}" if len(path) > 1 else identity
+            if owners.setdefault(identity, sample["doc_id"]) != sample["doc_id"]:
+                identity = f"{identity}-{sample['doc_id']}"  # a dataset that gives two documents one id
             if identity not in by_document:
                 by_document[identity] = {"id": identity, "groups": _groups(path, sample["doc"]), **_texts(sample)}
             by_document[identity].update(_values(sample))

@@ -161,6 +161,12 @@ def test_filters_of_one_document_become_metrics_of_one_item():
     assert set(task.metrics) == set(figures)
 
 
+def test_two_documents_with_one_id_stay_two_items():
+    samples = [choice(0, [-1, -2, -3, -4], 0.0, "q1"), choice(1, [-4, -3, -1, -2], 1.0, "q1")]
+    task = _task("arc_easy", results("arc_easy", samples, {"acc,none": 0.5}))
+    assert [(item.id, item.value("acc")) for item in task.items] == [("q1", 0.0), ("q1-1", 1.0)]
+
+
 def test_a_metric_that_is_a_list_per_item_stays_an_aggregate():
     sample = written("text", {"prompt_level_strict_acc": True, "inst_level_strict_acc": [True, False]})
     task = _task(

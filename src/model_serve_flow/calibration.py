@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.offline import local
 from model_serve_flow.overlap import evaluation_texts, find_overlap
+from model_serve_flow.packaged_data import read_rows
 from model_serve_flow.results import CalibrationFacts, Overlap
 
 if TYPE_CHECKING:
@@ -66,6 +69,8 @@ def calibration_facts(
         tokens=tokens,
         padding_fraction=padding / tokens,
         chat_template=templated,
+        max_sequence_length=calibration.max_sequence_length,
+        sha256=hashlib.sha256(json.dumps([list(row) for row in dataset["input_ids"]]).encode()).hexdigest(),
         overlap=overlap,
     )
 
@@ -113,8 +118,6 @@ def _rows(flow: Flow) -> list[dict[str, Any]]:
 
 def _packaged_rows(flow: Flow) -> list[dict[str, Any]]:
     """The rows that 00_Setup wrote, already in an order decided by the seed."""
-    from model_serve_flow.packaged_data import read_rows
-
     path = flow.workspace.data / "calibration.jsonl"
     if not path.is_file():
         raise FlowError(f"{path} is missing.", "Run 00_Setup: it writes the calibration texts.")

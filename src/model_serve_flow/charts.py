@@ -11,6 +11,8 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from model_serve_flow.comparison import primary_metric
+from model_serve_flow.formatting import byte_text
+from model_serve_flow.ranking import dominates
 from model_serve_flow.results import (
     AccuracyResult,
     CandidateComparison,
@@ -20,7 +22,6 @@ from model_serve_flow.results import (
     LoadPoint,
     PerformanceResult,
 )
-from model_serve_flow.tables import by_concurrency
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -213,7 +214,7 @@ def load_curves(results: dict[str, PerformanceResult]) -> Figure:
 
 
 def _load_curve(axis: Axes, result: PerformanceResult, value: Callable[[LoadPoint], float], look: Look) -> None:
-    loads = by_concurrency(result)
+    loads = result.by_concurrency()
     repeats = [[value(point) for point in points] for points in loads.values()]
     means = [fmean(values) for values in repeats]
     spread = [
@@ -356,11 +357,7 @@ def offers(comparison: Comparison) -> list[Offer]:
     if not found or cost is None:
         return found
     score = next(c.suite.base for c in comparison.candidates if c.suite is not None)
-    better = (
-        offer.name
-        for offer in found
-        if offer.on_front and offer.score >= score and offer.cost <= cost and (offer.score, offer.cost) != (score, cost)
-    )
+    better = (offer.name for offer in found if offer.on_front and dominates((offer.score, -offer.cost), (score, -cost)))
     return [Offer(BASE, score, (score, score), cost, None, next(better, None)), *found]
 
 
@@ -435,13 +432,6 @@ def token_lengths(lengths: Sequence[int]) -> Figure:
     axis.yaxis.get_major_locator().set_params(integer=True)
     _axis(axis, title="number of texts", x=f"tokens per text; dashed: median, {middle:g} tokens")
     return _finish(figure)
-
-
-def byte_text(count: float) -> str:
-    """Bytes in the decimal unit that reads best, three digits: 269 MB, 1.91 GB."""
-    scale, unit = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
-    value = count / scale
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
 
 
 def _byte_bars(axis: Axes, values: dict[str, int | None], title: str) -> None:

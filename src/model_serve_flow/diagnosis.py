@@ -65,8 +65,7 @@ def diagnose(
 
 
 def _lowest(result: PerformanceResult) -> _Lowest:
-    concurrency = min(point.concurrency for point in result.points)
-    points = [point for point in result.points if point.concurrency == concurrency]
+    concurrency, points = min(result.by_concurrency().items())
     itl = fmean(point.itl_ms.mean for point in points)
     latency = fmean(point.request_latency_s.mean for point in points)
     if itl <= 0 or latency <= 0:

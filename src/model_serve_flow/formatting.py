@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from model_serve_flow.charts import byte_text
 from model_serve_flow.results import Capacity, Difference, Flips, SpeedPoint
 
 NOT_RECORDED = "not recorded"
@@ -41,6 +40,12 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def p_statement(value: float) -> str:
+    """A p-value in a sentence: 'p < 0.001', 'p = 0.020'."""
+    shown = p_value(value)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+
+
 def nats(value: float) -> str:
     """A divergence with four decimals, or in powers of ten where these would show nothing."""
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}".replace("e-0", "e−")
@@ -49,6 +54,13 @@ def nats(value: float) -> str:
 def dollars(value: float | None) -> str:
     """US dollars with three significant digits, or that they are not known."""
     return NOT_RECORDED if value is None else f"${value:,.2f}" if value >= 1 else f"${value:.3g}"
+
+
+def byte_text(count: float) -> str:
+    """Bytes in the decimal unit that reads best, three digits: 269 MB, 1.91 GB."""
+    scale, unit = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
+    value = count / scale
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
 
 
 def memory(count: int | None) -> str:

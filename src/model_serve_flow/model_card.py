@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.formatting import flatten
+from model_serve_flow.offline import on_hub
 from model_serve_flow.report import MEANING, template
 from model_serve_flow.report_tables import accuracy_table, must_not_ship, shift_table, summary
 from model_serve_flow.results import CandidateComparison, Comparison, CompressionResult
@@ -19,8 +19,6 @@ from model_serve_flow.workspace import write_text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
-
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def write_model_card(flow: Flow, comparison: Comparison, name: str) -> Path:
@@ -86,7 +84,7 @@ def card_data(flow: Flow, base_name: str, candidate: CandidateComparison) -> Mod
     from huggingface_hub import ModelCardData
 
     model = flow.config.model
-    from_hub = model.source is not None and HUB_ID.fullmatch(model.source) and not Path(model.source).is_dir()
+    from_hub = model.source is not None and on_hub(model.source)
     scheme = candidate.scheme.lower().replace("_", "-")
     return ModelCardData(
         base_model=model.source if from_hub else base_name,

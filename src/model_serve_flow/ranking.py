@@ -16,10 +16,10 @@ class _Place(NamedTuple):
     score: float
     name: str
 
-    def dominates(self, other: _Place) -> bool:
-        """At least as good in both, and better in one."""
-        ours, theirs = (self.economy, self.score), (other.economy, other.score)
-        return ours != theirs and all(one >= two for one, two in zip(ours, theirs, strict=True))
+
+def dominates(one: tuple[float, float], two: tuple[float, float]) -> bool:
+    """Whether the first is at least as good in both respects, where higher is better, and not equal."""
+    return one != two and one[0] >= two[0] and one[1] >= two[1]
 
 
 def ranked(base: BaseComparison, candidates: Sequence[CandidateComparison]) -> tuple[CandidateComparison, ...]:
@@ -34,7 +34,7 @@ def ranked(base: BaseComparison, candidates: Sequence[CandidateComparison]) -> t
     economies = _economies(base, able)
     places = {c.name: _Place(economies[c.name], c.suite.candidate, c.name) for c in able}
     everyone = [_Place(economies["base"], able[0].suite.base, "base"), *places.values()]
-    better = {name: [other for other in everyone if other.dominates(place)] for name, place in places.items()}
+    better = {name: [other for other in everyone if dominates(other[:2], place[:2])] for name, place in places.items()}
     return tuple(
         c.model_copy(update={"dominated_by": max(better[c.name]).name}) if better.get(c.name) else c for c in candidates
     )

@@ -20,6 +20,7 @@ from model_serve_flow.flow import Flow
 from model_serve_flow.formatting import (
     NOT_MEASURED,
     NOT_RECORDED,
+    byte_text,
     change,
     flatten,
     markdown,
@@ -178,8 +179,8 @@ def _cost_words(comparison: Comparison) -> str:
 
 
 def _size_words(comparison: Comparison) -> str:
-    parts = [f"{candidate.name}: {charts.byte_text(candidate.size_bytes)}" for candidate in comparison.candidates]
-    parts.insert(0, f"base: {charts.byte_text(comparison.base.size_bytes)}")
+    parts = [f"{candidate.name}: {byte_text(candidate.size_bytes)}" for candidate in comparison.candidates]
+    parts.insert(0, f"base: {byte_text(comparison.base.size_bytes)}")
     return "Size of the checkpoints and peak memory while serving. " + "; ".join(parts) + "."
 
 
@@ -255,7 +256,7 @@ def _struck(comparison: Comparison) -> bool:
     return any(must_not_ship(candidate) for candidate in comparison.candidates)
 
 
-FILTERS = {"byte_text": charts.byte_text, "flatten": flatten, "markdown": markdown, "seconds": seconds}
+FILTERS = {"byte_text": byte_text, "flatten": flatten, "markdown": markdown, "seconds": seconds}
 
 
 def template(name: str, escaped: bool = False) -> Template:

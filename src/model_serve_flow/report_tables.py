@@ -9,10 +9,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from model_serve_flow.charts import AVERAGE, byte_text, within_margin
+from model_serve_flow.charts import AVERAGE, within_margin
 from model_serve_flow.comparison import primary_metric
 from model_serve_flow.formatting import (
     NOT_MEASURED,
+    byte_text,
     capacity_interval,
     change,
     count,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,19 +16,15 @@ from model_serve_flow.results import AccuracyResult, DistributionResult, Diverge
 
 
 def measure_shift(base: DistributionResult, other: DistributionResult, seed: int) -> tuple[Divergence, float]:
-    """KL divergence base -> other per token, and the share of tokens at which both expect the same next token.
+    """KL divergence base -> other with its interval, and the share of tokens at which both expect the same next token.
 
     Raises:
-        FlowError: the two are not of the same documents, tokens and k, or their probabilities are none.
+        FlowError: as `compare_tokens`, or fewer than two documents.
     """
-    pairs = list(_documents(base, other))
-    try:
-        per_document = [divergence.kl_lower_bound(*_tops(one), *_tops(two)) for one, two in pairs]
+    per_document, agreement = compare_tokens(base, other)
+    with _refusing(other):
         mean = divergence.mean_over_documents(per_document, seed)
-    except ValueError as error:
-        raise FlowError(f"The distributions of {other.model.name} cannot be compared: {error}.", REMEASURE) from error
     tokens = np.concatenate(per_document)
-    same = [ours[0] == theirs[0] for one, two in pairs for ours, theirs in zip(one.top_ids, two.top_ids, strict=True)]
     found = Divergence(
         mean=mean.difference,
         p99=float(np.quantile(tokens, 0.99)),
@@ -35,7 +32,23 @@ def measure_shift(base: DistributionResult, other: DistributionResult, seed: int
         k=base.k,
         tokens=tokens.size,
     )
-    return found, float(np.mean(same))
+    return found, agreement
+
+
+def compare_tokens(base: DistributionResult, other: DistributionResult) -> tuple[list[NDArray], float]:
+    """KL divergence base -> other of every token, and the share of tokens at which both expect the same next token.
+
+    Returns:
+        One vector per document, a value in nats per token; and the share, from 0 to 1.
+
+    Raises:
+        FlowError: the two are not of the same documents, tokens and k, or their probabilities are none.
+    """
+    pairs = list(_documents(base, other))
+    with _refusing(other):
+        per_document = [divergence.kl_lower_bound(*_tops(one), *_tops(two)) for one, two in pairs]
+    same = [ours[0] == theirs[0] for one, two in pairs for ours, theirs in zip(one.top_ids, two.top_ids, strict=True)]
+    return per_document, float(np.mean(same))
 
 
 def noise_floor(base: BaseResults, seed: int) -> NoiseFloor | None:
@@ -76,6 +89,15 @@ def _documents(base: DistributionResult, other: DistributionResult) -> Iterator[
                 REMEASURE,
             )
         yield one, two
+
+
+@contextlib.contextmanager
+def _refusing(other: DistributionResult) -> Iterator[None]:
+    """What the arithmetic cannot take is a fault of the file that is compared."""
+    try:
+        yield
+    except ValueError as error:
+        raise FlowError(f"The distributions of {other.model.name} cannot be compared: {error}.", REMEASURE) from error
 
 
 def _tops(document: TokenTops) -> tuple[NDArray, NDArray]:

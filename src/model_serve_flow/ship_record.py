@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 from model_serve_flow.config import FlowConfig
@@ -24,6 +23,7 @@ from model_serve_flow.workspace import (
     combined_digest,
     content_digests,
     file_digest,
+    now,
     read_result,
     write_json,
 )
@@ -52,7 +52,7 @@ def write_ship_records(flow: Flow, comparison: Comparison) -> Path:
     record = ShipRecord(
         profile=flow.config.name,
         profile_sha256=profile_digest(flow.config),
-        created_at=_now(),
+        created_at=now(),
         base_sha256=comparison.base.sha256,
         results=_result_digests(space, [BASE, *(candidate.name for candidate in comparison.candidates)]),
         comparison_sha256=file_digest(space.root / COMPARISON),
@@ -87,7 +87,7 @@ def require_shippable(flow: Flow, name: str, override_reason: str = "") -> ShipD
         raise FlowError(f"{name} must not be deployed:\n  " + "\n  ".join(problems), f"\n{hint}")
     override = None
     if problems:
-        override = ShipOverride(candidate=name, reason=reason, problem=" ".join(problems), at=_now())
+        override = ShipOverride(candidate=name, reason=reason, problem=" ".join(problems), at=now())
         if record is not None:
             overrides = (*record.overrides, override)
             write_json(space.root / RECORD, record.model_copy(update={"overrides": overrides}))
@@ -192,7 +192,3 @@ def _entry(record: ShipRecord, name: str) -> ShippedCandidate | None:
 
 def _short(digest: str) -> str:
     return f"{digest[:SHOWN]}…" if digest else "nothing"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

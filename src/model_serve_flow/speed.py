@@ -12,8 +12,8 @@ from model_serve_flow.results import Capacity, LoadPoint, Memory, PerformanceRes
 
 def speed_points(base: PerformanceResult, candidate: PerformanceResult) -> tuple[SpeedPoint, ...]:
     """One point per concurrency, over its repeats; the results must have been found comparable."""
-    theirs = _by_concurrency(candidate)
-    return tuple(_speed_point(points, theirs[concurrency]) for concurrency, points in _by_concurrency(base).items())
+    theirs = candidate.by_concurrency()
+    return tuple(_speed_point(points, theirs[concurrency]) for concurrency, points in base.by_concurrency().items())
 
 
 def mean_speedup(points: Sequence[SpeedPoint]) -> float:
@@ -31,13 +31,6 @@ def cost(hourly_price_usd: float | None, found: Capacity | None) -> float | None
     if hourly_price_usd is None or found is None or found.streams == 0 or found.output_tokens_per_s == 0:
         return None
     return capacity.cost_per_million_output_tokens(hourly_price_usd, found.output_tokens_per_s)
-
-
-def _by_concurrency(result: PerformanceResult) -> dict[int, list[LoadPoint]]:
-    groups: dict[int, list[LoadPoint]] = {}
-    for point in sorted(result.points, key=lambda point: (point.concurrency, point.repeat)):
-        groups.setdefault(point.concurrency, []).append(point)
-    return groups
 
 
 def _speed_point(base: list[LoadPoint], candidate: list[LoadPoint]) -> SpeedPoint:

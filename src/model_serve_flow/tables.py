@@ -5,7 +5,10 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from model_serve_flow.results import AccuracyResult, LoadPoint, PerformanceResult
+import numpy as np
+
+from model_serve_flow.results import AccuracyResult, DistributionResult, LoadPoint, PerformanceResult
+from model_serve_flow.shift import compare_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +35,33 @@ def accuracy_table(results: dict[str, AccuracyResult]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["task", "metric", "model"]).sort_index()
 
 
+def divergence_table(base: DistributionResult | None, others: dict[str, DistributionResult | None]) -> pd.DataFrame:
+    """Model: how often its likeliest token is the base's, and how far its distributions lie from the base's.
+
+    What the profile does not measure is left out.
+
+    Raises:
+        FlowError: a model's distributions are not of the base's documents and tokens, or are none.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, other in others.items() if base else ():
+        if other is None:
+            continue
+        per_document, agreement = compare_tokens(base, other)
+        divergence = np.concatenate(per_document)
+        rows.append(
+            {
+                "model": name,
+                "tokens": divergence.size,
+                "same likeliest token": f"{agreement:.1%}",
+                "mean KL divergence (nats per token, at least)": f"{divergence.mean():.2g}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def load_table(results: dict[str, PerformanceResult]) -> pd.DataFrame:
     """Load point x model: throughput with its spread over the repeats, latencies, request counts, the client's CPU.
 
@@ -42,17 +72,9 @@ def load_table(results: dict[str, PerformanceResult]) -> pd.DataFrame:
     rows = [
         {"concurrency": concurrency, "model": name, **_load_row(points)}
         for name, result in results.items()
-        for concurrency, points in by_concurrency(result).items()
+        for concurrency, points in result.by_concurrency().items()
     ]
     return pd.DataFrame(rows).set_index(["concurrency", "model"]).sort_index()
-
-
-def by_concurrency(result: PerformanceResult) -> dict[int, list[LoadPoint]]:
-    """Concurrency -> the repeats of that load point, in the order measured."""
-    loads: dict[int, list[LoadPoint]] = {}
-    for point in result.points:
-        loads.setdefault(point.concurrency, []).append(point)
-    return loads
 
 
 def _load_row(points: list[LoadPoint]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from model_serve_flow import statistics
 from model_serve_flow.differences import Differences, deciding, oriented
+from model_serve_flow.formatting import p_statement
 from model_serve_flow.pairs import primary_metric
 from model_serve_flow.results import Decision, Difference
 
@@ -40,12 +41,12 @@ class _Check:
         unit = "%" if d.unit == "percent" else d.unit
         change = "drop" if d.higher_is_better else "rise"
         place = "within" if self.passes else "beyond" if self.fails else "not clearly within"
-        answers = "" if d.mcnemar_p is None else f", McNemar {_p(d.mcnemar_p)}"
+        answers = "" if d.mcnemar_p is None else f", McNemar {p_statement(d.mcnemar_p)}"
         adjusted = "Holm-adjusted " if self.tests > 1 else ""
         found = (
             f"{self.subject} changed by {d.difference:+.1f} {unit} (95 % interval {d.ci95[0]:+.1f} to "
             f"{d.ci95[1]:+.1f}, n = {d.n}{answers}): {place} the accepted {change} of {d.margin:.1f} {unit} "
-            f"({adjusted}{_p(self.beyond_p if self.fails else self.within_p)})."
+            f"({adjusted}{p_statement(self.beyond_p if self.fails else self.within_p)})."
         )
         return f"{found} {self._needed()}" if self.unsure else found
 
@@ -134,7 +135,3 @@ def _near_chance_sentences(differences: Differences) -> list[str]:
         for task, d in ((task, metrics[primary_metric(metrics)]) for task, metrics in differences.items())
         if d.near_chance
     ]
-
-
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from model_serve_flow import charts
+from model_serve_flow.formatting import byte_text
 
 COMPARISON = factories.sample_comparison()
 NAMES = ("base", "w8a8-int8", "w4a16-int4")
@@ -157,4 +158,4 @@ def test_names_are_text_not_markup():
 
 @pytest.mark.parametrize(("count", "text"), [(269_060_552, "269 MB"), (16_060_522_496, "16.1 GB"), (4e6, "4.00 MB")])
 def test_byte_text(count, text):
-    assert charts.byte_text(count) == text
+    assert byte_text(count) == text

@@ -12,13 +12,14 @@ import pytest
 
 from model_serve_flow.distribution import (
     Document,
-    divergence_table,
     held_out_documents,
     measure_distribution,
     token_tops,
 )
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.results import EngineFacts
+from model_serve_flow.tables import divergence_table
 
 K = 3
 
@@ -44,8 +45,10 @@ class Endpoint:
     most_together: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    engine: EngineFacts = field(default_factory=lambda: factories.engine("base"))
+
     def facts(self):
-        return factories.engine("base")
+        return self.engine
 
     def client(self, timeout):
         return httpx.Client(transport=httpx.MockTransport(self.answer), base_url="http://server")
@@ -154,6 +157,67 @@ def test_the_protocol_tells_other_text_and_other_tokens_apart(folder):
     assert {key for key in first.protocol if first.protocol[key] != second.protocol[key]} == {"documents_sha256"}
 
 
+def test_a_result_of_the_same_model_protocol_and_kernels_is_kept(folder, capsys):
+    flow = opened(folder)
+    path = flow.workspace.results("base") / "distribution.json"
+    first = measure_distribution(flow, Endpoint(flow.workspace.model("base")))
+    written, later = path.read_bytes(), Endpoint(flow.workspace.model("base"))
+    assert measure_distribution(flow, later) == first and later.prompts == []
+    assert path.read_bytes() == written
+    said = "kept: results/base/distribution.json, measured before; delete it to measure again\n"
+    assert capsys.readouterr().out == said
+
+
+def other_weights(path, endpoint):
+    (endpoint.folder / "model.safetensors").write_bytes(b"others!")
+
+
+def other_engine(path, endpoint):
+    endpoint.engine = endpoint.engine.model_copy(update={"version": "0.33.0"})
+
+
+def other_kernels_then(path, endpoint):
+    document = json.loads(path.read_text())
+    document["engine"] |= {"quantization": "compressed-tensors", "kernels": ["X for Y"]}
+    path.write_text(json.dumps(document))
+
+
+def other_name(path, endpoint):
+    document = json.loads(path.read_text())
+    document["model"]["name"] = "w8a8-int8"
+    path.write_text(json.dumps(document))
+
+
+def edited_protocol(path, endpoint):
+    document = json.loads(path.read_text())
+    document["protocol"]["seed"] += 1
+    path.write_text(json.dumps(document))
+
+
+def cut_off(path, endpoint):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("change", [other_weights, other_engine, other_kernels_then, other_name])
+def test_a_result_of_something_else_is_measured_again_and_replaced(folder, capsys, change):
+    flow, endpoint = opened(folder), Endpoint(folder / "ci" / "models" / "base")
+    measure_distribution(flow, endpoint)
+    change(flow.workspace.results("base") / "distribution.json", endpoint)
+    again = measure_distribution(flow, endpoint)
+    assert len(endpoint.prompts) == 6 and flow.workspace.distribution("base") == again
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("damage", [edited_protocol, cut_off])
+def test_a_damaged_result_is_said_measured_again_and_replaced(folder, capsys, damage):
+    flow, endpoint = opened(folder), Endpoint(folder / "ci" / "models" / "base")
+    measure_distribution(flow, endpoint)
+    damage(flow.workspace.results("base") / "distribution.json", endpoint)
+    again = measure_distribution(flow, endpoint)
+    assert len(endpoint.prompts) == 6 and flow.workspace.distribution("base") == again
+    assert capsys.readouterr().out.startswith("damaged: results/base/distribution.json, measured again and replaced. ")
+
+
 def test_a_refusal_shows_what_the_server_said(folder):
     flow = opened(folder)
     with pytest.raises(FlowError, match=r"refused to score document a. \(400\).*prompt logprobs of 21 > 20"):
@@ -176,3 +240,10 @@ def test_the_table_shows_agreement_and_leaves_out_what_was_not_measured():
     divergences = [float(value) for value in table.iloc[:, -1]]
     assert divergences[0] == 0 and math.isfinite(divergences[1]) and divergences[1] > 0.01
     assert divergence_table(None, {"w8a8-int8": None}).empty
+
+
+def test_the_table_refuses_other_documents():
+    other = factories.distribution("w4a16-int4")
+    fewer = other.model_copy(update={"documents": other.documents[1:]})
+    with pytest.raises(FlowError, match="w4a16-int4 are not of the base's documents"):
+        divergence_table(factories.distribution(), {"w4a16-int4": fewer})

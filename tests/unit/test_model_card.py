@@ -61,10 +61,11 @@ def test_body_says_how_it_was_made_and_how_to_serve_it(flow):
     assert [word for word in wanted if word not in text] == ["w4a16"]  # the other candidate is not in this card
 
 
-def test_base_from_the_hub_is_named_by_its_id_and_a_local_one_by_its_name(flow, tmp_path):
-    hub = with_model(flow, source="meta-llama/Llama-3.1-8B-Instruct", wheel=None)
+@pytest.mark.parametrize("source", ["meta-llama/Llama-3.1-8B-Instruct", "gpt2"])
+def test_base_from_the_hub_is_named_by_its_id_and_a_local_one_by_its_name(flow, tmp_path, source):
+    hub = with_model(flow, source=source, wheel=None)
     data = ModelCard.load(write_model_card(hub, COMPARISON, "w8a8-int8")).data
-    assert data.base_model == "meta-llama/Llama-3.1-8B-Instruct"
+    assert data.base_model == source
     local = write_model_card(with_model(flow, source=str(tmp_path), wheel=None), COMPARISON, "w8a8-int8")
     assert str(tmp_path) not in local.read_text(encoding="utf-8")
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from factories import sample_comparison
 
+from model_serve_flow import workspace
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.results import Comparison
 from model_serve_flow.ship_record import RECORD, require_shippable, write_ship_records
-from model_serve_flow.workspace import file_digest, folder_digest, write_json
+from model_serve_flow.workspace import digest_once, file_digest, folder_digest, write_json
 
 SHIPS, FAILS = "w8a8-int8", "w4a16-int4"
 REASON = "Asked for by the owner of the demo."
@@ -128,6 +129,15 @@ def test_one_changed_byte_in_a_checkpoint_is_named_with_both_digests(flow):
     said = refused(flow)
     assert f"models/{SHIPS}/model.safetensors has SHA-256 {file_digest(path)[:12]}" in said
     assert f"the ship record says {before[:12]}" in said
+
+
+def test_a_checkpoint_is_read_from_the_disk_whatever_this_process_remembers(flow, monkeypatch):
+    folder = flow.workspace.model(SHIPS)
+    monkeypatch.setattr(workspace, "_look", lambda status: ())  # no file ever looks changed
+    before = digest_once(folder)
+    (folder / "model.safetensors").write_bytes(b"Weights of w8a8-int8")
+    assert digest_once(folder) == before
+    assert f"models/{SHIPS}/model.safetensors has SHA-256" in refused(flow)
 
 
 def test_a_file_that_came_or_went_is_named(flow):

@@ -25,6 +25,15 @@ Device = Literal["cpu", "gpu"]
 NAMES = ("notebook", "serve", "compress")
 GPU_PYTHON = "3.12"  # what the GPU locks are resolved for; the CPU locks are for every Python from 3.11 on
 LOG_TAIL_LINES = 15
+NO_TELEMETRY = {
+    "DO_NOT_TRACK": "1",  # huggingface_hub and vLLM heed it as well
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets and evaluate report each load to a counter
+    "DISABLE_SAFETENSORS_CONVERSION": "1",  # transformers asks a bot to convert a repository that has no safetensors
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,31 @@ def environment(name: str) -> Environment:
 
 
 def lock_path(name: str, device: Device) -> Path:
-    """The committed lock, in requirements format."""
+    """The committed lock, in requirements format: exact versions, each with the hashes of all its files."""
     return checkout() / MODULES / "environments" / name / f"{device}.txt"
+
+
+def torch_lock(name: str) -> Path:
+    """The pin of PyTorch's CPU build, apart from the lock because it comes from no package index."""
+    return lock_path(name, "cpu").with_name("cpu-torch.txt")
+
+
+def build_lock() -> Path:
+    """The lock of what uv builds packages with: this project, and the releases that have no wheel."""
+    return checkout() / MODULES / "environments" / "build.txt"
+
+
+def lock_paths(name: str, device: Device) -> list[Path]:
+    """Every lock that the environment is made from.
+
+    Raises:
+        FlowError: one of them is missing.
+    """
+    paths = [lock_path(name, device), *([torch_lock(name)] if device == "cpu" else []), build_lock()]
+    for path in paths:
+        if not path.is_file():
+            raise FlowError(f"{path} is missing.", "Restore it from git, or make it: make lock.")
+    return paths
 
 
 def jupyter_path() -> str:
@@ -145,11 +177,9 @@ def _has_torch(link: str) -> bool:
 
 
 def _digest(name: str, device: Device) -> str:
-    """Digest of what the environment is made of: device, lock, and the library's own metadata."""
-    lock = lock_path(name, device)
-    if not lock.is_file():
-        raise FlowError(f"{lock} is missing.", "Restore it from git, or make it: make lock.")
-    content = b"\0".join([device.encode(), lock.read_bytes(), (checkout() / "pyproject.toml").read_bytes()])
+    """Digest of what the environment is made of: device, locks, and the library's own metadata."""
+    files = [*lock_paths(name, device), checkout() / "pyproject.toml"]
+    content = b"\0".join([device.encode(), *(path.read_bytes() for path in files)])
     return hashlib.sha256(content).hexdigest()
 
 
@@ -160,12 +190,15 @@ def _build(built: Environment, device: Device) -> None:
     built.folder.parent.mkdir(parents=True, exist_ok=True)
     log = built.folder.with_name(f"{built.name}.log")
     log.unlink(missing_ok=True)
-    arguments, variables = cpu_torch() if device == "cpu" else ([], {})
     python = sys.executable if device == "cpu" else GPU_PYTHON
     install = ["pip", "install", "--python", str(built.python), "--no-deps"]
-    _uv(built, log, variables, "venv", "--python", python, str(built.folder))
-    _uv(built, log, variables, *install, *arguments, "-r", str(lock_path(built.name, device)))
-    _uv(built, log, variables, *install, "-e", str(checkout()))
+    install += ["--build-constraints", str(build_lock()), "--require-build-hashes"]
+    _uv(built, log, {}, "venv", "--python", python, str(built.folder))
+    _uv(built, log, {}, *install, "--require-hashes", "-r", str(lock_path(built.name, device)))
+    if device == "cpu":  # the only install that looks outside the package index, and only for this one package
+        arguments, variables = cpu_torch()
+        _uv(built, log, variables, *install, *arguments, "-r", str(torch_lock(built.name)))
+    _uv(built, log, {}, *install, "-e", str(checkout()))
     _register_kernel(built)
     built.marker.write_text(digest)
 
@@ -190,6 +223,7 @@ def _register_kernel(built: Environment) -> None:
         "argv": [str(built.python), "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": f"model-serve-flow ({built.name})",
         "language": "python",
+        "env": NO_TELEMETRY,
         "metadata": {"debugger": True},
     }
     (folder / "kernel.json").write_text(json.dumps(specification, indent=1) + "\n", encoding="utf-8")

@@ -139,11 +139,11 @@ def fetch(piece: Piece, folder: Path, provide: Provide = existing) -> None:
 
 
 def environment_commands(folder: Path, device: environments.Device) -> list[str]:
-    """Command lines that fetch the environments' own wheels and what builds this project; `fetch` leaves them alone."""
-    python = f"--python-version {environments.GPU_PYTHON} --only-binary=:all: " if device == "gpu" else ""
-    download = f"python -m pip download --dest {shlex.quote(str(folder / 'wheels'))} "
-    locks = [shlex.quote(str(environments.lock_path(name, device))) for name in environments.NAMES]
-    return [*(f"{download}{python}--no-deps -r {lock}" for lock in locks), f"{download}hatchling editables"]
+    """Command lines that fetch the environments' own files and what builds packages; `fetch` leaves them alone."""
+    python = f"--python-version {environments.GPU_PYTHON} " if device == "gpu" else ""
+    download = f"python -m pip download --dest {shlex.quote(str(folder / 'wheels'))} {python}--no-deps -r "
+    locks = [path for name in environments.NAMES for path in environments.lock_paths(name, device)]
+    return [f"{download}{shlex.quote(str(lock))}" for lock in dict.fromkeys(locks)]
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -1,10 +1,13 @@
+import hashlib
+import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from model_serve_flow import environments
+from model_serve_flow import environments, locks
 from model_serve_flow.errors import FlowError
 
 TAG = f"cp{sys.version_info.major}{sys.version_info.minor}"
@@ -16,6 +19,8 @@ def checkout(tmp_path, monkeypatch):
     lock = root / "examples" / "model-serve-flow" / "environments" / "serve" / "cpu.txt"
     lock.parent.mkdir(parents=True)
     lock.write_text("a==1\n")
+    lock.with_name("cpu-torch.txt").write_text("torch==2+cpu\n")
+    (lock.parents[1] / "build.txt").write_text("b==1\n")
     (root / "pyproject.toml").write_text("[project]\n")
     monkeypatch.setattr(environments, "checkout", lambda: root)
     monkeypatch.setenv("MODEL_SERVE_FLOW_ENVIRONMENTS", str(tmp_path / "environments"))
@@ -41,8 +46,9 @@ def uv(monkeypatch):
 def test_builds_once(checkout, uv):
     built = environments.ensure("serve", "cpu")
     environments.ensure("serve", "cpu")
-    assert [call[0] for call in uv] == ["venv", "pip", "pip"]
-    assert (built.jupyter_path / "kernels" / "model-serve-flow-serve" / "kernel.json").is_file()
+    assert [call[0] for call in uv] == ["venv", "pip", "pip", "pip"]
+    kernel = json.loads((built.jupyter_path / "kernels" / "model-serve-flow-serve" / "kernel.json").read_text())
+    assert kernel["env"]["DO_NOT_TRACK"] == "1"
     assert str(built.jupyter_path) in environments.jupyter_path().split(":")
 
 
@@ -51,7 +57,67 @@ def test_changed_lock_builds_again(checkout, uv):
     environments.lock_path("serve", "cpu").write_text("a==2\n")
     assert not environments.is_ready("serve", "cpu")
     environments.ensure("serve", "cpu")
-    assert len(uv) == 6
+    assert len(uv) == 8
+
+
+@pytest.mark.parametrize("path", [environments.torch_lock, lambda _: environments.build_lock()])
+def test_every_lock_counts(checkout, uv, path):
+    environments.ensure("serve", "cpu")
+    path("serve").write_text("a==2\n")
+    assert not environments.is_ready("serve", "cpu")
+    path("serve").unlink()
+    with pytest.raises(FlowError, match="is missing"):
+        environments.ensure("serve", "cpu")
+
+
+def wheel(folder, name, version, content):
+    """A wheel whose one module is `content`; returns its pin."""
+    folder.mkdir(exist_ok=True)
+    path, info = folder / f"{name}-{version}-py3-none-any.whl", f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.py", content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return locks.Pin(f"{name}=={version}", (f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",))
+
+
+@pytest.fixture
+def offline(checkout, tmp_path, monkeypatch):
+    """The real uv, which finds `a` and `torch` in a folder only; returns the folder."""
+    wheels = tmp_path / "wheels"
+    locks.write(environments.lock_path("serve", "cpu"), [wheel(wheels, "a", "1", "good = True")])
+    wheel(wheels, "torch", "2+cpu", "")
+    real = environments._uv
+
+    def without_the_library(built, log, variables, *arguments):
+        if "-e" not in arguments:
+            real(built, log, variables, *arguments)
+
+    monkeypatch.setattr(environments, "_uv", without_the_library)
+    monkeypatch.setattr(environments, "cpu_torch", lambda: ([], {}))
+    monkeypatch.setenv("UV_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("UV_NO_INDEX", "1")
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    return wheels
+
+
+def test_what_the_lock_names_is_installed(offline):
+    built = environments.ensure("serve", "cpu")
+    subprocess.run([built.python, "-c", "import a, torch; assert a.good"], check=True)
+
+
+def test_tampered_wheel_is_refused(offline):
+    wheel(offline, "a", "1", "good = False")
+    with pytest.raises(FlowError, match="Hash mismatch for `a==1`"):
+        environments.ensure("serve", "cpu")
+    assert not environments.is_ready("serve", "cpu")
+
+
+def test_pin_without_a_hash_is_refused(offline):
+    locks.write(environments.lock_path("serve", "cpu"), [locks.Pin("a==1")])
+    with pytest.raises(FlowError, match="must have a hash"):
+        environments.ensure("serve", "cpu")
 
 
 def test_half_built_is_built_again(checkout, uv):

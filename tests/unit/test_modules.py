@@ -1,5 +1,6 @@
 import json
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -7,9 +8,12 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 
+from model_serve_flow import locks
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "model-serve-flow"
 LOCKS = EXAMPLE / "environments"
+TORCH = "cpu-torch.txt"  # on no package index, so without hashes
 ENVIRONMENTS = {
     "00_Setup": "notebook",
     "01_Base_Accuracy": "serve",
@@ -42,7 +46,9 @@ PLATFORM = {"sys_platform": "linux", "platform_system": "Linux", "platform_machi
 
 module = pytest.mark.parametrize("module", ENVIRONMENTS)
 lock = pytest.mark.parametrize(
-    "path", sorted(LOCKS.glob("*/*.txt")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+    "path",
+    [*sorted(LOCKS.glob("*/*.txt")), LOCKS / "build.txt"],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 
 
@@ -56,7 +62,7 @@ def notebook_path(name):
 
 def locked(environment, device, python):
     """name -> version that the lock installs on x86-64 Linux."""
-    lines = (LOCKS / environment / f"{device}.txt").read_text().splitlines()
+    files = [LOCKS / environment / f"{device}.txt", *([LOCKS / environment / TORCH] if device == "cpu" else [])]
     variables = {
         **PLATFORM,
         "python_version": python,
@@ -64,7 +70,7 @@ def locked(environment, device, python):
         "platform_python_implementation": "CPython",
     }
     variables |= {"implementation_name": "cpython"}
-    wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    wanted = [pin.requirement for file in files for pin in locks.read(file)]
     return {r.name: str(r.specifier)[2:] for r in wanted if r.marker is None or r.marker.evaluate(variables)}
 
 
@@ -114,10 +120,39 @@ def test_both_devices_have_the_same_tools(environment):
 
 @lock
 def test_lock_names_exact_versions_and_nothing_of_the_machine(path):
-    for line in path.read_text().splitlines():
-        assert re.match(r"[a-z0-9][a-z0-9._-]*==[^ ]+( ;.*)?$", line), line
-        assert "/" not in line and "@" not in line, line
-        assert not line.startswith("model-serve-flow"), line
+    text = path.read_text()
+    pins = locks.read(path)
+    assert pins and "".join(f"{pin}\n" for pin in pins) == text
+    assert not re.search("[/@#]|--(?!hash=sha256:)", text)
+    for pin in pins:
+        assert re.match(r"[a-z0-9][a-z0-9._-]*==[^ ]+( ;.*)?$", pin.line), pin.line
+        assert not pin.line.startswith("model-serve-flow"), pin.line
+
+
+@lock
+def test_every_pin_has_hashes_but_for_the_cpu_build_of_torch(path):
+    for pin in locks.read(path):
+        assert all(re.fullmatch("sha256:[0-9a-f]{64}", digest) for digest in pin.hashes), pin.line
+        if path.name == TORCH:
+            assert (pin.name, pin.version.local) == ("torch", "cpu")
+        else:
+            assert pin.hashes and pin.version.local is None, pin.line
+
+
+def test_what_builds_the_library_is_locked():
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert {*needed, "editables", "setuptools"} <= {pin.name for pin in locks.read(LOCKS / "build.txt")}
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_make_installs_its_tools_with_the_hashes_of_the_lock(device, tmp_path):
+    """The awk line of the Makefile takes whole entries out of the lock."""
+    (recipe,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("\t@awk")]
+    path = LOCKS / "notebook" / f"{device}.txt"
+    command = recipe.strip("\t@").replace("$$", "$").replace("$(LOCK)", str(path)).replace("$(TOOLS)", str(tmp_path))
+    subprocess.run(["sh", "-c", command], check=True)
+    taken = [pin for pin in locks.read(path) if pin.name in ("packaging", "uv")]
+    assert len(taken) == 2 and locks.read(tmp_path / "lock.txt") == taken
 
 
 @pytest.mark.parametrize("environment", NAMED_TOOLS)

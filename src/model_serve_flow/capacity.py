@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from model_serve_flow import formatting
 from model_serve_flow.config import Objectives
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.guidellm import run_guidellm, search_command
+from model_serve_flow.guidellm import LoadGenerator, search_command
 from model_serve_flow.guidellm_report import SearchedLoad, SearchedProbe, SearchReport
 from model_serve_flow.results import Capacity, Probe
 from model_serve_flow.serving import Server
@@ -17,7 +18,7 @@ from model_serve_flow.workspace import read_document
 NO_REQUEST_COMPLETED = "No request produced a determined verdict"
 
 
-def measure_capacity(flow: Flow, server: Server) -> Capacity | None:
+def measure_capacity(flow: Flow, server: Server, generator: LoadGenerator) -> Capacity | None:
     """Searches the server's capacity with GuideLLM and leaves GuideLLM's file (`raw/goodput.json`).
 
     GuideLLM doubles the concurrency until too many requests miss an objective, then halves the gap between the highest
@@ -31,6 +32,7 @@ def measure_capacity(flow: Flow, server: Server) -> Capacity | None:
     Raises:
         FlowError: a load is too short for any answer within the objectives, GuideLLM failed, or it wrote something else
             than a search.
+        ServerGone: the server ended meanwhile.
     """
     objectives = flow.config.performance.slo
     if objectives is None:
@@ -38,18 +40,18 @@ def measure_capacity(flow: Flow, server: Server) -> Capacity | None:
     ladder = ((objectives.initial_streams, objectives.max_streams), (1, objectives.initial_streams), (1, 1))
     for initial, highest in dict.fromkeys(ladder):
         loads = objectives.model_copy(update={"initial_streams": initial, "max_streams": highest})
-        if (capacity := _search(flow, server, loads)) is not None:
+        if (capacity := _search(flow, server, generator, loads)) is not None:
             return capacity
     _require_time_for_an_answer(flow, objectives)
     return _capacity(objectives, (), 0, "no request was answered, even one at a time")
 
 
-def _search(flow: Flow, server: Server, objectives: Objectives) -> Capacity | None:
+def _search(flow: Flow, server: Server, generator: LoadGenerator, objectives: Objectives) -> Capacity | None:
     """One goodput search; None if GuideLLM gave up because a load answered no request."""
     path = flow.workspace.raw(server.model_name) / "goodput.json"
     command = search_command(flow.config, objectives, server.url, server.model_name, str(server.folder), str(path))
     try:
-        run_guidellm(flow, server, command, path)
+        generator.run(server, command, path)
     except FlowError as error:
         if NO_REQUEST_COMPLETED in error.problem:
             return None
@@ -109,17 +111,13 @@ def _capacity(objectives: Objectives, probes: tuple[Probe, ...], streams: int, s
 
 def capacity_sentence(capacity: Capacity) -> str:
     """The capacity and its interval in words."""
-    promise = (
-        f"{capacity.attainment:.0%} of the requests with the first token within {capacity.ttft_ms:g} ms "
-        f"and at most {capacity.itl_ms:g} ms per further token"
-    )
     low = f"surely up to {capacity.low}" if capacity.low else "no load surely passed"
     high = "no load surely failed" if capacity.high is None else f"surely not above {capacity.high}"
     interval = f"{low}; {high}; the search ended: {capacity.stopped}"
     if capacity.streams == 0:
-        return f"No load was found that keeps {promise} ({interval})."
+        return f"No load was found at which {formatting.objectives(capacity)} ({interval})."
     return (
-        f"Up to {capacity.streams} requests at once keep {promise}: "
+        f"Up to {capacity.streams} requests at once, {formatting.objectives(capacity)}: "
         f"{capacity.output_tokens_per_s:.0f} output tokens/s ({interval})."
     )
 

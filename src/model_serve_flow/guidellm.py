@@ -1,26 +1,39 @@
-"""GuideLLM as a child process: its command lines, its run, and the CPU time that it took from the machine."""
+"""GuideLLM as a child process: its command lines, its runs, and the CPU time that they took from the machine."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import select
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
+from model_serve_flow import processes
 from model_serve_flow.config import FlowConfig, Objectives
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.guidellm_driver import with_values
 from model_serve_flow.machine import usable_cores
 from model_serve_flow.serving import Server, log_tail
 
+DRIVER = (sys.executable, "-m", "model_serve_flow.guidellm_driver")
+GENERATOR_VARIABLE = "MODEL_SERVE_FLOW_LOAD_GENERATOR"  # marks every process of one load generator
 SAMPLE_SECONDS = 0.5
+STOP_SECONDS = 10
+LEFTOVER_SECONDS = 2
+# A run of GuideLLM hangs when it takes longer than this many times its loads, beside the time to start.
+LOAD_TIME_FACTOR = 3
+START_SECONDS = 180
 # A GuideLLM process is one Python event loop: it cannot use more than one core, and close to that its clock runs late.
 BUSY_SHARE_OF_A_CORE = 0.8
 # Where the server computes on the same CPU, the client's share is what the server may have lost of its throughput.
@@ -95,34 +108,138 @@ def _phases(config: FlowConfig, profile: dict[str, Any], seconds: float) -> list
     ]
 
 
-def run_guidellm(flow: Flow, server: Server, command: list[str], output: Path) -> ClientCpu:
-    """Runs a GuideLLM command line that writes `output` to its end; its log carries the output's name.
+@contextlib.contextmanager
+def load_generator(flow: Flow) -> Iterator[LoadGenerator]:
+    """A GuideLLM that imports while a server starts, and puts load on servers until the block ends.
 
-    Returns:
-        The CPU time its processes took, sampled while it ran.
-
-    Raises:
-        FlowError: it failed or wrote nothing; its last lines are shown.
+    `with load_generator(flow) as guidellm, serve(flow, "base") as server:` starts both side by side.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.unlink(missing_ok=True)
-    log = flow.workspace.logs / f"{output.stem}-{server.model_name}.log"
-    environment = {
-        **os.environ,
-        "GUIDELLM__MAX_WORKER_PROCESSES": str(flow.config.performance.client_processes),
-        "HF_HUB_OFFLINE": "1",
-    }
-    with log.open("wb") as sink:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, env=environment
-        )
-    client = ClientCpu.watch(child)
-    if child.returncode != 0 or not output.is_file():
-        raise FlowError(
-            f"GuideLLM ended with exit code {child.returncode}. Its last lines:\n{log_tail(log)}",
-            f"\nThe whole log: {log}",
-        )
-    return client
+    generator = LoadGenerator(flow)
+    try:
+        yield generator
+    finally:
+        generator.stop()
+
+
+class GeneratorHung(FlowError):
+    """GuideLLM took far longer than its loads."""
+
+
+class LoadGenerator:
+    """A running `guidellm_driver`; `load_generator` starts and stops it."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._logs = flow.workspace.logs
+        self._log = self._logs / "guidellm.log"
+        self._workers = flow.config.performance.client_processes
+        self._start()
+
+    def _start(self) -> None:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._mark = uuid.uuid4().hex
+        environment = {
+            **os.environ,
+            "GUIDELLM__MAX_WORKER_PROCESSES": str(self._workers),
+            "GUIDELLM__MP_CONTEXT_TYPE": "forkserver",
+            "HF_HUB_OFFLINE": "1",
+            "LOGURU_DIAGNOSE": "NO",  # it would log the values of variables, the API key among them
+            GENERATOR_VARIABLE: self._mark,
+        }
+        with self._log.open("wb") as sink:
+            self._driver = subprocess.Popen(
+                DRIVER,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=sink,
+                bufsize=0,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=processes.end_with_parent,
+            )
+
+    def run(self, server: Server, command: Sequence[str], output: Path) -> ClientCpu:
+        """Runs a GuideLLM command line that writes `output`, with the server's key; its log carries the output's name.
+
+        `output` is there only after a success.
+
+        GuideLLM 0.8.1 can wait for ever at the end of a load (its worker and its main process for each other; seen once
+        in about sixty loads on a busy machine). It is then ended, and the whole job done once more by a new one.
+
+        Returns:
+            The CPU time that GuideLLM's processes took, sampled while it ran.
+
+        Raises:
+            FlowError: GuideLLM failed or wrote nothing (its last lines are shown), or twice took longer than
+                `time_limit`.
+            ServerGone: the server ended meanwhile.
+        """
+        try:
+            return self._run(server, command, output)
+        except GeneratorHung as hung:
+            print(f"{hung.problem.splitlines()[0]} It is started again, and measures this once more.")
+            self._start()
+            return self._run(server, command, output)
+
+    def _run(self, server: Server, command: Sequence[str], output: Path) -> ClientCpu:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = output.with_name(f".{output.stem}.partial.json")  # GuideLLM takes the format from the suffix
+        output.unlink(missing_ok=True)
+        log = self._logs / f"{output.stem}-{server.model_name}.log"
+        log.unlink(missing_ok=True)
+        arguments = with_values(command[command.index("run") :], "--output", path=str(partial))
+        try:
+            client = ClientCpu.begin(processes.family(self._driver.pid))
+            self._send({"arguments": arguments, "api_key": server.api_key, "log": str(log)}, log)
+            if not self._watch(server, client, time_limit(command), log) or not partial.is_file():
+                raise self._failure("GuideLLM failed.", log)
+            partial.replace(output)
+        finally:
+            partial.unlink(missing_ok=True)
+        return client
+
+    def _send(self, job: dict[str, Any], log: Path) -> None:
+        try:
+            self._driver.stdin.write(json.dumps(job).encode() + b"\n")
+        except (BrokenPipeError, ValueError):  # it ended by itself, or was ended in an earlier job
+            raise self._failure(f"GuideLLM ended with exit code {self._driver.wait()}.", log) from None
+
+    def _watch(self, server: Server, client: ClientCpu, seconds: float, log: Path) -> bool:
+        """Samples until the driver answers: whether the job succeeded. Whatever else happens ends the driver."""
+        deadline, answers = time.monotonic() + seconds, self._driver.stdout
+        try:
+            while not (answered := select.select([answers], [], [], SAMPLE_SECONDS)[0]) and self._driver.poll() is None:
+                client.sample(processes.family(self._driver.pid))
+                server.require_alive()
+                if time.monotonic() > deadline:
+                    raise self._failure(f"GuideLLM took longer than {seconds:.0f} s.", log, GeneratorHung)
+            if not answered or not (line := answers.readline()):
+                raise self._failure(f"GuideLLM ended with exit code {self._driver.wait()}.", log)
+            return json.loads(line)["ok"]
+        except BaseException:
+            self.stop(patience=0)
+            raise
+
+    def _failure(self, problem: str, log: Path, kind: type[FlowError] = FlowError) -> FlowError:
+        """With the end of the job's log, or of the process's own if there was no job yet."""
+        log = log if log.is_file() and log.stat().st_size else self._log
+        return kind(f"{problem} Its last lines:\n{log_tail(log)}", f"\nThe whole log: {log}")
+
+    def stop(self, patience: float = STOP_SECONDS) -> None:
+        """Ends the driver and all its processes, after `patience` seconds also while it works; may be called again."""
+        self._driver.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._driver.wait(patience)
+        processes.end(lambda: processes.marked(GENERATOR_VARIABLE, self._mark.__eq__), LEFTOVER_SECONDS)
+        self._driver.wait()
+        self._driver.stdout.close()
+
+
+def time_limit(command: Sequence[str]) -> float:
+    """Seconds after which a GuideLLM command line hangs: several times what its loads take, and time to start."""
+    profile, constraint = (json.loads(command[command.index(key) + 1]) for key in ("--profile", "--constraint"))
+    # A search doubles or halves the concurrency, and then halves the gap.
+    loads = len(profile["streams"]) if "streams" in profile else 2 * math.ceil(math.log2(profile["max_streams"])) + 2
+    return loads * constraint["seconds"] * LOAD_TIME_FACTOR + START_SECONDS
 
 
 @dataclass
@@ -130,33 +247,30 @@ class ClientCpu:
     """CPU seconds of every process of the load generator over time: it runs beside the server.
 
     Attributes:
-        samples: process id -> (seconds since the epoch, CPU seconds used until then), rising, from its start on.
+        samples: process id -> (seconds since the epoch, CPU seconds used until then), rising, from its start or that
+            of the record on.
+        sampled: seconds since the epoch of the last sample.
     """
 
     samples: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    sampled: float = 0.0
 
     @classmethod
-    def watch(cls, child: subprocess.Popen[bytes]) -> ClientCpu:
-        """Samples the child and its children until it ends; kills it if the watching is interrupted."""
-        record, process = cls(), psutil.Process(child.pid)
-        try:
-            while child.poll() is None:
-                record._sample(process)
-                time.sleep(SAMPLE_SECONDS)
-        finally:
-            if child.poll() is None:
-                child.kill()
-            child.wait()
-        return record
+    def begin(cls, members: Iterable[psutil.Process]) -> ClientCpu:
+        """A record that starts now, with what the processes have used before."""
+        now = time.time()
+        return cls({member.pid: [(now, processes.cpu_seconds([member]))] for member in members}, now)
 
-    def _sample(self, process: psutil.Process) -> None:
-        # A process that ends between two samples keeps its last reading.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for member in [process, *process.children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    times, started = member.cpu_times(), (member.create_time(), 0.0)
-                    samples = self.samples.setdefault(member.pid, [started])
-                    samples.append((time.time(), times.user + times.system))
+    def sample(self, members: Iterable[psutil.Process]) -> None:
+        """Adds what each process has used until now; one that is new started after the last sample."""
+        before, self.sampled = self.sampled, time.time()
+        for member in members:
+            # A process that ends between two samples keeps its last reading.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = member.cpu_times()
+                started = min(max(member.create_time(), before), self.sampled)  # is known to about a second
+                samples = self.samples.setdefault(member.pid, [(started, 0.0)])
+                samples.append((self.sampled, times.user + times.system))
 
     def seconds(self, start: float, end: float) -> dict[int, float]:
         """Process id -> CPU seconds between two times (seconds since the epoch)."""

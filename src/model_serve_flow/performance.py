@@ -12,46 +12,46 @@ from model_serve_flow.capacity import measure_capacity
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.guidellm import ClientCpu, load_command, run_guidellm
+from model_serve_flow.guidellm import ClientCpu, LoadGenerator, load_command
 from model_serve_flow.guidellm_report import Load, LoadReport, Spread, Totals
-from model_serve_flow.kernels import require_expected_kernel
-from model_serve_flow.results import Latency, LoadPoint, PerformanceResult, protocol_hash
+from model_serve_flow.measurement import kept, proven_facts, provenance
+from model_serve_flow.results import Latency, LoadPoint, PerformanceResult
 from model_serve_flow.serving import Server, engine_arguments
-from model_serve_flow.workspace import describe_model, read_document, write_json
+from model_serve_flow.workspace import read_document, write_json
 
 # Share of completed requests' tokens that may be missing before a load point is not the load that was asked for.
 OUTPUT_TOKENS_TOLERANCE = 0.05
 
 
-def measure_performance(flow: Flow, server: Server) -> PerformanceResult:
+def measure_performance(flow: Flow, server: Server, generator: LoadGenerator) -> PerformanceResult:
     """Puts the profile's load on the server, then searches its capacity, and writes `performance.json`.
 
-    GuideLLM's own files stay in `raw/`. The engine's facts, its peak memory among them, are taken between the two: the
-    load points are the same for every model, the loads of the search are not.
+    A result of the same model and protocol that lies there is returned as it is. GuideLLM's own files stay in `raw/`.
+    The engine's facts, its peak memory among them, are taken between the two: the load points are the same for every
+    model, the loads of the search are not.
 
     Raises:
         FlowError: GuideLLM failed (its last lines are shown), wrote something else than what was asked for, or a kernel
             served that is not the checkpoint's.
+        ServerGone: the server ended meanwhile.
     """
-    started = time.monotonic()
+    started, before = time.monotonic(), proven_facts(server)
+    destination = flow.workspace.results(server.model_name) / "performance.json"
+    protocol = performance_protocol(flow.config, before.version)
+    if (earlier := kept(destination, PerformanceResult, server, before, protocol)) is not None:
+        return earlier
     path = flow.workspace.raw(server.model_name) / "guidellm.json"
     command = load_command(flow.config, server.url, server.model_name, str(server.folder), str(path))
-    client = run_guidellm(flow, server, command, path)
-    facts = server.facts()
-    require_expected_kernel(facts, server.model_name, server.folder)
+    client = generator.run(server, command, path)
+    facts = proven_facts(server)
     points = read_load_points(path, flow.config, client)
-    capacity = measure_capacity(flow, server)
-    protocol = performance_protocol(flow.config, facts.version)
+    capacity = measure_capacity(flow, server, generator)
     result = PerformanceResult(
-        model=describe_model(server.model_name, server.folder),
-        protocol=protocol,
-        protocol_hash=protocol_hash(protocol),
-        engine=facts,
-        seconds=time.monotonic() - started,
+        **provenance(server, facts, protocol, started),
         points=points,
         capacity=capacity,
     )
-    write_json(flow.workspace.results(server.model_name) / "performance.json", result)
+    write_json(destination, result)
     return result
 
 

@@ -95,7 +95,7 @@ def test_without_a_load_that_surely_failed_there_is_no_upper_end(searched):
 def test_the_sentence_gives_the_promise_the_capacity_and_its_interval(searched):
     path = searched([(8, PASSES), (16, LIKELY_PASSES), (32, FAILS)])
     sentence = capacity_sentence(read_capacity(path, OBJECTIVES))
-    assert "Up to 16 requests at once" in sentence and "90% of the requests" in sentence
+    assert "Up to 16 requests at once" in sentence and "90 % of the requests" in sentence
     assert "surely up to 8" in sentence and "surely not above 31" in sentence and "converged" in sentence
 
 
@@ -112,13 +112,16 @@ def test_probes_that_are_not_the_loads_in_the_file_are_an_error(searched):
 
 
 @pytest.fixture
-def search(searched, tmp_path, monkeypatch):
+def search(searched, tmp_path):
     """Measures with a GuideLLM that gives up where it is asked for more than `answered` requests at once."""
 
     def run(answered, seconds=20.0, problem=module.NO_REQUEST_COMPLETED):
         asked = []
 
-        def guidellm(flow, server, command, output):
+        class Generator:
+            run = staticmethod(lambda server, command, output: answer(command, output))
+
+        def answer(command, output):
             profile = json.loads(command[command.index("--profile") + 1])
             asked.append((profile["initial_streams"], profile["max_streams"]))
             if profile["max_streams"] > answered:
@@ -126,11 +129,10 @@ def search(searched, tmp_path, monkeypatch):
             output.parent.mkdir(parents=True, exist_ok=True)
             searched([(profile["max_streams"], PASSES)], "max_streams_reached").rename(output)
 
-        monkeypatch.setattr(module, "run_guidellm", guidellm)
         slo = OBJECTIVES.model_dump() | {"seconds": seconds}
         flow = Flow.open("cpu-smollm2", {"performance.slo": slo, "performance.output_tokens": 32}, tmp_path)
-        server = Server("http://127.0.0.1:1", "base", None, tmp_path, tmp_path / "log", psutil.Process(), 1.0)
-        return lambda: measure_capacity(flow, server), asked
+        server = Server("http://127.0.0.1:1", "base", "a key", tmp_path, tmp_path / "log", psutil.Process(), 1.0)
+        return lambda: measure_capacity(flow, server, Generator()), asked
 
     return run
 

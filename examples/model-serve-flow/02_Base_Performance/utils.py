@@ -2,10 +2,11 @@
 
 from model_serve_flow.capacity import capacity_sentence
 from model_serve_flow.charts import load_curves
+from model_serve_flow.chat import ask, stream
 from model_serve_flow.flow import Flow
-from model_serve_flow.guidellm import load_command
+from model_serve_flow.guidellm import load_command, load_generator
 from model_serve_flow.performance import measure_performance
-from model_serve_flow.serving import ask, serve, stream
+from model_serve_flow.serving import serve
 from model_serve_flow.tables import capacity_table, load_table
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "capacity_table",
     "load_command",
     "load_curves",
+    "load_generator",
     "load_table",
     "measure_performance",
     "serve",

@@ -2,9 +2,11 @@
 
 from model_serve_flow.capacity import capacity_sentence
 from model_serve_flow.charts import load_curves
+from model_serve_flow.chat import ask
 from model_serve_flow.flow import Flow
+from model_serve_flow.guidellm import load_generator
 from model_serve_flow.performance import measure_performance
-from model_serve_flow.serving import ask, serve_each
+from model_serve_flow.serving import serve_each
 from model_serve_flow.tables import capacity_table, load_table
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "capacity_sentence",
     "capacity_table",
     "load_curves",
+    "load_generator",
     "load_table",
     "measure_performance",
     "serve_each",

@@ -1,24 +1,36 @@
-"""The real GuideLLM against its own mock server: our command line is one it takes, our reader one that fits."""
+"""The real GuideLLM against its own mock server: our command line is one it takes, our reader one that fits.
+
+It runs in the driver, as in the notebooks: with the requests and the results of GuideLLM's own program.
+"""
 
 import contextlib
+import json
+import os
+import select
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
 import psutil
 import pytest
 
-from model_serve_flow.capacity import measure_capacity
+from model_serve_flow import processes
+from model_serve_flow.capacity import measure_capacity, read_capacity
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.guidellm import load_command, run_guidellm
+from model_serve_flow.guidellm import GENERATOR_VARIABLE, load_command, load_generator, search_command
+from model_serve_flow.guidellm_driver import with_values
 from model_serve_flow.machine import free_port
 from model_serve_flow.performance import read_load_points
 from model_serve_flow.serving import Server
 
 # As many requests at once as asked for, each with 20 ms to the first token and 5 ms to each further one.
 TTFT_MS, ITL_MS = 20, 5
+KEY = "a-key-that-nobody-may-see"
 
 
 @contextlib.contextmanager
@@ -67,6 +79,13 @@ def tokenizer(folder):
     return folder
 
 
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    """One for all tests: a failed job must leave it fit for the next."""
+    with load_generator(Flow.open("ci", {}, tmp_path_factory.mktemp("generator"))) as generator:
+        yield generator
+
+
 @pytest.fixture
 def measured(mock_server, tmp_path):
     """A flow with these settings of `performance`, and a mock server as its model server."""
@@ -75,18 +94,22 @@ def measured(mock_server, tmp_path):
         url, child = server
         settings = {f"performance.{key}": value for key, value in {"warmup_seconds": 0.5, **performance}.items()}
         flow = Flow.open("ci", settings, tmp_path)
-        flow.workspace.logs.mkdir(parents=True)
         folder = tokenizer(tmp_path / "base")
-        return flow, Server(url, "base", None, folder, tmp_path / "log", psutil.Process(child.pid), 1.0)
+        (tmp_path / "vllm.log").touch()
+        process = psutil.Process(child.pid)
+        return flow, Server(url, "base", KEY, folder, tmp_path / "vllm.log", process, 1.0, child.poll)
 
     return of
 
 
-def test_load_points_come_back_as_asked_in_turns(measured, tmp_path):
+def load(flow, server, path):
+    return load_command(flow.config, server.url, server.model_name, str(server.folder), str(path))
+
+
+def test_load_points_come_back_as_asked_in_turns(measured, generator, tmp_path):
     flow, server = measured(concurrency=[1, 2], repeats=2, seconds=2)
     path = tmp_path / "guidellm.json"
-    command = load_command(flow.config, server.url, server.model_name, str(server.folder), str(path))
-    client = run_guidellm(flow, server, command, path)
+    client = generator.run(server, load(flow, server, path), path)
     points = read_load_points(path, flow.config, client)
     assert [(point.concurrency, point.repeat) for point in points] == [(1, 1), (2, 1), (1, 2), (2, 2)]
     assert all(point.completed_requests > 0 and point.errored_requests == 0 for point in points)
@@ -94,31 +117,209 @@ def test_load_points_come_back_as_asked_in_turns(measured, tmp_path):
     assert all(0 < point.client_cpu_share < 1 for point in points)
 
 
-def test_a_search_that_every_load_passes_ends_at_the_highest(measured):
+def test_a_search_that_every_load_passes_ends_at_the_highest(measured, generator):
     slo = {"ttft_ms": 5000, "itl_ms": 1000, "attainment": 0.5, "seconds": 2, "initial_streams": 1, "max_streams": 2}
     flow, server = measured(slo=slo)
-    capacity = measure_capacity(flow, server)
+    capacity = measure_capacity(flow, server, generator)
     assert [(probe.streams, probe.passed) for probe in capacity.probes] == [(1, True), (2, True)]
     assert (capacity.low, capacity.streams, capacity.high) == (2, 2, None)
     assert capacity.stopped == "max_streams_reached" and capacity.output_tokens_per_s > 0
 
 
-def test_objectives_that_no_load_keeps_are_a_result(measured):
+def test_objectives_that_no_load_keeps_are_a_result(measured, generator):
     slo = {"ttft_ms": 1, "itl_ms": 0.1, "attainment": 0.5, "seconds": 2, "initial_streams": 2, "max_streams": 4}
     flow, server = measured(slo=slo)
-    capacity = measure_capacity(flow, server)
+    capacity = measure_capacity(flow, server, generator)
     assert [(probe.streams, probe.passed) for probe in capacity.probes] == [(2, False), (1, False)]
     assert (capacity.low, capacity.streams, capacity.high) == (0, 0, 0)
     assert capacity.stopped == "objectives_unmet_at_minimum" and capacity.output_tokens_per_s == 0
 
 
-def test_a_load_too_short_for_any_request_says_what_to_change(measured, slow_mock_server):
+def test_a_load_too_short_for_any_request_says_what_to_change(measured, generator, slow_mock_server):
     slo = {"ttft_ms": 5000, "itl_ms": 1000, "seconds": 0.2, "initial_streams": 1, "max_streams": 1}
     flow, server = measured(slow_mock_server, slo=slo)
     with pytest.raises(FlowError, match=r"No request was answered within 0\.7 s.*performance\.slo\.seconds"):
-        measure_capacity(flow, server)
+        measure_capacity(flow, server, generator)
 
 
-def test_without_objectives_there_is_no_search(measured):
+def test_without_objectives_there_is_no_search(measured, generator):
     flow, server = measured(slo=None)
-    assert measure_capacity(flow, server) is None
+    assert measure_capacity(flow, server, generator) is None
+
+
+def requests(path):
+    """The requests of each load in GuideLLM's file, as they were sent and in that order."""
+    loads = json.loads(path.read_text())["benchmarks"]
+    sent = [sorted(load["requests"]["successful"], key=lambda one: one["request_start_time"]) for load in loads]
+    return [[one["request_args"] for one in load] for load in sent]
+
+
+def own_program(command):
+    """The exit code of GuideLLM's program, which waited for ever at the end of 1 of some 60 loads of a busy machine."""
+    environment = {**os.environ, "GUIDELLM__MAX_WORKER_PROCESSES": "1", "HF_HUB_OFFLINE": "1"}
+    for _ in range(3):
+        child = subprocess.Popen(command, env=environment)
+        try:
+            return child.wait(timeout=90)
+        except subprocess.TimeoutExpired:
+            for process in processes.family(child.pid):
+                process.kill()
+            child.wait()
+    return None
+
+
+def test_two_jobs_of_the_driver_are_two_runs_of_guidellms_own_program(measured, generator, tmp_path):
+    slo = {"ttft_ms": 5000, "itl_ms": 1000, "attainment": 0.5, "seconds": 2, "initial_streams": 1, "max_streams": 2}
+    flow, server = measured(concurrency=[1, 2], repeats=1, seconds=2, slo=slo)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    where, slo = (server.url, server.model_name, str(server.folder)), flow.config.performance.slo
+    commands = {
+        "points.json": lambda folder: load_command(flow.config, *where, str(folder / "points.json")),
+        "search.json": lambda folder: search_command(flow.config, slo, *where, str(folder / "search.json")),
+    }
+    for name, command in commands.items():
+        generator.run(server, command(ours), ours / name)
+        assert own_program(command(theirs)) == 0
+        loads = list(zip(requests(ours / name), requests(theirs / name), strict=True))
+        for one, other in loads:
+            fewer, more = sorted((one, other), key=len)
+            assert len(fewer) > 5 and one[0] == other[0]
+            assert len(set(fewer) - set(more)) <= 2  # those in flight at the end
+    found = [json.loads((folder / "search.json").read_text())["conclusions"][0] for folder in (ours, theirs)]
+    assert [[probe["streams"] for probe in one["probes"]] for one in found] == [[1, 2], [1, 2]]
+    assert found[0]["best_passing_streams"] == found[1]["best_passing_streams"] == 2
+    assert read_capacity(ours / "search.json", slo).stopped == read_capacity(theirs / "search.json", slo).stopped
+
+
+@contextlib.contextmanager
+def recorded(url):
+    """A port in front of the server at `url`, and all bytes that clients sent to it."""
+    target, sent = ("127.0.0.1", int(url.rsplit(":", 1)[1])), []
+
+    def join(client):
+        # a client that is cut off at the end of a load resets its connection
+        with contextlib.suppress(ConnectionError), client, socket.create_connection(target) as server:
+            other = {client: server, server: client}
+            while True:
+                for source in select.select(list(other), [], [])[0]:
+                    if not (data := source.recv(65536)):
+                        return
+                    if source is client:
+                        sent.append(data)
+                    other[source].sendall(data)
+
+    def accept(listener):
+        with contextlib.suppress(OSError):  # closed: the end
+            while True:
+                threading.Thread(target=join, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", sent
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def command_lines():
+    """Those of all processes of this machine while the block runs."""
+    seen, stop = set(), threading.Event()
+
+    def look():
+        while not stop.wait(0.2):
+            seen.update(" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_every_request_carries_the_key_and_nothing_else_does(measured, generator, mock_server, tmp_path):
+    url, child = mock_server
+    with recorded(url) as (address, sent), command_lines() as seen:
+        flow, server = measured((address, child), concurrency=[1], repeats=1, seconds=1)
+        generator.run(server, load(flow, server, tmp_path / "keyed.json"), tmp_path / "keyed.json")
+        asked = b"".join(sent)
+    assert asked.count(b"POST /v1/completions") > 3
+    assert asked.lower().count(f"authorization: bearer {KEY}".encode()) >= asked.count(b"POST /v1/completions")
+    assert any("guidellm_driver" in line for line in seen) and not any(KEY in line for line in seen)
+    assert holders_of_the_key(tmp_path, generator) == []
+
+
+def test_what_guidellm_refuses_is_shown_without_the_key(measured, generator, tmp_path):
+    """The message of an error repeats the input: here a tokenizer of that name."""
+    flow, server = measured()
+    command = with_values(load(flow, server, tmp_path / "refused.json"), "--tokenizer", model=f"/no/such/{KEY}")
+    with pytest.raises(FlowError, match=r"/no/such/\*+") as refused:
+        generator.run(server, command, tmp_path / "refused.json")
+    assert KEY not in str(refused.value)
+    assert holders_of_the_key(tmp_path, generator) == []
+
+
+def holders_of_the_key(folder, generator):
+    files = [path for root in (folder, generator._logs) for path in root.rglob("*") if path.is_file()]
+    assert len(files) > 3
+    return [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def running(mark):
+    return processes.marked(GENERATOR_VARIABLE, mark.__eq__)
+
+
+def await_workers(mark):
+    """Until the processes of a load run: driver, fork server, manager, worker and those that give them their data."""
+    deadline = time.monotonic() + 120
+    while len(running(mark)) < 6:
+        assert time.monotonic() < deadline, "no load runs"
+        time.sleep(0.2)
+
+
+def test_a_driver_that_is_killed_in_a_load_is_an_error_and_leaves_nothing(measured, tmp_path):
+    flow, server = measured(concurrency=[1], repeats=1, seconds=60)
+    path = tmp_path / "raw" / "killed.json"
+    with load_generator(flow) as generator:
+
+        def kill():
+            await_workers(generator._mark)
+            generator._driver.kill()
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        with pytest.raises(FlowError, match=r"exit code -9"):
+            generator.run(server, load(flow, server, path), path)
+        thread.join()
+        assert running(generator._mark) == [] and list(path.parent.iterdir()) == []
+
+
+PARENT = """
+import json, sys
+from pathlib import Path
+import psutil
+from model_serve_flow.flow import Flow
+from model_serve_flow.guidellm import load_command, load_generator
+from model_serve_flow.serving import Server
+
+url, key, folder, root = sys.argv[1:]
+flow = Flow.open("ci", {"performance.concurrency": [1], "performance.repeats": 1, "performance.seconds": 60}, root)
+server = Server(url, "base", key, Path(folder), Path(folder), psutil.Process(), 1.0)
+with load_generator(flow) as generator:
+    print(generator._mark, flush=True)
+    path = Path(root) / "killed.json"
+    generator.run(server, load_command(flow.config, url, "base", folder, str(path)), path)
+"""
+
+
+def test_a_notebook_that_is_killed_leaves_no_load_generator(measured, tmp_path):
+    _, server = measured()
+    arguments = [server.url, "another-key", str(server.folder), str(tmp_path)]
+    with subprocess.Popen([sys.executable, "-c", PARENT, *arguments], stdout=subprocess.PIPE, text=True) as parent:
+        mark = parent.stdout.readline().strip()
+        await_workers(mark)
+        parent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 15
+    while running(mark) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert running(mark) == []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import inspect
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -17,16 +18,20 @@ from model_serve_flow.checkpoint import inspect_checkpoint, verify_checkpoint, v
 from model_serve_flow.config import Candidate, Recipe
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.machine import available_memory, compress_advice, estimate, gib
+from model_serve_flow.manifest import package_versions
 from model_serve_flow.recipes import algorithm_text, check_group_size
 from model_serve_flow.results import CalibrationFacts, CompressionResult
 from model_serve_flow.sources import check_checkpoint, resolve_checkpoint
-from model_serve_flow.workspace import describe_model, swap_folder, write_json
+from model_serve_flow.workspace import describe_model, digest_once, replacing_folder, write_json, writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROMPT = "What is the capital of France? Answer in one sentence."
 SAMPLING_SECONDS = 0.05
+MADE_WITH = ("llmcompressor", "compressed-tensors", "torch", "transformers", "model-serve-flow")
+NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "defaultcpuallocator", "out of memory", "bad_alloc")
 
 Quantise = Callable[["PreTrainedModel", Recipe], None]
 
@@ -46,7 +51,8 @@ def compress(
 
     Raises:
         FlowError: no base model, a group size that does not fit, no GPU for a GPU profile, a checkpoint that is not
-            what the recipe says or whose tokenizer is not the base's.
+            what the recipe says or whose tokenizer is not the base's; memory that runs out, with what to change in the
+            profile; a disk that is full or may not be written.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
@@ -57,7 +63,7 @@ def compress(
     check_checkpoint(base, **trust)
     check_group_size(recipe, AutoConfig.from_pretrained(base, **trust))
     set_seed(flow.config.seed)
-    with _replacing(flow.workspace.model(name)) as folder:
+    with replacing_folder(flow.workspace.model(name), "checkpoint") as folder, _memory_errors(flow):
         with _logged(_log(flow, name), mode="w"), _measured(flow.config.device) as cost:
             model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **trust)
             quantise(model, recipe)
@@ -65,7 +71,85 @@ def compress(
         AutoTokenizer.from_pretrained(base, **trust).save_pretrained(folder)
         verify_checkpoint(folder, recipe, **trust)
         verify_same_tokenizer(base, folder, **trust)
-    return _record(flow, candidate, cost, calibration if recipe.needs_calibration else None)
+    return _record(flow, candidate, cost, _inputs(flow, recipe, quantise, calibration))
+
+
+def kept_candidate(
+    flow: Flow, name: str, quantise: Quantise, calibration: CalibrationFacts | None = None
+) -> CompressionResult | None:
+    """What an earlier, interrupted run made of the candidate `name`, if `compress` would make the very same again.
+
+    That is: its record is valid, its checkpoint and the base have the digests in it, and recipe, calibration text,
+    seed, versions of the tools and the source of `quantise` are those in it. The arguments are those of `compress`.
+
+    Returns:
+        None where there is none, or anything differs; always for a ready-made checkpoint, which `adopt` keeps itself.
+    """
+    recipe = flow.config.candidate(name).recipe
+    if recipe is None or not (flow.workspace.results(name) / "compression.json").is_file():
+        return None
+    try:
+        made = flow.workspace.compression(name)
+    except FlowError:
+        return None  # edited, or of another version: what it says does not count, and it is made again
+    asked = {"recipe": recipe.model_dump(mode="json"), **_inputs(flow, recipe, quantise, calibration)}
+    same = all(getattr(made, key) == value for key, value in asked.items()) and made.quantise is not None
+    digests = [digest_once(flow.workspace.model(model)) for model in (name, "base")]
+    return made if same and digests == [made.model.sha256, made.base.sha256] else None
+
+
+def _inputs(flow: Flow, recipe: Recipe, quantise: Quantise, calibration: CalibrationFacts | None) -> dict[str, Any]:
+    """What decides the result besides base and recipe, by the fields of CompressionResult."""
+    try:
+        source = inspect.getsource(quantise)
+    except (OSError, TypeError):
+        source = None  # typed into an interpreter that keeps no source: then nothing can tell whether it is the same
+    return {
+        "calibration": calibration if recipe.needs_calibration else None,
+        "seed": flow.config.seed,
+        "quantise": source,
+        "versions": package_versions(MADE_WITH),
+    }
+
+
+def memory_advice(flow: Flow, available: int | None = None) -> str:
+    """What 03 needs, what there is, and which keys of the profile to change; `available` bytes, by default now."""
+    need, calibration = estimate(flow), flow.config.calibration
+    available = available_memory() if available is None else available
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limited = "" if limit == resource.RLIM_INFINITY else f" ('ulimit -v' allows {gib(limit)})"
+    gpu = "If it was the GPU's: set 'sequential_targets: [Linear]' in the recipe. "
+    return (
+        f"03_Compress needs about {gib(need.compress_bytes)} of memory, {gib(need.calibration_bytes)} of it for "
+        f"calibration.samples = {calibration.samples} texts of up to calibration.max_sequence_length = "
+        f"{calibration.max_sequence_length} tokens; {gib(available)} were available{limited}. "
+        f"{gpu if flow.config.device == 'gpu' else ''}{compress_advice(flow, available)}"
+    )
+
+
+@contextlib.contextmanager
+def _memory_errors(flow: Flow) -> Iterator[None]:
+    """Turns memory that runs out into a FlowError with the figures of this profile; it is measured before the block."""
+    available = available_memory()
+    try:
+        yield
+    except Exception as error:
+        if not (reason := _out_of_memory(error)):
+            raise
+        raise FlowError(f"Compressing ran out of memory: {reason}.", memory_advice(flow, available)) from error
+
+
+def _out_of_memory(error: BaseException | None) -> str:
+    """What the allocator said, if that is what failed: PyTorch has an exception for it on a GPU only, and
+    llm-compressor wraps it into others whose text begins with the code that it generated."""
+    while error is not None:
+        lines = str(error).strip().splitlines()
+        if said := next((line for line in lines if any(text in line.lower() for text in NO_MEMORY)), ""):
+            return said.strip().rstrip(".")
+        if isinstance(error, MemoryError):
+            return type(error).__name__
+        error = error.__cause__
+    return ""
 
 
 def adopt(flow: Flow, name: str) -> CompressionResult:
@@ -83,7 +167,7 @@ def adopt(flow: Flow, name: str) -> CompressionResult:
     resolve_checkpoint(candidate.source, candidate.revision, flow.workspace.model(name), **trust)
     verify_checkpoint(flow.workspace.model(name), **trust)
     verify_same_tokenizer(flow.workspace.model("base"), flow.workspace.model(name), **trust)
-    return _record(flow, candidate, Cost(seconds=time.perf_counter() - started), None)
+    return _record(flow, candidate, Cost(seconds=time.perf_counter() - started), {})
 
 
 def _recipe_of(candidate: Candidate) -> Recipe:
@@ -107,13 +191,13 @@ def _require_device(flow: Flow, recipe: Recipe) -> None:
         )
 
 
-def _record(flow: Flow, candidate: Candidate, cost: Cost, calibration: CalibrationFacts | None) -> CompressionResult:
+def _record(flow: Flow, candidate: Candidate, cost: Cost, inputs: dict[str, Any]) -> CompressionResult:
     name, recipe, folder = candidate.name, candidate.recipe, flow.workspace.model(candidate.name)
     trust = {"trust_remote_code": flow.config.model.trust_remote_code}
     checkpoint = inspect_checkpoint(folder, **trust)
     sample = ""
     if checkpoint.quant_method == "compressed-tensors":  # transformers needs further packages for other formats
-        with _logged(_log(flow, name)):
+        with writing(_log(flow, name), "log"), _logged(_log(flow, name)):
             sample = generate_sample(folder, **trust)
     result = CompressionResult(
         model=describe_model(name, folder),
@@ -122,7 +206,7 @@ def _record(flow: Flow, candidate: Candidate, cost: Cost, calibration: Calibrati
         algorithm=algorithm_text(recipe) if recipe else checkpoint.quant_method,
         origin=candidate.source or "recipe",
         recipe=recipe.model_dump(mode="json") if recipe else None,
-        calibration=calibration,
+        **{"calibration": None, **inputs},
         quantization_config=checkpoint.quantization_config,
         quantized_layers=len(checkpoint.quantized_layers),
         ignored_layers=checkpoint.ignored_layers,
@@ -181,10 +265,12 @@ def _logged(log: Path, mode: str = "a") -> Iterator[None]:
     """Sends llm-compressor's messages and progress bars to a file: hundreds of lines that would bury the lesson."""
     from llmcompressor.logger import LoggerConfig, configure_logger
 
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with writing(log, "log"):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open(mode, encoding="utf-8")
     try:
         with (
-            log.open(mode, encoding="utf-8") as file,
+            file,
             contextlib.redirect_stdout(file),
             contextlib.redirect_stderr(file),
         ):
@@ -192,19 +278,6 @@ def _logged(log: Path, mode: str = "a") -> Iterator[None]:
             yield
     finally:
         configure_logger(LoggerConfig(console_log_level="ERROR"))
-
-
-@contextlib.contextmanager
-def _replacing(destination: Path) -> Iterator[Path]:
-    """A hidden sibling folder that takes the place of `destination` only if the block succeeds."""
-    partial = destination.with_name(f".{destination.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        swap_folder(partial, destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def generate_sample(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import operator
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from model_serve_flow.checkout import MODULES, checkout
 from model_serve_flow.errors import FlowError
@@ -17,6 +20,10 @@ from model_serve_flow.errors import FlowError
 ENVIRONMENT_PREFIX = "MODEL_SERVE_FLOW__"
 MOST_VALUES = 10_000  # of a profile: an alias of YAML can stand for any number of values, even for itself
 LARGEST = 1e15  # number in a profile
+
+SECRET = "secret"  # type of a problem whose value must not be shown
+_SECRET_FLAG = re.compile(r"--(api-k|hf-t)")
+_OWN_FLAG = re.compile(r"--(hos|por|uds|served-m)|--model$")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -79,6 +86,12 @@ class Recipe(Section):
     group_size: Annotated[int, Field(gt=0)] | None = Field(default=None, description="weights that share one scale")
     observer: Literal["minmax", "mse", "memoryless_minmax", "memoryless_mse"] | None = None
     ignore: tuple[str, ...] = ("lm_head",)
+    sequential_targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        exclude_if=operator.not_,  # a profile without it keeps the digest that it had before
+        description="classes of modules that are calibrated one after the other; none: decoder layer by decoder layer. "
+        "[Linear] needs the least memory of a GPU, and more of the host",
+    )
 
     @model_validator(mode="after")
     def group_size_fits_scheme(self) -> Recipe:
@@ -239,7 +252,36 @@ class Engine(Section):
         default=False, description="CPU only: the candidates' servers start at once, if the memory holds them all"
     )
     startup_seconds: Annotated[int, Field(gt=0)] = 300
+    unresponsive_seconds: Annotated[int, Field(gt=0)] = Field(
+        default=120, description="an idle server that gives no token within this time hangs, and is ended"
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        description="to listen on; one that others can reach needs MODEL_SERVE_FLOW_API_KEY",
+    )
     extra_arguments: tuple[str, ...] = ()
+
+    @field_validator("host")
+    @classmethod
+    def host_is_an_address(cls, host: str) -> str:
+        try:
+            return host if host == "localhost" else str(ipaddress.ip_address(host))
+        except ValueError as error:
+            raise ValueError("give an IP address of this machine, such as 127.0.0.1, or localhost") from error
+
+    @field_validator("extra_arguments")
+    @classmethod
+    def flags_are_not_ours(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        for argument in arguments:
+            flag = argument.partition("=")[0].replace("_", "-")
+            # vLLM takes any unambiguous beginning of a flag for the flag
+            if _SECRET_FLAG.match(flag):
+                raise PydanticCustomError(
+                    SECRET, f"{flag} holds a secret: set MODEL_SERVE_FLOW_API_KEY or HF_TOKEN in the environment"
+                )
+            if _OWN_FLAG.match(flag):
+                raise ValueError(f"{flag} is set by the flow: remove it (engine.host sets the address)")
+        return arguments
 
 
 class Verdict(Section):
@@ -458,7 +500,7 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: unknown key; allowed here: {', '.join(_allowed_keys(problem['loc'][:-1]))}")
         else:
-            given = "" if problem["type"] == "missing" else f" (got {problem['input']!r:.80})"
+            given = "" if problem["type"] in ("missing", SECRET) else f" (got {problem['input']!r:.80})"
             lines.append(f"  {key}: {problem['msg']}{given}")
     return "\n".join(lines)
 

@@ -26,6 +26,7 @@ BYTES_PER_WEIGHT = 2  # BF16
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16")
 RUNTIME_BYTES = 2 * GIB  # Python, PyTorch and the engine's own buffers, without weights and KV cache
 RESULTS_BYTES = GIB // 2  # results, logs, executed notebooks, report
+LARGEST_HEAD = 128  # width of an attention head
 GPU_SHARE = 0.9  # vLLM's own default of gpu_memory_utilization
 SIZE_RATIOS = {"W8A8": 0.65, "W4A16": 0.5, "W4A16_ASYM": 0.5, "FP8_DYNAMIC": 0.65}  # upper bounds: small models
 CGROUPS = Path("/sys/fs/cgroup")
@@ -63,6 +64,7 @@ class Estimate(Record):
     weights_bytes: int
     kv_cache_bytes: int
     serve_bytes: int
+    calibration_bytes: int
     compress_bytes: int
     disk_bytes: int
 
@@ -202,8 +204,10 @@ def estimate(flow: Flow) -> Estimate:
       Llama-3.1-8B: 131,072; Llama-3.1-70B: 327,680) x (prompt + output tokens) x the highest concurrency
     - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU; that of all candidates, each
       taken as large as the base, with `engine.start_together`
-    - compress (host memory) = 2 weights (the model, and the copy that is written) + the calibration activations that
-      enter and leave one layer (2 x 2 bytes x samples x tokens x hidden size, taken as 0.075 P^0.48) + 2 GiB
+    - compress (host memory) = 2 weights (the model, and the copy that is written) + what llm-compressor keeps of the
+      calibration texts between two layers + 2 GiB. That is, if a recipe needs them, for each sample of L tokens: the
+      activations that enter and leave a layer (2 x 2 bytes x L x hidden size, taken as 0.075 P^0.48), the attention
+      mask (2 bytes x L x L) and the sine and cosine of the positions (2 x 2 bytes x L x 128)
     - disk = weights x (1 + per candidate: 0.65 for 8 bits, 0.5 for 4 bits, 1 if ready-made, + 0.75 for a wheel's own
       copy in the cache) + 0.5 GiB of results
     """
@@ -211,18 +215,25 @@ def estimate(flow: Flow) -> Estimate:
     parameters = config.model.parameters
     weights = BYTES_PER_WEIGHT * parameters
     kv_cache = _kv_cache_bytes(config)
-    calibration = config.calibration
-    hidden = 0.075 * parameters**0.48
-    activations = 2 * BYTES_PER_WEIGHT * calibration.samples * calibration.max_sequence_length * hidden
+    calibration = _calibration_bytes(config)
     servers = len(config.candidates) if config.engine.start_together else 1
     copies = 1 + sum(_size_ratio(candidate) for candidate in config.candidates) + (0.75 if config.model.wheel else 0)
     return Estimate(
         weights_bytes=weights,
         kv_cache_bytes=kv_cache,
         serve_bytes=(weights + kv_cache + RUNTIME_BYTES) * servers,
-        compress_bytes=int(2 * weights + activations + RUNTIME_BYTES),
+        calibration_bytes=calibration,
+        compress_bytes=2 * weights + calibration + RUNTIME_BYTES,
         disk_bytes=int(weights * copies + RESULTS_BYTES),
     )
+
+
+def _calibration_bytes(config: FlowConfig) -> int:
+    if not any(candidate.recipe and candidate.recipe.needs_calibration for candidate in config.candidates):
+        return 0
+    length = config.calibration.max_sequence_length
+    width = 2 * 0.075 * config.model.parameters**0.48 + 2 * LARGEST_HEAD + length
+    return int(config.calibration.samples * BYTES_PER_WEIGHT * length * width)
 
 
 def _kv_cache_bytes(config: FlowConfig) -> int:
@@ -248,13 +259,38 @@ def check(flow: Flow, machine: Machine) -> list[Check]:
     else:
         checks = [_check_gpu(machine)] + ([_check_gpu_memory(flow, machine, need)] if machine.gpus else [])
     if any(candidate.recipe for candidate in flow.candidates):
-        checks.append(_fits("memory to compress", machine.memory_available_bytes, need.compress_bytes, MEMORY_ADVICE))
+        available = machine.memory_available_bytes
+        advice = compress_advice(flow, available)
+        checks.append(_fits("memory to compress", available, need.compress_bytes, advice))
     missing = max(need.disk_bytes - _bytes_under(flow.workspace.root / "models"), 0)
     advice = f"Free space under {flow.workspace.root}, or set MODEL_SERVE_FLOW_ARTIFACTS to a larger disk."
     return [*checks, _fits("disk", machine.disk_free_bytes, missing, advice), _check_port()]
 
 
-MEMORY_ADVICE = "Stop other programs, use a machine with more memory, or a smaller model, load or calibration set."
+MEMORY_ADVICE = "Stop other programs, use a machine with more memory, or a smaller model or load."
+
+
+def compress_advice(flow: Flow, available: int) -> str:
+    """What to do where 03 does not fit into the `available` bytes, or did not fit, by the keys of the profile."""
+    need, calibration = estimate(flow), flow.config.calibration
+    elsewhere = "Stop other programs, or use a machine with more memory or a smaller model"
+    if not need.calibration_bytes:
+        return f"{elsewhere}: these recipes need no calibration, so it is the weights that need it."
+    room = available - (need.compress_bytes - need.calibration_bytes)
+    if room <= 0:
+        return f"{elsewhere}: without any calibration text it would still need {gib(available - room)}."
+    # It may have failed although the estimate fits: then half as many are the next thing to try.
+    fitting = min(int(room / need.calibration_bytes * calibration.samples), calibration.samples // 2)
+    fewer = f"Lower calibration.samples from {calibration.samples} to {max(fitting, 1)} or less, or "
+    return (
+        f"{fewer}calibration.max_sequence_length from {calibration.max_sequence_length}: the memory for calibration "
+        f"({gib(need.calibration_bytes)}) is in proportion to the first, and grows faster with the second. {elsewhere}."
+    )
+
+
+def available_memory() -> int:
+    """Bytes this process could still take, by the machine or the tightest cgroup around it."""
+    return _memory()[1]
 
 
 def _fits(name: str, available: int, needed: int, advice: str) -> Check:

@@ -208,6 +208,13 @@ class PerformanceResult(Measurement):
     points: tuple[LoadPoint, ...] = Field(description="every load point of every repeat, in the order measured")
     capacity: Capacity | None = Field(default=None, description="none: the profile has no objectives")
 
+    def by_concurrency(self) -> dict[int, list[LoadPoint]]:
+        """Concurrency, lowest first -> the repeats of that load point in their order."""
+        loads: dict[int, list[LoadPoint]] = {}
+        for point in sorted(self.points, key=lambda point: (point.concurrency, point.repeat)):
+            loads.setdefault(point.concurrency, []).append(point)
+        return loads
+
 
 class Overlap(Record):
     """Evaluation items that share a run of words with the calibration text."""
@@ -225,6 +232,8 @@ class CalibrationFacts(Record):
     tokens: Count
     padding_fraction: NonNegative
     chat_template: bool
+    max_sequence_length: Count | None = Field(default=None, description="tokens at which a text was cut")
+    sha256: str | None = Field(default=None, description="of the token ids, in their order")
     overlap: Overlap | None = Field(default=None, description="none: no evaluation item had been measured to look for")
 
 
@@ -240,6 +249,9 @@ class CompressionResult(Record):
     origin: str = Field(description="'recipe', or the source of a ready-made checkpoint")
     recipe: dict[str, Any] | None
     calibration: CalibrationFacts | None
+    seed: Count | None = Field(default=None, description="none: ready-made, or made before it was recorded")
+    quantise: str | None = Field(default=None, description="source of the function that called llm-compressor")
+    versions: dict[str, str | None] = Field(default={}, description="packages that it was made with")
     quantization_config: dict[str, Any]
     quantized_layers: Count
     ignored_layers: tuple[str, ...]

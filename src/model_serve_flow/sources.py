@@ -18,7 +18,7 @@ from model_serve_flow.flow import Flow
 from model_serve_flow.hostile import SHARD_INDEX, refuse_hostile, strict_json
 from model_serve_flow.offline import local
 from model_serve_flow.packaged import fetch_packaged
-from model_serve_flow.workspace import read_json, swap_folder, write_json
+from model_serve_flow.workspace import read_json, replacing_folder, write_json
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -151,18 +151,10 @@ def _build(
         return destination
     mark = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:12]
     partial = destination.with_name(f".{destination.name}.{mark}.partial")
-    if not resumable:
-        shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing_folder(destination, "checkpoint", partial, resumable=resumable):
         details = fill(partial) or {}
         check_checkpoint(partial, trust_remote_code="trust_remote_code" in origin)
-    except BaseException:
-        if not resumable:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    write_json(partial / SOURCE_RECORD, {"origin": origin, **details})
-    swap_folder(partial, destination)
+        write_json(partial / SOURCE_RECORD, {"origin": origin, **details})
     return destination
 
 
@@ -184,11 +176,10 @@ def _checkpoint_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 def _copy(files: list[Path], partial: Path) -> None:
     for path in files:
         try:
-            shutil.copyfile(path, partial / path.name)
+            path.open("rb").close()
         except OSError as error:
-            raise FlowError(
-                f"Cannot copy {path}: {error.strerror}.", "Check permissions and free disk space."
-            ) from error
+            raise FlowError(f"{path} cannot be read: {error.strerror}.", "Is it yours to read?") from error
+        shutil.copyfile(path, partial / path.name)
 
 
 def _dequantise(wheel: PackagedFile, folder: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,15 @@ from model_serve_flow.results import (
 )
 
 Result = TypeVar("Result", bound=BaseModel)
+
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of disk space is used up",
+    errno.EFBIG: "a file would be larger than this file system, or 'ulimit -f', allows",
+}
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+
+_known_digests: dict[Path, tuple[Any, str]] = {}  # path -> what its files looked like, and the digest they had
 
 
 @dataclass(frozen=True)
@@ -96,35 +108,159 @@ class Workspace:
     def comparison(self) -> Comparison:
         return read_result(self.report / "comparison.json", Comparison)
 
+    def require_writable(self) -> None:
+        """Makes the workspace's folder and writes into it, and into those in it, without leaving anything.
+
+        Raises:
+            FlowError: one of them cannot be written, or the disk is full; names it and says what to do.
+        """
+        with writing(self.root, "folder"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            _probe(self.root)
+            for folder in (*self.root.glob("*/"), *self.root.glob("results/*/")):
+                with writing(folder, "folder"):
+                    _probe(folder)
+
+
+@contextlib.contextmanager
+def writing(path: Path, what: str = "file") -> Iterator[None]:
+    """Turns a disk that is full or may not be written, met while the block writes `path`, into what the user can do.
+
+    It goes around the block that removes what was half written, so that the space it names is what is free after that.
+
+    Args:
+        path: the file or folder that the block writes.
+        what: what that is, for the message.
+
+    Raises:
+        FlowError: names the path, the reason and the free space.
+    """
+    try:
+        yield
+    except FlowError:
+        raise
+    except Exception as error:
+        number = _system_error(error)
+        if number in _FULL:
+            raise FlowError(*_full(path, what, number)) from error
+        if number in _REFUSED and _concerns(error, path):
+            raise FlowError(
+                f"The {what} {path} cannot be written: {os.strerror(number)}.",
+                "What was there before is as it was. Make it, and the folder around it, writable for this user (owner, "
+                "permissions, a disk that became read-only), or choose another with --artifacts or "
+                "MODEL_SERVE_FLOW_ARTIFACTS.",
+            ) from error
+        raise
+
+
+def _probe(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:  # without a name: nothing stays even if this process is killed
+        file.write(bytes(4096))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _full(path: Path, what: str, number: int) -> tuple[str, str]:
+    place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    temporary = Path(tempfile.gettempdir())
+    free, other = (shutil.disk_usage(folder).free / (1 << 20) for folder in (place, temporary))
+    return (
+        f"The {what} {path} could not be written: {_FULL[number]} ({free:,.0f} MiB are free there, {other:,.0f} MiB "
+        f"for temporary files in {temporary}).",
+        "What was there before is as it was. Free space, or put the artifacts on a larger disk (--artifacts, or "
+        "MODEL_SERVE_FLOW_ARTIFACTS), and run again: finished work is kept. 'model-serve-flow doctor' shows the need.",
+    )
+
+
+def _system_error(error: Exception) -> int | None:
+    """The number of the system's error; safetensors gives it as text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+def _concerns(error: Exception, path: Path) -> bool:
+    """Whether the error is about the place of `path`, and not about a source that may not be read."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str | bytes):
+        return True  # not said: a write into a file that is open already
+    place = Path(os.fsdecode(name)).absolute()
+    return place.is_relative_to(path.absolute().parent) or path.absolute().is_relative_to(place)
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that takes its place only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Yields a temporary path beside `path` that takes its place only if the block succeeds.
+
+    Raises:
+        FlowError: the disk is full or may not be written; nothing is left of the new file, and the old one stays.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def swap_folder(partial: Path, destination: Path) -> None:
-    """Puts a finished folder in its place; the one that was there goes only then."""
-    for file in partial.iterdir():
-        if file.is_file() and not file.is_symlink():
-            file.chmod(0o644)  # safetensors writes 0600; a server under another user must read it
+    """Puts a finished folder in its place; the one that was there goes only then.
+
+    Raises:
+        FlowError: the disk is full or may not be written; the old folder stays.
+    """
     old = destination.with_name(f".{destination.name}.old")
+    with writing(destination, "folder"):
+        for file in partial.iterdir():
+            if file.is_file() and not file.is_symlink():
+                file.chmod(0o644)  # safetensors writes 0600; a server under another user must read it
+        shutil.rmtree(old, ignore_errors=True)
+        if destination.exists():
+            destination.rename(old)
+        try:
+            partial.rename(destination)
+        except OSError:
+            if old.exists():
+                old.rename(destination)
+            raise
     shutil.rmtree(old, ignore_errors=True)
-    if destination.exists():
-        destination.rename(old)
-    partial.rename(destination)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(
+    destination: Path, what: str = "folder", partial: Path | None = None, *, resumable: bool = False
+) -> Iterator[Path]:
+    """Yields a hidden sibling folder that takes the place of `destination` only if the block succeeds.
+
+    Args:
+        destination: where it goes.
+        what: what it is, for the messages.
+        partial: the sibling, if it needs a name of its own.
+        resumable: it stays after a failure, and the next try goes on from what is in it.
+
+    Raises:
+        FlowError: the disk is full or may not be written; nothing unfinished is left unless it is resumable, and the
+            old folder stays.
+    """
+    partial = partial or destination.with_name(f".{destination.name}.partial")
+    with writing(destination, what):
+        if not resumable:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            swap_folder(partial, destination)
+        finally:
+            if not resumable:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -193,6 +329,11 @@ def read_document(path: Path, kind: type[Result], what: str, reason: str) -> Res
         raise FlowError(f"{path} is not {what}: it is nested too deeply.", f"{reason}: measure again.") from error
 
 
+def now() -> str:
+    """The time in UTC as every file writes it: '2026-01-05T09:00:00Z'."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -214,18 +355,44 @@ def folder_digest(folder: Path) -> str:
     return combined_digest(content_digests(folder))
 
 
+def digest_once(path: Path) -> str | None:
+    """`file_digest` or `folder_digest`, computed once per process for as long as no file looks changed.
+
+    Weights are many gigabytes and are asked for again and again. A file looks changed when its size, times or inode
+    do. What must not rest on that (may this be deployed?) hashes from the disk with `content_digests`.
+
+    Returns:
+        None for a missing file, and for a folder without files that count.
+    """
+    path = path.absolute()
+    files = _content(path) if path.is_dir() else [path] if path.is_file() else []
+    if not files:
+        return None
+    state = [(file, _look(file.stat())) for file in files]
+    known, digest = _known_digests.get(path, (None, ""))
+    if known != state:
+        digest = folder_digest(path) if path.is_dir() else file_digest(path)
+        _known_digests[path] = (state, digest)
+    return digest
+
+
+def _look(status: os.stat_result) -> tuple[int, ...]:
+    # The time of the last change of status too: unlike the others it cannot be set back after an edit.
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
 def describe_model(name: str, folder: Path) -> Model:
-    """Digest and size of a checkpoint folder.
+    """Digest (see `digest_once`) and size of a checkpoint folder.
 
     Raises:
         FlowError: the folder is missing or holds no safetensors weights.
     """
     weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+    if not weights or (digest := digest_once(folder)) is None:
         raise FlowError(
             f"{folder} holds no *.safetensors weights.", "Run 00_Setup or 03_Compress again, or fix the source."
         )
-    return Model(name=name, sha256=folder_digest(folder), size_bytes=sum(path.stat().st_size for path in weights))
+    return Model(name=name, sha256=digest, size_bytes=sum(path.stat().st_size for path in weights))
 
 
 def _content(folder: Path) -> list[Path]:

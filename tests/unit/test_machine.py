@@ -1,6 +1,7 @@
 """The machine as seen, the estimate, and checks that stop a profile that does not fit."""
 
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -10,7 +11,17 @@ import pytest
 from model_serve_flow import machine as module
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.machine import GIB, Gpu, Machine, check, estimate, free_port, inspect_machine, require
+from model_serve_flow.machine import (
+    GIB,
+    Gpu,
+    Machine,
+    check,
+    compress_advice,
+    estimate,
+    free_port,
+    inspect_machine,
+    require,
+)
 
 ROOMY = Machine(
     os="Linux", kernel="6", python="3.11", architecture="x86_64", cpu="a CPU", cores=8, cpu_features=("avx2",),
@@ -154,3 +165,33 @@ def test_require_lists_every_failure(tmp_path: Path) -> None:
 def test_free_port_can_be_bound() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", free_port()))
+
+
+LONG = {"calibration.samples": 512, "calibration.max_sequence_length": 8192}
+
+
+def test_calibration_needs_memory_for_every_mask(tmp_path: Path) -> None:
+    need = estimate(Flow.open("gpu-llama-3.1-8b", LONG, tmp_path))
+    masks, activations = 512 * 8192 * 8192 * 2, 2 * 512 * 8192 * 4096 * 2
+    assert need.calibration_bytes == pytest.approx(masks + activations, rel=0.05)
+    assert need.compress_bytes - need.calibration_bytes == 2 * need.weights_bytes + 2 * GIB
+    longer = estimate(Flow.open("gpu-llama-3.1-8b", LONG | {"calibration.max_sequence_length": 16384}, tmp_path))
+    assert longer.calibration_bytes > 2.5 * need.calibration_bytes
+
+
+def test_recipes_without_calibration_need_no_memory_for_it(tmp_path: Path) -> None:
+    flow = Flow.open("cpu-smollm2", {"candidates": [{"name": "a", "recipe": {"scheme": "FP8_DYNAMIC"}}]}, tmp_path)
+    assert estimate(flow).calibration_bytes == 0
+    assert "calibration.samples" not in compress_advice(flow, 0)
+
+
+def test_what_does_not_fit_names_the_largest_calibration_set_that_does(tmp_path: Path) -> None:
+    flow = Flow.open("gpu-llama-3.1-8b", LONG, tmp_path)
+    machine = ROOMY.model_copy(update={"gpus": (L40S,), "memory_available_bytes": 60 * GIB})
+    advice = next(item.advice for item in check(flow, machine) if item.name == "memory to compress" and not item.ok)
+    fewer = int(re.search(r"calibration.samples from 512 to (\d+) or less", advice)[1])
+    fitting = Flow.open("gpu-llama-3.1-8b", LONG | {"calibration.samples": fewer}, tmp_path)
+    assert "memory to compress" not in failures(fitting, machine)
+    more = Flow.open("gpu-llama-3.1-8b", LONG | {"calibration.samples": fewer + 5}, tmp_path)
+    assert "memory to compress" in failures(more, machine)
+    assert "without any calibration text it would still need" in compress_advice(flow, 20 * GIB)

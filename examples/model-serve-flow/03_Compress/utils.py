@@ -8,9 +8,10 @@ from transformers.utils import logging
 from model_serve_flow import charts
 from model_serve_flow.calibration import calibration_dataset
 from model_serve_flow.checkpoint import verify_checkpoint
-from model_serve_flow.compression import adopt, compress, generate_sample
+from model_serve_flow.compression import adopt, compress, generate_sample, kept_candidate
 from model_serve_flow.config import Recipe
 from model_serve_flow.flow import Flow
+from model_serve_flow.formatting import byte_text
 from model_serve_flow.overlap import SHORTEST
 from model_serve_flow.recipes import recipe_modifiers
 from model_serve_flow.results import CalibrationFacts, CompressionResult
@@ -18,7 +19,7 @@ from model_serve_flow.workspace import describe_model
 
 __all__ = [
     "Flow", "adopt", "calibration_dataset", "calibration_table", "charts", "compress", "cost_table", "describe_model",
-    "generate_sample", "overlap_text", "recipe_modifiers", "recipe_text", "verify_checkpoint",
+    "generate_sample", "kept_candidate", "overlap_text", "recipe_modifiers", "recipe_text", "verify_checkpoint",
 ]  # fmt: skip
 
 configure_logger(LoggerConfig(console_log_level="ERROR"))  # while it works, its messages go to a log file
@@ -61,17 +62,17 @@ def recipe_text(recipe: Recipe) -> str:
 
 def cost_table(base_bytes: int, results: dict[str, CompressionResult]) -> pd.DataFrame:
     """One row per model: what it became, and what that took."""
-    rows = [{"model": "base", "size": charts.byte_text(base_bytes), "of base": "100 %"}]
+    rows = [{"model": "base", "size": byte_text(base_bytes), "of base": "100 %"}]
     rows += [
         {
             "model": name,
-            "size": charts.byte_text(made.model.size_bytes),
+            "size": byte_text(made.model.size_bytes),
             "of base": f"{made.model.size_bytes / base_bytes:.0%}",
             "scheme": made.scheme,
             "algorithm": made.algorithm,
             "bits per weight": f"{made.bits_per_weight:.2f}",
             "seconds": f"{made.seconds:.0f}",
-            "peak memory": charts.byte_text(made.peak_memory_bytes) if made.peak_memory_bytes else "not measured",
+            "peak memory": byte_text(made.peak_memory_bytes) if made.peak_memory_bytes else "not measured",
             "layers quantised": str(made.quantized_layers),
             "layers left": ", ".join(made.ignored_layers) or "none",
         }

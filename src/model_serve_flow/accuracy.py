@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,44 @@ from model_serve_flow.checkpoint import verify_same_tokenizer
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.kernels import require_expected_kernel
+from model_serve_flow.measurement import kept, proven_facts, provenance
 from model_serve_flow.offline import working_folder
 from model_serve_flow.packaged_data import TASKS
-from model_serve_flow.results import AccuracyResult, Item, Metric, TaskAccuracy, protocol_hash
+from model_serve_flow.request_cache import forget_answers, request_cache
+from model_serve_flow.results import AccuracyResult, Item, Metric, TaskAccuracy
 from model_serve_flow.serving import Server, engine_arguments
 from model_serve_flow.workspace import describe_model, file_digest, write_json
 
 PERPLEXITY_METRICS = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+TIMEOUT_SECONDS = 1800  # of one answer: a full batch of long texts on two cores. A server that hangs is ended before.
+ATTEMPTS = 3  # with a second between them: a server that is gone is noticed at once
+
+
+def prepare_evaluation(flow: Flow) -> None:
+    """Does what needs no server: imports lm-eval and the tokenizers' library, and indexes the tasks.
+
+    That keeps one core busy for ten seconds and more, which can pass while the server starts.
+
+    Raises:
+        FlowError: a task nobody knows.
+    """
+    import datasets  # noqa: F401
+    from transformers import AutoTokenizer  # noqa: F401
+
+    import model_serve_flow.completions  # noqa: F401
+
+    task_manager(flow)
 
 
 def measure_accuracy(flow: Flow, server: Server) -> AccuracyResult:
     """Scores the served model on the profile's tasks and writes `accuracy.json` and lm-eval's samples (`raw/`).
 
+    A result of the same model and protocol that lies there is returned as it is. If a measurement was interrupted, what
+    the server had answered is not asked again.
+
     Raises:
-        FlowError: a task lm-eval does not know, one without per-item values, a kernel that is not the checkpoint's, or
-            a candidate whose tokenizer or chat template is not the base's.
+        FlowError: a task lm-eval does not know, one without per-item values, a kernel that is not the checkpoint's, a
+            candidate whose tokenizer or chat template is not the base's, or a server that did not answer.
     """
     return _measure(flow, server)
 
@@ -63,36 +85,71 @@ def second_measurement(config: FlowConfig) -> FlowConfig:
 
 
 def _measure(flow: Flow, server: Server, suffix: str = "") -> AccuracyResult:
-    started = time.monotonic()
-    if server.model_name != "base":
+    started, name, workspace = time.monotonic(), server.model_name, flow.workspace
+    if name != "base":
         trust = flow.config.model.trust_remote_code
-        verify_same_tokenizer(flow.workspace.model("base"), server.folder, trust_remote_code=trust)
-    raw = evaluate(flow, server, flow.workspace.logs / f"lm-eval-{server.model_name}{suffix}.log")
-    facts = server.facts()
-    require_expected_kernel(facts, server.model_name, server.folder)
+        verify_same_tokenizer(workspace.model("base"), server.folder, trust_remote_code=trust)
+    path, facts = workspace.results(name) / f"accuracy{suffix}.json", proven_facts(server)
     protocol = accuracy_protocol(flow, facts.version)
-    result = AccuracyResult(
-        model=describe_model(server.model_name, server.folder),
-        protocol=protocol,
-        protocol_hash=protocol_hash(protocol),
-        engine=facts,
-        seconds=time.monotonic() - started,
-        tasks={task: _task(task, raw) for task in flow.config.accuracy.tasks},
-    )
-    write_json(flow.workspace.raw(server.model_name) / f"lm-eval{suffix}.json", _plain(raw))
-    write_json(flow.workspace.results(server.model_name) / f"accuracy{suffix}.json", result)
+    if (found := kept(path, AccuracyResult, server, facts, protocol)) is not None:
+        forget_answers(workspace, f"{name}{suffix}")
+        return found
+    with request_cache(workspace, describe_model(name, server.folder), protocol, suffix) as cache:
+        raw = evaluate(flow, server, workspace.logs / f"lm-eval-{name}{suffix}.log", cache)
+        result = AccuracyResult(
+            **provenance(server, proven_facts(server), protocol, started),
+            tasks={task: _task(task, raw) for task in flow.config.accuracy.tasks},
+        )
+        write_json(workspace.raw(name) / f"lm-eval{suffix}.json", _plain(raw))
+        write_json(path, result)
     return result
 
 
-def evaluate(flow: Flow, server: Server, log: Path) -> dict[str, Any]:
+def evaluate(flow: Flow, server: Server, log: Path, cache: Path | None = None) -> dict[str, Any]:
     """Runs lm-eval's `simple_evaluate` against the endpoint; returns its results with all samples.
 
-    Its progress can be followed in `log`.
-    """
-    import datasets
-    import lm_eval
+    Args:
+        log: where its progress can be followed.
+        cache: lm-eval's `use_cache`: answers found there are not asked again, and new ones are added.
 
-    datasets.disable_progress_bars()  # a notebook shows them as widgets, which no redirection reaches
+    Raises:
+        FlowError: a task nobody knows, or the server did not answer; what it answered is in `cache`.
+    """
+    import aiohttp
+    import lm_eval
+    import requests
+
+    accuracy, seed = flow.config.accuracy, flow.config.seed
+    if server.api_key:
+        os.environ["OPENAI_API_KEY"] = server.api_key  # where lm-eval looks for it, and does not write it down
+    run = functools.partial(
+        lm_eval.simple_evaluate,
+        **_endpoint(flow, server),
+        tasks=list(accuracy.tasks),
+        task_manager=task_manager(flow),
+        num_fewshot=accuracy.num_fewshot,
+        limit=accuracy.limit,
+        apply_chat_template=accuracy.apply_chat_template,
+        use_cache=None if cache is None else str(cache),
+        log_samples=True,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+    )
+    try:
+        return _alone(run, log)
+    except (aiohttp.ClientError, requests.RequestException, TimeoutError) as error:
+        raise FlowError(
+            f"vLLM did not answer lm-eval: {error!r:.500}",
+            f"See {log} and {server.log}. What was answered is kept: run again to go on.",
+        ) from error
+
+
+def _endpoint(flow: Flow, server: Server) -> dict[str, Any]:
+    """Which client of lm-eval asks, and what of whom."""
+    from model_serve_flow.completions import NAME
+
     accuracy = flow.config.accuracy
     endpoint = {
         "model": server.model_name,
@@ -104,25 +161,17 @@ def evaluate(flow: Flow, server: Server, log: Path) -> dict[str, Any]:
         "num_concurrent": accuracy.concurrency,
         "batch_size": accuracy.batch_size,
         "max_length": flow.config.engine.max_model_len,
+        "timeout": TIMEOUT_SECONDS,
+        "max_retries": ATTEMPTS,
     }
-    if server.api_key:
-        os.environ["OPENAI_API_KEY"] = server.api_key
-    seed = flow.config.seed
-    run = functools.partial(
-        lm_eval.simple_evaluate,
-        model="local-completions",
-        model_args=endpoint,
-        tasks=list(accuracy.tasks),
-        task_manager=task_manager(flow),
-        num_fewshot=accuracy.num_fewshot,
-        limit=accuracy.limit,
-        apply_chat_template=accuracy.apply_chat_template,
-        log_samples=True,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
-    )
+    return {"model": NAME, "model_args": endpoint}
+
+
+def _alone(run: Callable[[], dict[str, Any]], log: Path) -> dict[str, Any]:
+    """Calls lm-eval where it disturbs no notebook, and none disturbs it."""
+    import datasets
+
+    datasets.disable_progress_bars()  # a notebook shows them as widgets, which no redirection reaches
     log.parent.mkdir(parents=True, exist_ok=True)
     # Its progress bars would be hundreds of lines of an executed notebook: they go to a log that can be followed.
     # It starts an event loop of its own, which a notebook's thread, having one already, does not allow.
@@ -141,13 +190,10 @@ def task_manager(flow: Flow) -> Any:
     Raises:
         FlowError: the profile names a task nobody knows.
     """
-    from lm_eval.tasks import TaskManager
-
     folder = flow.workspace.data / "tasks"
-    packaged = {path.stem for path in folder.glob("*.yaml")}
+    packaged = frozenset(path.stem for path in folder.glob("*.yaml"))
     stock = [task for task in flow.config.accuracy.tasks if task not in packaged]
-    # Indexing lm-eval's thousands of tasks takes seconds: only where one of them is asked for.
-    manager = TaskManager(include_path=str(folder) if packaged else None, include_defaults=bool(stock))
+    manager = _task_index(folder, packaged, bool(stock))
     unknown = [task for task in stock if task not in manager.all_tasks]
     if unknown:
         raise FlowError(
@@ -155,6 +201,14 @@ def task_manager(flow: Flow) -> Any:
             f"Packaged tasks: {', '.join(sorted(packaged)) or 'none'}. lm-eval's own: 'lm-eval ls tasks' prints them.",
         )
     return manager
+
+
+@functools.lru_cache(maxsize=1)
+def _task_index(folder: Path, packaged: frozenset[str], stock: bool) -> Any:
+    """Indexing lm-eval's thousands of tasks takes seconds: once, and only where one of them is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder) if packaged else None, include_defaults=stock)
 
 
 def accuracy_protocol(flow: Flow, engine_version: str) -> dict[str, Any]:

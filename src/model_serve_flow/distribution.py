@@ -10,24 +10,19 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
-import numpy as np
 
 from model_serve_flow.calibration import hub_rows
 from model_serve_flow.config import Distribution, HubDataset
-from model_serve_flow.divergence import kl_lower_bound
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.kernels import require_expected_kernel
+from model_serve_flow.measurement import kept, proven_facts, provenance
 from model_serve_flow.packaged_data import read_rows
-from model_serve_flow.results import DistributionResult, TokenTops, protocol_hash
+from model_serve_flow.results import DistributionResult, TokenTops
 from model_serve_flow.serving import Server, engine_arguments
-from model_serve_flow.workspace import describe_model, write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
+from model_serve_flow.workspace import write_text
 
 LEAST_TOKENS = 16  # a shorter document says little about text in context
 TOKENS_PER_WORD = 4  # more than English text has: a row with a word for every 4 tokens asked for is long enough
@@ -46,6 +41,8 @@ class Document:
 def measure_distribution(flow: Flow, server: Server, again: bool = False) -> DistributionResult | None:
     """Asks the served model for its likeliest next tokens along the held-out text; writes `distribution.json`.
 
+    A result of the same model and protocol that lies there is returned as it is.
+
     Args:
         flow: the profile and its workspace.
         server: the model.
@@ -61,31 +58,25 @@ def measure_distribution(flow: Flow, server: Server, again: bool = False) -> Dis
     accuracy = flow.config.accuracy
     if accuracy.distribution is None or (again and accuracy.again is None):
         return None
-    started = time.monotonic()
+    started, facts, k = time.monotonic(), proven_facts(server), accuracy.distribution.top_k
     documents = held_out_documents(flow, server.folder)
-    if again:
-        found = _ask_all(server, documents[::-1], accuracy.distribution.top_k, accuracy.again.concurrency)[::-1]
-    else:
-        found = _ask_all(server, documents, accuracy.distribution.top_k, accuracy.concurrency)
-    facts = server.facts()
-    require_expected_kernel(facts, server.model_name, server.folder)
-    protocol = distribution_protocol(flow, documents, facts.version)
-    result = DistributionResult(
-        model=describe_model(server.model_name, server.folder),
-        protocol=protocol,
-        protocol_hash=protocol_hash(protocol),
-        engine=facts,
-        seconds=time.monotonic() - started,
-        k=accuracy.distribution.top_k,
-        documents=tuple(found),
-    )
-    name = "distribution_again.json" if again else "distribution.json"
+    concurrency = accuracy.again.concurrency if again else accuracy.concurrency
+    protocol = distribution_protocol(flow, documents, concurrency, facts.version)
+    path = flow.workspace.results(server.model_name) / f"distribution{'_again' if again else ''}.json"
+    if (earlier := kept(path, DistributionResult, server, facts, protocol)) is not None:
+        return earlier
+    turn = -1 if again else 1
+    found = _ask_all(server, documents[::turn], k, concurrency)[::turn]
+    source = provenance(server, proven_facts(server), protocol, started)
+    result = DistributionResult(**source, k=k, documents=tuple(found))
     # On one line: hundreds of thousands of numbers, each on a line of its own, would be twice the size.
-    write_text(flow.workspace.results(server.model_name) / name, result.model_dump_json() + "\n")
+    write_text(path, result.model_dump_json() + "\n")
     return result
 
 
-def distribution_protocol(flow: Flow, documents: list[Document], engine_version: str) -> dict[str, Any]:
+def distribution_protocol(
+    flow: Flow, documents: list[Document], concurrency: int, engine_version: str
+) -> dict[str, Any]:
     """All that must be equal for two results to be comparable; the token ids stand for text and tokenizer."""
     settings = flow.config.accuracy.distribution
     content = json.dumps([[document.id, document.tokens] for document in documents])
@@ -94,6 +85,7 @@ def distribution_protocol(flow: Flow, documents: list[Document], engine_version:
         "documents_sha256": hashlib.sha256(content.encode()).hexdigest(),
         "tokens": settings.tokens,
         "top_k": settings.top_k,
+        "concurrency": concurrency,
         "engine_arguments": engine_arguments(flow.config),
         "engine_version": engine_version,
         "seed": flow.config.seed,
@@ -206,29 +198,3 @@ def token_tops(document: Document, positions: list[dict[str, dict[str, Any]] | N
         ids.append(tuple(token for _, token, _ in top))
         logprobs.append(tuple(round(logprob, DECIMALS) for _, _, logprob in top))
     return TokenTops(id=document.id, tokens=document.tokens, top_ids=tuple(ids), top_logprobs=tuple(logprobs))
-
-
-def divergence_table(base: DistributionResult | None, others: dict[str, DistributionResult | None]) -> pd.DataFrame:
-    """Model: how often its likeliest token is the base's, and how far its distributions lie from the base's.
-
-    What the profile does not measure is left out.
-    """
-    import pandas as pd
-
-    rows = []
-    for name, other in others.items() if base else ():
-        if other is None:
-            continue
-        pairs = list(zip(base.documents, other.documents, strict=True))
-        same = [a[0] == b[0] for one, two in pairs for a, b in zip(one.top_ids, two.top_ids, strict=True)]
-        sides = ((one.top_ids, one.top_logprobs, two.top_ids, two.top_logprobs) for one, two in pairs)
-        divergence = np.concatenate([kl_lower_bound(*side) for side in sides])
-        rows.append(
-            {
-                "model": name,
-                "tokens": len(same),
-                "same likeliest token": f"{np.mean(same):.1%}",
-                "mean KL divergence (nats per token, at least)": f"{divergence.mean():.2g}",
-            }
-        )
-    return pd.DataFrame(rows)

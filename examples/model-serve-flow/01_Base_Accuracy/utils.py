@@ -4,17 +4,19 @@ import json
 
 import pandas as pd
 
-from model_serve_flow.accuracy import measure_accuracy, measure_accuracy_again
+from model_serve_flow.accuracy import measure_accuracy, measure_accuracy_again, prepare_evaluation
 from model_serve_flow.charts import accuracy_bars
-from model_serve_flow.distribution import divergence_table, measure_distribution
+from model_serve_flow.distribution import measure_distribution
 from model_serve_flow.flow import Flow
+from model_serve_flow.pairs import Pairs, count_flips, pair
 from model_serve_flow.results import AccuracyResult
 from model_serve_flow.serving import serve
-from model_serve_flow.tables import accuracy_table
+from model_serve_flow.statistics import is_binary
+from model_serve_flow.tables import accuracy_table, divergence_table
 
 __all__ = [
     "Flow", "accuracy_bars", "accuracy_table", "divergence_table", "measure_accuracy", "measure_accuracy_again",
-    "measure_distribution", "noise_table", "sample_questions", "serve",
+    "measure_distribution", "noise_table", "prepare_evaluation", "sample_questions", "serve",
 ]  # fmt: skip
 
 
@@ -36,15 +38,15 @@ def noise_table(first: AccuracyResult, second: AccuracyResult | None) -> pd.Data
     """Task x metric whose values are 0 or 1: answers that flipped; any other: values that moved."""
     rows = []
     for task, scored in first.tasks.items() if second else ():
-        others = {item.id: item for item in second.tasks[task].items}
-        for metric in [metric for metric in scored.metrics if metric in scored.items[0].__pydantic_extra__]:
-            pairs = [(item.value(metric), others[item.id].value(metric)) for item in scored.items]
-            rows.append({"task": task, "metric": metric, "items": len(pairs), **_changes(pairs)})
+        pairs = pair(task, scored, second.tasks[task], "second measurement")
+        for metric in [metric for metric in scored.metrics if pairs.values(metric) is not None]:
+            rows.append({"task": task, "metric": metric, "items": len(pairs.rows), **_changes(pairs, metric)})
     return pd.DataFrame(rows).fillna("")
 
 
-def _changes(pairs: list[tuple[float, float]]) -> dict[str, str]:
-    moved = f"{max(abs(two - one) for one, two in pairs):.2g}"
-    if {value for pair in pairs for value in pair} - {0.0, 1.0}:
-        return {"largest change": moved}
-    return {"right to wrong": str(pairs.count((1.0, 0.0))), "wrong to right": str(pairs.count((0.0, 1.0)))}
+def _changes(pairs: Pairs, metric: str) -> dict[str, str]:
+    first, second = pairs.oriented(metric)
+    if not (is_binary(first) and is_binary(second)):
+        return {"largest change": f"{abs(second - first).max():.2g}"}
+    flips = count_flips(first == 1, second == 1)
+    return {"right to wrong": str(flips.right_to_wrong), "wrong to right": str(flips.wrong_to_right)}

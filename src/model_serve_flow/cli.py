@@ -21,6 +21,11 @@ from model_serve_flow.runner import Request
 
 PROFILE = click.option("--profile", default="cpu-smollm2", show_default=True, help="Name of a profile, or a YAML file.")
 SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Sets a value of the profile.")
+QUIET_LAB = (  # no news, no look for a newer version, no list of extensions from the package index
+    "--LabApp.news_url=None",
+    "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
+    "--LabApp.extension_manager=readonly",
+)
 ARTIFACTS = click.option("--artifacts", type=click.Path(path_type=Path), help="Folder of all results.")
 
 
@@ -149,13 +154,13 @@ def report(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
 def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
-    """Opens JupyterLab with a kernel for each environment; ARGUMENTS go to JupyterLab."""
+    """Opens JupyterLab with a kernel for each environment, asking nothing of any host; ARGUMENTS go to JupyterLab."""
     for name in environments.NAMES:
         environments.ensure(name, device)
     python = str(environments.environment("notebook").python)
-    os.environ["JUPYTER_PATH"] = environments.jupyter_path()
+    os.environ.update(environments.NO_TELEMETRY, JUPYTER_PATH=environments.jupyter_path())
     folder = str(checkout() / MODULES)
-    os.execv(python, [python, "-m", "jupyterlab", "--notebook-dir", folder, *arguments])
+    os.execv(python, [python, "-m", "jupyterlab", "--notebook-dir", folder, *QUIET_LAB, *arguments])
 
 
 def _request(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> Request:

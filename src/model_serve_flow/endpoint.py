@@ -11,9 +11,10 @@ from typing import Any
 
 import httpx
 
+from model_serve_flow.chat import chat_body, chat_content, server_sent_events
 from model_serve_flow.errors import FlowError
 from model_serve_flow.results import NonNegative, Record
-from model_serve_flow.serving import Server, chat_body, chat_content, server_sent_events
+from model_serve_flow.serving import Server
 
 QUESTION = "Name three colours."
 ANSWER_TOKENS = 32
@@ -52,17 +53,10 @@ def check_endpoint(server: Server, max_model_len: int) -> tuple[EndpointCheck, .
     """Asks a running server what a client may ask, and what it must refuse; nothing is raised for a failed check.
 
     Args:
-        server: a server started with an API key.
+        server: the running server.
         max_model_len: tokens of the longest context it was started with.
-
-    Raises:
-        FlowError: the server has no API key, so it cannot be shown to ask for one.
     """
     key, model = server.api_key, server.model_name
-    if not key:
-        raise FlowError(
-            "The server has no API key, so it cannot be shown to ask for one.", "Use serve(..., api_key=...)."
-        )
     right, wrong = ({"Authorization": f"Bearer {token}"} for token in (key, secrets.token_urlsafe(32)))
     body = chat_body(model, QUESTION, ANSWER_TOKENS)
     too_long = chat_body(model, "one " * max_model_len, ANSWER_TOKENS)

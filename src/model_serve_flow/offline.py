@@ -15,7 +15,8 @@ from pathlib import Path
 from model_serve_flow.errors import FlowError
 
 VARIABLE = "MODEL_SERVE_FLOW_MIRROR"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 def root() -> Path | None:
@@ -43,7 +44,7 @@ def variables() -> dict[str, str]:
     if (folder := root()) is None:
         return {}
     nltk = os.pathsep.join(map(str, nltk_folders(folder)))
-    return {VARIABLE: str(folder), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "NLTK_DATA": nltk}
+    return {VARIABLE: str(folder), **HUB_OFFLINE, "NLTK_DATA": nltk}
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ from pathlib import Path
 from model_serve_flow import environments
 from model_serve_flow.checkout import checkout
 from model_serve_flow.config import FlowConfig
-from model_serve_flow.runner import STEPS, Request, Step, expand, papermill_command
+from model_serve_flow.runner import Request, papermill_command
+from model_serve_flow.steps import STEPS, Step, expand
 
 PORT = 8000  # stands for the free port that is chosen when a server starts
 

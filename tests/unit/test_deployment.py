@@ -164,9 +164,6 @@ def test_resources_follow_what_was_measured(tmp_path):
         ("deploy__storage_uri", "s3://user:secret@bucket/model"),
         ("deploy__storage_uri", "https://host/model?token=secret"),
         ("deploy__storage_uri", "/mnt/models"),
-        ("engine__extra_arguments", ["--api-key", KEY]),
-        ("engine__extra_arguments", [f"--api_key={KEY}"]),
-        ("engine__extra_arguments", ["--hf-token", KEY]),
         ("engine__extra_arguments", ["--chat-template", "{{ .Name }}"]),
     ],
 )

@@ -1,4 +1,6 @@
+import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +16,8 @@ from model_serve_flow import environments, runner
 from model_serve_flow.config import load_profile
 from model_serve_flow.environments import Environment
 from model_serve_flow.errors import FlowError
-from model_serve_flow.runner import STEPS, Request, Step, expand, needs_hub, select
+from model_serve_flow.runner import Request
+from model_serve_flow.steps import STEPS, Step, expand, needs_hub, select
 from model_serve_flow.workspace import read_json
 
 FIRST = Step("00_First", "notebook", ("model",), (), ("data/first.txt",))
@@ -200,12 +203,116 @@ def test_interrupt_leaves_no_child(run, modules, tmp_path, number):
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
 
 
+def start_run(run, modules, *sources):
+    """The first step, in a process of its own, as soon as its notebook has started `sleep`."""
+    write_notebook(modules, FIRST, *sources)
+    script = SCRIPT.format(tests=str(Path(__file__).parent), artifacts=str(run.artifacts))
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    return child, wait_for_family(child, "sleep")
+
+
+STUBBORN = "import subprocess, time; subprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 602; sleep 602'],"
+STUBBORN += " start_new_session=True); time.sleep(600)"
+
+
+def test_a_second_interrupt_does_not_cut_off_the_end_of_what_was_started(run, modules):
+    child, family = start_run(run, modules, STUBBORN)
+    started = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    time.sleep(1)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert time.monotonic() - started < 10
+    assert errors.count(b"KeyboardInterrupt") == 1
+    assert not alive(family)
+
+
+def test_what_a_killed_run_leaves_is_ended_by_the_next_one(run, modules):
+    child, family = start_run(run, modules, STUBBORN)
+    child.kill()
+    child.communicate()
+    assert alive(family), "the stubborn process should have outlived the kill: else this test shows nothing"
+    write_notebook(modules, FIRST, WRITE.format(name="first", text="1"))
+    shown = run("00")
+    assert re.search(r"Ended \d+ process", shown)
+    assert not alive(family)
+    assert "00_First: finished" in shown
+
+
+def test_a_second_run_in_the_same_artifacts_is_refused(run, modules):
+    child, _ = start_run(run, modules, STUBBORN)
+    began = read_json(run.root / ".run.lock")["started_at"]
+    with pytest.raises(FlowError, match=rf"process {child.pid}, started at {began}"):
+        run("01")
+    assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=60)
+    with pytest.raises(FlowError, match="01_Second needs"):  # the folder is free again
+        run("01")
+
+
+def test_a_notebook_cut_off_while_it_is_written_is_not_left(run):
+    output = run.artifacts / "01.ipynb"
+    run.artifacts.mkdir()
+    with runner._whole_notebook(output) as running:
+        running.write_text('{"cells": [')
+    assert not output.exists() and not running.exists()
+    with runner._whole_notebook(output) as running:
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), running)
+    assert output.exists() and not running.exists()
+
+
+RESULT = Step("02_Result", "notebook", ("model",), (), ("results/base/figure.json",))
+KEEP = """from pathlib import Path
+from model_serve_flow.flow import Flow
+path = Flow.open(profile, overrides, artifacts).workspace.results("base") / "figure.json"
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text(path.read_text() + "kept" if path.exists() else "measured")"""
+
+
+def test_results_are_kept_for_a_step_that_goes_on_and_removed_where_they_changed_or_by_force(run, modules, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "FIRST", RESULT)
+    figure = run.root / "results" / "base" / "figure.json"
+    write_notebook(modules, RESULT, KEEP, "raise RuntimeError('interrupted')")
+    with pytest.raises(FlowError, match="interrupted"):
+        run("02")
+    assert figure.read_text() == "measured"
+    write_notebook(modules, RESULT, KEEP)
+    run("02")
+    assert figure.read_text() == "measuredkept"
+    figure.write_text("edited")
+    run("02")
+    assert figure.read_text() == "measured"
+    run("02", force=True)
+    assert figure.read_text() == "measured"
+
+
+def test_a_kernel_ended_while_it_compresses_gets_advice_on_memory(run, modules, monkeypatch):
+    step = Step("03_Compress", "compress", ("model",), (), ("data/first.txt",))
+    monkeypatch.setattr(sys.modules[__name__], "FIRST", step)
+    environment = environments.environment("compress")
+    environment.folder.symlink_to(environments.environment("notebook").folder)
+    environments._register_kernel(environment)
+    write_notebook(modules, step, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(FlowError) as caught:
+        run("03")
+    for key in ("calibration.samples", "calibration.max_sequence_length"):
+        assert key in caught.value.hint
+
+
+def alive(processes):
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
 def wait_for_family(child, name):
     """Every process below `child`, once one called `name` is among them."""
     for _ in range(300):
         family = psutil.Process(child.pid).children(recursive=True)
-        if any(process.name() == name for process in family):
-            return family
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ended in between: look again
+            if any(process.name() == name for process in family):
+                return family
         time.sleep(0.1)
     raise AssertionError(f"{name} did not start")
 

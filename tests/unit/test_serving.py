@@ -1,5 +1,6 @@
 """The server's life, with a few lines of Python in the engine's place; the real engine is started in tests/e2e."""
 
+import signal
 import socket
 import sys
 import time
@@ -7,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from model_serve_flow import serving
+from model_serve_flow import serving, watchdog
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 
@@ -23,8 +24,20 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"])); self.do_GET()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
+SHOWS_KEY = "import os; print(os.environ['VLLM_API_KEY'], flush=True)" + HEALTHY
+# one token takes longer than a server may be silent, but it computes all the while
+COMPUTES = (
+    HEALTHY.replace("import http.server", "import threading, http.server")
+    .replace("self.rfile.read", "import time; time.sleep(5); self.rfile.read")
+    .replace(
+        "class Handler",
+        "threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()\nclass Handler",
+    )
+)
 
 
 @pytest.fixture
@@ -43,7 +56,7 @@ def engine(monkeypatch, code):
 def server(tmp_path, text):
     log = tmp_path / "vllm.log"
     log.write_text(text)
-    return serving.Server("http://127.0.0.1:1", "base", None, tmp_path, log, psutil.Process(), 1.0)
+    return serving.Server("http://127.0.0.1:1", "base", "a-key", tmp_path, log, psutil.Process(), 1.0)
 
 
 def test_facts_are_read_from_the_log(tmp_path):
@@ -113,10 +126,132 @@ def test_a_missing_model_folder_is_named(tmp_path):
         pass
 
 
-def test_the_key_goes_by_environment_not_by_command_line(flow):
+def test_every_server_has_a_key_that_no_command_line_shows(flow, monkeypatch):
+    engine(monkeypatch, SHOWS_KEY)
+    with serving.serve(flow, "base") as one:
+        assert one.log.read_text().splitlines()[0] == one.api_key
+        assert not any(one.api_key in argument for argument in one.process.cmdline())
+        assert one.api_key not in repr(one)
+    with serving.serve(flow, "base") as other:
+        assert other.api_key != one.api_key
+    monkeypatch.setenv("MODEL_SERVE_FLOW_API_KEY", "the-key-of-the-user")
+    with serving.serve(flow, "base") as given:
+        assert given.api_key == "the-key-of-the-user"
+
+
+def test_servers_listen_on_this_machine_only(flow):
     command = serving.serve_command(flow.config, flow.workspace.model("base"), "base", 8000)
-    assert not any("api-key" in argument for argument in command)
     assert command[command.index("--host") + 1] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3"])
+def test_an_address_that_others_reach_needs_a_key_of_the_user(tmp_path, monkeypatch, host):
+    flow = Flow.open("ci", {"engine.host": host}, tmp_path)
+    with pytest.raises(FlowError, match=r"other machines could reach.*MODEL_SERVE_FLOW_API_KEY"):
+        serving.api_key(flow.config)
+    monkeypatch.setenv("MODEL_SERVE_FLOW_API_KEY", "short")
+    with pytest.raises(FlowError, match="has 5 characters"):
+        serving.api_key(flow.config)
+    monkeypatch.setenv("MODEL_SERVE_FLOW_API_KEY", "long-enough-for-a-key")
+    assert serving.api_key(flow.config) == "long-enough-for-a-key"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_this_machine_only_gets_a_key_by_itself(tmp_path, host):
+    assert len(serving.api_key(Flow.open("ci", {"engine.host": host}, tmp_path).config)) >= 32
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"engine.host": "everywhere"}, "IP address"),
+        ({"engine.extra_arguments": ["--api-key", "hunter2hunter2hunter2"]}, "--api-key holds a secret"),
+        ({"engine.extra_arguments": ["--api_k=hunter2hunter2hunter2"]}, "--api-k holds a secret"),
+        ({"engine.extra_arguments": ["--host=0.0.0.0"]}, "--host is set by the flow"),
+        ({"engine.extra_arguments": ["--port", "80"]}, "--port is set by the flow"),
+    ],
+)
+def test_a_profile_holds_no_secret_and_no_other_address(tmp_path, overrides, reason):
+    with pytest.raises(FlowError, match=reason) as caught:
+        Flow.open("ci", overrides, tmp_path)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_failure_after_the_server_died_is_reported_as_that(flow, monkeypatch, number):
+    engine(monkeypatch, HEALTHY)
+    with (
+        pytest.raises(serving.ServerGone, match=rf"signal {number} \({number.name}\)") as caught,
+        serving.serve(flow, "base") as running,
+    ):
+        family = [running.process, *running.process.children(recursive=True)]
+        running.process.send_signal(number)
+        raise ConnectionError("refused")
+    assert isinstance(caught.value.__context__, ConnectionError)
+    assert not alive(family), "a process of a server that was killed is left"
+
+
+def test_a_failure_while_the_server_is_well_stays_what_it_is(flow, monkeypatch):
+    engine(monkeypatch, HEALTHY)
+    started = time.monotonic()
+    with pytest.raises(ConnectionError), serving.serve(flow, "base"):
+        raise ConnectionError
+    assert time.monotonic() - started < 8
+
+
+def test_a_server_that_hangs_is_ended_within_the_stated_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(watchdog, "INTERVAL_SECONDS", 0.3)
+    flow = Flow.open("ci", {"engine.startup_seconds": 20, "engine.unresponsive_seconds": 1}, tmp_path)
+    flow.workspace.model("base").mkdir(parents=True)
+    engine(monkeypatch, HEALTHY)
+    with (
+        pytest.raises(serving.ServerGone, match=r"hung.*unresponsive_seconds"),
+        serving.serve(flow, "base") as running,
+    ):
+        family = [running.process, *running.process.children(recursive=True)]
+        running.process.suspend()
+        started = time.monotonic()
+        running.client(timeout=30).get("/health")  # what a client waits for ends when the server is ended
+    assert time.monotonic() - started < 8
+    assert not alive(family)
+
+
+def test_a_server_that_computes_or_answers_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(watchdog, "INTERVAL_SECONDS", 0.2)
+    flow = Flow.open("ci", {"engine.startup_seconds": 20, "engine.unresponsive_seconds": 1}, tmp_path)
+    flow.workspace.model("base").mkdir(parents=True)
+    for code in (HEALTHY, COMPUTES):
+        engine(monkeypatch, code)
+        with serving.serve(flow, "base") as running:
+            time.sleep(2.5)
+            running.require_alive()
+            assert running.process.is_running()
+
+
+def test_a_turn_whose_server_died_says_so_and_ends_the_others(flow, monkeypatch):
+    flow.workspace.model("w8a8-int8").mkdir()
+    engine(monkeypatch, HEALTHY)
+    with (
+        pytest.raises(serving.ServerGone, match="signal 9"),
+        serving.serve_each(flow, ["base", "w8a8-int8"]) as servers,
+    ):
+        first = next(servers)
+        children = psutil.Process().children(recursive=True)
+        first.process.kill()
+        raise ConnectionError
+    assert not alive(children)
+
+
+def test_what_can_be_done_while_the_server_starts_is_done_once(flow, monkeypatch):
+    engine(monkeypatch, HEALTHY)
+    done = []
+    with serving.serve(flow, "base", meanwhile=lambda: done.append(1)):
+        assert done == [1]
+    with (
+        pytest.raises(ZeroDivisionError),
+        serving.serve(flow, "base", meanwhile=lambda: 1 / 0),
+    ):
+        pass
 
 
 def alive(processes):

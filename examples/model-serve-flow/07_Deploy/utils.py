@@ -3,10 +3,11 @@
 from IPython.display import Markdown
 from pandas import DataFrame
 
+from model_serve_flow.chat import ask, stream
 from model_serve_flow.deployment import choose, write_deployment
 from model_serve_flow.endpoint import EndpointCheck, check_endpoint, require_checks
 from model_serve_flow.flow import Flow
-from model_serve_flow.serving import ask, serve, stream
+from model_serve_flow.serving import serve
 from model_serve_flow.ship_record import require_shippable
 
 __all__ = [

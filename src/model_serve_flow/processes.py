@@ -1,0 +1,92 @@
+"""Child processes that end: with their parent, when asked to, and wherever they hid."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import psutil
+
+GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
+
+
+def end_with_parent() -> None:
+    """For `preexec_fn`: asks Linux to send this process SIGTERM when the thread that started it ends, however it does.
+
+    See prctl(2), PR_SET_PDEATHSIG.
+    """
+    set_parent_death_signal = 1
+    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """The process and all its descendants; empty if it is gone."""
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def marked(variable: str, fits: Callable[[str], bool]) -> list[psutil.Process]:
+    """Living processes that were started with an environment variable whose value fits, whatever parent they have."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(*GONE, psutil.AccessDenied):
+            value = process.environ().get(variable)
+            if value is not None and fits(value) and alive(process) and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it still runs; one that has ended and was not waited for does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def end(find: Callable[[], list[psutil.Process]], seconds: float) -> int:
+    """Asks the processes that `find` gives to end, and kills those, also new ones, that are left after `seconds`.
+
+    Returns:
+        How many there were.
+    """
+    first = find()
+    _each(first, psutil.Process.terminate)
+    psutil.wait_procs(first, timeout=seconds)
+    while left := find():
+        _each(left, psutil.Process.kill)  # also ends a process that is stopped, which a request to end does not
+        psutil.wait_procs(left, timeout=seconds)
+    return len(first)
+
+
+def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
+    """CPU time the processes have used until now; those that are gone do not count."""
+    total = 0.0
+    for process in processes:
+        with contextlib.suppress(*GONE):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def peak_memory(processes: Iterable[psutil.Process]) -> int:
+    """Sum of the peak resident sizes, in bytes (pages that processes share count for each)."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            total += next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+    return total
+
+
+def _each(processes: Iterable[psutil.Process], action: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            action(process)

@@ -4,17 +4,16 @@ DEVICE ?= cpu
 ENVIRONMENTS := $(or $(MODEL_SERVE_FLOW_ENVIRONMENTS),.environments)
 BIN := $(ENVIRONMENTS)/notebook/bin
 TOOLS := $(ENVIRONMENTS)/tools
-UV_PIN = $(shell sed -n 's/^\(uv==[^ ;]*\).*/\1/p' examples/model-serve-flow/environments/notebook/$(DEVICE).txt)
-PACKAGING_PIN = $(shell sed -n 's/^\(packaging==[^ ;]*\).*/\1/p' examples/model-serve-flow/environments/notebook/$(DEVICE).txt)
+LOCK := examples/model-serve-flow/environments/notebook/$(DEVICE).txt
 
-.PHONY: demo test lab lint lock bench clean bootstrap environments
+.PHONY: demo test lab lint lock audit bench soak clean bootstrap environments
 .DEFAULT_GOAL := demo
 
 demo: bootstrap   ## the whole flow, from nothing to the report
 	$(BIN)/model-serve-flow run --profile $(PROFILE)
 
 test: environments   ## unit, contract and end-to-end tests, each in the environment its folder names
-	$(ENVIRONMENTS)/notebook/bin/python -m pytest tests/unit tests/contract/notebook
+	$(ENVIRONMENTS)/notebook/bin/python -m pytest tests/unit tests/soak tests/contract/notebook
 	$(ENVIRONMENTS)/serve/bin/python -m pytest tests/contract/serve
 	$(ENVIRONMENTS)/compress/bin/python -m pytest tests/contract/compress
 	$(ENVIRONMENTS)/notebook/bin/python -m pytest tests/e2e/notebook
@@ -31,8 +30,14 @@ lint: bootstrap
 lock: bootstrap   ## resolves the locks again from the modules' pyprojects; `make lock UPGRADE=--upgrade` moves them
 	$(BIN)/python examples/model-serve-flow/environments/lock.py $(UPGRADE)
 
+audit: bootstrap  ## known vulnerabilities of every pin; `make audit AUDIT="--ignore-vuln ID"` accepts one
+	$(BIN)/python -m model_serve_flow.audit $(AUDIT)
+
 bench: bootstrap
 	$(BIN)/python docs/benchmarks/bench.py
+
+soak: environments   ## kills the flow at random points, for hours; `make soak SOAK="--points 40 --seed 1"`
+	$(BIN)/python tests/soak/soak.py --artifacts artifacts/soak $(SOAK)
 
 clean:            ## the environments and caches; artifacts stay
 	rm -rf $(ENVIRONMENTS) .pytest_cache .ruff_cache .hypothesis
@@ -51,5 +56,6 @@ $(TOOLS)/ready:
 	    { echo "$(PYTHON) has no venv module. Install it (Debian, Ubuntu: the package python3-venv) or name another Python: make PYTHON=..." >&2; exit 1; }
 	@rm -rf $(TOOLS)
 	@$(PYTHON) -m venv $(TOOLS)
-	@$(TOOLS)/bin/pip install --quiet "$(UV_PIN)" "$(PACKAGING_PIN)"
+	@awk '/^(uv|packaging)==/ {pin = 1} pin {print} !/\\$$/ {pin = 0}' $(LOCK) > $(TOOLS)/lock.txt
+	@$(TOOLS)/bin/pip install --quiet --no-deps --require-hashes -r $(TOOLS)/lock.txt
 	@touch $@

@@ -1,27 +1,80 @@
-"""The `ci` profile, run once by the command line for all end-to-end tests: real notebooks, engine, model, data."""
+"""The `ci` profile, run once by the command line for all end-to-end tests: real notebooks, engine, model, data.
+
+All steps but the first, which takes model and data from packages, run where no network is, if the machine allows that;
+secrets are set, and every command line that runs meanwhile is looked at.
+"""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.canary import ProcessWatch
+from support.isolation import isolated, namespaces_allowed
 
 from model_serve_flow.flow import Flow
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "artifacts" / "e2e"
 PER_TENSOR = ARTIFACTS / "planted" / "w4a16-per-tensor"  # made by tests/e2e/compress, judged by tests/e2e/serve
+CANARY = "canary-0b6f4e1d9a7c4c55"
+SECRETS = {
+    "HF_TOKEN": f"hf_{CANARY}-hub",
+    "MODEL_SERVE_FLOW_API_KEY": f"{CANARY}-key",
+    "OPENAI_API_KEY": f"{CANARY}-other",
+    "AWS_SECRET_ACCESS_KEY": f"{CANARY}-cloud",
+}
 
 
-def run_flow(*arguments: str, profile: str = "ci", artifacts: Path = ARTIFACTS) -> subprocess.CompletedProcess[str]:
+def flow_command(*arguments: str, profile: str = "ci", artifacts: Path = ARTIFACTS) -> list[str]:
     command = [sys.executable, "-m", "model_serve_flow.cli", "run", "--profile", profile, "--artifacts", str(artifacts)]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, env={**os.environ})
+    return [*command, *arguments]
+
+
+def run_flow(*arguments: str, offline: bool = False, **where: object) -> subprocess.CompletedProcess[str]:
+    command = flow_command(*arguments, **where)
+    environment = {**os.environ, **SECRETS}
+    return subprocess.run(
+        isolated(command) if offline else command, capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+
+
+class Watched:
+    """What was seen of the processes while the flow of these tests ran, and what it said."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, list[str]] = {}
+        self.seen: set[int] = set()
+        self.output = ""
+        self.offline = namespaces_allowed()
+
+    @contextmanager
+    def processes(self) -> Iterator[None]:
+        with ProcessWatch(CANARY) as watch:
+            yield
+        self.found |= watch.found
+        self.seen |= watch.seen
+
+    def run(self, arguments: Sequence[str], offline: bool) -> None:
+        outcome = run_flow(*arguments, offline=offline)
+        self.output += outcome.stdout + outcome.stderr
+        assert outcome.returncode == 0, outcome.stdout[-6000:] + outcome.stderr[-6000:]
 
 
 @pytest.fixture(scope="session")
-def flow() -> Flow:
-    """The finished flow; a step that is already done and unchanged is not run again."""
-    outcome = run_flow()
-    assert outcome.returncode == 0, outcome.stdout[-6000:] + outcome.stderr[-6000:]
+def watched() -> Watched:
+    """The flow, run to its end; a step that is already done and unchanged is not run again."""
+    watched = Watched()
+    with watched.processes():
+        watched.run(["--only", "00"], offline=False)
+        watched.run([], offline=watched.offline)
+    return watched
+
+
+@pytest.fixture(scope="session")
+def flow(watched: Watched) -> Flow:
+    """The finished flow."""
     return Flow.open("ci", {}, ARTIFACTS)

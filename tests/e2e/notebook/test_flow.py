@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from conftest import ARTIFACTS, run_flow
 
-from model_serve_flow.runner import STEPS
+from model_serve_flow.steps import STEPS
 from model_serve_flow.workspace import read_json
 
 

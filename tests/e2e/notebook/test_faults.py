@@ -1,0 +1,202 @@
+"""Real faults in the real flow: servers, kernels and runs that are killed, stopped or interrupted, and what is left.
+
+One workspace is disturbed again and again; at the end it must hold what the undisturbed run holds.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, SECRETS, flow_command
+from soak.comparable import comparable, first_differences
+
+from model_serve_flow import processes
+from model_serve_flow.flow import Flow
+from model_serve_flow.runner import RUN_VARIABLE
+from model_serve_flow.serving import ENGINE_MODULE
+from model_serve_flow.workspace import read_json
+
+ROOM = ROOT / "artifacts" / "faults"
+SILENT_SECONDS = 10  # engine.unresponsive_seconds of these runs
+INTERRUPT_SECONDS = 10  # what is promised for Ctrl-C
+START_SECONDS = 240
+
+
+class Disturbed:
+    """A run of one step in the workspace of these tests, and the processes it has started."""
+
+    def __init__(self, number: str, *arguments: str) -> None:
+        self.root = ROOM / "ci"
+        self.started = time.time()
+        settings = ("--set", f"engine.unresponsive_seconds={SILENT_SECONDS}")
+        self.child = subprocess.Popen(
+            flow_command("--only", number, *settings, *arguments, artifacts=ROOM),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **SECRETS},
+            start_new_session=True,
+        )
+
+    def left(self) -> list[psutil.Process]:
+        """Processes of runs in this workspace that still live."""
+        return processes.marked(RUN_VARIABLE, lambda value: value.startswith(f"{self.root}#"))
+
+    def until(self, found, what: str):
+        """What `found()` gives as soon as it is something; fails if the run ends before."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if result := found():
+                return result
+            assert self.child.poll() is None, f"ended before {what}:\n{self.child.stdout.read()[-4000:]}"
+            time.sleep(0.2)
+        raise AssertionError(f"no {what} within {START_SECONDS} s")
+
+    def servers(self) -> list[psutil.Process]:
+        """vLLM's processes: the server and, once it has one, its engine."""
+        return [process for process in self.left() if is_server(process)]
+
+    def requests(self, log: str, path: str = "/v1/completions") -> int:
+        """Requests that the server of this run has answered, as its log has them."""
+        file = self.root / "logs" / log
+        if not file.is_file() or file.stat().st_mtime < self.started:
+            return 0
+        return len(re.findall(rf'"POST {path} HTTP/1.1" 200', file.read_text(errors="replace")))
+
+    def ends(self, seconds: float) -> str:
+        """What the run says when it has ended, which must be within `seconds`, with nothing left of it."""
+        try:
+            output, _ = self.child.communicate(timeout=seconds)
+        finally:
+            self.child.kill()
+        assert not self.left(), "processes are left"
+        self.no_half_written_file()
+        return output
+
+    def no_half_written_file(self) -> None:
+        for path in self.root.rglob("*.json"):
+            json.loads(path.read_text(encoding="utf-8"))
+        assert not [p for p in self.root.rglob("*") if p.name.endswith((".tmp", ".partial", ".running.ipynb"))]
+
+
+def is_server(process: psutil.Process) -> bool:
+    try:
+        return ENGINE_MODULE in process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
+@pytest.fixture(scope="module")
+def room(flow) -> Path:
+    """A workspace with the model and the data of the undisturbed one, by links: they are only read."""
+    shutil.rmtree(ROOM, ignore_errors=True)
+    shutil.copytree(flow.workspace.root, ROOM / "ci", copy_function=copy)
+    for name in ("base", "w8a8-int8", "w4a16-int4"):
+        shutil.rmtree(ROOM / "ci" / "results" / name / "raw")
+    yield ROOM / "ci"
+    shutil.rmtree(ROOM)
+
+
+def copy(source: str, destination: str) -> None:
+    """Weights are linked, everything else is copied: a log is written in place."""
+    (os.link if source.endswith(".safetensors") else shutil.copy2)(source, destination)
+
+
+def failed(output: str, child: subprocess.Popen) -> str:
+    assert child.returncode == 1, output
+    return output
+
+
+def test_a_server_killed_while_it_starts(room):
+    run = Disturbed("01", "--force")
+    run.until(run.servers, "a server")[0].kill()
+    output = failed(run.ends(60), run.child)
+    assert "01_Base_Accuracy failed" in output and "while starting" in output
+
+
+def test_a_server_killed_while_lm_eval_asks_it(room):
+    run = Disturbed("01")
+    run.until(lambda: run.requests("vllm-accuracy-base.log") >= 6, "questions")
+    run.servers()[0].kill()
+    output = failed(run.ends(120), run.child)
+    assert "signal 9 (SIGKILL)" in output and "run again to go on" in output
+
+
+def test_a_server_that_hangs_is_ended_by_the_watchdog(room):
+    run = Disturbed("01")
+    asked = run.until(lambda: run.requests("vllm-accuracy-base.log") >= 6, "questions")
+    assert asked
+    for process in run.servers():
+        process.suspend()
+    output = failed(run.ends(SILENT_SECONDS + 120), run.child)
+    assert "hung" in output and "unresponsive_seconds" in output
+
+
+def test_ctrl_c_stops_everything_within_ten_seconds(room):
+    run = Disturbed("01")
+    run.until(lambda: run.requests("vllm-accuracy-base.log") >= 3, "questions")
+    run.child.send_signal(signal.SIGINT)
+    output = run.ends(INTERRUPT_SECONDS)
+    assert run.child.returncode == 130
+    assert "Interrupted" in output
+
+
+def test_what_was_scored_is_not_scored_again_and_the_results_are_the_same(room, flow):
+    """After four disturbances the step goes on where it was."""
+    run = Disturbed("01")
+    output = run.ends(600)
+    assert run.child.returncode == 0, output
+    log = (room / "logs" / "lm-eval-base.log").read_text(errors="replace")
+    cached = [int(number) for number in re.findall(r"Cached requests: (\d+)", log)]
+    assert sum(cached) > 0, log[-3000:]
+    assert not (room / "cache").exists() or not any((room / "cache").rglob("*.db"))
+    for name in ("accuracy", "accuracy_again", "distribution"):
+        ours, theirs = (
+            comparable(read_json(root / "results" / "base" / f"{name}.json")) for root in (flow.workspace.root, room)
+        )
+        assert first_differences(ours, theirs) == []
+
+
+def test_an_engine_killed_under_load_leaves_no_result(room):
+    run = Disturbed("02", "--force")
+    run.until(lambda: run.requests("vllm-performance-base.log") >= 3, "load")
+    engine = [p for server in run.servers() for p in server.children(recursive=True)]
+    assert engine, "the engine is a process of its own"
+    engine[-1].kill()
+    output = failed(run.ends(120), run.child)
+    assert "02_Base_Performance failed" in output and "while it was needed" in output
+    assert not (room / "results" / "base" / "performance.json").exists()
+
+
+def test_a_kernel_killed_while_it_compresses(room):
+    run = Disturbed("03", "--force")
+    log = room / "logs" / "compress-w4a16-int4.log"
+    run.until(lambda: log.is_file() and log.stat().st_mtime > run.started and log.stat().st_size > 0, "compression")
+    kernel = next(p for p in run.left() if "ipykernel_launcher" in " ".join(p.cmdline()))
+    kernel.kill()
+    output = failed(run.ends(60), run.child)
+    assert "calibration.samples" in output and "DeadKernelError" in output
+    again = Disturbed("03")
+    output = again.ends(300)
+    assert again.child.returncode == 0, output
+    notebook = (room / "notebooks" / "03_Compress.ipynb").read_text()
+    assert "kept" in notebook, "the first candidate was finished and need not be made again"
+    assert Flow.open("ci", {}, ROOM).workspace.compression("w8a8-int8").model.name == "w8a8-int8"
+
+
+def test_a_server_killed_during_the_deploy_check(room):
+    run = Disturbed("07", "--set", "deploy.candidate=w8a8-int8", "--set", "deploy.override_reason=a test", "--force")
+    run.until(lambda: list(room.glob("logs/vllm-deploy-*.log")) and run.servers(), "a server")
+    name = "w8a8-int8"
+    run.until(lambda: run.requests(f"vllm-deploy-{name}.log", "/v1/chat/completions") >= 1, "a chat")
+    run.servers()[0].kill()
+    output = failed(run.ends(120), run.child)
+    assert "07_Deploy failed" in output and "while it was needed" in output

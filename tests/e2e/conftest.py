@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from support.canary import ProcessWatch
 from support.isolation import isolated, namespaces_allowed
@@ -48,6 +49,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.found: dict[int, list[str]] = {}
+        self.before = set(psutil.pids())
         self.seen: set[int] = set()
         self.output = ""
         self.offline = namespaces_allowed()

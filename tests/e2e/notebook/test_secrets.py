@@ -1,13 +1,12 @@
 """No secret of the environment leaves it, and nothing needs a network where a mirror is."""
 
-import psutil
 import pytest
 from conftest import ARTIFACTS, CANARY, SECRETS
 from support.canary import files_with
 
 
 def test_no_command_line_showed_a_secret(watched):
-    assert len(watched.seen) > len(psutil.pids()), "only processes that were there anyway were seen"
+    assert watched.seen - watched.before, "only processes that were there anyway were seen"
     assert watched.found == {}
 
 

@@ -424,7 +424,13 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise FlowError(f"{path} must hold a mapping of keys, got {type(document).__name__}.")
     parent = document.pop("extends", None)
-    return document if parent is None else _merge(_read(_find(str(parent)), (*readers, path.resolve())), document)
+    if parent is None:
+        return document
+    try:
+        found = _find(str(parent))
+    except FlowError as error:
+        raise FlowError(f"{path}: extends: {error.problem}", error.hint) from error
+    return _merge(_read(found, (*readers, path.resolve())), document)
 
 
 def _parse(text: str, what: str) -> Any:

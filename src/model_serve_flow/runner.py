@@ -114,7 +114,7 @@ def run(
     mirror.require_complete(request, provide)
     request.flow.workspace.require_writable()
     root = request.flow.workspace.root
-    with _terminated_as_interrupt(), writing(root, "artifacts folder"), only_run(request.flow.workspace):
+    with _ended_by_signals(), writing(root, "artifacts folder"), only_run(request.flow.workspace):
         _end_leftovers(request.flow.workspace, console)
         _record_run(request)
         session = _Session(request, provide)
@@ -336,26 +336,31 @@ def _end_leftovers(workspace: Workspace, console: Console) -> None:
 @contextlib.contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
     """A second Ctrl-C must not cut off what the first one began."""
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handling(signal.SIG_IGN):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run the way Ctrl-C does, so that no child outlives it."""
+def _handling(handler: Any) -> Iterator[None]:
+    """Ctrl-C and SIGTERM are handled so until the block ends."""
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM ends a run the way Ctrl-C does, so that no child outlives it; and Ctrl-C does in a run that a shell
+    started in the background, which ignores it otherwise."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with _handling(interrupt):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _record_run(request: Request) -> None:

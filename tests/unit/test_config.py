@@ -117,8 +117,8 @@ def test_extends_lays_keys_over_the_parent(tmp_path):
     assert (config.name, config.performance.seconds, config.performance.prompt_tokens) == ("mine", 2, 128)
 
 
-def test_extends_unknown_parent(tmp_path):
-    with pytest.raises(FlowError, match="Unknown profile 'nobody'"):
+def test_extends_unknown_parent_names_both(tmp_path):
+    with pytest.raises(FlowError, match=r"mine\.yaml: extends: Unknown profile 'nobody'"):
         load_profile(write(tmp_path, "mine.yaml", {"extends": "nobody"}))
 
 

@@ -231,12 +231,13 @@ def test_a_server_that_computes_or_answers_is_left_alone(tmp_path, monkeypatch):
 def test_a_turn_whose_server_died_says_so_and_ends_the_others(flow, monkeypatch):
     flow.workspace.model("w8a8-int8").mkdir()
     engine(monkeypatch, HEALTHY)
+    before = psutil.Process().children(recursive=True)
     with (
         pytest.raises(serving.ServerGone, match="signal 9"),
         serving.serve_each(flow, ["base", "w8a8-int8"]) as servers,
     ):
         first = next(servers)
-        children = psutil.Process().children(recursive=True)
+        children = [child for child in psutil.Process().children(recursive=True) if child not in before]
         first.process.kill()
         raise ConnectionError
     assert not alive(children)
@@ -276,9 +277,10 @@ def test_servers_of_several_models_start_together_and_each_ends_after_its_turn(f
 def test_a_turn_that_fails_leaves_no_server(flow, monkeypatch):
     flow.workspace.model("w8a8-int8").mkdir()
     engine(monkeypatch, HEALTHY)
+    before = psutil.Process().children(recursive=True)
     with pytest.raises(ZeroDivisionError), serving.serve_each(flow, ["base", "w8a8-int8"]) as servers:
         next(servers)
-        children = psutil.Process().children(recursive=True)
+        children = [child for child in psutil.Process().children(recursive=True) if child not in before]
         assert len(alive(children)) == 4
         raise ZeroDivisionError
     assert not alive(children)

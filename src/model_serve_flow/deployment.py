@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from model_serve_flow import engine as vllm
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.endpoint import ANSWER_TOKENS, QUESTION, EndpointCheck, require_checks
 from model_serve_flow.errors import FlowError
@@ -30,7 +31,7 @@ from model_serve_flow.results import (
     Record,
     ShipDecision,
 )
-from model_serve_flow.serving import ENGINE_MODULE, engine_arguments, engine_environment
+from model_serve_flow.serving import engine_arguments, engine_environment
 from model_serve_flow.ship_record import BASE
 from model_serve_flow.workspace import describe_model, now, write_json, write_text
 
@@ -228,7 +229,7 @@ def _container(config: FlowConfig, resource: str) -> dict[str, Any]:
     return {
         "name": "kserve-container",  # the name KServe looks for
         "image": config.deploy.image,
-        "command": ["python3", "-m", ENGINE_MODULE],
+        "command": ["python3", "-m", vllm.MODULE],
         # Kubernetes replaces $(NAME) in arguments; $$ keeps them as they were measured.
         "args": [argument.replace("$", "$$") for argument in (*where, *engine_arguments(config))],
         "env": _environment(config, resource),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+# setproctitle(3) of Python: by default the title is written over what /proc shows as the process's environment.
+KEEP_READABLE = {"SPT_NOENV": "1"}
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
 
 
@@ -33,7 +35,11 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def marked(variable: str, fits: Callable[[str], bool]) -> list[psutil.Process]:
-    """Living processes that were started with an environment variable whose value fits, whatever parent they have."""
+    """Living processes that were started with an environment variable whose value fits, whatever parent they have.
+
+    The environment of a process that gives itself a title, as vLLM's engine does, can only be read with
+    `KEEP_READABLE`.
+    """
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(*GONE, psutil.AccessDenied):

@@ -253,7 +253,7 @@ class _Session:
         variables["MODEL_SERVE_FLOW_PROFILES"] = str(profiles_folder().resolve())
         if not needs_hub(self.flow.config):
             variables |= offline.HUB_OFFLINE
-        variables[RUN_VARIABLE] = f"{self.flow.workspace.root}#{uuid.uuid4().hex}"
+        variables |= {RUN_VARIABLE: f"{self.flow.workspace.root}#{uuid.uuid4().hex}", **processes.KEEP_READABLE}
         return variables | offline.variables()
 
 

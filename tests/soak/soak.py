@@ -36,7 +36,7 @@ from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.runner import RUN_VARIABLE
-from model_serve_flow.serving import ENGINE_MODULE
+from model_serve_flow.serving import SERVER_MODULE
 from model_serve_flow.steps import STEPS, Step, expand
 from model_serve_flow.workspace import content_digests, file_digest, write_json, write_text
 
@@ -132,6 +132,7 @@ class Run:
         command = [sys.executable, "-m", "model_serve_flow.cli", "run", "--profile", profile]
         command += ["--artifacts", str(artifacts), *arguments]
         self.started = time.monotonic()
+        self.seen: set[psutil.Process] = set()
         with output.open("wb") as stream:
             self.child = subprocess.Popen(
                 command,
@@ -154,13 +155,17 @@ class Run:
         self.child.wait()
         return time.monotonic() - self.started
 
+    def look(self) -> None:
+        """Remembers every process below the runner: one that lost its mark and its parent must not be overlooked."""
+        self.seen |= set(processes.family(self.child.pid)[1:])
+
     def marked(self) -> list[psutil.Process]:
         """The notebook's process and all it started, whatever their parent or session."""
         return processes.marked(RUN_VARIABLE, lambda value: value.startswith(f"{self.root}#"))
 
     def alive(self) -> list[psutil.Process]:
         """Every process of the run, the runner and those of its session too."""
-        found = {process.pid: process for process in self.marked()}
+        found = {process.pid: process for process in (*self.marked(), *filter(processes.alive, self.seen))}
         for process in psutil.process_iter():
             with contextlib.suppress(ProcessLookupError, *processes.GONE):
                 if os.getsid(process.pid) == self.child.pid and processes.alive(process):
@@ -194,6 +199,7 @@ def strike(run: Run, point: Point) -> float | None:
     begun = time.monotonic()
     if not wait_for(lambda: time.monotonic() - begun >= point.seconds, run):
         return None
+    run.look()
     if point.victim.name in ("Ctrl-C", "process group"):  # as a terminal does it
         os.killpg(run.child.pid, point.victim.number)
         return time.monotonic() - begun
@@ -210,7 +216,7 @@ def targets_of(run: Run, victim: Victim) -> list[psutil.Process]:
         return [psutil.Process(run.child.pid)]
     if victim.name == "every process":
         return run.alive()
-    part = KERNEL if victim.name == "kernel" else ENGINE_MODULE
+    part = KERNEL if victim.name == "kernel" else SERVER_MODULE
     found = [process for process in run.marked() if part in command_line(process)]
     return random.sample(found, 1) if found else []  # two servers may run, one of them waiting for its turn
 

@@ -198,6 +198,7 @@ def test_a_comparison_of_the_same_results_must_be_the_same_to_the_last_figure(tm
 def run(tmp_path):
     """A stand-in for a run: a process in a session of its own."""
     run = soak.Run.__new__(soak.Run)
+    run.seen = set()
     run.root, run.output = tmp_path / "ci", tmp_path / "output.txt"
     run.output.write_text("01_Base_Accuracy: started\n")
     run.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
@@ -221,9 +222,9 @@ def strike(run, victim, seconds=0.0):
 
 def test_only_the_server_of_this_run_is_hit(run, tmp_path):
     with (
-        start_marked(run.root, soak.ENGINE_MODULE) as server,
+        start_marked(run.root, soak.SERVER_MODULE) as server,
         start_marked(run.root, soak.KERNEL) as kernel,
-        start_marked(tmp_path / "ci2", soak.ENGINE_MODULE) as of_another_run,
+        start_marked(tmp_path / "ci2", soak.SERVER_MODULE) as of_another_run,
     ):
         assert strike(run, "vLLM") is not None
         assert server.wait(5) == -9

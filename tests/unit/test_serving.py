@@ -1,7 +1,9 @@
 """The server's life, with a few lines of Python in the engine's place; the real engine is started in tests/e2e."""
 
+import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -295,3 +297,30 @@ def test_one_server_that_cannot_start_ends_the_others(flow, monkeypatch):
     ):
         list(servers)
     assert not alive(set(psutil.Process().children(recursive=True)) - before)
+
+
+STAND_IN = """
+import multiprocessing, time
+
+
+if __name__ == "__main__":
+    engine = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    engine.start()
+    print(engine.pid, flush=True)
+    engine.join()
+"""
+
+
+def test_the_engine_does_not_outlive_its_server(tmp_path):
+    package = tmp_path / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    (package / "api_server.py").write_text(STAND_IN)
+    command = [sys.executable, "-m", serving.SERVER_MODULE]
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE) as server:
+        engine = psutil.Process(int(server.stdout.readline()))
+        time.sleep(2)
+        assert alive([engine])
+        server.kill()
+    psutil.wait_procs([engine], timeout=5)
+    assert not alive([engine])

@@ -20,7 +20,7 @@ from soak.comparable import comparable, first_differences
 from model_serve_flow import processes
 from model_serve_flow.flow import Flow
 from model_serve_flow.runner import RUN_VARIABLE
-from model_serve_flow.serving import ENGINE_MODULE
+from model_serve_flow.serving import SERVER_MODULE
 from model_serve_flow.workspace import read_json
 
 ROOM = ROOT / "artifacts" / "faults"
@@ -35,6 +35,7 @@ class Disturbed:
     def __init__(self, number: str, *arguments: str) -> None:
         self.root = ROOM / "ci"
         self.started = time.time()
+        self.seen: set[psutil.Process] = set()
         settings = ("--set", f"engine.unresponsive_seconds={SILENT_SECONDS}")
         self.child = subprocess.Popen(
             flow_command("--only", number, *settings, *arguments, artifacts=ROOM),
@@ -47,14 +48,21 @@ class Disturbed:
         )
 
     def left(self) -> list[psutil.Process]:
-        """Processes of runs in this workspace that still live."""
-        return processes.marked(RUN_VARIABLE, lambda value: value.startswith(f"{self.root}#"))
+        """Processes of this run that still live: those that carry its mark, and all that were seen below it."""
+        marked = processes.marked(RUN_VARIABLE, lambda value: value.startswith(f"{self.root}#"))
+        return marked + [process for process in self.seen if processes.alive(process)]
+
+    def look(self) -> None:
+        """Remembers every process below the run, so that none can hide by losing its mark or its parent."""
+        self.seen |= set(processes.family(self.child.pid)[1:])
 
     def until(self, found, what: str):
         """What `found()` gives as soon as it is something; fails if the run ends before."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
+            self.look()
             if result := found():
+                self.look()
                 return result
             assert self.child.poll() is None, f"ended before {what}:\n{self.child.stdout.read()[-4000:]}"
             time.sleep(0.2)
@@ -95,7 +103,7 @@ def answered(log: Path, path: str = "/v1/completions") -> int:
 
 def is_server(process: psutil.Process) -> bool:
     try:
-        return ENGINE_MODULE in process.cmdline()
+        return SERVER_MODULE in process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
 

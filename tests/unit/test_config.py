@@ -150,3 +150,11 @@ def test_the_margins_of_the_demo_follow_from_the_number_of_its_items():
     assert f"{items} analogies" in config.verdict.rationale
     assert f"{drop:.1f} points" in config.verdict.rationale
     assert drop < config.verdict.suite_margin_points <= config.verdict.task_margin_points < 2 * drop
+
+
+def test_overrides_are_not_changed_by_each_other():
+    recipe = {"scheme": "W8A8", "algorithm": "rtn"}
+    candidates = [{"name": "one", "recipe": recipe}]
+    config = load_profile("ci", {"candidates": candidates, "candidates.0.recipe.algorithm": "gptq"})
+    assert config.candidates[0].recipe.algorithm == "gptq"
+    assert recipe == {"scheme": "W8A8", "algorithm": "rtn"}

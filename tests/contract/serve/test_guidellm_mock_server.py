@@ -5,7 +5,6 @@ It runs in the driver, as in the notebooks: with the requests and the results of
 
 import contextlib
 import json
-import os
 import select
 import signal
 import socket
@@ -19,10 +18,10 @@ import psutil
 import pytest
 
 from model_serve_flow import processes
-from model_serve_flow.capacity import measure_capacity, read_capacity
+from model_serve_flow.capacity import measure_capacity
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.guidellm import GENERATOR_VARIABLE, load_command, load_generator, search_command
+from model_serve_flow.guidellm import GENERATOR_VARIABLE, load_command, load_generator
 from model_serve_flow.guidellm_driver import with_values
 from model_serve_flow.machine import free_port
 from model_serve_flow.performance import read_load_points
@@ -154,41 +153,16 @@ def requests(path):
     return [[one["request_args"] for one in load] for load in sent]
 
 
-def own_program(command):
-    """The exit code of GuideLLM's program, which waited for ever at the end of 1 of some 60 loads of a busy machine."""
-    environment = {**os.environ, "GUIDELLM__MAX_WORKER_PROCESSES": "1", "HF_HUB_OFFLINE": "1"}
-    for _ in range(3):
-        child = subprocess.Popen(command, env=environment)
-        try:
-            return child.wait(timeout=90)
-        except subprocess.TimeoutExpired:
-            for process in processes.family(child.pid):
-                process.kill()
-            child.wait()
-    return None
-
-
-def test_two_jobs_of_the_driver_are_two_runs_of_guidellms_own_program(measured, generator, tmp_path):
-    slo = {"ttft_ms": 5000, "itl_ms": 1000, "attainment": 0.5, "seconds": 2, "initial_streams": 1, "max_streams": 2}
-    flow, server = measured(concurrency=[1, 2], repeats=1, seconds=2, slo=slo)
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    where, slo = (server.url, server.model_name, str(server.folder)), flow.config.performance.slo
-    commands = {
-        "points.json": lambda folder: load_command(flow.config, *where, str(folder / "points.json")),
-        "search.json": lambda folder: search_command(flow.config, slo, *where, str(folder / "search.json")),
-    }
-    for name, command in commands.items():
-        generator.run(server, command(ours), ours / name)
-        assert own_program(command(theirs)) == 0
-        loads = list(zip(requests(ours / name), requests(theirs / name), strict=True))
-        for one, other in loads:
-            fewer, more = sorted((one, other), key=len)
-            assert len(fewer) > 5 and one[0] == other[0]
-            assert len(set(fewer) - set(more)) <= 2  # those in flight at the end
-    found = [json.loads((folder / "search.json").read_text())["conclusions"][0] for folder in (ours, theirs)]
-    assert [[probe["streams"] for probe in one["probes"]] for one in found] == [[1, 2], [1, 2]]
-    assert found[0]["best_passing_streams"] == found[1]["best_passing_streams"] == 2
-    assert read_capacity(ours / "search.json", slo).stopped == read_capacity(theirs / "search.json", slo).stopped
+def test_a_second_job_in_the_same_process_asks_what_the_first_one_asked(measured, generator, tmp_path):
+    flow, server = measured(concurrency=[1, 2], repeats=1, seconds=2)
+    outputs = [tmp_path / name / "points.json" for name in ("one", "other")]
+    for output in outputs:
+        where = (server.url, server.model_name, str(server.folder), str(output))
+        generator.run(server, load_command(flow.config, *where), output)
+    for one, other in zip(*map(requests, outputs), strict=True):
+        fewer, more = sorted((one, other), key=len)
+        assert len(fewer) > 5 and one[0] == other[0]
+        assert len(set(fewer) - set(more)) <= 2  # those in flight at the end
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Times `make demo` as a new user has it, in a fresh clone in an empty folder: `make bench`.
 
-Writes `cpu-smollm2.json` beside this file and prints it. Takes about twenty minutes; run it on an idle machine.
+Writes `cpu-smollm2.json` beside this file and prints it. Takes about a quarter of an hour; run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from model_serve_flow.workspace import read_json, write_json
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = Path(__file__).with_name("cpu-smollm2.json")
 PROFILE = "cpu-smollm2"
-TOOL_CELLS = ("with serve", "from llmcompressor import", "compress(flow")
+TOOL_CELLS = ("serve(flow", "serve_each(flow", "from llmcompressor import", "compress(flow")
 
 
 class Memory:

@@ -21,7 +21,7 @@ def test_plan_shows_every_step_and_tool(invoke, profile):
     for text in (
         "00_Setup",
         "07_Deploy",
-        "vllm.entrypoints",
+        "model_serve_flow.engine",  # vLLM's server
         "lm_eval --model local-completions",
         "guidellm run",
         "disk: about",

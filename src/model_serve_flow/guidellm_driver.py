@@ -20,12 +20,15 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, TextIO
 
+from model_serve_flow.processes import end_when_orphaned
+
 HIDDEN = b"**********"
 
 
 def main() -> None:
     """Imports GuideLLM, then does one job after the other; GuideLLM's event loop needs the main thread."""
     jobs, answers = _take_streams()
+    os.register_at_fork(after_in_child=end_when_orphaned)  # PyTorch's data workers wait for a driver that was killed
     multiprocessing.set_forkserver_preload(["model_serve_flow.guidellm_workers"])
     forkserver.ensure_running()
     importlib.import_module("guidellm.benchmark.entrypoints")  # GuideLLM itself imports it only when a run starts

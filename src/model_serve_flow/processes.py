@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import psutil
 
 # setproctitle(3) of Python: by default the title is written over what /proc shows as the process's environment.
 KEEP_READABLE = {"SPT_NOENV": "1"}
+ORPHAN_SECONDS = 1.0
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
 
 
@@ -23,6 +26,17 @@ def end_with_parent() -> None:
     """
     set_parent_death_signal = 1
     ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
+
+
+def end_when_orphaned() -> None:
+    """Kills this process, from a thread of its own, when its present parent has ended; whatever thread started it."""
+
+    def wait(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(ORPHAN_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, args=(os.getppid(),), name="end with the parent", daemon=True).start()
 
 
 def family(pid: int) -> list[psutil.Process]:

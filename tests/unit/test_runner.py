@@ -368,3 +368,20 @@ def test_a_second_candidate_does_not_measure_the_base_again(tmp_path):
 
     before, after = fingerprints(more[:2]), fingerprints(more)
     assert {number for number in before if before[number] == after[number]} == {"00", "01", "02"}
+
+
+def test_force_drops_the_answers_of_its_own_measurements_only(run):
+    """A report made anew must not cost an interrupted measurement what it was answered."""
+    step = Step(
+        "01_First", "notebook", ("model",), (), ("results/base/accuracy.json", "results/base/accuracy_again.json")
+    )
+    names = [f"{name}-{'0' * 16}_rank0.db" for name in ("base", "base_again", "w8a8-int8")]
+    session = runner._Session(Request("cpu-smollm2", {}, run.artifacts), environments.ensure)
+    folder = session.flow.workspace.root / "cache" / "lm-eval"
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+    session.forget(FIRST, force=True)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    session.forget(step, force=True)
+    assert [path.name for path in folder.iterdir()] == names[2:]

@@ -6,8 +6,6 @@ import contextlib
 import json
 import math
 import os
-import select
-import subprocess
 import sys
 import time
 import uuid
@@ -23,6 +21,7 @@ from model_serve_flow.config import FlowConfig, Objectives
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.guidellm_driver import with_values
+from model_serve_flow.job_process import Ended, JobProcess
 from model_serve_flow.machine import usable_cores
 from model_serve_flow.serving import Server, log_tail
 
@@ -30,7 +29,6 @@ DRIVER = (sys.executable, "-m", "model_serve_flow.guidellm_driver")
 GENERATOR_VARIABLE = "MODEL_SERVE_FLOW_LOAD_GENERATOR"  # marks every process of one load generator
 SAMPLE_SECONDS = 0.5
 STOP_SECONDS = 10
-LEFTOVER_SECONDS = 2
 # A run of GuideLLM hangs when it takes longer than this many times its loads, beside the time to start.
 LOAD_TIME_FACTOR = 3
 START_SECONDS = 180
@@ -130,32 +128,19 @@ class LoadGenerator:
 
     def __init__(self, flow: Flow) -> None:
         self._logs = flow.workspace.logs
-        self._log = self._logs / "guidellm.log"
         self._workers = flow.config.performance.client_processes
         self._start()
 
     def _start(self) -> None:
-        self._logs.mkdir(parents=True, exist_ok=True)
-        self._mark = uuid.uuid4().hex
-        environment = {
+        variables = {
             **os.environ,
             "GUIDELLM__MAX_WORKER_PROCESSES": str(self._workers),
             "GUIDELLM__MP_CONTEXT_TYPE": "forkserver",
             "HF_HUB_OFFLINE": "1",
             "LOGURU_DIAGNOSE": "NO",  # it would log the values of variables, the API key among them
-            GENERATOR_VARIABLE: self._mark,
+            GENERATOR_VARIABLE: uuid.uuid4().hex,
         }
-        with self._log.open("wb") as sink:
-            self._driver = subprocess.Popen(
-                DRIVER,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=sink,
-                bufsize=0,
-                env=environment,
-                start_new_session=True,
-                preexec_fn=processes.end_with_parent,
-            )
+        self._driver = JobProcess(DRIVER, self._logs / "guidellm.log", variables, GENERATOR_VARIABLE)
 
     def run(self, server: Server, command: Sequence[str], output: Path) -> ClientCpu:
         """Runs a GuideLLM command line that writes `output`, with the server's key; its log carries the output's name.
@@ -189,49 +174,41 @@ class LoadGenerator:
         arguments = with_values(command[command.index("run") :], "--output", path=str(partial))
         try:
             client = ClientCpu.begin(processes.family(self._driver.pid))
-            self._send({"arguments": arguments, "api_key": server.api_key, "log": str(log)}, log)
-            if not self._watch(server, client, time_limit(command), log) or not partial.is_file():
+            job = {"arguments": arguments, "api_key": server.api_key, "log": str(log)}
+            if not self._do(job, server, client, time_limit(command)) or not partial.is_file():
                 raise self._failure("GuideLLM failed.", log)
             partial.replace(output)
         finally:
             partial.unlink(missing_ok=True)
         return client
 
-    def _send(self, job: dict[str, Any], log: Path) -> None:
-        try:
-            self._driver.stdin.write(json.dumps(job).encode() + b"\n")
-        except (BrokenPipeError, ValueError):  # it ended by itself, or was ended in an earlier job
-            raise self._failure(f"GuideLLM ended with exit code {self._driver.wait()}.", log) from None
-
-    def _watch(self, server: Server, client: ClientCpu, seconds: float, log: Path) -> bool:
+    def _do(self, job: dict[str, Any], server: Server, client: ClientCpu, seconds: float) -> bool:
         """Samples until the driver answers: whether the job succeeded. Whatever else happens ends the driver."""
-        deadline, answers = time.monotonic() + seconds, self._driver.stdout
+        deadline, log = time.monotonic() + seconds, Path(job["log"])
+
+        def look() -> None:
+            client.sample(processes.family(self._driver.pid))
+            server.require_alive()
+            if time.monotonic() > deadline:
+                raise self._failure(f"GuideLLM took longer than {seconds:.0f} s.", log, GeneratorHung)
+
         try:
-            while not (answered := select.select([answers], [], [], SAMPLE_SECONDS)[0]) and self._driver.poll() is None:
-                client.sample(processes.family(self._driver.pid))
-                server.require_alive()
-                if time.monotonic() > deadline:
-                    raise self._failure(f"GuideLLM took longer than {seconds:.0f} s.", log, GeneratorHung)
-            if not answered or not (line := answers.readline()):
-                raise self._failure(f"GuideLLM ended with exit code {self._driver.wait()}.", log)
-            return json.loads(line)["ok"]
+            return self._driver.do(job, SAMPLE_SECONDS, look)
+        except Ended as ended:
+            self.stop(patience=0)
+            raise self._failure(f"GuideLLM ended with exit code {ended.status}.", log) from None
         except BaseException:
             self.stop(patience=0)
             raise
 
     def _failure(self, problem: str, log: Path, kind: type[FlowError] = FlowError) -> FlowError:
         """With the end of the job's log, or of the process's own if there was no job yet."""
-        log = log if log.is_file() and log.stat().st_size else self._log
+        log = log if log.is_file() and log.stat().st_size else self._driver.log
         return kind(f"{problem} Its last lines:\n{log_tail(log)}", f"\nThe whole log: {log}")
 
     def stop(self, patience: float = STOP_SECONDS) -> None:
         """Ends the driver and all its processes, after `patience` seconds also while it works; may be called again."""
-        self._driver.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._driver.wait(patience)
-        processes.end(lambda: processes.marked(GENERATOR_VARIABLE, self._mark.__eq__), LEFTOVER_SECONDS)
-        self._driver.wait()
-        self._driver.stdout.close()
+        self._driver.stop(patience)
 
 
 def time_limit(command: Sequence[str]) -> float:

@@ -1,8 +1,8 @@
 """GuideLLM in a process that waits for jobs: its imports take 20 s of two cores, longer than a load.
 
-Reads one job a line from stdin, as JSON: `arguments` (of `guidellm`, from `run` on), `api_key` (of the server, which is
-on no command line and in no file) and `log` (where all output of the job goes). Answers each with one line on stdout,
-`{"ok": true}` or `{"ok": false}`; the log says why. Ends when stdin does.
+A job (see `job_process`) has `arguments` (of `guidellm`, from `run` on), `api_key` (of the server, which is on no
+command line and in no file) and `log` (where all output of the job goes). The answer is whether it succeeded; the log
+says why not.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import importlib
 import json
 import multiprocessing
 import os
-import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from model_serve_flow.job_process import answer_jobs, take_streams, written_to
 from model_serve_flow.processes import end_when_orphaned
 
 HIDDEN = b"**********"
@@ -27,25 +27,13 @@ HIDDEN = b"**********"
 
 def main() -> None:
     """Imports GuideLLM, then does one job after the other; GuideLLM's event loop needs the main thread."""
-    jobs, answers = _take_streams()
+    jobs, answers = take_streams()
     os.register_at_fork(after_in_child=end_when_orphaned)  # PyTorch's data workers wait for a driver that was killed
     multiprocessing.set_forkserver_preload(["model_serve_flow.guidellm_workers"])
     forkserver.ensure_running()
     importlib.import_module("guidellm.benchmark.entrypoints")  # GuideLLM itself imports it only when a run starts
     gc.freeze()  # what was imported stays: no search for garbage in it during a load, or for seconds at the end
-    for line in jobs:
-        answers.write(json.dumps({"ok": _do(**json.loads(line))}) + "\n")
-        answers.flush()
-
-
-def _take_streams() -> tuple[TextIO, TextIO]:
-    """Stdin and stdout for this module alone: what GuideLLM and its processes write to them goes to stderr."""
-    jobs = os.fdopen(os.dup(0), encoding="utf-8")
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    os.dup2(2, 1)
-    return jobs, answers
+    answer_jobs(jobs, answers, _do)
 
 
 def _do(arguments: Sequence[str], api_key: str, log: str) -> bool:
@@ -53,7 +41,7 @@ def _do(arguments: Sequence[str], api_key: str, log: str) -> bool:
     import click
     from guidellm.cli import cli
 
-    with _written_to(Path(log), api_key):
+    with _hidden_in(Path(log), api_key):
         try:
             return not cli.main(with_values(arguments, "--backend", api_key=api_key), "guidellm", standalone_mode=False)
         except click.ClickException as error:
@@ -70,29 +58,20 @@ def with_values(command: Sequence[str], option: str, **values: Any) -> list[str]
 
 
 @contextlib.contextmanager
-def _written_to(log: Path, secret: str) -> Iterator[None]:
+def _hidden_in(log: Path, secret: str) -> Iterator[None]:
     """Sends the output of this process and its workers to a new log, in which the secret is then hidden."""
     from guidellm.logger import logger
 
-    before = os.dup(1)
-    with log.open("wb") as sink:
-        _point_output_to(sink.fileno())
     try:
-        yield
+        with written_to(log):
+            try:
+                yield
+            finally:
+                logger.complete()  # a thread of its own writes what is logged
     finally:
-        logger.complete()  # a thread of its own writes what is logged
-        _point_output_to(before)
-        os.close(before)
         written = log.read_bytes()
         if secret.encode() in written:  # the message of an error may repeat its input
             log.write_bytes(written.replace(secret.encode(), HIDDEN))
-
-
-def _point_output_to(descriptor: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
 
 
 if __name__ == "__main__":

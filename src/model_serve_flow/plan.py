@@ -8,8 +8,9 @@ from pathlib import Path
 from model_serve_flow import environments
 from model_serve_flow.checkout import checkout
 from model_serve_flow.config import FlowConfig
-from model_serve_flow.runner import Request, papermill_command
-from model_serve_flow.steps import STEPS, Step, expand
+from model_serve_flow.environments import Environment
+from model_serve_flow.runner import Request
+from model_serve_flow.steps import STEPS, Step, expand, module_folder
 
 PORT = 8000  # stands for the free port that is chosen when a server starts
 
@@ -30,13 +31,14 @@ def plan(request: Request) -> str:
 def commands(step: Step, request: Request) -> list[list[str]]:
     """The command lines of a step: papermill, and what its notebook starts for each model.
 
-    lm-eval and llm-compressor are called as libraries; lm-eval's line is the command that does the same.
+    Papermill, lm-eval and llm-compressor are called as libraries; the lines of the first two are the commands that do
+    the same.
     """
     config, workspace = request.flow.config, request.flow.workspace
     environment = environments.environment(step.environment)
     notebook = workspace.notebooks / f"{step.module}.ipynb"
     python = environments.environment("notebook").python
-    lines = [papermill_command(step, environment, Path("parameters.yaml"), notebook, python)]
+    lines = [papermill_command(step, environment, notebook, python)]
     names = (
         ["base"] if step.module in ("01_Base_Accuracy", "02_Base_Performance") else [c.name for c in config.candidates]
     )
@@ -46,6 +48,15 @@ def commands(step: Step, request: Request) -> list[list[str]]:
         for name in names:
             lines += _measurement(step, config, workspace.model(name), name, environment.python)
     return lines
+
+
+def papermill_command(step: Step, environment: Environment, output: Path, python: Path) -> list[str]:
+    """The command line that executes the module's notebook in the kernel of its environment."""
+    return [
+        *(str(python), "-m", "papermill", "--no-progress-bar", "--log-output", "-k", environment.kernel),
+        *("--cwd", str(module_folder(step)), "-f", "parameters.yaml"),
+        *(str(module_folder(step) / step.notebook), str(output)),
+    ]
 
 
 def _measurement(step: Step, config: FlowConfig, folder: Path, name: str, python: Path) -> list[list[str]]:

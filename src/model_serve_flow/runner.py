@@ -6,38 +6,31 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import re
-import signal
 import subprocess
-import tempfile
 import time
 import tomllib
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
-from model_serve_flow import environments, mirror, offline, processes
+from model_serve_flow import environments, interrupts, mirror
 from model_serve_flow.checkout import checkout
-from model_serve_flow.config import environment_overrides, profiles_folder
+from model_serve_flow.config import environment_overrides
 from model_serve_flow.environments import Environment
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.progress import Progress, executed_cells, failure
+from model_serve_flow.notebooks import Notebooks, end_leftovers
+from model_serve_flow.progress import Progress, failure
 from model_serve_flow.request_cache import forget_answers
 from model_serve_flow.run_lock import only_run
-from model_serve_flow.steps import STEPS, Step, expand, module_folder, needs_hub, select
-from model_serve_flow.workspace import Workspace, digest_once, file_digest, now, read_json, writing
+from model_serve_flow.steps import STEPS, Step, expand, module_folder, select
+from model_serve_flow.workspace import digest_once, file_digest, now, read_json, writing
 
-RUN_VARIABLE = "MODEL_SERVE_FLOW_RUN"  # marks every process of one notebook, whatever session or parent it has
-STOP_SECONDS = 4  # to end by itself; what is left is killed, so that Ctrl-C is through within ten seconds
-POLL_SECONDS = 0.5
 ACCURACY_RESULT = re.compile(r"results/([^/]+)/accuracy(.*)\.json")  # the model, and what tells its measurements apart
 VERSIONED = (
     "vllm",
@@ -50,11 +43,6 @@ VERSIONED = (
     "transformers",
     "papermill",
 )
-QUIET = {
-    **environments.NO_TELEMETRY,
-    "PYTHONUNBUFFERED": "1",
-    "TQDM_DISABLE": "1",  # nobody watches the bars, and each of their steps would be a line of the executed notebook
-}
 
 Provide = Callable[[str, environments.Device], Environment]
 
@@ -116,11 +104,14 @@ def run(
     mirror.require_complete(request, provide)
     request.flow.workspace.require_writable()
     root = request.flow.workspace.root
-    with _ended_by_signals(), writing(root, "artifacts folder"), only_run(request.flow.workspace):
-        _end_leftovers(request.flow.workspace, console)
+    with interrupts.raised(), writing(root, "artifacts folder"), only_run(request.flow.workspace):
+        if ended := end_leftovers(request.flow.workspace):
+            console.print(f"Ended {ended} processes that an earlier run had left.", highlight=False)
         _record_run(request)
-        session = _Session(request, provide)
-        with Progress(console, [step.module for step in chosen]) as progress:
+        with (
+            contextlib.closing(_Session(request, provide)) as session,
+            Progress(console, [step.module for step in chosen]) as progress,
+        ):
             for step in chosen:
                 session.step(step, progress, force)
 
@@ -130,6 +121,11 @@ class _Session:
 
     def __init__(self, request: Request, provide: Provide) -> None:
         self.request, self.flow, self.provide = request, request.flow, provide
+        self.notebooks = Notebooks(self.flow.workspace, self.flow.config)
+
+    def close(self) -> None:
+        """Leaves no process behind."""
+        self.notebooks.stop()
 
     def step(self, step: Step, progress: Progress, force: bool) -> None:
         """Runs or skips one step and records it in the manifest."""
@@ -140,10 +136,10 @@ class _Session:
         self.forget(step, force)
         progress.start(step.module, "preparing the environment")
         environment = self.provide(step.environment, self.flow.config.device)
-        self.provide("notebook", self.flow.config.device)
+        papermill = self.provide("notebook", self.flow.config.device)
         started = time.monotonic()
         try:
-            self.execute(step, environment, progress)
+            self.execute(step, environment, papermill.python, progress)
         except BaseException:
             progress.fail(step.module)
             raise
@@ -215,22 +211,10 @@ class _Session:
         versions = {environment.name: installed_versions(environment)}
         update_manifest(self.flow.workspace, steps={step.module: entry}, versions=versions)
 
-    def execute(self, step: Step, environment: Environment, progress: Progress) -> None:
-        """Runs the notebook in a child process; FlowError if it fails. No child is left, however this ends."""
-        output = self.flow.workspace.notebooks / f"{step.module}.ipynb"
-        log = self.flow.workspace.logs / f"{step.module}.log"
-        output.parent.mkdir(parents=True, exist_ok=True)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        output.unlink(missing_ok=True)
-        with (
-            _parameters_file(self.request) as parameters,
-            _whole_notebook(output) as running,
-            log.open("wb") as stream,
-        ):
-            command = papermill_command(step, environment, parameters, running, self.notebook_python())
-            status = _supervise(
-                command, step, self.variables(), stream, lambda: progress.cells(*executed_cells(running))
-            )
+    def execute(self, step: Step, environment: Environment, python: Path, progress: Progress) -> None:
+        """Executes the notebook; FlowError if it fails. No process is left of it, however this ends."""
+        parameters = self.request.parameters()
+        status, output, log = self.notebooks.execute(step, environment, python, parameters, progress.cells)
         if status != 0:
             problem = failure(step.module, output, log, status)
             raise FlowError(problem, self.advice(step, log) + f"Executed notebook: {output}\nLog: {log}")
@@ -245,28 +229,6 @@ class _Session:
             f"Its kernel was ended from outside, as a machine without free memory does.\n{memory_advice(self.flow)}\n"
         )
 
-    def notebook_python(self) -> Path:
-        """The interpreter that has papermill."""
-        return self.provide("notebook", self.flow.config.device).python
-
-    def variables(self) -> dict[str, str]:
-        """Environment of the child: no telemetry, no hub where nothing needs it, and the kernels."""
-        variables = {**os.environ, **QUIET, "JUPYTER_PATH": environments.jupyter_path()}
-        variables["MODEL_SERVE_FLOW_PROFILES"] = str(profiles_folder().resolve())
-        if not needs_hub(self.flow.config):
-            variables |= offline.HUB_OFFLINE
-        variables |= {RUN_VARIABLE: f"{self.flow.workspace.root}#{uuid.uuid4().hex}", **processes.KEEP_READABLE}
-        return variables | offline.variables()
-
-
-def papermill_command(step: Step, environment: Environment, parameters: Path, output: Path, python: Path) -> list[str]:
-    """The command line that executes the module's notebook in the kernel of its environment."""
-    return [
-        *(str(python), "-m", "papermill", "--no-progress-bar", "--log-output", "-k", environment.kernel),
-        *("--cwd", str(module_folder(step)), "-f", str(parameters)),
-        *(str(module_folder(step) / step.notebook), str(output)),
-    ]
-
 
 @functools.cache  # of this run: every step asks, and each answer starts an interpreter
 def installed_versions(environment: Environment) -> dict[str, str]:
@@ -280,89 +242,6 @@ def installed_versions(environment: Environment) -> dict[str, str]:
         [str(environment.python), "-c", script, *VERSIONED], capture_output=True, text=True, check=True
     )
     return json.loads(done.stdout)
-
-
-@contextlib.contextmanager
-def _parameters_file(request: Request) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="model-serve-flow-") as folder:
-        path = Path(folder) / "parameters.yaml"
-        path.write_text(yaml.safe_dump(request.parameters()), encoding="utf-8")
-        yield path
-
-
-@contextlib.contextmanager
-def _whole_notebook(output: Path) -> Iterator[Path]:
-    """The path papermill writes to after each cell; a notebook that it left whole takes the place of `output`."""
-    running = output.with_name(f".{output.stem}.running.ipynb")
-    running.unlink(missing_ok=True)
-    try:
-        yield running
-    finally:
-        if any(executed_cells(running)):
-            running.replace(output)
-        running.unlink(missing_ok=True)  # cut off in the middle of a write
-
-
-def _supervise(command: list[str], step: Step, variables: dict[str, str], stream: Any, tick: Callable[[], None]) -> int:
-    """Exit status of the child; whatever it started is ended before this returns or raises."""
-    child = subprocess.Popen(
-        command,
-        cwd=module_folder(step),
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=stream,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=processes.end_with_parent,
-    )
-    try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return child.wait(POLL_SECONDS)
-            tick()
-    finally:
-        with _deaf_to_interrupts():
-            mark = variables[RUN_VARIABLE]
-            processes.end(lambda: processes.marked(RUN_VARIABLE, mark.__eq__), STOP_SECONDS)
-            child.wait()
-
-
-def _end_leftovers(workspace: Workspace, console: Console) -> None:
-    """Ends what a run that was killed could not end itself; the lock says that it is over."""
-    mark = f"{workspace.root}#"
-    ended = processes.end(lambda: processes.marked(RUN_VARIABLE, lambda value: value.startswith(mark)), STOP_SECONDS)
-    if ended:
-        console.print(f"Ended {ended} processes that an earlier run had left.", highlight=False)
-
-
-@contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """A second Ctrl-C must not cut off what the first one began."""
-    with _handling(signal.SIG_IGN):
-        yield
-
-
-@contextlib.contextmanager
-def _handling(handler: Any) -> Iterator[None]:
-    """Ctrl-C and SIGTERM are handled so until the block ends."""
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends a run the way Ctrl-C does, so that no child outlives it; and Ctrl-C does in a run that a shell
-    started in the background, which ignores it otherwise."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    with _handling(interrupt):
-        yield
 
 
 def _record_run(request: Request) -> None:

@@ -35,7 +35,7 @@ from model_serve_flow.checkout import checkout
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.runner import RUN_VARIABLE
+from model_serve_flow.notebooks import RUN_VARIABLE
 from model_serve_flow.serving import SERVER_MODULE
 from model_serve_flow.steps import STEPS, Step, expand
 from model_serve_flow.workspace import content_digests, file_digest, write_json, write_text

@@ -11,7 +11,7 @@ from comparable import comparable, first_differences
 
 from model_serve_flow.config import load_profile
 from model_serve_flow.errors import FlowError
-from model_serve_flow.runner import RUN_VARIABLE
+from model_serve_flow.notebooks import RUN_VARIABLE
 from model_serve_flow.steps import STEPS
 
 SECONDS = {step.module: 10.0 * (1 + index) for index, step in enumerate(STEPS)}

@@ -18,6 +18,7 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.guidellm import ClientCpu, load_command, load_generator, search_command, time_limit
 from model_serve_flow.guidellm_driver import with_values
+from model_serve_flow.job_process import LEFTOVER_SECONDS
 from model_serve_flow.serving import Server, ServerGone
 
 KEY = "a-key-that-nobody-may-see"
@@ -116,7 +117,7 @@ def test_a_server_that_dies_ends_the_load_at_once(generator, tmp_path):
     server = Server("http://127.0.0.1:1", "base", KEY, tmp_path, log, psutil.Process(), 1.0, status)
     with pytest.raises(ServerGone, match="the last words of the engine"):
         generator.run(server, command("hang", output), output)
-    assert time.monotonic() - started < 0.5 + 1 + module.LEFTOVER_SECONDS
+    assert time.monotonic() - started < 0.5 + 1 + LEFTOVER_SECONDS
     assert left() == []
 
 

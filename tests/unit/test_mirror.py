@@ -12,7 +12,9 @@ from model_serve_flow import environments, mirror, offline, runner
 from model_serve_flow.cli import main
 from model_serve_flow.config import PackagedFile, load_profile
 from model_serve_flow.errors import FlowError
+from model_serve_flow.flow import Flow
 from model_serve_flow.mirror import Piece, lack, pieces
+from model_serve_flow.notebooks import Notebooks
 from model_serve_flow.packaged import fetch_packaged
 from model_serve_flow.runner import Request
 
@@ -194,7 +196,8 @@ def test_the_mirror_stands_in_for_the_hub(folder, tmp_path, monkeypatch):
         raise KeyError
     assert Path.cwd() == before
     wanted = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "MODEL_SERVE_FLOW_MIRROR": str(folder)}
-    assert wanted.items() <= runner._Session(Request("cpu-smollm2"), environments.ensure).variables().items()
+    flow = Flow.open("cpu-smollm2")
+    assert wanted.items() <= Notebooks(flow.workspace, flow.config)._variables().items()
     monkeypatch.setenv(offline.VARIABLE, str(tmp_path / "nowhere"))
     with pytest.raises(FlowError, match="is not a folder"):
         offline.root()

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from model_serve_flow import environments, runner
+from model_serve_flow import environments, notebooks, runner
 from model_serve_flow.config import load_profile
 from model_serve_flow.environments import Environment
 from model_serve_flow.errors import FlowError
@@ -256,10 +256,10 @@ def test_a_second_run_in_the_same_artifacts_is_refused(run, modules):
 def test_a_notebook_cut_off_while_it_is_written_is_not_left(run):
     output = run.artifacts / "01.ipynb"
     run.artifacts.mkdir()
-    with runner._whole_notebook(output) as running:
+    with notebooks._whole(output) as running:
         running.write_text('{"cells": [')
     assert not output.exists() and not running.exists()
-    with runner._whole_notebook(output) as running:
+    with notebooks._whole(output) as running:
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), running)
     assert output.exists() and not running.exists()
 

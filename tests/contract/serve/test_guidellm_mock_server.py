@@ -5,6 +5,7 @@ It runs in the driver, as in the notebooks: with the requests and the results of
 
 import contextlib
 import json
+import os
 import select
 import signal
 import socket
@@ -257,15 +258,15 @@ def test_a_driver_that_is_killed_in_a_load_is_an_error_and_leaves_nothing(measur
     with load_generator(flow) as generator:
 
         def kill():
-            await_workers(generator._mark)
-            generator._driver.kill()
+            await_workers(generator._driver.mark)
+            os.kill(generator._driver.pid, signal.SIGKILL)
 
         thread = threading.Thread(target=kill)
         thread.start()
         with pytest.raises(FlowError, match=r"exit code -9"):
             generator.run(server, load(flow, server, path), path)
         thread.join()
-        assert running(generator._mark) == [] and list(path.parent.iterdir()) == []
+        assert running(generator._driver.mark) == [] and list(path.parent.iterdir()) == []
 
 
 PARENT = """
@@ -280,7 +281,7 @@ url, key, folder, root = sys.argv[1:]
 flow = Flow.open("ci", {"performance.concurrency": [1], "performance.repeats": 1, "performance.seconds": 60}, root)
 server = Server(url, "base", key, Path(folder), Path(folder), psutil.Process(), 1.0)
 with load_generator(flow) as generator:
-    print(generator._mark, flush=True)
+    print(generator._driver.mark, flush=True)
     path = Path(root) / "killed.json"
     generator.run(server, load_command(flow.config, url, "base", folder, str(path)), path)
 """

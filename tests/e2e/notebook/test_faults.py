@@ -19,7 +19,7 @@ from soak.comparable import comparable, first_differences
 
 from model_serve_flow import processes
 from model_serve_flow.flow import Flow
-from model_serve_flow.runner import RUN_VARIABLE
+from model_serve_flow.notebooks import RUN_VARIABLE
 from model_serve_flow.serving import SERVER_MODULE
 from model_serve_flow.workspace import read_json
 

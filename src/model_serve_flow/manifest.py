@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
 
-from model_serve_flow.workspace import Workspace, read_json, write_json
+from model_serve_flow.workspace import Workspace, locked, read_json, write_json
 
 
 def update_manifest(workspace: Workspace, *, replace: bool = False, **sections: Any) -> dict[str, Any]:
@@ -23,7 +21,7 @@ def update_manifest(workspace: Workspace, *, replace: bool = False, **sections: 
     Raises:
         FlowError: the manifest on disk is not valid JSON.
     """
-    with _lock(workspace):
+    with locked(workspace.manifest):
         manifest = read_manifest(workspace)
         for name, value in sections.items():
             content = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
@@ -48,12 +46,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-@contextmanager
-def _lock(workspace: Workspace) -> Iterator[None]:
-    """Held on a file of its own: the manifest itself is replaced at every write."""
-    workspace.root.mkdir(parents=True, exist_ok=True)
-    with (workspace.root / ".manifest.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

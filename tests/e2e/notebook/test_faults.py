@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,7 @@ from model_serve_flow import processes
 from model_serve_flow.flow import Flow
 from model_serve_flow.notebooks import RUN_VARIABLE
 from model_serve_flow.serving import SERVER_MODULE
-from model_serve_flow.workspace import read_json
+from model_serve_flow.workspace import folder_digest, read_json
 
 ROOM = ROOT / "artifacts" / "faults"
 SILENT_SECONDS = 10  # engine.unresponsive_seconds of these runs
@@ -32,13 +33,14 @@ START_SECONDS = 240
 class Disturbed:
     """A run of one step in the workspace of these tests, and the processes it has started."""
 
-    def __init__(self, number: str, *arguments: str) -> None:
+    def __init__(self, number: str, *arguments: str, within: Sequence[object] = ()) -> None:
+        """`within`: a command that runs the command line that follows its arguments, in the same process."""
         self.root = ROOM / "ci"
         self.started = time.time()
         self.seen: set[psutil.Process] = set()
         settings = ("--set", f"engine.unresponsive_seconds={SILENT_SECONDS}")
         self.child = subprocess.Popen(
-            flow_command("--only", number, *settings, *arguments, artifacts=ROOM),
+            [*map(str, within), *flow_command("--only", number, *settings, *arguments, artifacts=ROOM)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -92,8 +94,12 @@ class Disturbed:
         """The run ends well, and nothing unfinished of earlier ones is left."""
         output = self.ends(600)
         assert self.child.returncode == 0, output
-        unfinished = (".tmp", ".partial", ".partial.json", ".running.ipynb")
-        assert not [path for path in self.root.rglob("*") if path.name.endswith(unfinished)]
+        assert nothing_unfinished(self.root)
+
+
+def nothing_unfinished(root: Path) -> bool:
+    endings = (".tmp", ".partial", ".partial.json", ".running.ipynb")
+    return not [path for path in root.rglob("*") if path.name.endswith(endings)]
 
 
 def answered(log: Path, path: str = "/v1/completions") -> int:
@@ -129,6 +135,33 @@ def failed(output: str, child: subprocess.Popen) -> str:
     return output
 
 
+def in_mount_namespace(*setup: str) -> list[str]:
+    """For `within`: mounts in a namespace of its own, where the room is $0."""
+    prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
+    if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], check=False).returncode:
+        pytest.skip("mounting in a namespace is not allowed here")
+    return [*prefix, f'{"; ".join(setup)}; exec "$@"', str(ROOM / "ci")]
+
+
+def test_a_disk_that_fills_while_the_comparison_is_written(room, flow):
+    """A small disk at `report`: the comparison fits, the pages do not."""
+    small = in_mount_namespace('mount -t tmpfs -o size=64k tmpfs "$0/report"')
+    run = Disturbed("06", "--force", within=small)
+    output = failed(run.ends(120), run.child)
+    assert "06_Comparison failed in cell" in output and "could not be written: the disk is full" in output
+    assert nothing_unfinished(room)
+    Disturbed("06").finishes()
+    ours, theirs = (read_json(root / "report" / "comparison.json") for root in (flow.workspace.root, room))
+    assert first_differences(ours, theirs) == []
+
+
+def test_read_only_artifacts_are_named_before_anything_starts(room):
+    read_only = in_mount_namespace('mount --bind "$0" "$0"', 'mount -o remount,bind,ro "$0"')
+    run = Disturbed("01", "--force", within=read_only)
+    output = failed(run.ends(60), run.child)
+    assert "cannot be written: Read-only file system" in output and "01_Base_Accuracy: started" not in output
+
+
 def test_a_server_killed_while_it_starts(room):
     run = Disturbed("01", "--force")
     run.until(run.servers, "a server")[0].kill()
@@ -154,10 +187,14 @@ def test_a_server_that_hangs_is_ended_by_the_watchdog(room):
     assert "hung" in output and "unresponsive_seconds" in output
 
 
-def test_ctrl_c_stops_everything_within_ten_seconds(room):
+def test_a_second_run_is_refused_and_ctrl_c_stops_the_first_within_ten_seconds(room):
     run = Disturbed("01")
     run.until(run.servers, "a server")
-    time.sleep(5)  # the server and lm-eval import
+    second = Disturbed("06")
+    output, _ = second.child.communicate(timeout=60)
+    assert second.child.returncode == 1
+    assert f"process {run.child.pid}, started at {read_json(room / '.run.lock')['started_at']}" in output
+    run.look()
     run.child.send_signal(signal.SIGINT)
     output = run.ends(INTERRUPT_SECONDS)
     assert run.child.returncode == 130
@@ -189,6 +226,16 @@ def test_an_engine_killed_under_load_leaves_no_result(room):
     assert not (room / "results" / "base" / "performance.json").exists()
 
 
+def test_a_load_point_with_too_few_requests_is_marked_and_not_compared(room):
+    short = ("performance.seconds=1", "performance.repeats=1", "performance.slo=null", "performance.min_requests=1000")
+    Disturbed("02", *(word for value in short for word in ("--set", value))).finishes()
+    points = read_json(room / "results" / "base" / "performance.json")["points"]
+    assert points and not any(point["valid"] for point in points)
+    run = Disturbed("06", "--force")
+    output = failed(run.ends(60), run.child)
+    assert "of base is not valid" in output and "performance.min_requests is 1000" in output
+
+
 def test_a_server_killed_during_the_deploy_check(room):
     run = Disturbed("07", "--set", "deploy.candidate=w8a8-int8", "--set", "deploy.override_reason=a test", "--force")
     run.until(lambda: list(room.glob("logs/vllm-deploy-*.log")) and run.servers(), "a server")
@@ -209,3 +256,14 @@ def test_a_kernel_killed_while_it_compresses(room):
     assert "calibration.samples" in output and "DeadKernelError" in output
     assert Flow.open("ci", {}, ROOM).workspace.compression("w8a8-int8"), "what was finished is kept"
     assert not (room / "results" / "w4a16-int4" / "compression.json").exists()
+
+
+def test_a_checkpoint_that_may_not_grow_leaves_the_old_one(room):
+    """After the test above: only one candidate is left to make, which a limit on the size of files then stops."""
+    old = folder_digest(room / "models" / "w4a16-int4")
+    run = Disturbed("03", within=("prlimit", f"--fsize={64 << 20}"))
+    output = failed(run.ends(300), run.child)
+    assert "models/w4a16-int4 could not be written" in output and "ulimit -f" in output
+    assert nothing_unfinished(room) and folder_digest(room / "models" / "w4a16-int4") == old
+    Disturbed("03").finishes()
+    assert folder_digest(room / "models" / "w4a16-int4") == old

@@ -246,6 +246,18 @@ def test_a_server_killed_during_the_deploy_check(room):
     assert "07_Deploy failed" in output and "while it was needed" in output
 
 
+def test_a_checkpoint_that_may_not_grow_leaves_the_old_one(room):
+    """A limit on the size of files stops the one candidate that is left to make."""
+    old = folder_digest(room / "models" / "w8a8-int8")
+    (room / "results" / "w8a8-int8" / "compression.json").unlink(missing_ok=True)
+    run = Disturbed("03", within=("prlimit", f"--fsize={64 << 20}"))
+    output = failed(run.ends(300), run.child)
+    assert "models/w8a8-int8 could not be written" in output and "ulimit -f" in output
+    assert nothing_unfinished(room) and folder_digest(room / "models" / "w8a8-int8") == old
+    Disturbed("03").finishes()
+    assert folder_digest(room / "models" / "w8a8-int8") == old
+
+
 def test_a_kernel_killed_while_it_compresses(room):
     run = Disturbed("03", "--force")
     log = room / "logs" / "compress-w4a16-int4.log"
@@ -256,14 +268,3 @@ def test_a_kernel_killed_while_it_compresses(room):
     assert "calibration.samples" in output and "DeadKernelError" in output
     assert Flow.open("ci", {}, ROOM).workspace.compression("w8a8-int8"), "what was finished is kept"
     assert not (room / "results" / "w4a16-int4" / "compression.json").exists()
-
-
-def test_a_checkpoint_that_may_not_grow_leaves_the_old_one(room):
-    """After the test above: only one candidate is left to make, which a limit on the size of files then stops."""
-    old = folder_digest(room / "models" / "w4a16-int4")
-    run = Disturbed("03", within=("prlimit", f"--fsize={64 << 20}"))
-    output = failed(run.ends(300), run.child)
-    assert "models/w4a16-int4 could not be written" in output and "ulimit -f" in output
-    assert nothing_unfinished(room) and folder_digest(room / "models" / "w4a16-int4") == old
-    Disturbed("03").finishes()
-    assert folder_digest(room / "models" / "w4a16-int4") == old

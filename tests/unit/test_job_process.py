@@ -22,7 +22,7 @@ def do(action, log=None):
     if action == "start":
         return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
     if action == "wait":
-        time.sleep(600)
+        time.sleep(60)
     with written_to(Path(log)):
         print(action)
         subprocess.run(["echo", "from a child"], check=True)
@@ -46,6 +46,10 @@ def jobs(tmp_path):
 
 def nothing():
     pass
+
+
+def interrupted():
+    raise KeyboardInterrupt  # not by a signal: what starts the tests may have it ignored
 
 
 def test_what_a_job_prints_goes_to_its_log_and_the_rest_to_the_process_s(jobs, tmp_path):
@@ -74,7 +78,7 @@ def test_what_is_raised_meanwhile_comes_through_and_stopping_ends_all_that_was_s
     pid = jobs.do({"action": "start"}, 0.1, nothing)
     assert [process.pid for process in jobs.started()] == [pid]
     with pytest.raises(KeyboardInterrupt):
-        jobs.do({"action": "wait"}, 0.1, lambda: signal.raise_signal(signal.SIGINT))
+        jobs.do({"action": "wait"}, 0.1, interrupted)
     jobs.stop()
     assert processes.marked(VARIABLE, jobs.mark.__eq__) == []
     jobs.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import ipaddress
 import os
 import re
@@ -33,6 +34,7 @@ SERVER_MODULE = "model_serve_flow.engine"  # vLLM's own, but its engine ends wit
 KEY_VARIABLE = "MODEL_SERVE_FLOW_API_KEY"
 SERVER_VARIABLE = "MODEL_SERVE_FLOW_SERVER"  # marks every process of one server, also when its parent is gone
 LEAST_KEY_LENGTH = 16
+SHOWING = ("pandas", "matplotlib.figure", "matplotlib.backends.backend_svg")  # what tables and charts are made with
 LOG_TAIL_LINES = 25
 STOP_SECONDS = 20
 LEFTOVER_SECONDS = 2
@@ -370,9 +372,11 @@ def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
 
 
 def _wait_until_ready(servers: Sequence[_Started], seconds: int, meanwhile: Callable[[], object] | None = None) -> None:
-    deadline, unready = time.monotonic() + seconds, list(servers)
     if meanwhile is not None:
         meanwhile()
+    for module in SHOWING:  # the cells after the measurement need them; the start leaves a core free
+        importlib.import_module(module)
+    deadline, unready = time.monotonic() + seconds, list(servers)
     while time.monotonic() < deadline:
         unready = [server for server in servers if not server.answers()]
         if not unready:

@@ -1,16 +1,18 @@
 """The real llm-compressor and datasets, with a tiny random Llama: recipes, what they save, calibration data."""
 
 import json
+import shutil
 
 import pytest
 
 from model_serve_flow.calibration import calibration_dataset
 from model_serve_flow.checkpoint import verify_checkpoint
-from model_serve_flow.compression import compress
+from model_serve_flow.compression import adopt, compress
 from model_serve_flow.config import Recipe
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.recipes import SCHEMES, config_groups, recipe_modifiers
+from model_serve_flow.workspace import file_digest
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
 RECIPES = {
@@ -128,6 +130,25 @@ def test_a_corrupt_scale_in_a_real_checkpoint_is_found(flow):
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(FlowError, match=r"up_proj\.weight_scale is not finite"):
         verify_checkpoint(path.parent, flow.config.candidate("fp8").recipe)
+
+
+def test_a_ready_made_checkpoint_is_taken_over_and_verified(flow, tmp_path):
+    from llmcompressor import oneshot
+
+    made = compress(flow, "fp8", lambda model, recipe: oneshot(model=model, recipe=recipe_modifiers(recipe)))
+    sources = {"ready": flow.workspace.model("fp8"), "plain": flow.workspace.model("base")}
+    candidates = [{"name": name, "source": str(folder)} for name, folder in sources.items()]
+    other = Flow.open("ci", {"candidates": candidates}, tmp_path / "other")
+    shutil.copytree(flow.workspace.model("base"), other.workspace.model("base"))
+    taken = adopt(other, "ready")
+    assert taken == other.workspace.compression("ready")
+    assert (taken.scheme, taken.recipe, taken.origin) == ("FP8_DYNAMIC", None, str(sources["ready"]))
+    assert taken.base.sha256 == made.base.sha256
+    ours, theirs = other.workspace.model("ready"), sources["ready"]
+    assert file_digest(ours / "model.safetensors") == file_digest(theirs / "model.safetensors")
+    assert (taken.quantized_layers, taken.bits_per_weight) == (made.quantized_layers, made.bits_per_weight)
+    with pytest.raises(FlowError, match="not a quantised checkpoint"):
+        adopt(other, "plain")
 
 
 def test_calibration_is_templated_truncated_and_never_padded(flow, tokenizer):

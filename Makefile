@@ -6,6 +6,8 @@ BIN := $(ENVIRONMENTS)/notebook/bin
 TOOLS := $(ENVIRONMENTS)/tools
 LOCK := examples/model-serve-flow/environments/notebook/$(DEVICE).txt
 
+unexport PYTHONDONTWRITEBYTECODE   # set in many images; without compiled files every import takes three times as long
+
 .PHONY: demo test lab lint lock audit bench soak clean bootstrap environments
 .DEFAULT_GOAL := demo
 

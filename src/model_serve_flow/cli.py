@@ -158,7 +158,7 @@ def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
     for name in environments.NAMES:
         environments.ensure(name, device)
     python = str(environments.environment("notebook").python)
-    os.environ.update(environments.NO_TELEMETRY, JUPYTER_PATH=environments.jupyter_path())
+    os.environ.update(environments.PROCESS_VARIABLES, JUPYTER_PATH=environments.jupyter_path())
     folder = str(checkout() / MODULES)
     os.execv(python, [python, "-m", "jupyterlab", "--notebook-dir", folder, *QUIET_LAB, *arguments])
 

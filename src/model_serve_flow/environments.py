@@ -34,6 +34,12 @@ NO_TELEMETRY = {
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
 }
+PROCESS_VARIABLES = {  # of all that runs in an environment
+    **NO_TELEMETRY,
+    # Images of containers often forbid Python to keep what it compiled: each of a run's seven servers would compile
+    # PyTorch and vLLM anew, which is half of its start. Empty permits it.
+    "PYTHONDONTWRITEBYTECODE": "",
+}
 
 
 @dataclass(frozen=True)
@@ -223,7 +229,7 @@ def _register_kernel(built: Environment) -> None:
         "argv": [str(built.python), "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": f"model-serve-flow ({built.name})",
         "language": "python",
-        "env": NO_TELEMETRY,
+        "env": PROCESS_VARIABLES,
         "metadata": {"debugger": True},
     }
     (folder / "kernel.json").write_text(json.dumps(specification, indent=1) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from model_serve_flow.workspace import Workspace
 RUN_VARIABLE = "MODEL_SERVE_FLOW_RUN"  # marks every process of a run, whatever session or parent it has
 POLL_SECONDS = 0.5
 QUIET = {
-    **environments.NO_TELEMETRY,
+    **environments.PROCESS_VARIABLES,
     "PYTHONUNBUFFERED": "1",
     "TQDM_DISABLE": "1",  # nobody watches the bars, and each of their steps would be a line of the executed notebook
 }

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -50,6 +51,15 @@ def test_builds_once(checkout, uv):
     kernel = json.loads((built.jupyter_path / "kernels" / "model-serve-flow-serve" / "kernel.json").read_text())
     assert kernel["env"]["DO_NOT_TRACK"] == "1"
     assert str(built.jupyter_path) in environments.jupyter_path().split(":")
+
+
+def test_what_a_kernel_imports_is_compiled_once_whatever_the_image_says(checkout, uv, tmp_path):
+    built = environments.ensure("serve", "cpu")
+    kernel = json.loads((built.jupyter_path / "kernels" / "model-serve-flow-serve" / "kernel.json").read_text())
+    (tmp_path / "lesson.py").touch()
+    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tmp_path), **kernel["env"]}
+    subprocess.run([sys.executable, "-c", "import lesson"], env=variables, check=True)
+    assert list(tmp_path.glob("__pycache__/lesson.*.pyc"))
 
 
 def test_changed_lock_builds_again(checkout, uv):

@@ -1,5 +1,7 @@
 PYTHON ?= python3
-PROFILE ?= cpu-smollm2
+# vLLM serves INT4 on processors with AVX-512 only; profiles for others compare two ways to INT8.
+PROCESSOR := $(if $(shell grep -m1 -o avx512f /proc/cpuinfo),,-avx2)
+PROFILE ?= cpu-smollm2$(PROCESSOR)
 DEVICE ?= cpu
 ENVIRONMENTS := $(or $(MODEL_SERVE_FLOW_ENVIRONMENTS),.environments)
 BIN := $(ENVIRONMENTS)/notebook/bin
@@ -36,10 +38,10 @@ audit: bootstrap  ## known vulnerabilities of every pin; `make audit AUDIT="--ig
 	$(BIN)/python -m model_serve_flow.audit $(AUDIT)
 
 bench: bootstrap
-	$(BIN)/python docs/benchmarks/bench.py
+	$(BIN)/python docs/benchmarks/bench.py $(PROFILE)
 
 soak: environments   ## kills the flow at random points, for hours; `make soak SOAK="--points 40 --seed 1"`
-	$(BIN)/python tests/soak/soak.py --artifacts artifacts/soak $(SOAK)
+	$(BIN)/python tests/soak/soak.py --profile ci$(PROCESSOR) --artifacts artifacts/soak $(SOAK)
 
 clean:            ## the environments and caches; artifacts stay
 	rm -rf $(ENVIRONMENTS) .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """Times `make demo` in a fresh clone in an empty folder, as a new user has it, and once more with all in place.
 
-`make bench` writes `cpu-smollm2.json` beside this file and prints it. It takes half an hour; run it on an idle machine.
+`make bench` writes `<profile>.json` beside this file and prints it. It takes half an hour, without AVX-512 an hour;
+run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -24,8 +26,6 @@ from model_serve_flow.machine import inspect_machine
 from model_serve_flow.workspace import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULT = Path(__file__).with_name("cpu-smollm2.json")
-PROFILE = "cpu-smollm2"
 TOOL_CELLS = ("serve(flow", "serve_each(flow", "from llmcompressor import", "compress(flow")
 
 
@@ -95,7 +95,7 @@ def in_tools(flow: Flow) -> dict[str, float]:
     }
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, profile: str) -> dict[str, Any]:
     """Two runs in a fresh clone of HEAD, and where the time of the second went.
 
     The first builds the environments and fills the cache; the second finds both and makes all artifacts anew.
@@ -103,16 +103,17 @@ def measure(folder: Path) -> dict[str, Any]:
     if changes := subprocess.check_output(["git", "status", "--porcelain"], cwd=ROOT, text=True):
         raise SystemExit(f"A clone holds what is committed; commit or stash these first:\n{changes}")
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    fresh = timed(["make", "demo"], folder)
-    fresh["outside_the_tools_percent"] = breakdown(folder)["outside_the_tools_percent"]
+    demo = ["make", "demo", f"PROFILE={profile}"]
+    fresh = timed(demo, folder)
+    fresh["outside_the_tools_percent"] = breakdown(folder, profile)["outside_the_tools_percent"]
     shutil.rmtree(folder / "artifacts")
-    again = timed(["make", "demo"], folder)
-    return {"fresh_clone": fresh, "environments_in_place": again, **breakdown(folder)}
+    again = timed(demo, folder)
+    return {"fresh_clone": fresh, "environments_in_place": again, **breakdown(folder, profile)}
 
 
-def breakdown(folder: Path) -> dict[str, Any]:
+def breakdown(folder: Path, profile: str) -> dict[str, Any]:
     """Where the seconds of a finished `make demo` in `folder` went, and on what they were measured."""
-    flow = Flow.open(str(folder / MODULES / "profiles" / f"{PROFILE}.yaml"), {}, folder / "artifacts")
+    flow = Flow.open(str(folder / MODULES / "profiles" / f"{profile}.yaml"), {}, folder / "artifacts")
     manifest = read_json(flow.workspace.manifest)
     steps = {module: step["seconds"] for module, step in manifest["steps"].items()}
     tools = {tool: round(seconds, 1) for tool, seconds in in_tools(flow).items()}
@@ -132,8 +133,8 @@ def breakdown(folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Measures, writes the figures, prints them."""
     with tempfile.TemporaryDirectory() as temporary:
-        figures = measure(Path(temporary) / "model-serve-flow")
-    write_json(RESULT, figures)
+        figures = measure(Path(temporary) / "model-serve-flow", sys.argv[1])
+    write_json(Path(__file__).with_name(f"{sys.argv[1]}.json"), figures)
     print(json.dumps(figures, indent=1))
 
 

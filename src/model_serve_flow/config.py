@@ -242,7 +242,7 @@ class Engine(Section):
     """How vLLM serves every model of the flow: one setting, so that what is measured is what is deployed."""
 
     max_model_len: Annotated[int, Field(gt=0)]
-    dtype: Literal["bfloat16", "float16", "auto"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16"
     enforce_eager: bool = False
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     kv_cache_gib: Annotated[int, Field(gt=0)] | None = Field(default=None, description="CPU only: size of the KV cache")

@@ -23,6 +23,7 @@ from model_serve_flow.results import Record
 
 GIB = 1 << 30
 BYTES_PER_WEIGHT = 2  # BF16
+INT4_FEATURE = "avx512f"  # on x86-64: without it vLLM's CPU build 0.32 takes a W4A16 checkpoint and fails at a request
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16")
 RUNTIME_BYTES = 2 * GIB  # Python, PyTorch and the engine's own buffers, without weights and KV cache
 RESULTS_BYTES = GIB // 2  # results, logs, executed notebooks, report
@@ -199,7 +200,7 @@ def _existing(folder: Path) -> Path:
 def estimate(flow: Flow) -> Estimate:
     """Memory and disk the profile needs, from the number of weights P alone, so before anything is downloaded.
 
-    - weights = 2 P bytes (BF16)
+    - weights = 2 P bytes (BF16); served with `engine.dtype: float32` they are twice as wide
     - KV cache = what `engine.kv_cache_gib` reserves (CPU), else 8 P^0.425 bytes per token (SmolLM2-135M: 23,040;
       Llama-3.1-8B: 131,072; Llama-3.1-70B: 327,680) x (prompt + output tokens) x the highest concurrency
     - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU; that of all candidates, each
@@ -214,6 +215,7 @@ def estimate(flow: Flow) -> Estimate:
     config = flow.config
     parameters = config.model.parameters
     weights = BYTES_PER_WEIGHT * parameters
+    served = weights * (2 if config.engine.dtype == "float32" else 1)
     kv_cache = _kv_cache_bytes(config)
     calibration = _calibration_bytes(config)
     servers = len(config.candidates) if config.engine.start_together else 1
@@ -221,7 +223,7 @@ def estimate(flow: Flow) -> Estimate:
     return Estimate(
         weights_bytes=weights,
         kv_cache_bytes=kv_cache,
-        serve_bytes=(weights + kv_cache + RUNTIME_BYTES) * servers,
+        serve_bytes=(served + kv_cache + RUNTIME_BYTES) * servers,
         calibration_bytes=calibration,
         compress_bytes=2 * weights + calibration + RUNTIME_BYTES,
         disk_bytes=int(weights * copies + RESULTS_BYTES),
@@ -254,6 +256,7 @@ def check(flow: Flow, machine: Machine) -> list[Check]:
     if flow.config.device == "cpu":
         checks = [
             _check_cpu(machine),
+            *_check_int4(flow, machine),
             _fits("memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE),
         ]
     else:
@@ -323,6 +326,23 @@ def _check_cpu(machine: Machine) -> Check:
         needed="AVX2 on x86-64",
         advice="vLLM's CPU build does not start on this processor: use a newer one.",
     )
+
+
+def _check_int4(flow: Flow, machine: Machine) -> list[Check]:
+    """Whether the engine will have a kernel for the candidates with 4-bit weights; nothing if there are none."""
+    names = [c.name for c in flow.candidates if c.recipe and c.recipe.scheme.startswith("W4")]
+    if not names or machine.architecture != "x86_64":
+        return []
+    there = INT4_FEATURE in machine.cpu_features
+    return [
+        Check(
+            name="CPU for INT4",
+            ok=there,
+            value=f"{'' if there else 'no '}{INT4_FEATURE}",
+            needed=f"{INT4_FEATURE} (AVX-512), for vLLM's kernel that serves {', '.join(names)}",
+            advice="Use a processor with AVX-512, or a profile without them, such as cpu-smollm2-avx2.",
+        )
+    ]
 
 
 def _check_port() -> Check:

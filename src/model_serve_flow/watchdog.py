@@ -25,8 +25,8 @@ def watched(server: Server, seconds: float) -> Iterator[None]:
     """While the block runs, kills the server (and sets `server.hung`) if it is idle and leaves one token unanswered.
 
     A server whose processes computed in the last five seconds is left alone. Of one that did not, one token is asked
-    for; an idle engine gives it in milliseconds. An engine that computes for ever without an answer is not found
-    here: its clients' own limits end that.
+    for; an idle engine gives it in milliseconds, and one that got work in that moment computes while the token waits.
+    An engine that computes for ever without an answer is not found here: its clients' own limits end that.
 
     Args:
         seconds: how long the token may take.
@@ -44,10 +44,14 @@ def _watch(server: Server, seconds: float, stop: threading.Event) -> None:
     used = _cpu_seconds(server)
     while not stop.wait(INTERVAL_SECONDS):
         before, used = used, _cpu_seconds(server)
-        if used - before < BUSY_SHARE_OF_A_CORE * INTERVAL_SECONDS and not _answers(server, seconds):
-            if not stop.is_set():
-                _kill(server)
-            return
+        if used - before >= BUSY_SHARE_OF_A_CORE * INTERVAL_SECONDS or _answers(server, seconds):
+            continue
+        before, used = used, _cpu_seconds(server)
+        if used - before >= BUSY_SHARE_OF_A_CORE * seconds:
+            continue  # it computes again: the token waits behind requests that came at the same moment
+        if not stop.is_set():
+            _kill(server)
+        return
 
 
 def _cpu_seconds(server: Server) -> float:

@@ -1,4 +1,6 @@
-"""The `ci` profile, run once by the command line for all end-to-end tests: real notebooks, engine, model, data.
+"""The profile `ci`, or `ci-avx2`, run once by the command line for all end-to-end tests.
+
+Real notebooks, engine, model and data.
 
 A mirror is filled first, from the package index; the flow then runs from it where no network is, if the machine allows
 that. Secrets are set, and every command line that runs meanwhile is looked at.
@@ -15,6 +17,7 @@ import psutil
 import pytest
 from support.canary import ProcessWatch
 from support.isolation import isolated, namespaces_allowed
+from support.profiles import CI
 
 from model_serve_flow.flow import Flow
 
@@ -32,7 +35,7 @@ SECRETS = {
 }
 
 
-def flow_command(*arguments: str, profile: str = "ci", artifacts: Path = ARTIFACTS) -> list[str]:
+def flow_command(*arguments: str, profile: str = CI, artifacts: Path = ARTIFACTS) -> list[str]:
     return [*PROGRAM, "run", "--profile", profile, "--artifacts", str(artifacts), *arguments]
 
 
@@ -73,7 +76,7 @@ def watched() -> Watched:
     watched = Watched()
     run = flow_command("--mirror", str(MIRROR))
     with watched.processes():
-        watched.call([*PROGRAM, "mirror", "--profile", "ci", "--to", str(MIRROR)])
+        watched.call([*PROGRAM, "mirror", "--profile", CI, "--to", str(MIRROR)])
         watched.call(isolated(run) if watched.offline else run)
     return watched
 
@@ -81,4 +84,4 @@ def watched() -> Watched:
 @pytest.fixture(scope="session")
 def flow(watched: Watched) -> Flow:
     """The finished flow."""
-    return Flow.open("ci", {}, ARTIFACTS)
+    return Flow.open(CI, {}, ARTIFACTS)

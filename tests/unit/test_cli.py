@@ -5,7 +5,7 @@ from model_serve_flow import cli, environments, machine, runner
 from model_serve_flow.cli import main
 from model_serve_flow.errors import FlowError
 
-PROFILES = ("cpu-smollm2", "ci", "gpu-llama-3.1-8b")
+PROFILES = ("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "gpu-llama-3.1-8b")
 
 
 @pytest.fixture

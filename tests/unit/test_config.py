@@ -4,7 +4,7 @@ import yaml
 from model_serve_flow.config import load_profile, parse_set, profiles_folder
 from model_serve_flow.errors import FlowError
 
-PROFILES = ("cpu-smollm2", "ci", "gpu-llama-3.1-8b")
+PROFILES = ("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "gpu-llama-3.1-8b")
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -24,9 +24,9 @@ from model_serve_flow.machine import (
 )
 
 ROOMY = Machine(
-    os="Linux", kernel="6", python="3.11", architecture="x86_64", cpu="a CPU", cores=8, cpu_features=("avx2",),
-    memory_bytes=128 * GIB, memory_available_bytes=100 * GIB, disk_free_bytes=500 * GIB, gpus=(),
-    gpu_problem="none here",
+    os="Linux", kernel="6", python="3.11", architecture="x86_64", cpu="a CPU", cores=8,
+    cpu_features=("avx2", "avx512f"), memory_bytes=128 * GIB, memory_available_bytes=100 * GIB,
+    disk_free_bytes=500 * GIB, gpus=(), gpu_problem="none here",
 )  # fmt: skip
 L40S = Gpu(name="NVIDIA L40S", memory_bytes=46068 << 20, driver="570.1", compute_capability="8.9")
 
@@ -132,12 +132,25 @@ def test_the_reference_gpu_fits_and_half_of_it_does_not(tmp_path: Path) -> None:
         ({"memory_available_bytes": 3 * GIB}, {"memory to serve"}),
         ({"memory_available_bytes": GIB}, {"memory to serve", "memory to compress"}),
         ({"disk_free_bytes": GIB // 2}, {"disk"}),
-        ({"cpu_features": ()}, {"CPU"}),
+        ({"cpu_features": ()}, {"CPU", "CPU for INT4"}),
+        ({"cpu_features": ("avx2",)}, {"CPU for INT4"}),
         ({"cpu_features": (), "architecture": "aarch64"}, set()),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, object], failed: set[str]) -> None:
     assert failures(open_flow(tmp_path), ROOMY.model_copy(update=change)) == failed
+
+
+def test_without_avx_512_the_message_names_the_candidates_and_the_profile_that_fits(tmp_path: Path) -> None:
+    plain = ROOMY.model_copy(update={"cpu_features": ("avx2",)})
+    with pytest.raises(FlowError, match=r"no avx512f; needed: .*w4a16-int4.*cpu-smollm2-avx2"):
+        require(check(open_flow(tmp_path), plain))
+    assert failures(open_flow(tmp_path, "cpu-smollm2-avx2"), plain) == set()
+
+
+def test_served_in_float32_the_weights_take_twice_the_memory(tmp_path: Path) -> None:
+    narrow, wide = (estimate(open_flow(tmp_path, engine__dtype=name)) for name in ("bfloat16", "float32"))
+    assert wide.serve_bytes - narrow.serve_bytes == 2 * narrow.weights_bytes  # two candidates start together
 
 
 def test_models_already_there_need_no_disk_again(tmp_path: Path) -> None:

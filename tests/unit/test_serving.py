@@ -41,6 +41,9 @@ COMPUTES = (
     )
 )
 
+# idle until it is asked; then other work comes first, as if it had arrived at the same moment
+GETS_WORK = HEALTHY.replace("self.rfile.read", "[None for _ in iter(int, 1)]; self.rfile.read")
+
 
 @pytest.fixture
 def flow(tmp_path):
@@ -222,10 +225,10 @@ def test_a_server_that_computes_or_answers_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(watchdog, "INTERVAL_SECONDS", 0.2)
     flow = Flow.open("ci", {"engine.startup_seconds": 20, "engine.unresponsive_seconds": 1}, tmp_path)
     flow.workspace.model("base").mkdir(parents=True)
-    for code in (HEALTHY, COMPUTES):
+    for code in (HEALTHY, COMPUTES, GETS_WORK):
         engine(monkeypatch, code)
         with serving.serve(flow, "base") as running:
-            time.sleep(2.5)
+            time.sleep(3.5)
             running.require_alive()
             assert running.process.is_running()
 

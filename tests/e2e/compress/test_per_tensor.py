@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from conftest import ARTIFACTS, PER_TENSOR
+from support.profiles import CI
 
 from model_serve_flow.checkpoint import verify_checkpoint
 from model_serve_flow.flow import Flow
@@ -20,7 +21,7 @@ SAMPLES, TOKENS = 16, 128
 def checkpoint():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    base = Flow.open("ci", {}, ARTIFACTS).workspace.model("base")
+    base = Flow.open(CI, {}, ARTIFACTS).workspace.model("base")
     assert base.is_dir(), "run the flow first: pytest tests/e2e/notebook"
     shutil.rmtree(PER_TENSOR, ignore_errors=True)
     tokenizer = AutoTokenizer.from_pretrained(base)

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import ARTIFACTS, run_flow
+from support.profiles import HAS_INT4, INT4_MISSING, candidates
 
 from model_serve_flow.steps import STEPS
 from model_serve_flow.workspace import read_json
@@ -28,6 +29,10 @@ def test_w8a8_is_small_and_served_by_the_int8_kernel(flow):
         assert any("Int8" in kernel for kernel in kind("w8a8-int8").engine.kernels)
 
 
+needs_int4 = pytest.mark.skipif(not HAS_INT4, reason=INT4_MISSING)
+
+
+@needs_int4
 def test_w4a16_is_half_the_size_and_served_by_the_4_bit_kernel(flow):
     candidate = next(c for c in flow.workspace.comparison().candidates if c.name == "w4a16-int4")
     assert candidate.size_ratio <= 0.50
@@ -61,7 +66,7 @@ def test_one_task_is_clearly_above_chance(flow):
 
 
 def test_every_accuracy_figure_follows_from_its_items(flow):
-    for name in ("base", "w8a8-int8", "w4a16-int4"):
+    for name in ("base", *candidates(flow)):
         tasks = flow.workspace.accuracy(name).tasks
         for task in ("mmlu_dev", "word_analogies"):
             items = tasks[task].items
@@ -84,7 +89,7 @@ def test_items_and_load_are_the_same_for_base_and_candidates(flow):
 
 
 def test_calibration_was_never_padded(flow):
-    calibration = flow.workspace.compression("w4a16-int4").calibration
+    calibration = flow.workspace.compression(candidates(flow)[-1]).calibration
     assert calibration.padding_fraction == 0
     assert calibration.chat_template
     assert calibration.samples == flow.config.calibration.samples
@@ -140,6 +145,7 @@ def test_the_comparison_follows_from_the_items(flow):
             assert found.mcnemar_p == pytest.approx(exact)
 
 
+@needs_int4
 def test_int8_is_nearer_to_the_base_than_4_bits_and_farther_than_the_noise(flow):
     int8, int4 = flow.workspace.comparison().candidates
     noise = int8.noise_floor
@@ -149,7 +155,7 @@ def test_int8_is_nearer_to_the_base_than_4_bits_and_farther_than_the_noise(flow)
 
 
 def test_capacity_was_searched_for_every_model_and_no_load_point_is_missing(flow):
-    for name in ("base", *(candidate.name for candidate in flow.candidates)):
+    for name in ("base", *candidates(flow)):
         capacity = flow.workspace.performance(name).capacity
         assert capacity.low <= capacity.streams <= flow.config.performance.slo.max_streams
         assert capacity.probes or capacity.streams == 0

@@ -3,6 +3,7 @@
 import pytest
 from conftest import ARTIFACTS, CANARY, SECRETS
 from support.canary import files_with
+from support.profiles import CI
 
 
 def test_no_command_line_showed_a_secret(watched):
@@ -12,7 +13,7 @@ def test_no_command_line_showed_a_secret(watched):
 
 def test_no_file_and_no_message_holds_a_secret(flow, watched):
     """Every byte of models, results, raw outputs, logs, notebooks, manifests and the report."""
-    assert files_with(ARTIFACTS / "ci", CANARY.encode()) == []
+    assert files_with(ARTIFACTS / CI, CANARY.encode()) == []
     assert CANARY not in watched.output
 
 

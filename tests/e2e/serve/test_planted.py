@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ARTIFACTS, PER_TENSOR
+from support.profiles import CI, HAS_INT4, INT4_MISSING
 
 from model_serve_flow.accuracy import measure_accuracy
 from model_serve_flow.comparison import compare_workspace
@@ -25,9 +26,9 @@ PLANTED_LAYER = "model.layers.15.mlp.down_proj"
 @pytest.fixture
 def broken(tmp_path):
     """A workspace of its own, with room for planted models."""
-    finished = Flow.open("ci", {}, ARTIFACTS)
+    finished = Flow.open(CI, {}, ARTIFACTS)
     assert finished.workspace.model("base").is_dir(), "run the flow first: pytest tests/e2e/notebook"
-    planted = Flow.open("ci", {}, tmp_path)
+    planted = Flow.open(CI, {}, tmp_path)
     planted.workspace.model("base").parent.mkdir(parents=True)
     return finished, planted
 
@@ -35,12 +36,12 @@ def broken(tmp_path):
 @pytest.fixture
 def plant(tmp_path):
     """Makes a workspace that has the finished run's base and data, and one candidate with a checkpoint of its own."""
-    finished = Flow.open("ci", {}, ARTIFACTS)
+    finished = Flow.open(CI, {}, ARTIFACTS)
     assert finished.workspace.model("base").is_dir(), "run the flow first: pytest tests/e2e/notebook"
 
     def make(name: str, checkpoint: Path | None = None) -> tuple[Flow, Flow]:
         only = {"candidates": [finished.config.candidate(name).model_dump(mode="json")]}
-        flow, theirs = Flow.open("ci", only, tmp_path), finished.workspace
+        flow, theirs = Flow.open(CI, only, tmp_path), finished.workspace
         flow.workspace.model(name).parent.mkdir(parents=True)
         flow.workspace.data.symlink_to(theirs.data)
         flow.workspace.model("base").symlink_to(theirs.model("base"))
@@ -105,6 +106,7 @@ def test_one_layer_whose_weights_are_shuffled_does_not_ship(plant):
     assert candidate.verdict != "SHIP", candidate.reasons
 
 
+@pytest.mark.skipif(not HAS_INT4, reason=INT4_MISSING)
 def test_4_bits_with_one_scale_per_tensor_calibrated_on_random_tokens_do_not_ship(plant):
     assert PER_TENSOR.is_dir(), "make the checkpoint first: pytest tests/e2e/compress"
     finished, flow = plant(INT4, PER_TENSOR)

@@ -13,7 +13,7 @@ from model_serve_flow.comparability import (
     require_comparable,
 )
 from model_serve_flow.config import FlowConfig
-from model_serve_flow.diagnosis import diagnose
+from model_serve_flow.diagnosis import diagnose, held_in_float32
 from model_serve_flow.differences import Differences, compare_suite, compare_task
 from model_serve_flow.flow import Flow
 from model_serve_flow.pairs import flipped_items, pair, primary_metric
@@ -128,7 +128,10 @@ def _answers(config: FlowConfig, base: BaseResults, candidate: CandidateResults)
 
 def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> dict[str, Any]:
     """Fields on what serving the candidate takes: speed, capacity, cost, memory and the diagnosis."""
-    performance, sizes = candidate.performance, (base.accuracy.model.size_bytes, candidate.compression.model.size_bytes)
+    performance, made = candidate.performance, candidate.compression
+    sizes = (base.accuracy.model.size_bytes, made.model.size_bytes)
+    if config.engine.dtype == "float32":
+        sizes = held_in_float32(*sizes, made.bits_per_weight)
     return {
         "performance": speed_points(base.performance, performance),
         "capacity": performance.capacity,

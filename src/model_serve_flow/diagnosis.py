@@ -34,13 +34,14 @@ def diagnose(
     - reached = measured / expected
     - decode share = 1 - time to first token / request latency, of the base (means)
 
-    All at the lowest concurrency measured, normally 1. Bytes per token are taken as the size of the weight files. That
-    counts the whole of an embedding table that is not tied to the output layer, though a token reads one row of it, and
-    leaves out the KV cache and the activations, which are small beside the weights at one short request.
+    All at the lowest concurrency measured, normally 1. Bytes per token are taken as the size of the weight files, in
+    FP32 as `held_in_float32` says. That counts the whole of an embedding table that is not tied to the output layer,
+    though a token reads one row of it, and leaves out the KV cache and the activations, which are small beside the
+    weights at one short request.
 
     Args:
         base, candidate: measurements at the same load points.
-        base_bytes, candidate_bytes: size of the weight files.
+        base_bytes, candidate_bytes: what the engine holds of the weight files.
         kernel: name of the linear kernel that served the candidate.
 
     Raises:
@@ -62,6 +63,20 @@ def diagnose(
         reached=measured / expected,
         sentence=f"{_where(ours, bound)} {_bytes(base_bytes, candidate_bytes)} {_finding(measured, expected, kernel)}",
     )
+
+
+def held_in_float32(base_bytes: int, candidate_bytes: int, bits_per_weight: float) -> tuple[int, int]:
+    """Bytes that an engine holds of both models with `engine.dtype: float32`: what is stored in 16 bits, twice.
+
+    Of the candidate that is all but the quantised weights. With 16 bits for each of them in the base, their number is
+    (base bytes - candidate bytes) / (2 - bits_per_weight / 8).
+
+    Args:
+        base_bytes, candidate_bytes: size of the weight files; the base's are in 16 bits.
+        bits_per_weight: of the candidate's quantised weights, scales included.
+    """
+    quantised = (base_bytes - candidate_bytes) / (2 - bits_per_weight / 8)
+    return 2 * base_bytes, round(candidate_bytes + base_bytes - 2 * quantised)
 
 
 def _lowest(result: PerformanceResult) -> _Lowest:

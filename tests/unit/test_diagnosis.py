@@ -3,7 +3,7 @@
 import pytest
 from factories import load_point, performance
 
-from model_serve_flow.diagnosis import diagnose
+from model_serve_flow.diagnosis import diagnose, held_in_float32
 from model_serve_flow.results import Latency
 
 BASE_BYTES, INT8_BYTES, INT4_BYTES = 269_060_552, 163_226_688, 113_175_416
@@ -36,6 +36,13 @@ def test_the_figures_are_those_of_the_lowest_load_over_its_repeats():
     assert found.expected_speedup == pytest.approx(1.648, abs=1e-3)
     assert found.reached == pytest.approx(20 / 14 / 1.648, abs=1e-3)
     assert (found.base_bytes_per_token, found.candidate_bytes_per_token) == (BASE_BYTES, INT8_BYTES)
+
+
+def test_an_engine_that_computes_in_float32_holds_all_but_the_quantised_weights_twice_as_wide():
+    base, int8 = held_in_float32(BASE_BYTES, INT8_BYTES, 8.03)
+    assert base == 2 * BASE_BYTES
+    embeddings_and_norms = 2 * (49152 * 576 + 61 * 576)  # all that INT8 leaves in 16 bits
+    assert int8 == pytest.approx(INT8_BYTES + embeddings_and_norms, rel=0.002)
 
 
 @pytest.mark.parametrize(

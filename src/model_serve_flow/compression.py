@@ -18,7 +18,16 @@ from model_serve_flow.checkpoint import inspect_checkpoint, verify_checkpoint, v
 from model_serve_flow.config import Candidate, Recipe
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.machine import available_memory, compress_advice, estimate, gib
+from model_serve_flow.machine import (
+    available_memory,
+    check_int4,
+    compress_advice,
+    estimate,
+    gib,
+    inspect_machine,
+    is_int4,
+    require,
+)
 from model_serve_flow.manifest import package_versions
 from model_serve_flow.recipes import algorithm_text, check_group_size
 from model_serve_flow.results import CalibrationFacts, CompressionResult
@@ -156,8 +165,8 @@ def adopt(flow: Flow, name: str) -> CompressionResult:
     """Takes over the ready-made checkpoint of the candidate `name`, verifies it and writes its `compression.json`.
 
     Raises:
-        FlowError: the source cannot be had, its checkpoint is not quantised or not whole, or its tokenizer or chat
-            template is not the base's.
+        FlowError: the source cannot be had, its checkpoint is not quantised or not whole, its tokenizer or chat
+            template is not the base's, or the engine has no kernel for it on this processor.
     """
     candidate = flow.config.candidate(name)
     if candidate.source is None:
@@ -165,8 +174,10 @@ def adopt(flow: Flow, name: str) -> CompressionResult:
     trust = {"trust_remote_code": flow.config.model.trust_remote_code}
     started = time.perf_counter()
     resolve_checkpoint(candidate.source, candidate.revision, flow.workspace.model(name), **trust)
-    verify_checkpoint(flow.workspace.model(name), **trust)
+    checkpoint = verify_checkpoint(flow.workspace.model(name), **trust)
     verify_same_tokenizer(flow.workspace.model("base"), flow.workspace.model(name), **trust)
+    if flow.config.device == "cpu" and is_int4(checkpoint.scheme):
+        require([check_int4([name], inspect_machine())])
     return _record(flow, candidate, Cost(seconds=time.perf_counter() - started), {})
 
 

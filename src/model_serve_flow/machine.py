@@ -253,10 +253,11 @@ def _size_ratio(candidate: Candidate) -> float:
 def check(flow: Flow, machine: Machine) -> list[Check]:
     """Holds the estimate against the machine: one line per thing that has to fit."""
     need = estimate(flow)
+    int4 = [c.name for c in flow.candidates if c.recipe and is_int4(c.recipe.scheme)]
     if flow.config.device == "cpu":
         checks = [
             _check_cpu(machine),
-            *_check_int4(flow, machine),
+            *([check_int4(int4, machine)] if int4 else []),
             _fits("memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE),
         ]
     else:
@@ -328,21 +329,21 @@ def _check_cpu(machine: Machine) -> Check:
     )
 
 
-def _check_int4(flow: Flow, machine: Machine) -> list[Check]:
-    """Whether the engine will have a kernel for the candidates with 4-bit weights; nothing if there are none."""
-    names = [c.name for c in flow.candidates if c.recipe and c.recipe.scheme.startswith("W4")]
-    if not names or machine.architecture != "x86_64":
-        return []
-    there = INT4_FEATURE in machine.cpu_features
-    return [
-        Check(
-            name="CPU for INT4",
-            ok=there,
-            value=f"{'' if there else 'no '}{INT4_FEATURE}",
-            needed=f"{INT4_FEATURE} (AVX-512), for vLLM's kernel that serves {', '.join(names)}",
-            advice="Use a processor with AVX-512, or a profile without them, such as cpu-smollm2-avx2.",
-        )
-    ]
+def is_int4(scheme: str) -> bool:
+    """Whether a scheme such as W4A16_ASYM stores 4-bit weights."""
+    return scheme.startswith("W4")
+
+
+def check_int4(names: Sequence[str], machine: Machine) -> Check:
+    """Whether vLLM's CPU build has its kernel for 4-bit weights on this processor, to serve the candidates `names`."""
+    there = machine.architecture != "x86_64" or INT4_FEATURE in machine.cpu_features
+    return Check(
+        name="CPU for INT4",
+        ok=there,
+        value=f"{machine.architecture} {'with' if there else 'without'} {INT4_FEATURE}",
+        needed=f"{INT4_FEATURE} (AVX-512) on x86-64, for vLLM's kernel that serves {', '.join(names)}",
+        advice="Use a processor with AVX-512, or a profile without such candidates, as cpu-smollm2-avx2 is.",
+    )
 
 
 def _check_port() -> Check:

@@ -7,6 +7,7 @@ that. Secrets are set, and every command line that runs meanwhile is looked at.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,15 @@ def call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 def run_flow(*arguments: str, **where: object) -> subprocess.CompletedProcess[str]:
     return call(flow_command(*arguments, **where))
+
+
+def copy_linked(source: Path, destination: Path) -> None:
+    """Copies a workspace; weights are linked, as they are only read. The rest is not: a log is written in place."""
+
+    def copy(file: str, to: str) -> None:
+        (os.link if file.endswith(".safetensors") else shutil.copy2)(file, to)
+
+    shutil.copytree(source, destination, copy_function=copy)
 
 
 class Watched:

@@ -6,12 +6,14 @@ import pytest
 from factories import tiny_config
 from transformers import AutoConfig, LlamaConfig
 
+from model_serve_flow import compression
 from model_serve_flow.accuracy import measure_accuracy
 from model_serve_flow.checkpoint import inspect_checkpoint, scheme_name, verify_checkpoint, verify_same_tokenizer
 from model_serve_flow.compression import adopt
 from model_serve_flow.config import Recipe
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.machine import inspect_machine
 from model_serve_flow.recipes import config_groups, linear_layers
 
 W4 = Recipe(scheme="W4A16", algorithm="gptq", group_size=32)
@@ -253,6 +255,16 @@ def test_a_tokenizer_that_is_not_there_is_an_error_of_the_flow(tmp_path):
     (tmp_path / "candidate").mkdir()
     with pytest.raises(FlowError, match="cannot be loaded"):
         verify_same_tokenizer(save_tokenizer(tmp_path / "base"), tmp_path / "candidate")
+
+
+def test_a_4_bit_checkpoint_is_not_adopted_where_the_engine_cannot_serve_it(made, tmp_path, monkeypatch):
+    plain = inspect_machine().model_copy(update={"architecture": "x86_64", "cpu_features": ("avx2",)})
+    monkeypatch.setattr(compression, "inspect_machine", lambda: plain)
+    flow = Flow.open("ci", {"candidates": [{"name": "ready-made", "source": str(made())}]}, tmp_path / "artifacts")
+    save_tokenizer(flow.workspace.model("base"))
+    save_tokenizer(made())
+    with pytest.raises(FlowError, match=r"without avx512f; needed: .*ready-made"):
+        adopt(flow, "ready-made")
 
 
 def test_a_candidate_with_another_chat_template_is_neither_adopted_nor_measured(made, tmp_path):

@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, object], f
 
 def test_without_avx_512_the_message_names_the_candidates_and_the_profile_that_fits(tmp_path: Path) -> None:
     plain = ROOMY.model_copy(update={"cpu_features": ("avx2",)})
-    with pytest.raises(FlowError, match=r"no avx512f; needed: .*w4a16-int4.*cpu-smollm2-avx2"):
+    with pytest.raises(FlowError, match=r"without avx512f; needed: .*w4a16-int4.*cpu-smollm2-avx2"):
         require(check(open_flow(tmp_path), plain))
     assert failures(open_flow(tmp_path, "cpu-smollm2-avx2"), plain) == set()
 

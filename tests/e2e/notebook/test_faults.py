@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, SECRETS, flow_command
+from conftest import ROOT, SECRETS, copy_linked, flow_command
 from soak.comparable import comparable, first_differences
 from support.profiles import CI, candidates
 
@@ -119,16 +119,11 @@ def is_server(process: psutil.Process) -> bool:
 def room(flow) -> Path:
     """A workspace with the model and the data of the undisturbed one, by links: they are only read."""
     shutil.rmtree(ROOM, ignore_errors=True)
-    shutil.copytree(flow.workspace.root, ROOM / CI, copy_function=copy)
+    copy_linked(flow.workspace.root, ROOM / CI)
     for name in ("base", *candidates(flow)):
         shutil.rmtree(ROOM / CI / "results" / name / "raw")
     yield ROOM / CI
     shutil.rmtree(ROOM)
-
-
-def copy(source: str, destination: str) -> None:
-    """Weights are linked, everything else is copied: a log is written in place."""
-    (os.link if source.endswith(".safetensors") else shutil.copy2)(source, destination)
 
 
 def failed(output: str, child: subprocess.Popen) -> str:

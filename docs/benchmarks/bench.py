@@ -1,6 +1,6 @@
 """Times `make demo` in a fresh clone in an empty folder, as a new user has it, and once more with all in place.
 
-`make bench` writes `<profile>.json` beside this file and prints it. It takes half an hour, without AVX-512 an hour;
+`make bench` writes `<profile>.json` beside this file and prints it. It takes half an hour, longer without AVX-512;
 run it on an idle machine.
 """
 

@@ -27,7 +27,7 @@ from model_serve_flow.workspace import folder_digest, read_json
 
 pytestmark = pytest.mark.skipif(
     not HAS_INT4,
-    reason="what is promised in seconds was measured with AVX-512; without it all takes several times longer",
+    reason="the limits in seconds of these tests are for a processor with AVX-512; others are too slow",
 )
 
 ROOM = ROOT / "artifacts" / "faults"

@@ -8,7 +8,7 @@ BIN := $(ENVIRONMENTS)/notebook/bin
 TOOLS := $(ENVIRONMENTS)/tools
 LOCK := examples/model-serve-flow/environments/notebook/$(DEVICE).txt
 
-unexport PYTHONDONTWRITEBYTECODE   # set in many images; without compiled files every import takes three times as long
+unexport PYTHONDONTWRITEBYTECODE   # set in many images; without compiled files every import takes almost three times as long
 
 .PHONY: demo test lab lint lock audit bench soak clean bootstrap environments
 .DEFAULT_GOAL := demo

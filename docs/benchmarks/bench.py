@@ -6,12 +6,12 @@ run it on an idle machine.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -132,9 +132,12 @@ def breakdown(folder: Path, profile: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measures, writes the figures, prints them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("profile", help="name of the profile that `make demo` runs")
+    profile = parser.parse_args().profile
     with tempfile.TemporaryDirectory() as temporary:
-        figures = measure(Path(temporary) / "model-serve-flow", sys.argv[1])
-    write_json(Path(__file__).with_name(f"{sys.argv[1]}.json"), figures)
+        figures = measure(Path(temporary) / "model-serve-flow", profile)
+    write_json(Path(__file__).with_name(f"{profile}.json"), figures)
     print(json.dumps(figures, indent=1))
 
 

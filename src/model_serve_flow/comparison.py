@@ -130,7 +130,7 @@ def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -
     """Fields on what serving the candidate takes: speed, capacity, cost, memory and the diagnosis."""
     performance, made = candidate.performance, candidate.compression
     sizes = (base.accuracy.model.size_bytes, made.model.size_bytes)
-    if config.engine.dtype == "float32":
+    if base.performance.engine.dtype == "float32":
         sizes = held_in_float32(*sizes, made.bits_per_weight)
     return {
         "performance": speed_points(base.performance, performance),

@@ -66,7 +66,7 @@ def diagnose(
 
 
 def held_in_float32(base_bytes: int, candidate_bytes: int, bits_per_weight: float) -> tuple[int, int]:
-    """Bytes that an engine holds of both models with `engine.dtype: float32`: what is stored in 16 bits, twice.
+    """Bytes of both models that an engine holds which computes in FP32: what is stored in 16 bits, twice.
 
     Of the candidate that is all but the quantised weights. With 16 bits for each of them in the base, their number is
     (base bytes - candidate bytes) / (2 - bits_per_weight / 8).

@@ -200,7 +200,7 @@ def _existing(folder: Path) -> Path:
 def estimate(flow: Flow) -> Estimate:
     """Memory and disk the profile needs, from the number of weights P alone, so before anything is downloaded.
 
-    - weights = 2 P bytes (BF16); served with `engine.dtype: float32` they are twice as wide
+    - weights = 2 P bytes (BF16); served with `engine.dtype: float32` they are twice as wide, and so is the KV cache
     - KV cache = what `engine.kv_cache_gib` reserves (CPU), else 8 P^0.425 bytes per token (SmolLM2-135M: 23,040;
       Llama-3.1-8B: 131,072; Llama-3.1-70B: 327,680) x (prompt + output tokens) x the highest concurrency
     - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU; that of all candidates, each
@@ -215,7 +215,7 @@ def estimate(flow: Flow) -> Estimate:
     config = flow.config
     parameters = config.model.parameters
     weights = BYTES_PER_WEIGHT * parameters
-    served = weights * (2 if config.engine.dtype == "float32" else 1)
+    served = weights * _width(config)
     kv_cache = _kv_cache_bytes(config)
     calibration = _calibration_bytes(config)
     servers = len(config.candidates) if config.engine.start_together else 1
@@ -243,7 +243,12 @@ def _kv_cache_bytes(config: FlowConfig) -> int:
         return config.engine.kv_cache_gib * GIB
     load = config.performance
     tokens = (load.prompt_tokens + load.output_tokens) * max(load.concurrency)
-    return int(8 * config.model.parameters**0.425 * tokens)
+    return int(8 * config.model.parameters**0.425 * tokens) * _width(config)
+
+
+def _width(config: FlowConfig) -> int:
+    """How often what the engine holds is as wide as in 16 bits."""
+    return 2 if config.engine.dtype == "float32" else 1
 
 
 def _size_ratio(candidate: Candidate) -> float:

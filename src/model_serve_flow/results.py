@@ -45,6 +45,7 @@ class EngineFacts(Record):
 
     version: str
     quantization: str | None = Field(description="the engine's quantisation method; none: served unquantised")
+    dtype: str | None = Field(default=None, description="what it computes in and holds unquantised weights as")
     kernels: tuple[str, ...] = Field(description="quantised linear kernels named in the log, e.g. 'X for Y'")
     kv_cache_tokens: Count | None
     start_seconds: NonNegative

@@ -44,6 +44,7 @@ GONE_SECONDS = 10  # an engine that lost a process of its own takes this long to
 _KERNEL = re.compile(r"(?:Selected|Using) (\w*Kernel\w*) for ([A-Z]\w*)")
 _VERSION = re.compile(r"LLM engine \(v([^)]+)\)")
 _QUANTIZATION = re.compile(r"[ ,(]quantization=([\w-]+)")
+_DTYPE = re.compile(r"[ ,(]dtype=torch\.(\w+)")
 _KV_CACHE = re.compile(r"KV cache size: ([\d,]+) tokens")
 
 
@@ -164,10 +165,12 @@ class Server:
         if version is None:
             raise FlowError(f"{self.log} does not name the engine's version.", "Is it vLLM's log?")
         quantization = _QUANTIZATION.search(text)
+        dtype = _DTYPE.search(text)
         cache = _KV_CACHE.search(text)
         return EngineFacts(
             version=version[1],
             quantization=None if quantization is None or quantization[1] == "None" else quantization[1],
+            dtype=dtype[1] if dtype else None,
             kernels=tuple(sorted({f"{kernel} for {layer}" for kernel, layer in _KERNEL.findall(text)})),
             kv_cache_tokens=int(cache[1].replace(",", "")) if cache else None,
             start_seconds=self.start_seconds,

@@ -34,6 +34,13 @@ def test_speed_is_a_reason_only_for_a_model_that_may_ship():
     assert all(any(reason.startswith("Size: ") for reason in reasons) for reasons in (good, bad))
 
 
+def test_the_diagnosis_counts_what_the_engine_held_whatever_the_profile_says_by_now():
+    base = factories.performance()
+    wide = base.model_copy(update={"engine": base.engine.model_copy(update={"dtype": "float32"})})
+    assert compare_int8(base_performance=wide).diagnosis.base_bytes_per_token == 2 * 269_060_552
+    assert compare_int8().diagnosis.base_bytes_per_token == 269_060_552
+
+
 def test_base_measured_against_itself():
     """The same answers and distributions under a candidate's name: nothing differs, and nothing speaks against it."""
     same = factories.accuracy("w8a8-int8").model_copy(update={"tasks": factories.accuracy().tasks})

@@ -153,6 +153,12 @@ def test_served_in_float32_the_weights_take_twice_the_memory(tmp_path: Path) -> 
     assert wide.serve_bytes - narrow.serve_bytes == 2 * narrow.weights_bytes  # two candidates start together
 
 
+def test_the_kv_cache_of_a_load_is_twice_as_wide_in_float32(tmp_path: Path) -> None:
+    profile = "gpu-llama-3.1-8b"
+    narrow, wide = (estimate(open_flow(tmp_path, profile, engine__dtype=name)) for name in ("bfloat16", "float32"))
+    assert wide.kv_cache_bytes == 2 * narrow.kv_cache_bytes
+
+
 def test_models_already_there_need_no_disk_again(tmp_path: Path) -> None:
     flow = open_flow(tmp_path)
     tight = ROOMY.model_copy(update={"disk_free_bytes": estimate(flow).disk_bytes - 1000})

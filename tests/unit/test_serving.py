@@ -15,7 +15,8 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 
 LOG = """
-(EngineCore) INFO Initializing a V1 LLM engine (v0.32.0) with config: quantization=compressed-tensors, seed=0
+(EngineCore) INFO Initializing a V1 LLM engine (v0.32.0) with config: dtype=torch.float32, kv_cache_dtype=auto, \
+quantization=compressed-tensors, seed=0
 (Worker pid=2) INFO [__init__.py:1] Selected CPUInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8
 (Worker pid=2) INFO [__init__.py:1] Selected CPUInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8
 (EngineCore pid=1) INFO [kv_cache_utils.py:2327] CPU KV cache size: 46,592 tokens, Maximum concurrency
@@ -69,6 +70,7 @@ def test_facts_are_read_from_the_log(tmp_path):
     assert facts.version == "0.32.0"
     assert facts.quantization == "compressed-tensors"
     assert facts.kernels == ("CPUInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8",)
+    assert facts.dtype == "float32"
     assert facts.kv_cache_tokens == 46592
     assert facts.peak_memory_bytes > 2**20
 

@@ -51,9 +51,9 @@ def nats(value: float) -> str:
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}".replace("e-0", "e−")
 
 
-def dollars(value: float | None) -> str:
-    """US dollars with three significant digits, or that they are not known."""
-    return NOT_RECORDED if value is None else f"${value:,.2f}" if value >= 1 else f"${value:.3g}"
+def dollars(value: float) -> str:
+    """US dollars with three significant digits."""
+    return f"${value:,.2f}" if value >= 1 else f"${value:.3g}"
 
 
 def byte_text(count: float) -> str:

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from pathlib import Path
 
 import psutil
@@ -24,7 +24,8 @@ from model_serve_flow.results import Record
 GIB = 1 << 30
 BYTES_PER_WEIGHT = 2  # BF16
 INT4_FEATURE = "avx512f"  # on x86-64: without it vLLM's CPU build 0.32 takes a W4A16 checkpoint and fails at a request
-CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16")
+INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8")  # any of them multiplies and adds INT8 in 32 bits
+CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16")
 RUNTIME_BYTES = 2 * GIB  # Python, PyTorch and the engine's own buffers, without weights and KV cache
 RESULTS_BYTES = GIB // 2  # results, logs, executed notebooks, report
 LARGEST_HEAD = 128  # width of an attention head
@@ -349,6 +350,15 @@ def check_int4(names: Sequence[str], machine: Machine) -> Check:
         needed=f"{INT4_FEATURE} (AVX-512) on x86-64, for vLLM's kernel that serves {', '.join(names)}",
         advice="Use a processor with AVX-512, or a profile without such candidates, as cpu-smollm2-avx2 is.",
     )
+
+
+def int8_saturates(architecture: str, cpu_features: Collection[str]) -> bool:
+    """Whether vLLM's INT8 kernel adds pairs of products in 16 bits on this processor, which saturate.
+
+    So it does on x86-64 without VNNI (oneDNN's developer guide, "Nuances of int8 computations"; measured by
+    docs/benchmarks/int8_sums.py): INT8 loses more accuracy there than elsewhere.
+    """
+    return architecture == "x86_64" and not set(INT8_FEATURES) & set(cpu_features)
 
 
 def _check_port() -> Check:

@@ -27,6 +27,7 @@ from model_serve_flow.formatting import (
     percent,
     seconds,
 )
+from model_serve_flow.machine import int8_saturates
 from model_serve_flow.manifest import read_manifest
 from model_serve_flow.report_tables import must_not_ship, speedup_range, summary
 from model_serve_flow.results import CandidateComparison, Comparison, Difference
@@ -40,6 +41,11 @@ MEANING = {
     "DO NOT SHIP": "must not replace the base model.",
     "INCONCLUSIVE": "is not decided by these measurements.",
 }
+CPU_INT8_KERNEL = "CPUInt8ScaledMMLinearKernel"
+INT8_SATURATES = (
+    "The processor has no VNNI: sums in vLLM's INT8 kernel saturate there, so INT8 loses more accuracy than on a "
+    "processor that has it."
+)
 KEEP = "Keep the base model: no candidate may replace it."
 SYMBOL = {"SHIP": "✓", "DO NOT SHIP": "✕", "INCONCLUSIVE": "?"}
 SECTIONS = {"hardware": "Hardware", "versions": "Versions", "model": "Base model", "seeds": "Seeds"}
@@ -83,6 +89,7 @@ def write_report(
     """
     pictures = draw(comparison)
     facts = {"c": comparison, "pictures": pictures, "samples": samples or {}, **provenance(comparison, manifest)}
+    facts |= {"caveat": caveat(comparison, _mapping(manifest.get("hardware")))}
     facts |= {"headline": headline(comparison), "summary": summary(comparison), "struck": _struck(comparison)}
     page = template("report.html.j2", escaped=True).render(facts, evidence=sections(comparison))
     text = template("report.md.j2").render(facts, evidence=sections(comparison, MARKDOWN_FLIPS))
@@ -217,6 +224,15 @@ def headline(comparison: Comparison) -> str:
     candidates = f"{count} candidate{'s' if count > 1 else ''}"
     answer = f"{len(ships)} of {candidates} may replace the base model: {', '.join(ships)}."
     return answer if len(ships) == 1 else f"{answer} Recommended: {recommended(comparison)}."
+
+
+def caveat(comparison: Comparison, hardware: Mapping[str, Any]) -> str:
+    """What to know before reading on: of the base's weights, and of a processor whose INT8 sums are not exact."""
+    kernels = " ".join(candidate.kernel for candidate in comparison.candidates)
+    architecture, features = hardware.get("architecture"), hardware.get("cpu_features")
+    known = isinstance(architecture, str) and isinstance(features, list | tuple)
+    saturates = known and CPU_INT8_KERNEL in kernels and int8_saturates(architecture, features)
+    return " ".join(filter(None, (comparison.base.note, INT8_SATURATES if saturates else "")))
 
 
 def provenance(comparison: Comparison, manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,8 +104,8 @@ def summary(comparison: Comparison) -> Table:
         ("Speed-up in output tokens/s, 95 % intervals by concurrent requests", Cell("–"), speed_cell),
         ("Capacity: concurrent requests within the latency objectives, 95 % interval", _capacity(base.capacity),
          lambda c: capacity_cell(base, c)),
-        ("Cost per million output tokens at capacity", Cell(dollars(base.cost_per_million_output_tokens)),
-         lambda c: Cell(dollars(c.cost_per_million_output_tokens), struck=must_not_ship(c))),
+        ("Cost per million output tokens at capacity", cost_cell(base.capacity, base.cost_per_million_output_tokens),
+         lambda c: cost_cell(c.capacity, c.cost_per_million_output_tokens, struck=must_not_ship(c))),
         ("Size on disk", Cell(byte_text(base.size_bytes)),
          lambda c: Cell(byte_text(c.size_bytes), f"{percent(c.size_ratio)} of the base")),
         ("Peak memory while serving", Cell(memory(base.memory.peak_bytes)),
@@ -160,6 +160,15 @@ def capacity_cell(base: BaseComparison, candidate: CandidateComparison) -> Cell:
     before = "" if base.capacity is None else f"{base.capacity.streams} → "
     cell = _capacity(candidate.capacity)
     return Cell(before + cell.text, cell.sub, struck=must_not_ship(candidate))
+
+
+def cost_cell(capacity: Capacity | None, cost: float | None, *, struck: bool = False) -> Cell:
+    """US dollars, or why there is no cost."""
+    if cost is not None:
+        return Cell(dollars(cost), key=cost, struck=struck)
+    if capacity is None:
+        return Cell(NOT_MEASURED)
+    return Cell("no load met the objectives" if capacity.streams == 0 else "no price given")
 
 
 def _capacity(capacity: Capacity | None) -> Cell:
@@ -378,7 +387,7 @@ def capacity_table(comparison: Comparison) -> Table:
         (
             Cell(name), Cell(str(found.streams), capacity_interval(found), found.streams, struck),
             Cell(number(found.output_tokens_per_s), key=found.output_tokens_per_s, struck=struck),
-            Cell(dollars(cost), key=cost, struck=struck), Cell(found.stopped),
+            cost_cell(found, cost, struck=struck), Cell(found.stopped),
         )
         for name, found, cost, struck in _capacities(comparison)
     )  # fmt: skip

@@ -20,6 +20,7 @@ from model_serve_flow.machine import (
     estimate,
     free_port,
     inspect_machine,
+    int8_saturates,
     require,
 )
 
@@ -146,6 +147,15 @@ def test_without_avx_512_the_message_names_the_candidates_and_the_profile_that_f
     with pytest.raises(FlowError, match=r"without avx512f; needed: .*w4a16-int4.*cpu-smollm2-avx2"):
         require(check(open_flow(tmp_path), plain))
     assert failures(open_flow(tmp_path, "cpu-smollm2-avx2"), plain) == set()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "features", "saturates"),
+    [("x86_64", ["avx2"], True), ("x86_64", ["avx512f"], True), ("x86_64", ["avx_vnni"], False),
+     ("x86_64", ["avx512f", "avx512_vnni"], False), ("aarch64", [], False)],
+)  # fmt: skip
+def test_int8_saturates_on_x86_without_vnni(architecture: str, features: list[str], saturates: bool) -> None:
+    assert int8_saturates(architecture, features) is saturates
 
 
 def test_served_in_float32_the_weights_take_twice_the_memory(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from model_serve_flow import report
 from model_serve_flow.evidence import methods, ranking, shift_note, slice_finding
 from model_serve_flow.formatting import dollars, signed, times
 from model_serve_flow.report_tables import (
+    Cell,
     all_differences,
+    cost_cell,
     reading,
     shift_table,
     slice_table,
@@ -284,6 +286,25 @@ def test_comparison_without_measurements_is_still_a_report(tmp_path):
     written = report.write_report(COMPARISON.model_copy(update={"candidates": (bare,)}), {}, tmp_path)
     assert [path.stem for path in written.charts] == ["size"]
     assert "not measured" in written.html.read_text() and "Not decided" in written.html.read_text()
+
+
+def test_a_processor_whose_int8_sums_saturate_is_a_caveat_only_where_int8_was_served_on_it(tmp_path):
+    old = {"architecture": "x86_64", "cpu_features": ["avx2"]}
+    written = report.write_report(COMPARISON, {**MANIFEST, "hardware": old}, tmp_path)
+    for text in (unescape(written.html.read_text("utf-8")), written.markdown.read_text("utf-8")):
+        assert report.INT8_SATURATES in text and COMPARISON.base.note in text
+    new = {**old, "cpu_features": ["avx512f", "avx512_vnni"]}
+    only_int4 = COMPARISON.model_copy(update={"candidates": (FAILS,)})
+    for compared, hardware in ((COMPARISON, new), (COMPARISON, {}), (only_int4, old)):
+        assert report.caveat(compared, hardware) == COMPARISON.base.note
+
+
+@pytest.mark.parametrize(
+    ("streams", "why"), [(0, "no load met the objectives"), (4, "no price given"), (None, "not measured")]
+)
+def test_where_there_is_no_cost_the_report_says_why(streams, why):
+    found = None if streams is None else FAILS.capacity.model_copy(update={"streams": streams})
+    assert cost_cell(found, None, struck=True) == Cell(why)
 
 
 def test_comparison_with_nothing_optional_is_still_a_report(tmp_path):

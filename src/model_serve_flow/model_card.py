@@ -10,8 +10,9 @@ from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.formatting import flatten
+from model_serve_flow.manifest import read_manifest
 from model_serve_flow.offline import on_hub
-from model_serve_flow.report import MEANING, template
+from model_serve_flow.report import MEANING, caveat, template
 from model_serve_flow.report_tables import accuracy_table, must_not_ship, shift_table, summary
 from model_serve_flow.results import CandidateComparison, Comparison, CompressionResult
 from model_serve_flow.serving import engine_arguments, engine_environment
@@ -61,6 +62,7 @@ def _card(flow: Flow, comparison: Comparison, made: CompressionResult) -> str:
         c=candidate,
         base=comparison.base,
         meaning=MEANING[candidate.verdict],
+        caveat=caveat(comparison, read_manifest(flow.workspace)),
         struck=must_not_ship(candidate),
         recipe=flatten(made.recipe),
         calibration=flatten(made.calibration.model_dump(mode="json", exclude={"overlap"})) if made.calibration else {},

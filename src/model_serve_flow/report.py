@@ -89,7 +89,7 @@ def write_report(
     """
     pictures = draw(comparison)
     facts = {"c": comparison, "pictures": pictures, "samples": samples or {}, **provenance(comparison, manifest)}
-    facts |= {"caveat": caveat(comparison, _mapping(manifest.get("hardware")))}
+    facts["caveat"] = caveat(comparison, manifest)
     facts |= {"headline": headline(comparison), "summary": summary(comparison), "struck": _struck(comparison)}
     page = template("report.html.j2", escaped=True).render(facts, evidence=sections(comparison))
     text = template("report.md.j2").render(facts, evidence=sections(comparison, MARKDOWN_FLIPS))
@@ -226,9 +226,10 @@ def headline(comparison: Comparison) -> str:
     return answer if len(ships) == 1 else f"{answer} Recommended: {recommended(comparison)}."
 
 
-def caveat(comparison: Comparison, hardware: Mapping[str, Any]) -> str:
+def caveat(comparison: Comparison, manifest: Mapping[str, Any]) -> str:
     """What to know before reading on: of the base's weights, and of a processor whose INT8 sums are not exact."""
     kernels = " ".join(candidate.kernel for candidate in comparison.candidates)
+    hardware = _mapping(manifest.get("hardware"))
     architecture, features = hardware.get("architecture"), hardware.get("cpu_features")
     known = isinstance(architecture, str) and isinstance(features, list | tuple)
     saturates = known and CPU_INT8_KERNEL in kernels and int8_saturates(architecture, features)

@@ -61,6 +61,12 @@ def test_body_says_how_it_was_made_and_how_to_serve_it(flow):
     assert [word for word in wanted if word not in text] == ["w4a16"]  # the other candidate is not in this card
 
 
+def test_a_loss_that_is_the_processors_is_said_of_the_candidate_that_has_it(flow):
+    write_json(flow.workspace.manifest, {"hardware": {"architecture": "x86_64", "cpu_features": ["avx2"]}})
+    cards = [write_model_card(flow, COMPARISON, name).read_text("utf-8") for name in ("w8a8-int8", "w4a16-int4")]
+    assert ["has no VNNI" in card for card in cards] == [True, False]
+
+
 @pytest.mark.parametrize("source", ["meta-llama/Llama-3.1-8B-Instruct", "gpt2"])
 def test_base_from_the_hub_is_named_by_its_id_and_a_local_one_by_its_name(flow, tmp_path, source):
     hub = with_model(flow, source=source, wheel=None)

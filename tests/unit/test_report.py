@@ -296,7 +296,7 @@ def test_a_processor_whose_int8_sums_saturate_is_a_caveat_only_where_int8_was_se
     new = {**old, "cpu_features": ["avx512f", "avx512_vnni"]}
     only_int4 = COMPARISON.model_copy(update={"candidates": (FAILS,)})
     for compared, hardware in ((COMPARISON, new), (COMPARISON, {}), (only_int4, old)):
-        assert report.caveat(compared, hardware) == COMPARISON.base.note
+        assert report.caveat(compared, {"hardware": hardware}) == COMPARISON.base.note
 
 
 @pytest.mark.parametrize(

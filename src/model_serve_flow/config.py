@@ -160,6 +160,7 @@ class PackagedTasks(Section):
     word_analogies: PackagedFile
     wikipedia: PackagedFile
     mmlu_per_subject: Annotated[int, Field(gt=0, description="of at most five questions in each of 57 subjects")] = 5
+    mmlu_subjects: Annotated[int, Field(gt=0, le=57, description="taken at even distances from the 57")] = 57
     analogies_per_category: Annotated[int, Field(gt=0)]
     wikipedia_documents: Annotated[int, Field(gt=0)]
     wikipedia_characters: Annotated[int, Field(gt=99)]

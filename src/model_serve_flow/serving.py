@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -292,6 +293,7 @@ class _Started:
     host: str
     port: int
     child: subprocess.Popen[bytes]
+    scratch: tempfile.TemporaryDirectory[str]
     launched: float
     start_seconds: float | None = None
 
@@ -330,6 +332,7 @@ class _Started:
         # A process of the engine outlives a server that was killed, and is nobody's child then.
         processes.end(lambda: processes.marked(SERVER_VARIABLE, self.mark.__eq__), LEFTOVER_SECONDS)
         self.child.wait()
+        self.scratch.cleanup()
 
 
 def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _Started:
@@ -341,7 +344,9 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _St
     require_free(port, host)
     log, mark = flow.workspace.logs / f"vllm-{purpose}-{name}.log", uuid.uuid4().hex
     log.parent.mkdir(parents=True, exist_ok=True)
-    own = {"VLLM_API_KEY": key, SERVER_VARIABLE: mark, **processes.KEEP_READABLE}
+    # vLLM leaves sockets and a file in the temporary folder. The name is short: that of a socket may have 107 bytes.
+    scratch = tempfile.TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True)
+    own = {"VLLM_API_KEY": key, SERVER_VARIABLE: mark, "TMPDIR": scratch.name, **processes.KEEP_READABLE}
     environment = {**os.environ, **engine_environment(flow.config), **own}
     launched = time.monotonic()
     with log.open("wb") as sink:
@@ -354,7 +359,7 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _St
             start_new_session=True,
             preexec_fn=processes.end_with_parent,
         )
-    return _Started(name, key, mark, folder, log, host, port, child, launched)
+    return _Started(name, key, mark, folder, log, host, port, child, scratch, launched)
 
 
 def require_free(port: int, host: str = "127.0.0.1") -> None:

@@ -96,6 +96,15 @@ def test_the_whole_family_is_stopped(flow, monkeypatch):
         time.sleep(0.1)
 
 
+def test_what_a_server_leaves_in_the_temporary_folder_goes_with_it(flow, monkeypatch, tmp_path):
+    engine(monkeypatch, "import tempfile; tempfile.mkstemp(prefix='vllm_dist_')" + HEALTHY)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    with serving.serve(flow, "base"):
+        assert list((tmp_path / "temporary").glob("*/vllm_dist_*"))
+    assert not list((tmp_path / "temporary").iterdir())
+
+
 def test_the_server_is_stopped_when_the_block_fails(flow, monkeypatch):
     engine(monkeypatch, HEALTHY)
     with pytest.raises(ZeroDivisionError), serving.serve(flow, "base") as running:

@@ -32,6 +32,9 @@ STOP_SECONDS = 10
 # A run of GuideLLM hangs when it takes longer than this many times its loads, beside the time to start.
 LOAD_TIME_FACTOR = 3
 START_SECONDS = 180
+# It writes to its log when a load starts and when it ends, and every ten seconds between: nothing for this many seconds
+# and the same multiple of one load is a hang that need not be waited for any longer.
+SILENT_SECONDS = 90
 # A GuideLLM process is one Python event loop: it cannot use more than one core, and close to that its clock runs late.
 BUSY_SHARE_OF_A_CORE = 0.8
 # Where the server computes on the same CPU, the client's share is what the server may have lost of its throughput.
@@ -120,7 +123,7 @@ def load_generator(flow: Flow) -> Iterator[LoadGenerator]:
 
 
 class GeneratorHung(FlowError):
-    """GuideLLM took far longer than its loads."""
+    """GuideLLM took far longer than its loads, or stopped in one of them."""
 
 
 class LoadGenerator:
@@ -147,15 +150,15 @@ class LoadGenerator:
 
         `output` is there only after a success.
 
-        GuideLLM 0.8.1 can wait for ever at the end of a load (its worker and its main process for each other; seen once
-        in about sixty loads on a busy machine). It is then ended, and the whole job done once more by a new one.
+        GuideLLM 0.8.1 can wait for ever at the end of a load (its worker and its main process for each other; seen
+        twice, in some hundreds of loads). It is then ended, and the whole job done once more by a new one.
 
         Returns:
             The CPU time that GuideLLM's processes took, sampled while it ran.
 
         Raises:
             FlowError: GuideLLM failed or wrote nothing (its last lines are shown), or twice took longer than
-                `time_limit`.
+                `time_limit` or was silent for `silence_limit`.
             ServerGone: the server ended meanwhile.
         """
         try:
@@ -175,22 +178,26 @@ class LoadGenerator:
         try:
             client = ClientCpu.begin(processes.family(self._driver.pid))
             job = {"arguments": arguments, "api_key": server.api_key, "log": str(log)}
-            if not self._do(job, server, client, time_limit(command)) or not partial.is_file():
+            limits = time_limit(command), silence_limit(command)
+            if not self._do(job, server, client, *limits) or not partial.is_file():
                 raise self._failure("GuideLLM failed.", log)
             partial.replace(output)
         finally:
             partial.unlink(missing_ok=True)
         return client
 
-    def _do(self, job: dict[str, Any], server: Server, client: ClientCpu, seconds: float) -> bool:
+    def _do(self, job: dict[str, Any], server: Server, client: ClientCpu, seconds: float, silent: float) -> bool:
         """Samples until the driver answers: whether the job succeeded. Whatever else happens ends the driver."""
-        deadline, log = time.monotonic() + seconds, Path(job["log"])
+        started, log = time.time(), Path(job["log"])
 
         def look() -> None:
             client.sample(processes.family(self._driver.pid))
             server.require_alive()
-            if time.monotonic() > deadline:
+            now, written = time.time(), log.stat().st_mtime if log.is_file() else started
+            if now > started + seconds:
                 raise self._failure(f"GuideLLM took longer than {seconds:.0f} s.", log, GeneratorHung)
+            if now > max(started, written) + silent:
+                raise self._failure(f"GuideLLM wrote nothing for {silent:.0f} s.", log, GeneratorHung)
 
         try:
             return self._driver.do(job, SAMPLE_SECONDS, look)
@@ -213,10 +220,19 @@ class LoadGenerator:
 
 def time_limit(command: Sequence[str]) -> float:
     """Seconds after which a GuideLLM command line hangs: several times what its loads take, and time to start."""
-    profile, constraint = (json.loads(command[command.index(key) + 1]) for key in ("--profile", "--constraint"))
+    profile = _option(command, "--profile")
     # A search doubles or halves the concurrency, and then halves the gap.
     loads = len(profile["streams"]) if "streams" in profile else 2 * math.ceil(math.log2(profile["max_streams"])) + 2
-    return loads * constraint["seconds"] * LOAD_TIME_FACTOR + START_SECONDS
+    return loads * _option(command, "--constraint")["seconds"] * LOAD_TIME_FACTOR + START_SECONDS
+
+
+def silence_limit(command: Sequence[str]) -> float:
+    """Seconds without a line in its log after which a GuideLLM command line hangs, however many loads it has."""
+    return _option(command, "--constraint")["seconds"] * LOAD_TIME_FACTOR + SILENT_SECONDS
+
+
+def _option(command: Sequence[str], name: str) -> dict[str, Any]:
+    return json.loads(command[command.index(name) + 1])
 
 
 @dataclass

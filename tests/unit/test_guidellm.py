@@ -31,8 +31,12 @@ for line in sys.stdin:
     if order == "hang once":
         order = "succeed" if os.path.exists(before) else "hang"
         open(before, "w").close()
-    with open(job["log"], "w") as log:
+    with open(job["log"], "w", buffering=1) as log:
         log.write(order + " was asked for")
+        for line in range(20 if order == "talk" else 0):
+            time.sleep(0.1)
+            log.write("\\na line")
+    order = "succeed" if order == "talk" else order
     if order in ("succeed", "hang", "die"):
         with open(path, "w") as output:
             output.write(job["api_key"] if order == "succeed" else "half")
@@ -135,6 +139,24 @@ def test_a_generator_that_hangs_once_is_started_again(generator, server, tmp_pat
     assert output.read_text() == KEY
     assert "longer than 1 s" in capsys.readouterr().out
     assert len(left()) == 1
+
+
+def test_a_generator_that_says_nothing_more_is_started_again_long_before_its_loads_could_be_over(
+    generator, server, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.5)
+    output = tmp_path / "out.json"
+    generator.run(server, command("hang once", output, loads=1000, seconds=0.1), output)
+    assert output.read_text() == KEY
+    assert "wrote nothing for 1 s" in capsys.readouterr().out
+
+
+def test_a_generator_that_goes_on_writing_is_left_alone(generator, server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.9)
+    output = tmp_path / "out.json"
+    generator.run(server, command("talk", output, loads=1000, seconds=0.1), output)  # for two seconds
+    assert output.read_text() == KEY
+    assert capsys.readouterr().out == ""
 
 
 def test_an_interrupt_leaves_no_process(generator, server, tmp_path):

@@ -29,6 +29,7 @@ DRIVER = (sys.executable, "-m", "model_serve_flow.guidellm_driver")
 GENERATOR_VARIABLE = "MODEL_SERVE_FLOW_LOAD_GENERATOR"  # marks every process of one load generator
 SAMPLE_SECONDS = 0.5
 STOP_SECONDS = 10
+LAST_LINES = " Its last lines:\n"
 # A run of GuideLLM hangs when it takes longer than this many times its loads, beside the time to start.
 LOAD_TIME_FACTOR = 3
 START_SECONDS = 180
@@ -164,7 +165,8 @@ class LoadGenerator:
         try:
             return self._run(server, command, output)
         except GeneratorHung as hung:
-            print(f"{hung.problem.splitlines()[0]} It is started again, and measures this once more.")
+            problem = hung.problem.partition(LAST_LINES)[0]
+            print(f"{problem} It is started again, and measures this once more.")
             self._start()
             return self._run(server, command, output)
 
@@ -211,7 +213,7 @@ class LoadGenerator:
     def _failure(self, problem: str, log: Path, kind: type[FlowError] = FlowError) -> FlowError:
         """With the end of the job's log, or of the process's own if there was no job yet."""
         log = log if log.is_file() and log.stat().st_size else self._driver.log
-        return kind(f"{problem} Its last lines:\n{log_tail(log)}", f"\nThe whole log: {log}")
+        return kind(f"{problem}{LAST_LINES}{log_tail(log)}", f"\nThe whole log: {log}")
 
     def stop(self, patience: float = STOP_SECONDS) -> None:
         """Ends the driver and all its processes, after `patience` seconds also while it works; may be called again."""

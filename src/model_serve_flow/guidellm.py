@@ -190,15 +190,18 @@ class LoadGenerator:
 
     def _do(self, job: dict[str, Any], server: Server, client: ClientCpu, seconds: float, silent: float) -> bool:
         """Samples until the driver answers: whether the job succeeded. Whatever else happens ends the driver."""
-        started, log = time.time(), Path(job["log"])
+        started, log = time.monotonic(), Path(job["log"])
+        written, size = started, 0
 
         def look() -> None:
+            nonlocal written, size
             client.sample(processes.family(self._driver.pid))
             server.require_alive()
-            now, written = time.time(), log.stat().st_mtime if log.is_file() else started
+            now, size_before, size = time.monotonic(), size, log.stat().st_size if log.is_file() else 0
+            written = now if size != size_before else written
             if now > started + seconds:
                 raise self._failure(f"GuideLLM took longer than {seconds:.0f} s.", log, GeneratorHung)
-            if now > max(started, written) + silent:
+            if now > written + silent:
                 raise self._failure(f"GuideLLM wrote nothing for {silent:.0f} s.", log, GeneratorHung)
 
         try:

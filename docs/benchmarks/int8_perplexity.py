@@ -5,7 +5,6 @@ The profile must have the task `wikipedia`. Run it with the Python of the `compr
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_serve_flow.flow import Flow
+from model_serve_flow.packaged_data import read_rows
 
 
 def log_likelihood(folder: Path, texts: list[str]) -> float:
@@ -33,8 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("profile", help="profile of the finished run")
     flow = Flow.open(parser.parse_args().profile)
-    lines = (flow.workspace.data / "wikipedia.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["text"] for line in lines]
+    texts = [row["text"] for row in read_rows(flow.workspace.data / "wikipedia.jsonl")]
     served, exact = {}, {}
     for name in ("base", *(candidate.name for candidate in flow.candidates)):
         items = flow.workspace.accuracy(name).tasks["wikipedia"].items

@@ -197,8 +197,9 @@ class LoadGenerator:
             nonlocal written, size
             client.sample(processes.family(self._driver.pid))
             server.require_alive()
-            now, size_before, size = time.monotonic(), size, log.stat().st_size if log.is_file() else 0
-            written = now if size != size_before else written
+            now, grown = time.monotonic(), log.stat().st_size if log.is_file() else 0
+            if grown != size:
+                size, written = grown, now
             if now > started + seconds:
                 raise self._failure(f"GuideLLM took longer than {seconds:.0f} s.", log, GeneratorHung)
             if now > written + silent:

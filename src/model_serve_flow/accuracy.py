@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from model_serve_flow.checkpoint import verify_same_tokenizer
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.measurement import kept, proven_facts, provenance
+from model_serve_flow.measurement import earlier, proven_facts, provenance, say_kept
 from model_serve_flow.offline import working_folder
 from model_serve_flow.packaged_data import TASKS
 from model_serve_flow.request_cache import forget_answers, request_cache
 from model_serve_flow.results import AccuracyResult, Item, Metric, TaskAccuracy
 from model_serve_flow.serving import Server, engine_arguments
-from model_serve_flow.workspace import describe_model, file_digest, write_json
+from model_serve_flow.workspace import describe_model, file_digest, read_json, write_json
 
 PERPLEXITY_METRICS = ("word_perplexity", "byte_perplexity", "bits_per_byte")
 TIMEOUT_SECONDS = 1800  # of one answer: a full batch of long texts on two cores. A server that hangs is ended before.
@@ -50,7 +50,7 @@ def prepare_evaluation(flow: Flow) -> None:
 def measure_accuracy(flow: Flow, server: Server) -> AccuracyResult:
     """Scores the served model on the profile's tasks and writes `accuracy.json` and lm-eval's samples (`raw/`).
 
-    A result of the same model and protocol that lies there is returned as it is. If a measurement was interrupted, what
+    A task that an earlier run scored of the same model in the same way is kept. If a measurement was interrupted, what
     the server had answered is not asked again.
 
     Raises:
@@ -91,25 +91,66 @@ def _measure(flow: Flow, server: Server, suffix: str = "") -> AccuracyResult:
         verify_same_tokenizer(workspace.model("base"), server.folder, trust_remote_code=trust)
     path, facts = workspace.results(name) / f"accuracy{suffix}.json", proven_facts(server)
     protocol = accuracy_protocol(flow, facts.version)
-    if (found := kept(path, AccuracyResult, server, facts, protocol)) is not None:
+    before = earlier(path, AccuracyResult, server, facts)
+    if before is not None and before.protocol == protocol:
+        say_kept(path)
         forget_answers(workspace, f"{name}{suffix}")
-        return found
-    with request_cache(workspace, describe_model(name, server.folder), protocol, suffix) as cache:
-        raw = evaluate(flow, server, workspace.logs / f"lm-eval-{name}{suffix}.log", cache)
+        return before
+    scored = {} if before is None else _scored_before(before, protocol)
+    asked = [task for task in flow.config.accuracy.tasks if task not in scored]
+    with request_cache(workspace, describe_model(name, server.folder), _manner(protocol), suffix) as cache:
+        raw = evaluate(flow, server, workspace.logs / f"lm-eval-{name}{suffix}.log", cache, asked) if asked else {}
+        scored |= {task: _task(task, raw) for task in asked}
+        started -= before.seconds if before is not None and len(asked) < len(scored) else 0
         result = AccuracyResult(
             **provenance(server, proven_facts(server), protocol, started),
-            tasks={task: _task(task, raw) for task in flow.config.accuracy.tasks},
+            tasks={task: scored[task] for task in flow.config.accuracy.tasks},
         )
-        write_json(workspace.raw(name) / f"lm-eval{suffix}.json", _plain(raw))
+        _write_raw(workspace.raw(name) / f"lm-eval{suffix}.json", raw, set(scored) - set(asked))
         write_json(path, result)
     return result
 
 
-def evaluate(flow: Flow, server: Server, log: Path, cache: Path | None = None) -> dict[str, Any]:
+def _scored_before(before: AccuracyResult, protocol: dict[str, Any]) -> dict[str, TaskAccuracy]:
+    """The tasks of an earlier result that would be scored in the same way now; says which."""
+    wanted = protocol["accuracy"]["tasks"]
+    same = [task for task in wanted if task in before.tasks and _of(task, before.protocol) == _of(task, protocol)]
+    if same:
+        print(f"kept: {', '.join(same)} of {before.model.name}, scored before")
+    return {task: before.tasks[task] for task in same}
+
+
+def _of(task: str, protocol: dict[str, Any]) -> dict[str, Any]:
+    """What of the protocol concerns one task."""
+    parts = {part: protocol[part].get(task) for part in ("data_sha256", "task_definitions")}
+    return {**_manner(protocol), **parts}
+
+
+def _manner(protocol: dict[str, Any]) -> dict[str, Any]:
+    """The protocol without what says which tasks and items are scored: the digests of packaged items are apart."""
+    settings = {key: value for key, value in protocol["accuracy"].items() if key not in ("tasks", "packaged")}
+    rest = {key: value for key, value in protocol.items() if key not in ("data_sha256", "task_definitions")}
+    return {**rest, "accuracy": settings}
+
+
+def _write_raw(path: Path, raw: dict[str, Any], kept: set[str]) -> None:
+    """Writes lm-eval's results, beside those of the tasks that were scored before."""
+    new = _plain(raw)
+    if kept and path.is_file():
+        old = read_json(path)
+        both = {key for key in old.keys() & new.keys() if isinstance(old[key], dict) and isinstance(new[key], dict)}
+        new = {**old, **new, **{key: {**old[key], **new[key]} for key in both}}
+    write_json(path, new)
+
+
+def evaluate(
+    flow: Flow, server: Server, log: Path, cache: Path | None = None, tasks: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Runs lm-eval's `simple_evaluate` against the endpoint; returns its results with all samples.
 
     Args:
         log: where its progress can be followed.
+        tasks: those to score; by default all of the profile.
         cache: lm-eval's `use_cache`: answers found there are not asked again, and new ones are added.
 
     Raises:
@@ -124,7 +165,7 @@ def evaluate(flow: Flow, server: Server, log: Path, cache: Path | None = None) -
     run = functools.partial(
         lm_eval.simple_evaluate,
         **_endpoint(flow, server),
-        tasks=list(accuracy.tasks),
+        tasks=list(accuracy.tasks if tasks is None else tasks),
         task_manager=task_manager(flow),
         num_fewshot=accuracy.num_fewshot,
         limit=accuracy.limit,

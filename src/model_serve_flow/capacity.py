@@ -27,11 +27,11 @@ def measure_capacity(flow: Flow, server: Server, generator: LoadGenerator) -> Ca
     from 1 up to `initial_streams`, and at last at 1 alone: a lower bound (`stopped`: max_streams_reached) is a result.
 
     Returns:
-        None if the profile has no objectives. `streams` 0 is a result: the objectives do not hold at any load.
+        None if the profile has no objectives. `streams` 0 is a result: the objectives do not hold at any load. With
+        `streams` None no load answered a request: nothing is known.
 
     Raises:
-        FlowError: a load is too short for any answer within the objectives, GuideLLM failed, or it wrote something else
-            than a search.
+        FlowError: GuideLLM failed, or it wrote something else than a search.
         ServerGone: the server ended meanwhile.
     """
     objectives = flow.config.performance.slo
@@ -42,8 +42,7 @@ def measure_capacity(flow: Flow, server: Server, generator: LoadGenerator) -> Ca
         loads = objectives.model_copy(update={"initial_streams": initial, "max_streams": highest})
         if (capacity := _search(flow, server, generator, loads)) is not None:
             return capacity
-    _require_time_for_an_answer(flow, objectives)
-    return _capacity(objectives, (), 0, "no request was answered, even one at a time")
+    return _capacity(objectives, (), None, _unanswered(flow, objectives))
 
 
 def _search(flow: Flow, server: Server, generator: LoadGenerator, objectives: Objectives) -> Capacity | None:
@@ -59,16 +58,15 @@ def _search(flow: Flow, server: Server, generator: LoadGenerator, objectives: Ob
     return read_capacity(path, objectives)
 
 
-def _require_time_for_an_answer(flow: Flow, objectives: Objectives) -> None:
-    """A load that is shorter than the slowest answer within the objectives says nothing about them."""
+def _unanswered(flow: Flow, objectives: Objectives) -> str:
+    """Why nothing is known: also where a load is shorter than the slowest answer within the objectives."""
     load = flow.config.performance
     slowest = (objectives.ttft_ms + (load.output_tokens - 1) * objectives.itl_ms) / 1000
     seconds = objectives.seconds + load.warmup_seconds
-    if seconds < slowest:
-        raise FlowError(
-            f"No request was answered within {seconds:g} s, an answer within the objectives may take {slowest:g} s.",
-            "Give each load of the search more time: performance.slo.seconds.",
-        )
+    found = f"no request was answered within {seconds:g} s, even one at a time"
+    if seconds >= slowest:
+        return found
+    return f"{found}; an answer within the objectives may take {slowest:g} s, so raise performance.slo.seconds"
 
 
 def read_capacity(path: Path, objectives: Objectives) -> Capacity:
@@ -92,7 +90,7 @@ def _probe(probe: SearchedProbe, load: SearchedLoad) -> Probe:
     )
 
 
-def _capacity(objectives: Objectives, probes: tuple[Probe, ...], streams: int, stopped: str) -> Capacity:
+def _capacity(objectives: Objectives, probes: tuple[Probe, ...], streams: int | None, stopped: str) -> Capacity:
     """The interval comes from the probes that are settled: their whole interval is on one side of the target."""
     target = objectives.attainment
     fails = [probe.streams for probe in probes if probe.ci95[1] < target]
@@ -111,6 +109,8 @@ def _capacity(objectives: Objectives, probes: tuple[Probe, ...], streams: int, s
 
 def capacity_sentence(capacity: Capacity) -> str:
     """The capacity and its interval in words."""
+    if not capacity.measured:
+        return f"Not measured: {capacity.stopped}. The next run searches again."
     low = f"surely up to {capacity.low}" if capacity.low else "no load surely passed"
     high = "no load surely failed" if capacity.high is None else f"surely not above {capacity.high}"
     interval = f"{low}; {high}; the search ended: {capacity.stopped}"

@@ -194,7 +194,8 @@ def load_curves(results: dict[str, PerformanceResult]) -> Figure:
     """TTFT p95, ITL p95, median request latency and output tokens/s against concurrency, one line per model.
 
     Lines go through the means over the repeats; whiskers reach from the lowest to the highest repeat. A hollow marker
-    is a load point at which the load generator took CPU that the server needed.
+    is a load point at which the load generator took CPU that the server needed. A load point that is not measured has
+    no marker; a line at the bottom names it.
     """
     panels = (
         ("Time to first token (TTFT), p95, ms", lambda point: point.ttft_ms.p95),
@@ -209,12 +210,22 @@ def load_curves(results: dict[str, PerformanceResult]) -> Figure:
             _load_curve(axis, result, value, style[name])
         _axis(axis, title=title, x="concurrent requests; whiskers: lowest to highest repeat")
         axis.set_xticks(sorted({point.concurrency for result in results.values() for point in result.points}))
-        axis.set_ylim(0, axis.dataLim.ymax * 1.1)
+        axis.set_ylim(0, axis.dataLim.ymax * 1.1 if axis.has_data() else 1)
+    _name_unmeasured(figure, {name: list(result.unmeasured_loads()) for name, result in results.items()})
     return _finish(figure, results)
 
 
+def _name_unmeasured(figure: Figure, loads: dict[str, list[int]]) -> None:
+    """Writes at the bottom which load points of which model the chart lacks."""
+    named = [f"{name} at {', '.join(map(str, found))}" for name, found in loads.items() if found]
+    if named:
+        figure.supxlabel(f"Not measured: {'; '.join(named)} concurrent requests", x=0.012, ha="left", fontsize=10)
+
+
 def _load_curve(axis: Axes, result: PerformanceResult, value: Callable[[LoadPoint], float], look: Look) -> None:
-    loads = result.by_concurrency()
+    loads = result.measured_loads()
+    if not loads:
+        return
     repeats = [[value(point) for point in points] for points in loads.values()]
     means = [fmean(values) for values in repeats]
     spread = [
@@ -318,6 +329,7 @@ def latency_throughput(comparison: Comparison) -> Figure:
     axis.set_xlim(left=0)
     axis.set_ylim(bottom=0)
     axis.margins(y=0.15)
+    _name_unmeasured(figure, {c.name: [load.concurrency for load in c.unmeasured] for c in comparison.candidates})
     return _finish(figure, curves, style)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +13,12 @@ from model_serve_flow.results import (
     CompressionResult,
     DistributionResult,
     EngineFacts,
-    LoadPoint,
     Measurement,
     PerformanceResult,
     require_same_protocol,
 )
 from model_serve_flow.workspace import Workspace
 
-TOKEN_TOLERANCE = 0.05  # relative difference of tokens per request above which two load points are not the same work
 BATCHING = frozenset({"concurrency", "batch_size"})  # keys of the protocol in which the second measurement differs
 
 REMEASURE = "Measure both again with the same profile: model-serve-flow run --from 01."
@@ -120,7 +116,6 @@ def _check_base(base: BaseResults) -> None:
                 "Run 01 and 02 again on the unquantised model.",
             )
     _require_same_engine(base.accuracy, base.measurements)
-    _require_valid_points(base.performance)
     _require_second(base.accuracy, base.accuracy_again)
     _require_second(base.distribution, base.distribution_again)
     if base.accuracy_again is not None:
@@ -144,8 +139,6 @@ def _check_candidate(base: BaseResults, candidate: CandidateResults) -> None:
     require_same_protocol(base.performance, candidate.performance)
     _require_quantised_kernel(candidate.measurements)
     _require_same_engine(base.accuracy, candidate.measurements)
-    _require_valid_points(candidate.performance)
-    _require_same_points(base.performance, candidate.performance)
     _require_same_objectives(base.performance, candidate.performance)
     _require_same_tasks(base.accuracy, candidate.accuracy)
     _require_same_distribution(base.distribution, candidate.distribution, name)
@@ -258,61 +251,6 @@ def _require_same_distribution(base: DistributionResult | None, other: Distribut
 
 
 # --- The same load ---
-
-
-def _require_valid_points(performance: PerformanceResult) -> None:
-    for point in performance.points:
-        reason = point.invalid_reason or _flaw(point)
-        if not point.valid or reason:
-            raise FlowError(
-                f"The load point {point.concurrency} of {performance.model.name} is not valid: "
-                f"{reason or 'no reason given'}.",
-                "Give it more time (performance.seconds) or less load, and run 02 and 05 again.",
-            )
-
-
-def _flaw(point: LoadPoint) -> str:
-    """What a point that is marked as valid gives away by its own figures; empty if nothing."""
-    if point.errored_requests:
-        return f"{point.errored_requests} requests failed"
-    if point.output_tokens_per_s == 0:
-        return "no output tokens"
-    if point.itl_ms.mean == 0 or point.request_latency_s.mean == 0:
-        return "no latencies"
-    return ""
-
-
-def _require_same_points(base: PerformanceResult, candidate: PerformanceResult) -> None:
-    ours, theirs = (Counter(point.concurrency for point in result.points) for result in (base, candidate))
-    name = candidate.model.name
-    if sorted(ours) != sorted(theirs):
-        raise FlowError(
-            f"base was loaded at {sorted(ours)} and {name} at {sorted(theirs)} concurrent requests.", REMEASURE
-        )
-    for concurrency in sorted(ours):
-        if ours[concurrency] != theirs[concurrency]:
-            raise FlowError(
-                f"The load point {concurrency} was measured {ours[concurrency]} times for base and "
-                f"{theirs[concurrency]} times for {name}.",
-                REMEASURE,
-            )
-    for one, other in zip(sorted(base.points, key=_place), sorted(candidate.points, key=_place), strict=True):
-        _require_same_work(one, other, name)
-
-
-def _place(point: LoadPoint) -> tuple[int, int]:
-    return point.concurrency, point.repeat
-
-
-def _require_same_work(base: LoadPoint, candidate: LoadPoint, name: str) -> None:
-    for field in ("prompt_tokens", "output_tokens"):
-        left, right = getattr(base, field), getattr(candidate, field)
-        if not math.isclose(left, right, rel_tol=TOKEN_TOLERANCE):
-            raise FlowError(
-                f"The load point {base.concurrency} was not the same work: {field} per request are {left:.1f} for "
-                f"base and {right:.1f} for {name}.",
-                REMEASURE,
-            )
 
 
 def _require_same_objectives(base: PerformanceResult, candidate: PerformanceResult) -> None:

@@ -26,6 +26,7 @@ from model_serve_flow.results import (
     Flips,
     NoiseFloor,
     SpeedPoint,
+    UnmeasuredLoad,
 )
 from model_serve_flow.shift import measure_shift, noise_floor
 from model_serve_flow.slices import compare_slices
@@ -94,7 +95,7 @@ def _compare_one(
     made, size = candidate.compression, base.accuracy.model.size_bytes
     answers, speed = _answers(config, base, candidate), _speed(config, base, candidate)
     verdict, reasons = decide(answers["accuracy"], answers["suite"])
-    closing = _closing_sentences(verdict, speed["performance"], made.model.size_bytes, size)
+    closing = _closing_sentences(verdict, speed, made.model.size_bytes, size)
     return CandidateComparison(
         name=candidate.name,
         scheme=made.scheme,
@@ -129,14 +130,18 @@ def _answers(config: FlowConfig, base: BaseResults, candidate: CandidateResults)
 def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> dict[str, Any]:
     """Fields on what serving the candidate takes: speed, capacity, cost, memory and the diagnosis."""
     performance, made = candidate.performance, candidate.compression
+    compared, unmeasured = speed_points(base.performance, performance)
     sizes = (base.accuracy.model.size_bytes, made.model.size_bytes)
     if base.performance.engine.dtype == "float32":
         sizes = held_in_float32(*sizes, made.bits_per_weight)
     return {
-        "performance": speed_points(base.performance, performance),
+        "performance": compared,
+        "unmeasured": unmeasured,
         "capacity": performance.capacity,
         "cost_per_million_output_tokens": cost(config.deploy.hourly_price_usd, performance.capacity),
-        "diagnosis": diagnose(base.performance, performance, *sizes, ", ".join(performance.engine.kernels)),
+        "diagnosis": diagnose(base.performance, performance, *sizes, ", ".join(performance.engine.kernels))
+        if compared
+        else None,
         "memory": memory(performance),
     }
 
@@ -163,12 +168,19 @@ def _total(flips: Iterable[Flips]) -> int:
     return sum(one.right_to_wrong + one.wrong_to_right for one in flips)
 
 
-def _closing_sentences(verdict: Decision, points: Sequence[SpeedPoint], size: int, base_size: int) -> list[str]:
+def _closing_sentences(verdict: Decision, measured: dict[str, Any], size: int, base_size: int) -> list[str]:
     """Speed and size (in bytes); the speed of a model that must not ship is no reason for anything."""
     whole = f"{100 * size / base_size:.0f} % of the base's {base_size / 1e6:,.0f} MB"
     size_sentence = f"Size: {size / 1e6:,.0f} MB, {whole}."
     if verdict == "DO NOT SHIP":
         return [size_sentence]
-    loads = ", ".join(f"{point.speedup:.2f}x at {point.concurrency}" for point in points)
-    speed = f"Output tokens/s: {mean_speedup(points):.2f}x the base's in the geometric mean"
-    return [f"{speed} ({loads} concurrent requests).", size_sentence]
+    return [*_speed_sentences(measured["performance"], measured["unmeasured"]), size_sentence]
+
+
+def _speed_sentences(points: Sequence[SpeedPoint], unmeasured: Sequence[UnmeasuredLoad]) -> list[str]:
+    sentences = [f"Not measured at {load.concurrency} concurrent requests: {load.reason}." for load in unmeasured]
+    if points:
+        loads = ", ".join(f"{point.speedup:.2f}x at {point.concurrency}" for point in points)
+        speed = f"Output tokens/s: {mean_speedup(points):.2f}x the base's in the geometric mean"
+        sentences.insert(0, f"{speed} ({loads} concurrent requests).")
+    return sentences

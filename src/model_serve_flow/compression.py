@@ -90,6 +90,7 @@ def kept_candidate(
 
     That is: its record is valid, its checkpoint and the base have the digests in it, and recipe, calibration text,
     seed, versions of the tools and the source of `quantise` are those in it. The arguments are those of `compress`.
+    What is evaluated does not matter: an overlap with other evaluation items is written into the record.
 
     Returns:
         None where there is none, or anything differs; always for a ready-made checkpoint, which `adopt` keeps itself.
@@ -102,9 +103,20 @@ def kept_candidate(
     except FlowError:
         return None  # edited, or of another version: what it says does not count, and it is made again
     asked = {"recipe": recipe.model_dump(mode="json"), **_inputs(flow, recipe, quantise, calibration)}
+    text = asked.pop("calibration")
     same = all(getattr(made, key) == value for key, value in asked.items()) and made.quantise is not None
+    same = same and _without_overlap(made.calibration) == _without_overlap(text)
     digests = [digest_once(flow.workspace.model(model)) for model in (name, "base")]
-    return made if same and digests == [made.model.sha256, made.base.sha256] else None
+    if not same or digests != [made.model.sha256, made.base.sha256]:
+        return None
+    if made.calibration != text:
+        made = made.model_copy(update={"calibration": text})
+        write_json(flow.workspace.results(name) / "compression.json", made)
+    return made
+
+
+def _without_overlap(calibration: CalibrationFacts | None) -> CalibrationFacts | None:
+    return None if calibration is None else calibration.model_copy(update={"overlap": None})
 
 
 def _inputs(flow: Flow, recipe: Recipe, quantise: Quantise, calibration: CalibrationFacts | None) -> dict[str, Any]:

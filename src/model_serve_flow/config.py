@@ -21,6 +21,7 @@ from model_serve_flow.errors import FlowError
 ENVIRONMENT_PREFIX = "MODEL_SERVE_FLOW__"
 MOST_VALUES = 10_000  # of a profile: an alias of YAML can stand for any number of values, even for itself
 LARGEST = 1e15  # number in a profile
+LONGEST_FACTOR = 10  # times performance.seconds that a load point may last where the profile does not say
 
 SECRET = "secret"  # type of a problem whose value must not be shown
 _SECRET_FLAG = re.compile(r"--(api-k|hf-t)")
@@ -224,9 +225,12 @@ class Performance(Section):
     concurrency: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
     prompt_tokens: Annotated[int, Field(gt=0)]
     output_tokens: Annotated[int, Field(gt=1)]
-    seconds: Annotated[float, Field(gt=0, description="length of one load point, after the warm-up")]
+    seconds: Annotated[float, Field(gt=0, description="least length of one load point, after the warm-up")]
+    max_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="a load point goes on until then for its min_requests; none: ten times `seconds`"
+    )
     warmup_seconds: Annotated[float, Field(ge=0, description="start of each load point that does not count")] = 2
-    min_requests: Annotated[int, Field(gt=0, description="completed requests below which a point is invalid")] = 5
+    min_requests: Annotated[int, Field(gt=0, description="completed requests that make a load point")] = 5
     client_processes: Annotated[int, Field(gt=0)] = 1
     repeats: Annotated[int, Field(gt=0, description="times every load point is measured, in turns")] = 3
     slo: Objectives | None = Field(default=None, description="none: no capacity is searched")
@@ -237,6 +241,17 @@ class Performance(Section):
         if list(points) != sorted(set(points)):
             raise ValueError(f"load points must rise without repeats, got {list(points)}")
         return points
+
+    @model_validator(mode="after")
+    def longest_is_longest(self) -> Performance:
+        if self.max_seconds is not None and self.max_seconds < self.seconds:
+            raise ValueError(f"max_seconds is {self.max_seconds:g}, less than seconds, which is {self.seconds:g}")
+        return self
+
+    @property
+    def longest_seconds(self) -> float:
+        """The most that a load point may last, after the warm-up."""
+        return LONGEST_FACTOR * self.seconds if self.max_seconds is None else self.max_seconds
 
 
 class Engine(Section):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Literal, NamedTuple
 
-from model_serve_flow.results import Diagnosis, PerformanceResult
+from model_serve_flow.results import Diagnosis, LoadPoint, PerformanceResult
 
 # Share of the expected speed-up from which on, and up to which, the bytes read explain what was measured.
 NEAR_ROOFLINE = (0.85, 1.1)
@@ -40,18 +41,22 @@ def diagnose(
     weights at one short request.
 
     Args:
-        base, candidate: measurements at the same load points.
+        base, candidate: measurements with at least one load point that is measured on both sides.
         base_bytes, candidate_bytes: what the engine holds of the weight files.
         kernel: name of the linear kernel that served the candidate.
 
     Raises:
-        ValueError: no request completed at the lowest concurrency, the two lowest differ, or a size is not above 0.
+        ValueError: no load point is measured on both sides, or a size is not above 0.
     """
     if min(base_bytes, candidate_bytes) <= 0:
         raise ValueError(f"weights of {base_bytes} and {candidate_bytes} bytes")
-    ours, theirs = _lowest(base), _lowest(candidate)
-    if ours.concurrency != theirs.concurrency:
-        raise ValueError(f"lowest concurrency {ours.concurrency} of the base, {theirs.concurrency} of the candidate")
+    loads = base.measured_loads(), candidate.measured_loads()
+    if not (common := loads[0].keys() & loads[1].keys()):
+        raise ValueError(
+            f"no load point is measured of both: {sorted(loads[0])} of base, {sorted(loads[1])} of candidate"
+        )
+    lowest = min(common)
+    ours, theirs = (_means(lowest, side[lowest]) for side in loads)
     expected, measured = base_bytes / candidate_bytes, ours.itl_ms / theirs.itl_ms
     bound: Literal["prefill", "decode"] = "decode" if ours.decode_share > 0.5 else "prefill"
     return Diagnosis(
@@ -79,12 +84,9 @@ def held_in_float32(base_bytes: int, candidate_bytes: int, bits_per_weight: floa
     return 2 * base_bytes, round(candidate_bytes + base_bytes - 2 * quantised)
 
 
-def _lowest(result: PerformanceResult) -> _Lowest:
-    concurrency, points = min(result.by_concurrency().items())
+def _means(concurrency: int, points: Sequence[LoadPoint]) -> _Lowest:
     itl = fmean(point.itl_ms.mean for point in points)
     latency = fmean(point.request_latency_s.mean for point in points)
-    if itl <= 0 or latency <= 0:
-        raise ValueError(f"{result.model.name} has no latencies at {concurrency} concurrent requests")
     ttft = fmean(point.ttft_ms.mean for point in points) / 1000
     return _Lowest(concurrency, itl, min(max(1 - ttft / latency, 0.0), 1.0))
 

@@ -131,8 +131,15 @@ def ratio_interval(point: SpeedPoint) -> str:
     return "one repeat" if point.speedup_ci95 is None else "{:.2f} to {:.2f}".format(*point.speedup_ci95)
 
 
+def capacity_text(capacity: Capacity) -> str:
+    """The highest concurrency within the objectives, or that it is not measured."""
+    return str(capacity.streams) if capacity.measured else NOT_MEASURED
+
+
 def capacity_interval(capacity: Capacity) -> str:
-    """'7 to 9', or '7 or more' where no load surely failed."""
+    """'7 to 9', or '7 or more' where no load surely failed; why where nothing was measured."""
+    if not capacity.measured:
+        return capacity.stopped
     return f"{capacity.low} or more" if capacity.high is None else f"{capacity.low} to {capacity.high}"
 
 

@@ -42,15 +42,24 @@ BUSY_SHARE_OF_A_CORE = 0.8
 TAKEN_SHARE_OF_THE_MACHINE = 0.1
 
 
-def load_command(config: FlowConfig, url: str, model_name: str, tokenizer: str, output: str) -> list[str]:
-    """The `guidellm run` command line of the load points: all of them, then all again, `performance.repeats` times.
+def load_command(
+    config: FlowConfig, url: str, model_name: str, tokenizer: str, output: str, streams: Sequence[int] | None = None
+) -> list[str]:
+    """The `guidellm run` command line of one turn: every load point of the profile once, or those of `streams`.
 
-    In turns, and not each point repeated at once, because a machine that slows down or speeds up during the measurement
-    then does so for every load point alike.
+    A load lasts until enough requests have completed. That constraint is ours (`guidellm_constraint`); the driver
+    registers it. To repeat the line with the stock program, give `kind=max_duration,seconds=...` in its place.
     """
-    load = config.performance
-    profile = {"kind": "concurrent", "streams": list(load.concurrency) * load.repeats}
-    return [*_command(config, url, model_name, tokenizer, output), *_phases(config, profile, load.seconds)]
+    load, warmup = config.performance, config.performance.warmup_seconds
+    profile = {"kind": "concurrent", "streams": list(load.concurrency if streams is None else streams)}
+    constraint = {
+        "kind": "enough_requests",
+        "requests": load.min_requests,
+        "warmup_seconds": warmup,
+        "least_seconds": load.seconds + warmup,
+        "max_seconds": load.longest_seconds + warmup,
+    }
+    return [*_command(config, url, model_name, tokenizer, output), *_phases(config, profile, constraint)]
 
 
 def search_command(
@@ -66,9 +75,10 @@ def search_command(
     }
     # GuideLLM compares its `tpot_ms` with a request's mean inter-token latency, the first token left out.
     slo = {"ttft_ms": objectives.ttft_ms, "tpot_ms": objectives.itl_ms}
+    constraint = {"kind": "max_duration", "seconds": objectives.seconds + config.performance.warmup_seconds}
     return [
         *_command(config, url, model_name, tokenizer, output),
-        *_phases(config, profile, objectives.seconds),
+        *_phases(config, profile, constraint),
         "--metrics",
         json.dumps({"kind": "generative", "slo": slo}),
     ]
@@ -99,15 +109,10 @@ def _command(config: FlowConfig, url: str, model_name: str, tokenizer: str, outp
     ]
 
 
-def _phases(config: FlowConfig, profile: dict[str, Any], seconds: float) -> list[str]:
-    """The profile with its warm-up, and the length of each of its loads: `seconds` after the warm-up."""
-    warmup = config.performance.warmup_seconds
-    return [
-        "--profile",
-        json.dumps({**profile, "warmup": {"value": warmup}}),
-        "--constraint",
-        json.dumps({"kind": "max_duration", "seconds": seconds + warmup}),
-    ]
+def _phases(config: FlowConfig, profile: dict[str, Any], constraint: dict[str, Any]) -> list[str]:
+    """The profile with its warm-up, and what ends each of its loads."""
+    warmup = {"value": config.performance.warmup_seconds}
+    return ["--profile", json.dumps({**profile, "warmup": warmup}), "--constraint", json.dumps(constraint)]
 
 
 @contextlib.contextmanager
@@ -229,12 +234,20 @@ def time_limit(command: Sequence[str]) -> float:
     profile = _option(command, "--profile")
     # A search doubles or halves the concurrency, and then halves the gap.
     loads = len(profile["streams"]) if "streams" in profile else 2 * math.ceil(math.log2(profile["max_streams"])) + 2
-    return loads * _option(command, "--constraint")["seconds"] * LOAD_TIME_FACTOR + START_SECONDS
+    return loads * _lengths(command)[1] * LOAD_TIME_FACTOR + START_SECONDS
 
 
 def silence_limit(command: Sequence[str]) -> float:
     """Seconds without a line in its log after which a GuideLLM command line hangs, however many loads it has."""
-    return _option(command, "--constraint")["seconds"] * LOAD_TIME_FACTOR + SILENT_SECONDS
+    return _lengths(command)[0] * LOAD_TIME_FACTOR + SILENT_SECONDS
+
+
+def _lengths(command: Sequence[str]) -> tuple[float, float]:
+    """Seconds that one load of the command line lasts at least and at most."""
+    constraint = _option(command, "--constraint")
+    if constraint["kind"] == "max_duration":
+        return constraint["seconds"], constraint["seconds"]
+    return constraint["least_seconds"], constraint["max_seconds"]
 
 
 def _option(command: Sequence[str], name: str) -> dict[str, Any]:

@@ -25,35 +25,60 @@ def proven_facts(server: Server) -> EngineFacts:
 def kept(path: Path, kind: type[Result], server: Server, facts: EngineFacts, protocol: dict[str, Any]) -> Result | None:
     """The result an earlier run left at `path`, if it is of this model, this protocol and these kernels.
 
-    What is kept, or is damaged, is said in a printed line.
+    What is kept is said in a printed line. The arguments are those of `earlier`.
+
+    Args:
+        protocol: that it would be measured with.
+
+    Returns:
+        None if it has to be measured.
+
+    Raises:
+        FlowError: the checkpoint is gone.
+    """
+    found = earlier(path, kind, server, facts)
+    if found is None or found.protocol != protocol:
+        return None
+    say_kept(path)
+    return found
+
+
+def say_kept(path: Path) -> None:
+    """Prints that a result stays as it is."""
+    print(f"kept: {_shown(path)}, measured before")
+
+
+def earlier(path: Path, kind: type[Result], server: Server, facts: EngineFacts) -> Result | None:
+    """The result an earlier run left at `path`, if it is of this model and these kernels, by whatever protocol.
+
+    One that is damaged is said in a printed line.
 
     Args:
         path: `<workspace>/results/<model>/<name>.json`.
         kind: the type of the result.
         server: what would be measured.
         facts: of its engine now, from `proven_facts`.
-        protocol: that it would be measured with.
 
     Returns:
-        None if it has to be measured: nothing lies there, it cannot be read, or it is of something else.
+        None if nothing is stored there, it cannot be read, or it is of another model or engine.
 
     Raises:
         FlowError: the checkpoint is gone.
     """
     if not path.exists():
         return None
-    shown = path.relative_to(path.parents[2])
     try:
         found = read_result(path, kind)
     except FlowError as error:
-        print(f"damaged: {shown}, measured again and replaced. {error.problem}")
+        print(f"damaged: {_shown(path)}, measured again and replaced. {error.problem}")
         return None
     now, then = ((f.version, f.quantization, f.kernels) for f in (facts, found.engine))
-    same = found.protocol == protocol and found.model == describe_model(server.model_name, server.folder)
-    if not same or now != then:
-        return None
-    print(f"kept: {shown}, measured before; delete it to measure again")
-    return found
+    same = found.model == describe_model(server.model_name, server.folder)
+    return found if same and now == then else None
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(path.parents[2])
 
 
 def provenance(server: Server, facts: EngineFacts, protocol: dict[str, Any], started: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +14,115 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.guidellm import ClientCpu, LoadGenerator, load_command
 from model_serve_flow.guidellm_report import Load, LoadReport, Spread, Totals
-from model_serve_flow.measurement import kept, proven_facts, provenance
-from model_serve_flow.results import Latency, LoadPoint, PerformanceResult
+from model_serve_flow.measurement import earlier, proven_facts, provenance, say_kept
+from model_serve_flow.results import Capacity, Latency, LoadPoint, PerformanceResult
 from model_serve_flow.serving import Server, engine_arguments
 from model_serve_flow.workspace import read_document, write_json
 
 # Share of completed requests' tokens that may be missing before a load point is not the load that was asked for.
 OUTPUT_TOKENS_TOLERANCE = 0.05
+WHICH_LOADS = frozenset({"concurrency", "repeats", "slo"})  # keys of the section that do not say how a load is measured
+
+Place = tuple[int, int]  # concurrency, and the turn it was measured in
 
 
 def measure_performance(flow: Flow, server: Server, generator: LoadGenerator) -> PerformanceResult:
     """Puts the profile's load on the server, then searches its capacity, and writes `performance.json`.
 
-    A result of the same model and protocol that lies there is returned as it is. GuideLLM's own files stay in `raw/`.
-    The engine's facts, its peak memory among them, are taken between the two: the load points are the same for every
-    model, the loads of the search are not.
+    What an earlier run measured of the same model in the same way is kept, load point by load point. A load point that
+    is not valid is measured once more; if it stays so, this is printed, and the next run measures it again. The result
+    is written after every turn, so that an interruption costs one turn. GuideLLM's own files stay in `raw/`.
 
     Raises:
         FlowError: GuideLLM failed (its last lines are shown), wrote something else than what was asked for, or a kernel
             served that is not the checkpoint's.
         ServerGone: the server ended meanwhile.
     """
-    started, before = time.monotonic(), proven_facts(server)
-    destination = flow.workspace.results(server.model_name) / "performance.json"
-    protocol = performance_protocol(flow.config, before.version)
-    if (earlier := kept(destination, PerformanceResult, server, before, protocol)) is not None:
-        return earlier
-    path = flow.workspace.raw(server.model_name) / "guidellm.json"
-    command = load_command(flow.config, server.url, server.model_name, str(server.folder), str(path))
-    client = generator.run(server, command, path)
     facts = proven_facts(server)
-    points = read_load_points(path, flow.config, client)
-    capacity = measure_capacity(flow, server, generator)
-    result = PerformanceResult(
-        **provenance(server, facts, protocol, started),
-        points=points,
-        capacity=capacity,
-    )
-    write_json(destination, result)
-    return result
+    work = _Work(flow, server, generator, performance_protocol(flow.config, facts.version))
+    found = earlier(work.destination, PerformanceResult, server, facts)
+    if found is not None and found.protocol == work.protocol and not found.unmeasured():
+        say_kept(work.destination)
+        return found
+    if found is not None:
+        work.take_over(found)
+    return work.measure()
+
+
+class _Work:
+    """The performance measurement of one model, as far as it is."""
+
+    def __init__(self, flow: Flow, server: Server, generator: LoadGenerator, protocol: dict[str, Any]) -> None:
+        self.flow, self.server, self.generator, self.protocol = flow, server, generator, protocol
+        self.destination = flow.workspace.results(server.model_name) / "performance.json"
+        self.points: dict[Place, LoadPoint] = {}
+        self.capacity: Capacity | None = None
+        self.started, self.seconds, self.peak_memory = time.monotonic(), 0.0, 0
+
+    def take_over(self, found: PerformanceResult) -> None:
+        """Keeps what was measured before and would be measured in the same way now; says what."""
+        if _manner(found.protocol) != _manner(self.protocol):
+            return
+        wanted = set(self.places())
+        places = {(point.concurrency, point.repeat): point for point in found.points if not point.problem}
+        self.points = {place: point for place, point in places.items() if place in wanted}
+        if found.protocol["performance"]["slo"] == self.protocol["performance"]["slo"]:
+            self.capacity = found.capacity if found.capacity is None or found.capacity.measured else None
+        self.seconds, self.peak_memory = found.seconds, found.engine.peak_memory_bytes or 0
+        print(f"kept: {len(self.points)} of {len(wanted)} loads of {self.server.model_name}, measured before")
+
+    def places(self) -> list[Place]:
+        """(concurrency, repeat) of every load: all load points, then all again, `performance.repeats` times.
+
+        In turns, and not each point repeated at once, because a machine that slows down or speeds up during the
+        measurement then does so for every load point alike.
+        """
+        load = self.flow.config.performance
+        return [(concurrency, turn) for turn in range(1, load.repeats + 1) for concurrency in load.concurrency]
+
+    def measure(self) -> PerformanceResult:
+        """Measures what is missing, turn by turn, what is not valid once more, and then the capacity."""
+        for turn in range(1, self.flow.config.performance.repeats + 1):
+            self.load([place for place in self.places() if place[1] == turn and place not in self.points], str(turn))
+        self.load([place for place in self.places() if self.points[place].problem], "once-more")
+        for (concurrency, repeat), why in self.result().problems().items():
+            print(f"{self.server.model_name}: load point {concurrency}, repeat {repeat}, is not measured: {why}. "
+                  "The next run measures it again.")  # fmt: skip
+        if self.capacity is None:
+            self.capacity = measure_capacity(self.flow, self.server, self.generator)
+        return self.write()
+
+    def load(self, places: list[Place], name: str) -> None:
+        """Puts these loads on the server, one after the other, and writes the result so far."""
+        if not places:
+            return
+        config, server = self.flow.config, self.server
+        path = self.flow.workspace.raw(server.model_name) / f"guidellm-{name}.json"
+        where = (server.url, server.model_name, str(server.folder), str(path))
+        client = self.generator.run(server, load_command(config, *where, [load for load, _ in places]), path)
+        self.points |= dict(zip(places, read_load_points(path, config, client, places), strict=True))
+        # Before the search: the load points are the same for every model, the loads of the search are not.
+        self.peak_memory = max(self.peak_memory, proven_facts(server).peak_memory_bytes or 0)
+        self.write()
+
+    def result(self) -> PerformanceResult:
+        """What is measured so far."""
+        facts = proven_facts(self.server).model_copy(update={"peak_memory_bytes": self.peak_memory or None})
+        source = provenance(self.server, facts, self.protocol, self.started - self.seconds)
+        points = tuple(self.points[place] for place in self.places() if place in self.points)
+        return PerformanceResult(**source, points=points, capacity=self.capacity)
+
+    def write(self) -> PerformanceResult:
+        """Writes it."""
+        result = self.result()
+        write_json(self.destination, result)
+        return result
+
+
+def _manner(protocol: dict[str, Any]) -> dict[str, Any]:
+    """The protocol without what only says which loads are measured."""
+    load = {key: value for key, value in protocol["performance"].items() if key not in WHICH_LOADS}
+    return {**protocol, "performance": load}
 
 
 def performance_protocol(config: FlowConfig, engine_version: str) -> dict[str, Any]:
@@ -66,30 +136,29 @@ def performance_protocol(config: FlowConfig, engine_version: str) -> dict[str, A
     }
 
 
-def read_load_points(path: Path, config: FlowConfig, client: ClientCpu) -> tuple[LoadPoint, ...]:
+def read_load_points(
+    path: Path, config: FlowConfig, client: ClientCpu, places: Sequence[Place]
+) -> tuple[LoadPoint, ...]:
     """The load points in GuideLLM's JSON output, in the order measured.
 
     Args:
         path: the file GuideLLM wrote.
-        config: what was asked for: `performance.concurrency`, `performance.repeats` times in turns.
+        config: what makes a load point valid.
         client: the CPU time of the GuideLLM that wrote it.
+        places: (concurrency, repeat) of the loads that were asked for, in their order.
 
     Raises:
-        FlowError: the file is not GuideLLM's, or its load points are not those of the profile.
+        FlowError: the file is not GuideLLM's, or its load points are not those that were asked for.
     """
     report = read_document(
         path, LoadReport, "an output of GuideLLM 0.8", "It was edited, or written by another version"
     )
-    seen: Counter[int] = Counter()
-    points = []
-    for load in report.benchmarks:
-        seen[load.config.strategy.streams] += 1
-        points.append(_point(load, config, client, seen[load.config.strategy.streams]))
-    asked = list(config.performance.concurrency) * config.performance.repeats
-    measured = [point.concurrency for point in points]
+    measured = [load.config.strategy.streams for load in report.benchmarks]
+    asked = [concurrency for concurrency, _ in places]
     if measured != asked:
-        raise FlowError(f"GuideLLM measured the load points {measured}, the profile asks for {asked}.", f"See {path}.")
-    return tuple(points)
+        raise FlowError(f"GuideLLM measured the load points {measured}, it was asked for {asked}.", f"See {path}.")
+    pairs = zip(report.benchmarks, places, strict=True)
+    return tuple(_point(load, config, client, repeat) for load, (_, repeat) in pairs)
 
 
 def _point(load: Load, config: FlowConfig, client: ClientCpu, repeat: int) -> LoadPoint:

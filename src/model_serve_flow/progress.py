@@ -61,6 +61,10 @@ class Progress:
     def skip(self, module: str) -> None:
         self._print(f"  {module.ljust(self.width)}  skipped: its inputs are unchanged")
 
+    def say(self, line: str) -> None:
+        """Prints a line of its own."""
+        self._print(line)
+
     def _end(self, module: str, live: str, plain: str) -> None:
         if self.live:
             self.lines.update(self.task, completed=1, note=live)

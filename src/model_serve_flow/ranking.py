@@ -52,10 +52,15 @@ def recommended(comparison: Comparison) -> str | None:
 def _economies(base: BaseComparison, candidates: Sequence[CandidateComparison]) -> dict[str, float]:
     """How economical each model is, higher is better.
 
-    Output tokens/s at capacity, which orders like the cost per token because the price of the machine is the same; the
-    mean speed-up where no capacity was searched.
+    Output tokens/s at capacity, which orders like the cost per token because the price of the machine is the same.
+    Where a capacity is not known: the mean speed-up over the load points that are measured for all candidates. Where
+    there is none either: the base's size over the checkpoint's.
     """
     found = {"base": base.capacity, **{candidate.name: candidate.capacity for candidate in candidates}}
-    if all(capacity is not None for capacity in found.values()):
+    if all(capacity is not None and capacity.measured for capacity in found.values()):
         return {name: capacity.output_tokens_per_s if capacity.streams else 0.0 for name, capacity in found.items()}
-    return {"base": 1.0, **{candidate.name: mean_speedup(candidate.performance) for candidate in candidates}}
+    common = set.intersection(*({point.concurrency for point in c.performance} for c in candidates))
+    speedups = {c.name: mean_speedup([p for p in c.performance if p.concurrency in common]) for c in candidates}
+    if common:
+        return {"base": 1.0, **speedups}
+    return {"base": 1.0, **{candidate.name: 1 / candidate.size_ratio for candidate in candidates}}

@@ -15,6 +15,7 @@ from model_serve_flow.formatting import (
     NOT_MEASURED,
     byte_text,
     capacity_interval,
+    capacity_text,
     change,
     count,
     detectable,
@@ -137,11 +138,12 @@ def flip_cell(candidate: CandidateComparison) -> Cell:
 def speed_cell(candidate: CandidateComparison) -> Cell:
     """Lowest to highest speed-up, and the intervals of these two by their concurrent requests."""
     ordered = sorted(candidate.performance, key=lambda point: point.speedup)
+    unmeasured = [f"at {load.concurrency}: {NOT_MEASURED}" for load in candidate.unmeasured]
     if not ordered:
-        return Cell(NOT_MEASURED)
+        return Cell(NOT_MEASURED, "; ".join(unmeasured))
     ends = ordered if len(ordered) < 3 else [ordered[0], ordered[-1]]
-    intervals = "; ".join(f"at {point.concurrency}: {ratio_interval(point)}" for point in ends)
-    return Cell(speedup_range(candidate), intervals, struck=must_not_ship(candidate))
+    intervals = [f"at {point.concurrency}: {ratio_interval(point)}" for point in ends]
+    return Cell(speedup_range(candidate), "; ".join([*intervals, *unmeasured]), struck=must_not_ship(candidate))
 
 
 def speedup_range(candidate: CandidateComparison) -> str:
@@ -157,7 +159,7 @@ def capacity_cell(base: BaseComparison, candidate: CandidateComparison) -> Cell:
     """'10 → 14' with the candidate's interval."""
     if candidate.capacity is None:
         return Cell(NOT_MEASURED)
-    before = "" if base.capacity is None else f"{base.capacity.streams} → "
+    before = "" if base.capacity is None else f"{capacity_text(base.capacity)} → "
     cell = _capacity(candidate.capacity)
     return Cell(before + cell.text, cell.sub, struck=must_not_ship(candidate))
 
@@ -166,13 +168,13 @@ def cost_cell(capacity: Capacity | None, cost: float | None, *, struck: bool = F
     """US dollars, or why there is no cost."""
     if cost is not None:
         return Cell(dollars(cost), key=cost, struck=struck)
-    if capacity is None:
+    if capacity is None or not capacity.measured:
         return Cell(NOT_MEASURED)
     return Cell("no load met the objectives" if capacity.streams == 0 else "no price given")
 
 
 def _capacity(capacity: Capacity | None) -> Cell:
-    return Cell(NOT_MEASURED) if capacity is None else Cell(str(capacity.streams), capacity_interval(capacity))
+    return Cell(NOT_MEASURED) if capacity is None else Cell(capacity_text(capacity), capacity_interval(capacity))
 
 
 # --- Accuracy ---
@@ -338,8 +340,18 @@ def speed_table(candidates: Iterable[CandidateComparison]) -> Table:
         "Candidate", "Requests at once#", "Repeats#", "Output tokens/s#", "Speed-up, 95 % interval#",
         "TTFT p95, ms#", "ITL p95, ms#", "Request latency, median, s#", "Client's CPU share#", "Client¶",
     )  # fmt: skip
-    rows = tuple((Cell(c.name), *_speed_cells(point, must_not_ship(c))) for c in candidates for point in c.performance)
+    rows = tuple((Cell(c.name), *cells) for c in candidates for cells in _load_rows(c, len(columns) - 1))
     return Table("Speed per load point, base → candidate, means over the repeats", columns, rows)
+
+
+def _load_rows(candidate: CandidateComparison, width: int) -> list[tuple[Cell, ...]]:
+    """A row per load point, the lowest concurrency first; one that is not measured says why."""
+    struck = must_not_ship(candidate)
+    rows = {point.concurrency: _speed_cells(point, struck) for point in candidate.performance}
+    for load in candidate.unmeasured:
+        known = (Cell(str(load.concurrency), key=load.concurrency), Cell("–"), Cell(NOT_MEASURED, load.reason))
+        rows[load.concurrency] = (*known, *(Cell("–") for _ in range(width - len(known))))
+    return [rows[concurrency] for concurrency in sorted(rows)]
 
 
 def _speed_cells(point: SpeedPoint, struck: bool) -> tuple[Cell, ...]:
@@ -385,8 +397,9 @@ def capacity_table(comparison: Comparison) -> Table:
     )  # fmt: skip
     rows = tuple(
         (
-            Cell(name), Cell(str(found.streams), capacity_interval(found), found.streams, struck),
-            Cell(number(found.output_tokens_per_s), key=found.output_tokens_per_s, struck=struck),
+            Cell(name), Cell(capacity_text(found), capacity_interval(found), found.streams, struck),
+            Cell(number(found.output_tokens_per_s) if found.measured else "–", key=found.output_tokens_per_s,
+                 struck=struck),
             cost_cell(found, cost, struck=struck), Cell(found.stopped),
         )
         for name, found, cost, struck in _capacities(comparison)

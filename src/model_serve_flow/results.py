@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model_serve_flow.errors import FlowError
 
 SCHEMA_VERSION = "2.0"
+NOT_REACHED = "the measurement was interrupted before it"
 
 Unit = Literal["points", "percent", "bits/byte"]
 Decision = Literal["SHIP", "DO NOT SHIP", "INCONCLUSIVE"]
@@ -176,6 +177,17 @@ class LoadPoint(Record):
     valid: bool
     invalid_reason: str = ""
 
+    @property
+    def problem(self) -> str:
+        """Why the point must not be compared, also by its own figures; empty if it may."""
+        if not self.valid or self.invalid_reason:
+            return self.invalid_reason or "no reason given"
+        if self.errored_requests:
+            return f"{self.errored_requests} requests failed"
+        if self.output_tokens_per_s == 0:
+            return "no output tokens"
+        return "no latencies" if self.itl_ms.mean == 0 or self.request_latency_s.mean == 0 else ""
+
 
 class Probe(Record):
     """One load of the goodput search: which share of the requests met every objective."""
@@ -194,12 +206,19 @@ class Capacity(Record):
     ttft_ms: Positive
     itl_ms: Positive
     attainment: Positive = Field(description="share of requests that must meet both objectives")
-    streams: Count = Field(description="highest concurrency that passed; 0: not even one request at a time")
+    streams: Count | None = Field(
+        description="highest concurrency that passed; 0: not even one request at a time; none: not measured"
+    )
     low: Count = Field(description="highest concurrency that surely passes: the interval lies above the target")
     high: Count | None = Field(description="one below the lowest that surely fails; none: no load surely failed")
     output_tokens_per_s: NonNegative = Field(description="at `streams`")
     probes: tuple[Probe, ...]
-    stopped: str = Field(description="why the search ended, in GuideLLM's words")
+    stopped: str = Field(description="why the search ended, in GuideLLM's words, or why nothing was measured")
+
+    @property
+    def measured(self) -> bool:
+        """Whether any load of the search answered a request; if none did, nothing is known of the capacity."""
+        return self.streams is not None
 
 
 class PerformanceResult(Measurement):
@@ -210,11 +229,41 @@ class PerformanceResult(Measurement):
     capacity: Capacity | None = Field(default=None, description="none: the profile has no objectives")
 
     def by_concurrency(self) -> dict[int, list[LoadPoint]]:
-        """Concurrency, lowest first -> the repeats of that load point in their order."""
+        """Concurrency, lowest first -> the repeats of that load point in their order, valid or not."""
         loads: dict[int, list[LoadPoint]] = {}
         for point in sorted(self.points, key=lambda point: (point.concurrency, point.repeat)):
             loads.setdefault(point.concurrency, []).append(point)
         return loads
+
+    def problems(self) -> dict[tuple[int, int], str]:
+        """(concurrency, repeat) -> why it is not measured, of all that the protocol asks for and all there are."""
+        load = self.protocol.get("performance", {})
+        asked = [(c, repeat + 1) for repeat in range(load.get("repeats", 0)) for c in load.get("concurrency", ())]
+        found = {(point.concurrency, point.repeat): point.problem for point in self.points}
+        return {place: why for place in dict.fromkeys([*asked, *found]) if (why := found.get(place, NOT_REACHED))}
+
+    def measured_loads(self) -> dict[int, list[LoadPoint]]:
+        """As `by_concurrency`, of the load points of which every repeat is measured."""
+        unmeasured = {concurrency for concurrency, _ in self.problems()}
+        return {load: points for load, points in self.by_concurrency().items() if load not in unmeasured}
+
+    def unmeasured_loads(self) -> dict[int, str]:
+        """Concurrency, lowest first -> which repeat of that load point is not measured, and why."""
+        load = self.protocol.get("performance", {})
+        reasons: dict[int, str] = {}
+        for (concurrency, repeat), why in sorted(self.problems().items()):
+            text = why if load.get("repeats", 1) == 1 else f"repeat {repeat}: {why}"
+            reasons[concurrency] = f"{reasons[concurrency]}; {text}" if concurrency in reasons else text
+        return reasons
+
+    def unmeasured(self) -> list[str]:
+        """Everything that was asked for and is not measured, with the reason."""
+        found = [f"load point {load}: {why}" for load, why in self.unmeasured_loads().items()]
+        if self.capacity is not None and not self.capacity.measured:
+            found.append(f"capacity: {self.capacity.stopped}")
+        if self.capacity is None and self.protocol.get("performance", {}).get("slo"):
+            found.append(f"capacity: {NOT_REACHED}")
+        return found
 
 
 class Overlap(Record):
@@ -341,6 +390,13 @@ class NoiseFloor(Record):
     top1_agreement: Probability | None
 
 
+class UnmeasuredLoad(Record):
+    """A load point at which base and candidate cannot be compared."""
+
+    concurrency: Annotated[int, Field(gt=0)]
+    reason: str
+
+
 class SpeedPoint(Record):
     """Base and candidate at one load point, means over the repeats; ratios are candidate over base for throughput."""
 
@@ -399,6 +455,9 @@ class CandidateComparison(Record):
     )
     noise_floor: NoiseFloor | None = None
     performance: tuple[SpeedPoint, ...]
+    unmeasured: tuple[UnmeasuredLoad, ...] = Field(
+        default=(), description="load points that were asked for beside them"
+    )
     capacity: Capacity | None = None
     cost_per_million_output_tokens: NonNegative | None = Field(default=None, description="in US dollars, at capacity")
     diagnosis: Diagnosis | None = None

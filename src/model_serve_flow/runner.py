@@ -9,7 +9,6 @@ import json
 import re
 import subprocess
 import time
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
@@ -20,6 +19,7 @@ from rich.console import Console
 
 from model_serve_flow import environments, interrupts, mirror
 from model_serve_flow.checkout import checkout
+from model_serve_flow.code_digest import code_digest
 from model_serve_flow.config import environment_overrides
 from model_serve_flow.environments import Environment
 from model_serve_flow.errors import FlowError
@@ -31,6 +31,7 @@ from model_serve_flow.run_lock import only_run
 from model_serve_flow.steps import STEPS, Step, expand, module_folder, select
 from model_serve_flow.workspace import digest_once, file_digest, now, read_json, writing
 
+PERFORMANCE_RESULT = re.compile(r"results/([^/]+)/performance\.json")
 ACCURACY_RESULT = re.compile(r"results/([^/]+)/accuracy(.*)\.json")  # the model, and what tells its measurements apart
 VERSIONED = (
     "vllm",
@@ -131,8 +132,10 @@ class _Session:
         """Runs or skips one step and records it in the manifest."""
         fingerprint = self.fingerprint(step)
         if not force and self.is_done(step, fingerprint):
-            progress.skip(step.module)
-            return
+            if not (unmeasured := self.unmeasured(step)):
+                progress.skip(step.module)
+                return
+            progress.say(f"{step.module} measures again what is not measured: {'; '.join(unmeasured)}")
         self.forget(step, force)
         progress.start(step.module, "preparing the environment")
         environment = self.provide(step.environment, self.flow.config.device)
@@ -154,7 +157,7 @@ class _Session:
             "profile": {section: functools.reduce(getitem, section.split("."), config) for section in step.sections},
             "sources": {name: file_digest(folder / name) for name in (step.notebook, "utils.py")},
             "locks": [file_digest(path) for path in environments.lock_paths(step.environment, self.flow.config.device)],
-            "library": _library_version(),
+            "library": code_digest(folder, step.notebook),
             "inputs": {path: self.digest(path) for path in expand(step.inputs, self.flow.config)},
         }
         for path, digest in facts["inputs"].items():
@@ -169,6 +172,13 @@ class _Session:
         if done is None or done["fingerprint"] != fingerprint:
             return False
         return done["outputs"] == {path: self.digest(path) for path in expand(step.outputs, self.flow.config)}
+
+    def unmeasured(self, step: Step) -> list[str]:
+        """What the finished step was asked to measure and could not: the next run tries again."""
+        models = [
+            found[1] for path in expand(step.outputs, self.flow.config) if (found := PERFORMANCE_RESULT.match(path))
+        ]
+        return [f"{name}, {what}" for name in models for what in self.flow.workspace.performance(name).unmeasured()]
 
     def digest(self, path: str) -> str | None:
         """Digest of a file or folder of the workspace; none if it is missing or an empty folder."""
@@ -267,8 +277,3 @@ def _commit() -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() or None
-
-
-def _library_version() -> str:
-    document = tomllib.loads((checkout() / "pyproject.toml").read_text(encoding="utf-8"))
-    return document["project"]["version"]

@@ -7,17 +7,53 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from model_serve_flow import capacity, statistics
-from model_serve_flow.results import Capacity, LoadPoint, Memory, PerformanceResult, SpeedPoint
+from model_serve_flow.results import Capacity, LoadPoint, Memory, PerformanceResult, SpeedPoint, UnmeasuredLoad
+
+TOKEN_TOLERANCE = 0.05  # relative difference of tokens per request above which two load points are not the same work
 
 
-def speed_points(base: PerformanceResult, candidate: PerformanceResult) -> tuple[SpeedPoint, ...]:
-    """One point per concurrency, over its repeats; the results must have been found comparable."""
-    theirs = candidate.by_concurrency()
-    return tuple(_speed_point(points, theirs[concurrency]) for concurrency, points in base.by_concurrency().items())
+def speed_points(
+    base: PerformanceResult, candidate: PerformanceResult
+) -> tuple[tuple[SpeedPoint, ...], tuple[UnmeasuredLoad, ...]]:
+    """One point per concurrency, over its repeats, and the load points at which the two cannot be compared."""
+    ours, theirs = base.measured_loads(), candidate.measured_loads()
+    reasons = _unmeasured(base, candidate)
+    compared = tuple(_speed_point(points, theirs[load]) for load, points in ours.items() if load not in reasons)
+    return compared, tuple(UnmeasuredLoad(concurrency=load, reason=reasons[load]) for load in sorted(reasons))
 
 
-def mean_speedup(points: Sequence[SpeedPoint]) -> float:
-    """Geometric mean of the speed-ups over the load points: 2x and 0.5x average to 1x."""
+def _unmeasured(base: PerformanceResult, candidate: PerformanceResult) -> dict[int, str]:
+    """Concurrency -> why the load point is not compared."""
+    reasons: dict[int, list[str]] = {}
+    for result in (base, candidate):
+        for load, why in result.unmeasured_loads().items():
+            reasons.setdefault(load, []).append(f"{result.model.name}: {why}")
+    ours, theirs = base.measured_loads(), candidate.measured_loads()
+    for load in (ours.keys() | theirs.keys()) - reasons.keys():
+        if why := _other_work(ours.get(load, []), theirs.get(load, [])):
+            reasons[load] = [why]
+    return {load: "; ".join(parts) for load, parts in reasons.items()}
+
+
+def _other_work(base: list[LoadPoint], candidate: list[LoadPoint]) -> str:
+    """What differs between the requests of both sides; empty if they are the same work."""
+    if len(base) != len(candidate):
+        return f"measured {len(base)} times for base and {len(candidate)} times for the candidate"
+    for one, other in zip(base, candidate, strict=True):
+        for field in ("prompt_tokens", "output_tokens"):
+            left, right = getattr(one, field), getattr(other, field)
+            if not math.isclose(left, right, rel_tol=TOKEN_TOLERANCE):
+                name = field.replace("_", " ")
+                return (
+                    f"not the same work: {name} per request are {left:.1f} for base and {right:.1f} for the candidate"
+                )
+    return ""
+
+
+def mean_speedup(points: Sequence[SpeedPoint]) -> float | None:
+    """Geometric mean of the speed-ups over the load points: 2x and 0.5x average to 1x; None without any."""
+    if not points:
+        return None
     return math.exp(math.fsum(math.log(point.speedup) for point in points) / len(points))
 
 
@@ -28,7 +64,7 @@ def memory(performance: PerformanceResult) -> Memory:
 
 def cost(hourly_price_usd: float | None, found: Capacity | None) -> float | None:
     """US dollars per million output tokens at capacity; None without a price, or where no load meets the objectives."""
-    if hourly_price_usd is None or found is None or found.streams == 0 or found.output_tokens_per_s == 0:
+    if hourly_price_usd is None or found is None or not found.streams or found.output_tokens_per_s == 0:
         return None
     return capacity.cost_per_million_output_tokens(hourly_price_usd, found.output_tokens_per_s)
 

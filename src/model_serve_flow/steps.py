@@ -85,7 +85,13 @@ STEPS: tuple[Step, ...] = (
         # Not report/ship-record.json: 07 writes overrides into it, and checks it itself against all it was made from.
         ("report/comparison.json", "report/report.md", "report/report.html"),
     ),
-    Step("07_Deploy", "serve", (*SERVED, "candidates", "deploy"), ("report/comparison.json", CANDIDATE), ("deploy",)),
+    Step(
+        "07_Deploy",
+        "serve",
+        (*SERVED, "candidates", "deploy"),
+        ("report/comparison.json", BASE, CANDIDATE),
+        ("deploy",),
+    ),
 )
 
 

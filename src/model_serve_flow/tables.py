@@ -65,16 +65,17 @@ def divergence_table(base: DistributionResult | None, others: dict[str, Distribu
 def load_table(results: dict[str, PerformanceResult]) -> pd.DataFrame:
     """Load point x model: throughput with its spread over the repeats, latencies, request counts, the client's CPU.
 
-    Figures are means over the repeats; requests are summed, and of the client's share the highest is shown.
+    Figures are means over the repeats; requests are summed, and of the client's share the highest is shown. A load
+    point that is not measured has no figures, and the last column says why.
     """
     import pandas as pd
 
-    rows = [
-        {"concurrency": concurrency, "model": name, **_load_row(points)}
-        for name, result in results.items()
-        for concurrency, points in result.by_concurrency().items()
-    ]
-    return pd.DataFrame(rows).set_index(["concurrency", "model"]).sort_index()
+    rows = []
+    for name, result in results.items():
+        found = {load: _load_row(points) for load, points in result.measured_loads().items()}
+        found |= {load: {"measured": f"not measured: {why}"} for load, why in result.unmeasured_loads().items()}
+        rows += [{"concurrency": load, "model": name, **row} for load, row in found.items()]
+    return pd.DataFrame(rows).set_index(["concurrency", "model"]).sort_index().astype(object).fillna("")
 
 
 def _load_row(points: list[LoadPoint]) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _load_row(points: list[LoadPoint]) -> dict[str, Any]:
         "failed": sum(point.errored_requests for point in points),
         "client CPU": f"{max(point.client_cpu_share for point in points):.1%}",
         "client-limited": "yes" if any(point.client_limited for point in points) else "",
-        "valid": "; ".join(dict.fromkeys(p.invalid_reason for p in points if not p.valid)) or "yes",
+        "measured": "yes",
     }
 
 

@@ -144,34 +144,51 @@ def test_task_without_counterpart_and_another_chance_are_named():
 # --- The same load ---
 
 
-def test_invalid_load_point_of_any_repeat_is_refused_with_its_reason():
-    broken = with_point(factories.performance("w8a8-int8"), 5, valid=False, invalid_reason="2 requests failed")
-    with pytest.raises(FlowError, match="load point 8 of w8a8-int8 is not valid: 2 requests failed"):
-        run(performance=broken)
-    silent = with_point(factories.performance(), output_tokens_per_s=0.0)
-    with pytest.raises(FlowError, match="load point 1 of base is not valid: no output tokens"):
-        run(base_performance=silent)
-    untimed = with_point(factories.performance(), itl_ms=Latency(mean=0, p50=0, p95=0, p99=0))
-    with pytest.raises(FlowError, match="load point 1 of base is not valid: no latencies"):
-        run(base_performance=untimed)
-    failed = with_point(factories.performance(), 1, errored_requests=3)
-    with pytest.raises(FlowError, match="load point 4 of base is not valid: 3 requests failed"):
-        run(base_performance=failed)
+@pytest.mark.parametrize(
+    ("side", "place", "changes", "concurrency", "reason"),
+    [
+        (
+            "performance",
+            5,
+            {"valid": False, "invalid_reason": "2 requests failed"},
+            8,
+            "w8a8-int8: repeat 2: 2 requests failed",
+        ),
+        ("base_performance", 0, {"output_tokens_per_s": 0.0}, 1, "base: repeat 1: no output tokens"),
+        ("base_performance", 0, {"itl_ms": Latency(mean=0, p50=0, p95=0, p99=0)}, 1, "base: repeat 1: no latencies"),
+        ("base_performance", 1, {"errored_requests": 3}, 4, "base: repeat 1: 3 requests failed"),
+        ("performance", 7, {"output_tokens": 20.0}, 4, "output tokens per request are 32.0 for base and 20.0"),
+    ],
+)
+def test_a_load_point_that_may_not_be_compared_is_named_and_everything_else_stands(
+    side, place, changes, concurrency, reason
+):
+    name = "base" if side == "base_performance" else "w8a8-int8"
+    found = run(**{side: with_point(factories.performance(name), place, **changes)})
+    whole = run()
+    (load,) = found.unmeasured
+    assert load.concurrency == concurrency and reason in load.reason
+    assert found.performance == tuple(point for point in whole.performance if point.concurrency != concurrency)
+    assert found.verdict == whole.verdict and found.accuracy == whole.accuracy
+    assert any(f"Not measured at {concurrency} concurrent requests" in reason for reason in found.reasons)
 
 
-def test_other_load_points_and_repeats_are_refused():
+def test_a_load_point_that_was_not_reached_is_named():
     fewer = factories.performance("w8a8-int8")
     without_8 = tuple(point for point in fewer.points if point.concurrency != 8)
-    with pytest.raises(FlowError, match=r"base was loaded at \[1, 4, 8\] and w8a8-int8 at \[1, 4\]"):
-        run(performance=fewer.model_copy(update={"points": without_8}))
-    with pytest.raises(FlowError, match="load point 8 was measured 3 times for base and 2 times for w8a8-int8"):
-        run(performance=fewer.model_copy(update={"points": fewer.points[:-1]}))
+    found = run(performance=fewer.model_copy(update={"points": without_8}))
+    assert [point.concurrency for point in found.performance] == [1, 4]
+    assert found.unmeasured[0].reason.startswith("w8a8-int8: repeat 1: the measurement was interrupted before it")
+    found = run(performance=fewer.model_copy(update={"points": fewer.points[:-1]}))
+    assert found.unmeasured[0].reason == "w8a8-int8: repeat 3: the measurement was interrupted before it"
 
 
-def test_other_token_counts_in_one_repeat_are_refused():
-    shorter = with_point(factories.performance("w8a8-int8"), 7, output_tokens=20.0)
-    with pytest.raises(FlowError, match=r"point 4 was not the same work: output_tokens per request are 32.0 for base"):
-        run(performance=shorter)
+def test_without_any_load_point_the_verdict_still_stands():
+    nothing = factories.performance("w8a8-int8").model_copy(update={"points": ()})
+    found = run(performance=nothing)
+    assert found.performance == () and [load.concurrency for load in found.unmeasured] == [1, 4, 8]
+    assert found.verdict == run().verdict and found.diagnosis is None
+    assert not any("Output tokens/s" in reason for reason in found.reasons)
 
 
 def test_capacity_at_other_objectives_is_refused():

@@ -26,7 +26,9 @@ def measured(name, itl_ms, ttft_ms=68.0, output_tokens=32, concurrency=1):
         )
         for repeat, itl in ((1, 0.98 * itl_ms), (2, 1.02 * itl_ms))
     ]
-    return performance(name, points=(*points, load_point(concurrency * 8, 200.0)))
+    higher = [load_point(concurrency * 8, 200.0, repeat=repeat) for repeat in (1, 2)]
+    protocol = {"performance": {"concurrency": [concurrency, concurrency * 8], "repeats": 2}}
+    return performance(name, protocol=protocol, points=(*points, *higher))
 
 
 def test_the_figures_are_those_of_the_lowest_load_over_its_repeats():
@@ -68,15 +70,19 @@ def test_a_long_prompt_makes_it_prefill_bound():
     assert "most of the base's time (71%) goes into reading the prompt" in found.sentence
 
 
+def test_where_the_lowest_load_is_not_measured_on_both_sides_the_next_one_counts():
+    found = diagnose(measured("base", 20.0), measured("w8a8-int8", 0.0), BASE_BYTES, INT8_BYTES, "Kernel")
+    assert found.sentence.startswith("At 8 requests at a time") and found.reached == pytest.approx(1 / 1.648, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("candidate", "size", "problem"),
     [
         (
             measured("w8a8-int8", 14.0, concurrency=4),
             INT8_BYTES,
-            "lowest concurrency 1 of the base, 4 of the candidate",
+            r"no load point is measured of both: \[1, 8\] of base, \[4, 32\] of candidate",
         ),
-        (measured("w8a8-int8", 0.0), INT8_BYTES, "w8a8-int8 has no latencies at 1"),
         (measured("w8a8-int8", 14.0), 0, "0 bytes"),
     ],
 )

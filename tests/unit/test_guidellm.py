@@ -16,7 +16,7 @@ from model_serve_flow import processes
 from model_serve_flow.config import Objectives, load_profile
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.guidellm import ClientCpu, load_command, load_generator, search_command, time_limit
+from model_serve_flow.guidellm import ClientCpu, load_command, load_generator, search_command, silence_limit, time_limit
 from model_serve_flow.guidellm_driver import with_values
 from model_serve_flow.job_process import LEFTOVER_SECONDS
 from model_serve_flow.serving import Server, ServerGone
@@ -182,7 +182,9 @@ def test_the_time_limit_grows_with_the_loads_and_with_what_a_search_may_need():
     config = load_profile("ci", {"performance.concurrency": [1, 8], "performance.repeats": 3})
     where = ("http://127.0.0.1:1", "base", "models/base", "out.json")
     seconds = config.performance.seconds + config.performance.warmup_seconds
-    assert time_limit(load_command(config, *where)) == pytest.approx(6 * seconds * 3 + module.START_SECONDS)
+    longest = 10 * config.performance.seconds + config.performance.warmup_seconds
+    assert time_limit(load_command(config, *where)) == pytest.approx(2 * longest * 3 + module.START_SECONDS)
+    assert silence_limit(load_command(config, *where)) == pytest.approx(3 * seconds + module.SILENT_SECONDS)
     slo = Objectives(ttft_ms=1000, itl_ms=50, attainment=0.9, seconds=20, initial_streams=8, max_streams=64)
     seconds = 20 + config.performance.warmup_seconds
     search = time_limit(search_command(config, slo, *where))

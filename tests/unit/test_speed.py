@@ -13,9 +13,11 @@ def points(**changes):
     """The sample's points, with changes to the last one the candidate measured: repeat 3 of 8 requests."""
     candidate = factories.performance("w8a8-int8")
     last = candidate.points[-1].model_copy(update=changes)
-    return speed_points(
+    compared, unmeasured = speed_points(
         factories.performance(), candidate.model_copy(update={"points": (*candidate.points[:-1], last)})
     )
+    assert unmeasured == ()
+    return compared
 
 
 def test_each_load_is_one_point_over_its_repeats():
@@ -50,11 +52,13 @@ def test_order_of_the_measurements_does_not_matter():
 
 
 def test_one_repeat_has_no_interval():
+    protocol = {"performance": {"concurrency": [1, 4, 8], "repeats": 1}}
     once = [
-        r.model_copy(update={"points": r.points[:3]})
-        for r in (factories.performance(), factories.performance("w8a8-int8"))
+        factories.performance(name, protocol, factories.performance(name).points[:3]) for name in ("base", "w8a8-int8")
     ]
-    assert all(point.speedup_ci95 is None and point.repeats == 1 for point in speed_points(*once))
+    compared, unmeasured = speed_points(*once)
+    assert len(compared) == 3 and unmeasured == ()
+    assert all(point.speedup_ci95 is None and point.repeats == 1 for point in compared)
 
 
 def test_a_point_where_the_client_limits_in_any_repeat_is_marked():
@@ -67,6 +71,7 @@ def test_a_point_where_the_client_limits_in_any_repeat_is_marked():
 def test_speedups_average_geometrically():
     halves = [point.model_copy(update={"speedup": value}) for point, value in zip(points(), (2.0, 0.5), strict=False)]
     assert mean_speedup(halves) == pytest.approx(1.0)
+    assert mean_speedup([]) is None
 
 
 def test_cost_is_the_price_over_the_tokens_at_capacity():

@@ -1,0 +1,60 @@
+"""Which of our own source files a step runs, found by following the imports from its notebook."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+_NAMED = re.compile(rf"{PACKAGE.name}(?:\.\w+)+")
+
+
+def code_digest(folder: Path, notebook: str) -> str:
+    """SHA-256 over every file of the library that a step's notebook or its `utils.py` uses, directly or not.
+
+    Args:
+        folder: of the step.
+        notebook: the name of its notebook.
+    """
+    cells = json.loads((folder / notebook).read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    waiting = [*_uses(code), *_uses((folder / "utils.py").read_text(encoding="utf-8"))]
+    found: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += _used_by(path)
+    lines = [f"{path.relative_to(PACKAGE)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in sorted(found)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@functools.cache
+def _used_by(path: Path) -> list[Path]:
+    return list(_uses(path.read_text(encoding="utf-8"))) if path.suffix == ".py" else []
+
+
+def _uses(code: str) -> Iterator[Path]:
+    """The files of the library that Python code names: in an import, or in a text that starts it or loads from it."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from _files(*(alias.name for alias in node.names))
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from _files(node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from _files(*_NAMED.findall(node.value))
+            if node.value.isidentifier() and (PACKAGE / node.value).is_dir():
+                yield from (path for path in (PACKAGE / node.value).rglob("*") if path.is_file())
+
+
+def _files(*modules: str) -> Iterator[Path]:
+    for module in modules:
+        package, *parts = module.split(".")
+        if package == PACKAGE.name:
+            place = PACKAGE.joinpath(*parts)
+            yield from (path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file())

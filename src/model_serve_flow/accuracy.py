@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from model_serve_flow import live
 from model_serve_flow.checkpoint import verify_same_tokenizer
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
@@ -94,6 +95,7 @@ def _measure(flow: Flow, server: Server, suffix: str = "") -> AccuracyResult:
     if (found := kept(path, AccuracyResult, server, facts, protocol)) is not None:
         forget_answers(workspace, f"{name}{suffix}")
         return found
+    live.report(f"{name}{suffix.replace('_', ', ')}: lm-eval", 0, 0)
     with request_cache(workspace, describe_model(name, server.folder), protocol, suffix) as cache:
         raw = evaluate(flow, server, workspace.logs / f"lm-eval-{name}{suffix}.log", cache)
         result = AccuracyResult(

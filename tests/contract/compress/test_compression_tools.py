@@ -165,8 +165,17 @@ def test_calibration_is_templated_truncated_and_never_padded(flow, tokenizer):
     lengths = [len(row) for row in dataset["input_ids"]]
     assert lengths == [8, 16, 16, 16]  # "< user >" and five words; the rest are cut
     assert facts.tokens == sum(lengths) and facts.samples == 4
-    assert facts.padding_fraction == 0 and facts.chat_template
+    assert facts.chat_template
     assert all(set(mask) == {1} for mask in dataset["attention_mask"])
+
+
+def test_a_tokenizer_that_pads_whatever_it_is_told_is_refused(flow, tokenizer, monkeypatch):
+    """As one that comes with a model and has code of its own can."""
+    call = type(tokenizer).__call__
+    pads = lambda self, *texts, **options: call(self, *texts, **{**options, "padding": True})  # noqa: E731
+    monkeypatch.setattr(type(tokenizer), "__call__", pads)
+    with pytest.raises(FlowError, match="8 of 64 calibration tokens are padding"):
+        calibration_dataset(flow, tokenizer)
 
 
 def test_plain_text_of_a_model_without_template(flow, tokenizer):

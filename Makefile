@@ -1,7 +1,5 @@
 PYTHON ?= python3
-# vLLM serves INT4 on processors with AVX-512 only; profiles for others compare two ways to INT8.
-PROCESSOR := $(if $(shell grep -m1 -o avx512f /proc/cpuinfo),,-avx2)
-PROFILE ?= cpu-smollm2$(PROCESSOR)
+PROFILE ?=   # none: the default of this machine, which the program knows (model_serve_flow/processor.py)
 DEVICE ?= cpu
 ENVIRONMENTS := $(or $(MODEL_SERVE_FLOW_ENVIRONMENTS),.environments)
 BIN := $(ENVIRONMENTS)/notebook/bin
@@ -14,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE   # set in many images; without compiled files 
 .DEFAULT_GOAL := demo
 
 demo: bootstrap   ## the whole flow, from nothing to the report
-	$(BIN)/model-serve-flow run --profile $(PROFILE)
+	$(BIN)/model-serve-flow run $(addprefix --profile ,$(PROFILE))
 
 test: environments   ## unit, contract and end-to-end tests, each in the environment its folder names
 	$(ENVIRONMENTS)/notebook/bin/python -m pytest --numprocesses auto tests/unit tests/soak tests/contract/notebook
@@ -41,7 +39,7 @@ bench: bootstrap
 	$(BIN)/python docs/benchmarks/bench.py $(PROFILE)
 
 soak: environments   ## kills the flow at random points, for hours; `make soak SOAK="--points 40 --seed 1"`
-	$(BIN)/python tests/soak/soak.py --profile ci$(PROCESSOR) --artifacts artifacts/soak $(SOAK)
+	$(BIN)/python tests/soak/soak.py --artifacts artifacts/soak $(SOAK)
 
 clean:            ## the environments and caches; artifacts stay
 	rm -rf $(ENVIRONMENTS) .pytest_cache .ruff_cache .hypothesis

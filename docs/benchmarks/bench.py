@@ -23,6 +23,7 @@ import psutil
 from model_serve_flow.checkout import MODULES
 from model_serve_flow.flow import Flow
 from model_serve_flow.machine import inspect_machine
+from model_serve_flow.processor import default_profile
 from model_serve_flow.workspace import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +134,8 @@ def breakdown(folder: Path, profile: str) -> dict[str, Any]:
 def main() -> None:
     """Measures, writes the figures, prints them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("profile", help="name of the profile that `make demo` runs")
+    default = default_profile()
+    parser.add_argument("profile", nargs="?", default=default, help=f"what `make demo` runs; by default {default}")
     profile = parser.parse_args().profile
     with tempfile.TemporaryDirectory() as temporary:
         figures = measure(Path(temporary) / "model-serve-flow", profile)

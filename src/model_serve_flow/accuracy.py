@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from model_serve_flow import live
 from model_serve_flow.checkpoint import verify_same_tokenizer
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
@@ -98,6 +99,7 @@ def _measure(flow: Flow, server: Server, suffix: str = "") -> AccuracyResult:
         return before
     scored = {} if before is None else _scored_before(before, protocol)
     asked = [task for task in flow.config.accuracy.tasks if task not in scored]
+    live.report(f"{name}{suffix.replace('_', ', ')}: lm-eval", 0, 0)
     with request_cache(workspace, describe_model(name, server.folder), _manner(protocol), suffix) as cache:
         raw = evaluate(flow, server, workspace.logs / f"lm-eval-{name}{suffix}.log", cache, asked) if asked else {}
         scored |= {task: _task(task, raw) for task in asked}

@@ -67,7 +67,6 @@ def calibration_facts(
         source=_source_text(calibration),
         samples=len(dataset),
         tokens=tokens,
-        padding_fraction=padding / tokens,
         chat_template=templated,
         max_sequence_length=calibration.max_sequence_length,
         sha256=hashlib.sha256(json.dumps([list(row) for row in dataset["input_ids"]]).encode()).hexdigest(),

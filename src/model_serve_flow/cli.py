@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -14,12 +14,23 @@ from rich.table import Table
 
 from model_serve_flow import environments
 from model_serve_flow.checkout import MODULES, checkout
-from model_serve_flow.config import parse_set
+from model_serve_flow.config import parse_set, profiles_folder
 from model_serve_flow.errors import FlowError
+from model_serve_flow.flow import Flow
 from model_serve_flow.offline import VARIABLE
+from model_serve_flow.processor import default_profile
 from model_serve_flow.runner import Request
 
-PROFILE = click.option("--profile", default="cpu-smollm2", show_default=True, help="Name of a profile, or a YAML file.")
+if TYPE_CHECKING:
+    from model_serve_flow.machine import Machine
+
+PROFILE = click.option(
+    "--profile",
+    default=default_profile,
+    show_default=f"{default_profile()}, by the processor of this machine",
+    help="Name of a profile, or a YAML file.",
+)
+GPU_PROFILE = "gpu-llama-3.1-8b"
 SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Sets a value of the profile.")
 QUIET_LAB = (  # no news, no look for a newer version, no list of extensions from the package index
     "--LabApp.news_url=None",
@@ -69,7 +80,7 @@ def run(
     force: bool,
     mirror: str | None,
 ) -> None:
-    """Runs the notebooks; a finished step whose inputs are unchanged is skipped."""
+    """Runs the notebooks; a finished step whose inputs are unchanged is skipped. Ends with the verdicts."""
     from model_serve_flow import runner
 
     if mirror:
@@ -77,7 +88,7 @@ def run(
     request = _request(profile, assignments, artifacts)
     names = [name.strip() for name in only.split(",") if name.strip()]
     runner.run(request, names, start, force)
-    if not names and not start:
+    if runner.report_is_current(request):
         _show_result(request)
 
 
@@ -112,6 +123,8 @@ def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -
     for item in checks:
         table.add_row(item.name, item.value, item.needed, "[green]ok[/green]" if item.ok else "[red]does not fit[/red]")
     Console().print(facts, table)
+    if note := gpu_note(flow, machine):
+        click.echo(note)
     require(checks)
 
 
@@ -161,6 +174,23 @@ def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
     os.environ.update(environments.PROCESS_VARIABLES, JUPYTER_PATH=environments.jupyter_path())
     folder = str(checkout() / MODULES)
     os.execv(python, [python, "-m", "jupyterlab", "--notebook-dir", folder, *QUIET_LAB, *arguments])
+
+
+def gpu_note(flow: Flow, machine: Machine) -> str:
+    """Names the GPU profile to a user of another one whose machine fits it; else empty."""
+    from model_serve_flow.machine import check, estimate, gib
+
+    known = (profiles_folder() / f"{GPU_PROFILE}.yaml").is_file()
+    if flow.config.device == "gpu" or not machine.gpus or not known:
+        return ""
+    larger = Flow.open(GPU_PROFILE, artifacts=flow.workspace.root.parent)
+    if not all(item.ok for item in check(larger, machine)):
+        return ""
+    return (
+        f"This machine has a GPU ({machine.gpus[0].name}) and fits the profile {GPU_PROFILE}. It is not the default, "
+        f"because it downloads a model of {gib(estimate(larger).weights_bytes)}: "
+        f"model-serve-flow run --profile {GPU_PROFILE}"
+    )
 
 
 def _request(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> Request:

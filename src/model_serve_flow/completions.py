@@ -10,6 +10,7 @@ from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
+from model_serve_flow import live
 from model_serve_flow.errors import FlowError
 
 NAME = "whole-completions"
@@ -30,6 +31,19 @@ class KeyedHook(CacheHook):
             super().add_partial(attr, req, res)
 
 
+class Count:
+    """Counts what was answered, for the runner's live line; it belongs to the measurement that was reported last."""
+
+    def __init__(self, unit: str, total: int) -> None:
+        self.unit, self.total, self.done = unit, total, 0
+        self.add(0)
+
+    def add(self, number: int) -> None:
+        """That many more were answered."""
+        self.done += number
+        live.report(None, self.done, self.total, self.unit)
+
+
 @register_model(NAME)
 class WholeCompletions(LocalCompletionsAPI):
     """lm-eval's `local-completions` that can keep every answer, and takes none that is not whole.
@@ -37,6 +51,42 @@ class WholeCompletions(LocalCompletionsAPI):
     An answer with a prompt too few would be counted, and kept, as that of another prompt; of one without text lm-eval
     would score a text of its own.
     """
+
+    _answers: Count | None = None
+    _texts: Count | None = None  # scored as a whole, each by one request or several
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        self._answers, self._texts = None, Count("texts", len(requests))
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm)
+        finally:
+            self._texts = None
+
+    def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
+        if self._texts is None:
+            self._answers = Count("requests", len(requests))
+            return super()._loglikelihood_tokens(requests, **kwargs)
+        found = super()._loglikelihood_tokens(requests, **kwargs)  # the windows of one text
+        self._texts.add(1)
+        return found
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        self._answers = Count("requests", len(requests))
+        return super().generate_until(requests, disable_tqdm)
+
+    def _count(self, answers: int) -> None:
+        if self._answers is not None:
+            self._answers.add(answers)
+
+    async def amodel_call(self, *args: Any, messages: list[Any], **kwargs: Any) -> Any:
+        answers = await super().amodel_call(*args, messages=messages, **kwargs)
+        self._count(len(messages))
+        return answers
+
+    def model_call(self, messages: list[Any], **kwargs: Any) -> Any:
+        answer = super().model_call(messages, **kwargs)
+        self._count(len(messages))
+        return answer
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         super().set_cache_hook(KeyedHook(cache_hook))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from model_serve_flow import live
 from model_serve_flow.checkpoint import inspect_checkpoint, verify_checkpoint, verify_same_tokenizer
 from model_serve_flow.config import Candidate, Recipe
 from model_serve_flow.errors import FlowError
@@ -35,6 +36,7 @@ from model_serve_flow.sources import check_checkpoint, resolve_checkpoint
 from model_serve_flow.workspace import describe_model, digest_once, replacing_folder, write_json, writing
 
 if TYPE_CHECKING:
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
 PROMPT = "What is the capital of France? Answer in one sentence."
@@ -74,8 +76,10 @@ def compress(
     set_seed(flow.config.seed)
     with replacing_folder(flow.workspace.model(name), "checkpoint") as folder, _memory_errors(flow):
         with _logged(_log(flow, name), mode="w"), _measured(flow.config.device) as cost:
+            live.report(f"{name}: llm-compressor", 0, 0)
             model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **trust)
-            quantise(model, recipe)
+            with _layers_shown(name, model, recipe):
+                quantise(model, recipe)
             model.save_pretrained(folder, save_compressed=True)
         AutoTokenizer.from_pretrained(base, **trust).save_pretrained(folder)
         verify_checkpoint(folder, recipe, **trust)
@@ -131,6 +135,29 @@ def _inputs(flow: Flow, recipe: Recipe, quantise: Quantise, calibration: Calibra
         "quantise": source,
         "versions": package_versions(MADE_WITH),
     }
+
+
+@contextlib.contextmanager
+def _layers_shown(name: str, model: PreTrainedModel, recipe: Recipe) -> Iterator[None]:
+    """Reports how many layers llm-compressor has calibrated: one is when the next is reached.
+
+    It calibrates layer by layer, each with all texts. A recipe without calibration does not compute with the model.
+    """
+    kinds = recipe.sequential_targets or model._no_split_modules or ()
+    layers = [module for module in model.modules() if type(module).__name__ in kinds]
+    what, reached = f"{name}: llm-compressor", set()
+
+    def reach(layer: Module, _: tuple[Any, ...]) -> None:
+        reached.add(layer)
+        live.report(what, len(reached) - 1, len(layers), "layers")
+
+    hooks = [layer.register_forward_pre_hook(reach) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    live.report(what, len(layers), len(layers), "layers")
 
 
 def memory_advice(flow: Flow, available: int | None = None) -> str:

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from model_serve_flow.checkout import MODULES, checkout
 from model_serve_flow.errors import FlowError
+from model_serve_flow.processor import default_profile
 
 ENVIRONMENT_PREFIX = "MODEL_SERVE_FLOW__"
 MOST_VALUES = 10_000  # of a profile: an alias of YAML can stand for any number of values, even for itself
@@ -378,16 +379,18 @@ def profiles_folder() -> Path:
     return checkout() / MODULES / "profiles"
 
 
-def load_profile(profile: str, overrides: dict[str, Any] | None = None) -> FlowConfig:
+def load_profile(profile: str | None = None, overrides: dict[str, Any] | None = None) -> FlowConfig:
     """Reads a profile by name (or path of a YAML file) and applies overrides: environment first, then `overrides`.
 
     Args:
-        profile: name of a file in the profiles folder without `.yaml`, or the path of a YAML file.
+        profile: name of a file in the profiles folder without `.yaml`, or the path of a YAML file; none: the default
+            of this machine.
         overrides: dotted key -> value, for instance ``{"performance.seconds": 10}``.
 
     Raises:
         FlowError: unknown profile; unknown key, wrong type or value (named, with what is allowed).
     """
+    profile = profile or default_profile()
     document = _read(_find(profile))
     for key, value in {**environment_overrides(), **(overrides or {})}.items():
         _set(document, key, copy.deepcopy(value))

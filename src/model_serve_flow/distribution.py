@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from model_serve_flow import live
 from model_serve_flow.calibration import hub_rows
 from model_serve_flow.config import Distribution, HubDataset
 from model_serve_flow.errors import FlowError
@@ -65,8 +66,8 @@ def measure_distribution(flow: Flow, server: Server, again: bool = False) -> Dis
     path = flow.workspace.results(server.model_name) / f"distribution{'_again' if again else ''}.json"
     if (earlier := kept(path, DistributionResult, server, facts, protocol)) is not None:
         return earlier
-    turn = -1 if again else 1
-    found = _ask_all(server, documents[::turn], k, concurrency)[::turn]
+    turn, what = -1 if again else 1, f"{server.model_name}{', again' if again else ''}: distributions"
+    found = _ask_all(server, documents[::turn], k, concurrency, what)[::turn]
     source = provenance(server, proven_facts(server), protocol, started)
     result = DistributionResult(**source, k=k, documents=tuple(found))
     # On one line: hundreds of thousands of numbers, each on a line of its own, would be twice the size.
@@ -144,10 +145,24 @@ def _hub_texts(settings: Distribution, source: HubDataset) -> dict[str, str]:
     return {f"{index}-{hashlib.sha256(text.encode()).hexdigest()[:16]}": text for index, text in enumerate(texts)}
 
 
-def _ask_all(server: Server, documents: list[Document], k: int, concurrency: int) -> list[TokenTops]:
-    """One result per document, in the order given, `concurrency` requests at a time."""
+def _ask_all(
+    server: Server,
+    documents: list[Document],
+    k: int,
+    concurrency: int,
+    what: str,
+) -> list[TokenTops]:
+    """One result per document, in the order given, `concurrency` requests at a time.
+
+    `what` names the measurement for the runner's live line.
+    """
+    found: list[TokenTops] = []
     with server.client(TIMEOUT_SECONDS) as client, ThreadPoolExecutor(concurrency) as pool:
-        return list(pool.map(lambda document: _ask(client, server, document, k), documents))
+        live.report(what, 0, len(documents), "documents")
+        for tops in pool.map(lambda document: _ask(client, server, document, k), documents):
+            found.append(tops)
+            live.report(what, len(found), len(documents), "documents")
+    return found
 
 
 def _ask(client: httpx.Client, server: Server, document: Document, k: int) -> TokenTops:

@@ -20,11 +20,16 @@ class Flow:
     workspace: Workspace
 
     @classmethod
-    def open(cls, profile: str, overrides: dict[str, Any] | None = None, artifacts: str | Path | None = None) -> Flow:
+    def open(
+        cls,
+        profile: str | None = None,
+        overrides: dict[str, Any] | None = None,
+        artifacts: str | Path | None = None,
+    ) -> Flow:
         """Loads the profile; FlowError if it is unknown or not valid.
 
         Args:
-            profile: name of a profile, or the path of its YAML file.
+            profile: name of a profile, or the path of its YAML file; none: the default of this machine.
             overrides: dotted key -> value.
             artifacts: folder of all artifacts; default: `MODEL_SERVE_FLOW_ARTIFACTS`, or `artifacts/` of the checkout.
         """

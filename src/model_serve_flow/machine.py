@@ -19,13 +19,12 @@ from rich.markup import escape
 from model_serve_flow.config import Candidate, FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.processor import CPUINFO, INT4_FEATURE, describe_cpu, serves_int4
 from model_serve_flow.results import Record
 
 GIB = 1 << 30
 BYTES_PER_WEIGHT = 2  # BF16
-INT4_FEATURE = "avx512f"  # on x86-64: without it vLLM's CPU build 0.32 takes a W4A16 checkpoint and fails at a request
 INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8")  # any of them multiplies and adds INT8 in 32 bits
-CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16")
 RUNTIME_BYTES = 2 * GIB  # Python, PyTorch and the engine's own buffers, without weights and KV cache
 RESULTS_BYTES = GIB // 2  # results, logs, executed notebooks, report
 LARGEST_HEAD = 128  # width of an attention head
@@ -99,7 +98,7 @@ def inspect_machine(folder: Path = Path()) -> Machine:
         raise FlowError(
             f"This is {platform.system()}; the flow needs Linux, as vLLM does.", "Use Linux, WSL 2 or a container."
         )
-    cpu, features = _cpu(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+    cpu, features = describe_cpu(CPUINFO.read_text(encoding="utf-8", errors="replace"))
     total, available = _memory()
     gpus, problem = _gpus()
     return Machine(
@@ -116,13 +115,6 @@ def inspect_machine(folder: Path = Path()) -> Machine:
         gpus=gpus,
         gpu_problem=problem,
     )
-
-
-def _cpu(cpuinfo: str) -> tuple[str, tuple[str, ...]]:
-    """Model name and the features that matter to the engine, from the text of /proc/cpuinfo."""
-    fields = dict(reversed([tuple(map(str.strip, line.split(":", 1))) for line in cpuinfo.splitlines() if ":" in line]))
-    flags = set(fields.get("flags", fields.get("Features", "")).split())
-    return fields.get("model name", platform.machine()), tuple(name for name in CPU_FEATURES if name in flags)
 
 
 def usable_cores(cgroups: Path = CGROUPS) -> int:
@@ -342,7 +334,7 @@ def is_int4(scheme: str) -> bool:
 
 def check_int4(names: Sequence[str], machine: Machine) -> Check:
     """Whether vLLM's CPU build has its kernel for 4-bit weights on this processor, to serve the candidates `names`."""
-    there = machine.architecture != "x86_64" or INT4_FEATURE in machine.cpu_features
+    there = serves_int4(machine.architecture, machine.cpu_features)
     return Check(
         name="CPU for INT4",
         ok=there,

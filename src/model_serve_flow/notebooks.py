@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from model_serve_flow import environments, interrupts, offline, processes
+from model_serve_flow import environments, interrupts, live, offline, processes
 from model_serve_flow.config import FlowConfig, profiles_folder
 from model_serve_flow.environments import Environment
 from model_serve_flow.job_process import LEFTOVER_SECONDS, Ended, JobProcess
+from model_serve_flow.live import Live
 from model_serve_flow.progress import executed_cells
 from model_serve_flow.steps import Step, module_folder, needs_hub
 from model_serve_flow.workspace import Workspace
@@ -39,7 +40,7 @@ class Notebooks:
         environment: Environment,
         python: Path,
         parameters: dict[str, Any],
-        show: Callable[[int, int], None],
+        show: Callable[[int, int, Live | None], None],
     ) -> tuple[int, Path, Path]:
         """Executes the module's notebook in the kernel of its environment.
 
@@ -48,7 +49,7 @@ class Notebooks:
         Args:
             python: the interpreter that has papermill.
             parameters: values of the notebook's parameters cell.
-            show: called with (cell being executed, number of cells) while it runs.
+            show: called with (cell being executed, number of cells, what it does for long) while it runs.
 
         Returns:
             Exit status (0: every cell succeeded), the executed notebook and its log.
@@ -59,10 +60,15 @@ class Notebooks:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
         driver = self._driver = self._driver or self._start(python)
-        with _whole(output) as running:
+        with _whole(output) as running, live.fresh(self._live):
             job = {"arguments": papermill_arguments(step, environment, parameters, running), "log": str(log)}
-            status = self._do(driver, job, lambda: show(*executed_cells(running)))
+            status = self._do(driver, job, lambda: show(*executed_cells(running), live.read(self._live)))
         return status, output, log if log.is_file() else driver.log
+
+    @property
+    def _live(self) -> Path:
+        """Where the notebook's process says how far it is."""
+        return self._workspace.root / ".live.json"
 
     def _start(self, python: Path) -> JobProcess:
         command = (str(python), "-m", "model_serve_flow.notebook_driver")
@@ -92,6 +98,7 @@ class Notebooks:
         """Environment of all notebooks: no telemetry, no hub where nothing needs it, and the kernels."""
         variables = {**os.environ, **QUIET, "JUPYTER_PATH": environments.jupyter_path()}
         variables["MODEL_SERVE_FLOW_PROFILES"] = str(profiles_folder().resolve())
+        variables[live.VARIABLE] = str(self._live)
         if not needs_hub(self._config):
             variables |= offline.HUB_OFFLINE
         variables |= {RUN_VARIABLE: f"{_mark(self._workspace)}{uuid.uuid4().hex}", **processes.KEEP_READABLE}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from model_serve_flow import live
 from model_serve_flow.capacity import measure_capacity
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
@@ -89,6 +90,7 @@ class _Work:
             print(f"{self.server.model_name}: load point {concurrency}, repeat {repeat}, is not measured: {why}. "
                   "The next run measures it again.")  # fmt: skip
         if self.capacity is None:
+            live.report(f"{self.server.model_name}: capacity search", 0, 0)
             self.capacity = measure_capacity(self.flow, self.server, self.generator)
         return self.write()
 
@@ -96,6 +98,8 @@ class _Work:
         """Puts these loads on the server, one after the other, and writes the result so far."""
         if not places:
             return
+        done, loads = len(self.points), len(self.places())
+        live.report(f"{self.server.model_name}: load points", min(done, loads - 1), loads)
         config, server = self.flow.config, self.server
         path = self.flow.workspace.raw(server.model_name) / f"guidellm-{name}.json"
         where = (server.url, server.model_name, str(server.folder), str(path))

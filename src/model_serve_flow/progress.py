@@ -9,26 +9,32 @@ from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress as Lines
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
+from model_serve_flow.live import Live, duration
+
+PLAIN_SECONDS = 30.0  # between two lines of a step where there is no terminal
 ADDED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}  # cells that papermill adds to the executed notebook
 MESSAGE_LINES = 30
 
 
 class Progress:
-    """One line per module: live with elapsed time on a terminal, else a line at its start and one at its end."""
+    """One line per module: live with elapsed time on a terminal, else one at its start, every 30 s and at its end."""
 
     def __init__(self, console: Console, modules: Sequence[str]) -> None:
         self.console = console
         self.width = max((len(module) for module in modules), default=0)
-        self.started = 0.0
+        self.module, self.started, self.printed = "", 0.0, 0.0
         self.live = console.is_terminal
         columns = (
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            # A long note takes a second line of a narrow terminal.
+            TextColumn("{task.fields[note]}", table_column=Column(overflow="fold")),
         )
         self.lines = Lines(*columns, console=console, disable=not self.live)
         self.task: Any = None
@@ -41,16 +47,22 @@ class Progress:
         self.lines.stop()
 
     def start(self, module: str, note: str = "") -> None:
-        self.started = time.monotonic()
+        self.module, self.started = module, time.monotonic()
+        self.printed = self.started
         if self.live:
             self.task = self.lines.add_task(module.ljust(self.width), total=1, note=note)
         else:
             self._print(f"{module}: started")
 
-    def cells(self, number: int, total: int) -> None:
-        """Shows how far the notebook is; nothing where that is not known yet (`total` is 0)."""
-        if self.live and total:
-            self.lines.update(self.task, note=f"cell {number} of {total}")
+    def cells(self, number: int, total: int, doing: Live | None = None) -> None:
+        """Shows how far the notebook is, and what it does for long; nothing where neither is known (`total` is 0)."""
+        cell = f"cell {number} of {total}" if total else ""
+        note = ", ".join(filter(None, [cell, str(doing or "")]))
+        if self.live and note:
+            self.lines.update(self.task, note=escape(note))
+        elif not self.live and time.monotonic() - self.printed >= PLAIN_SECONDS:
+            self.printed = time.monotonic()
+            self._print(f"{self.module}: {duration(self.printed - self.started)}, {note or 'its kernel starts'}")
 
     def finish(self, module: str) -> None:
         self._end(module, "[green]done[/green]", "finished")

@@ -280,7 +280,6 @@ class CalibrationFacts(Record):
     source: str
     samples: Count
     tokens: Count
-    padding_fraction: NonNegative
     chat_template: bool
     max_sequence_length: Count | None = Field(default=None, description="tokens at which a text was cut")
     sha256: str | None = Field(default=None, description="of the token ids, in their order")

@@ -117,6 +117,12 @@ def run(
                 session.step(step, progress, force)
 
 
+def report_is_current(request: Request) -> bool:
+    """Whether 06 is finished, and nothing that it read or wrote has changed since."""
+    (comparison,) = select(["06"])
+    return _Session(request, environments.ensure).is_current(comparison)
+
+
 class _Session:
     """One run of the flow."""
 
@@ -179,6 +185,11 @@ class _Session:
             found[1] for path in expand(step.outputs, self.flow.config) if (found := PERFORMANCE_RESULT.match(path))
         ]
         return [f"{name}, {what}" for name in models for what in self.flow.workspace.performance(name).unmeasured()]
+
+    def is_current(self, step: Step) -> bool:
+        """Whether the step is done; not where something that it reads is missing."""
+        inputs = expand(step.inputs, self.flow.config)
+        return all(map(self.digest, inputs)) and self.is_done(step, self.fingerprint(step))
 
     def digest(self, path: str) -> str | None:
         """Digest of a file or folder of the workspace; none if it is missing or an empty folder."""

@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from model_serve_flow import processes
+from model_serve_flow import live, processes
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
@@ -380,6 +380,8 @@ def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
 
 
 def _wait_until_ready(servers: Sequence[_Started], seconds: int, meanwhile: Callable[[], object] | None = None) -> None:
+    what = f"{', '.join(server.name for server in servers)}: vLLM starts"
+    live.report(what, 0, 0)
     if meanwhile is not None:
         meanwhile()
     for module in SHOWING:  # the cells after the measurement need them; the start leaves a core free
@@ -388,6 +390,7 @@ def _wait_until_ready(servers: Sequence[_Started], seconds: int, meanwhile: Call
     while time.monotonic() < deadline:
         unready = [server for server in servers if not server.answers()]
         if not unready:
+            live.report(what, 1, 1)
             return
         time.sleep(0.5)
     log = unready[0].log

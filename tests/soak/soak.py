@@ -1,6 +1,6 @@
 """Kills the real flow at random points, and looks whether the next run finishes as if nothing had happened.
 
-    python tests/soak/soak.py --profile ci --points 20 --seed 0 --artifacts DIR
+    python tests/soak/soak.py --points 20 --seed 0 --artifacts DIR
 
 First, unless DIR has one, an undisturbed run of the profile: the reference. Then, for each point: a copy of it without
 what one step makes, `run --only NN --force`, a fault at a random time inside the step, and `run --only NN`.
@@ -36,6 +36,7 @@ from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.notebooks import RUN_VARIABLE
+from model_serve_flow.processor import for_this_processor
 from model_serve_flow.serving import SERVER_MODULE
 from model_serve_flow.steps import STEPS, Step, expand
 from model_serve_flow.workspace import content_digests, file_digest, write_json, write_text
@@ -475,7 +476,8 @@ def soak(options: argparse.Namespace) -> bool:
 def main() -> None:
     """Exit status 0 if every point survived, 1 if not, 2 if there is nothing to compare with."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="ci")
+    ci = for_this_processor("ci")
+    parser.add_argument("--profile", default=ci, help=f"by default {ci}")
     parser.add_argument("--points", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--artifacts", type=Path, required=True, metavar="DIR", help="reference, copies and report")

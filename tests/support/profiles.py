@@ -1,10 +1,10 @@
 """The profile of the end-to-end tests that this machine can serve whole."""
 
 from model_serve_flow.flow import Flow
-from model_serve_flow.machine import INT4_FEATURE, check_int4, inspect_machine
+from model_serve_flow.processor import INT4_FEATURE, for_this_processor
 
-HAS_INT4 = check_int4((), inspect_machine()).ok
-CI = "ci" if HAS_INT4 else "ci-avx2"
+CI = for_this_processor("ci")
+HAS_INT4 = CI == "ci"
 INT4_MISSING = f"vLLM's CPU build has its INT4 kernel for processors with {INT4_FEATURE} only"
 
 

@@ -330,7 +330,6 @@ def compression(name: str = "w8a8-int8") -> CompressionResult:
             source="gensim 4.4.0",
             samples=64,
             tokens=15210,
-            padding_fraction=0.0,
             chat_template=True,
             overlap=Overlap(ngram=8, items=659, overlapping=()),
         ),

@@ -1,7 +1,5 @@
 """An installed library has no checkout around it: the working folder must lead there."""
 
-import shutil
-
 import pytest
 
 from model_serve_flow import checkout as module
@@ -10,9 +8,12 @@ from model_serve_flow.errors import FlowError
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
+    """A folder with an installed library and, beside it, a checkout."""
     library = tmp_path / "site-packages" / "model_serve_flow" / "checkout.py"
     library.parent.mkdir(parents=True)
     monkeypatch.setattr(module, "__file__", str(library))
+    for name in ("07_Deploy", "profiles"):
+        (tmp_path / "clone" / module.MODULES / name).mkdir(parents=True)
     return tmp_path
 
 
@@ -22,15 +23,13 @@ def test_the_library_in_a_checkout_finds_it_from_anywhere(monkeypatch, tmp_path)
 
 
 def test_an_installed_library_finds_the_checkout_from_a_modules_folder(installed, monkeypatch):
-    folder = installed / "clone" / module.MODULES / "07_Deploy"
-    folder.mkdir(parents=True)
-    (folder.parent / "profiles").mkdir()
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(installed / "clone" / module.MODULES / "07_Deploy")
     assert module.checkout() == installed / "clone"
 
 
-def test_outside_of_any_checkout_it_says_what_to_do(installed, monkeypatch):
-    shutil.rmtree(installed / "clone", ignore_errors=True)
-    monkeypatch.chdir(installed)
-    with pytest.raises(FlowError, match="MODEL_SERVE_FLOW_PROFILES"):
+@pytest.mark.parametrize("folder", [".", "site-packages/model_serve_flow"])
+def test_outside_of_any_checkout_it_says_what_to_do(installed, monkeypatch, folder):
+    monkeypatch.chdir(installed / folder)
+    with pytest.raises(FlowError, match=f"working folder {installed / folder} is inside") as raised:
         module.checkout()
+    assert "MODEL_SERVE_FLOW_PROFILES" in raised.value.hint

@@ -1,9 +1,15 @@
+import factories
 import pytest
 from click.testing import CliRunner
 
 from model_serve_flow import cli, environments, machine, runner
 from model_serve_flow.cli import main
 from model_serve_flow.errors import FlowError
+from model_serve_flow.flow import Flow
+from model_serve_flow.machine import GIB, Gpu, inspect_machine
+from model_serve_flow.manifest import update_manifest
+from model_serve_flow.steps import expand, select
+from model_serve_flow.workspace import write_json, write_text
 
 PROFILES = ("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "gpu-llama-3.1-8b")
 
@@ -75,6 +81,43 @@ def test_options_reach_the_runner(invoke, monkeypatch):
     assert result.stderr.splitlines() == ["stop here", "and do this"]
 
 
+@pytest.fixture
+def reported(monkeypatch, tmp_path):
+    """A workspace whose report is of the results in it; nothing is run."""
+    monkeypatch.setattr(runner, "run", lambda *_: None)
+    session = runner._Session(runner.Request("cpu-smollm2", {}, tmp_path), environments.ensure)
+    (step,), space = select(["06"]), session.flow.workspace
+    for path in [*expand(step.inputs, session.flow.config), *expand(step.outputs, session.flow.config)]:
+        write_text(space.root / path, path)
+    write_json(space.report / "comparison.json", factories.sample_comparison())
+    outputs = {path: session.digest(path) for path in expand(step.outputs, session.flow.config)}
+    update_manifest(space, steps={step.module: {"fingerprint": session.fingerprint(step), "outputs": outputs}})
+    return space
+
+
+@pytest.mark.parametrize("part", [(), ("--from", "04"), ("--only", "07")])
+def test_a_run_of_any_part_ends_with_the_verdicts_and_the_report(invoke, reported, part):
+    shown = invoke("run", "--profile", "cpu-smollm2", *part).output
+    assert "DO NOT SHIP" in shown and "w8a8-int8" in shown
+    assert shown.splitlines()[-1] == f"Report: {reported.report / 'report.html'}"
+
+
+@pytest.mark.parametrize("change", ["a result", "no result", "the report", "the profile", "nothing was run"])
+def test_a_report_that_is_not_of_the_present_results_is_not_shown(invoke, reported, change):
+    result = reported.results("base") / "accuracy.json"
+    if change == "a result":
+        result.write_text("measured again")
+    elif change == "no result":
+        result.unlink()
+    elif change == "the report":
+        (reported.report / "report.html").write_text("edited")
+    elif change == "nothing was run":
+        reported.manifest.unlink()
+    other = ("--set", "verdict.suite_margin_points=0.5") if change == "the profile" else ()
+    result = invoke("run", "--profile", "cpu-smollm2", "--only", "01", *other)
+    assert (result.exit_code, result.output) == (0, "")
+
+
 def test_interrupt_is_status_130(invoke, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -87,6 +130,26 @@ def test_doctor_shows_machine_and_checks(invoke):
     result = invoke("doctor", "--profile", "ci")
     assert "cores" in result.output
     assert "free port" in result.output
+
+
+def gpu_machine(memory_gib, tmp_path):
+    gpu = Gpu(name="NVIDIA L40S", memory_bytes=memory_gib * GIB, driver="1", compute_capability="8.9")
+    room = {"memory_available_bytes": 200 * GIB, "disk_free_bytes": 500 * GIB}
+    return inspect_machine(tmp_path).model_copy(update={"gpus": (gpu,), "gpu_problem": None, **room})
+
+
+def test_doctor_names_the_gpu_profile_where_it_fits_and_no_default_downloads_it(invoke, monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "inspect_machine", lambda _: gpu_machine(46, tmp_path))
+    shown = invoke("doctor").output
+    assert "GPU (NVIDIA L40S) and fits the profile gpu-llama-3.1-8b" in shown
+    assert "15.0 GiB: model-serve-flow run --profile gpu-llama-3.1-8b" in shown
+    assert "Profile cpu-smollm2" in shown
+    assert "NVIDIA L40S) and" not in invoke("doctor", "--profile", "gpu-llama-3.1-8b").output
+
+
+def test_doctor_names_no_profile_for_a_gpu_that_is_too_small(tmp_path):
+    assert cli.gpu_note(Flow.open("ci", {}, tmp_path), gpu_machine(16, tmp_path)) == ""
+    assert cli.gpu_note(Flow.open("ci", {}, tmp_path), inspect_machine(tmp_path).model_copy(update={"gpus": ()})) == ""
 
 
 def test_lab_asks_nothing_of_any_host(invoke, monkeypatch):

@@ -10,6 +10,7 @@ import factories
 import httpx
 import pytest
 
+from model_serve_flow import live
 from model_serve_flow.distribution import (
     Document,
     held_out_documents,
@@ -139,6 +140,14 @@ def test_the_second_measurement_asks_in_reverse_order_and_keeps_the_order_of_the
     assert first.documents == second.documents and first.protocol == second.protocol
     assert flow.workspace.distribution("base") == first and flow.workspace.distribution_again() == second
     assert first.k == K and first.documents[0].top_ids[0] == (first.documents[0].tokens[1], 90, 91)
+
+
+def test_the_runner_can_follow_how_many_documents_are_done(folder, monkeypatch):
+    reports = []
+    monkeypatch.setattr(live, "report", lambda *report: reports.append(report))
+    flow = opened(folder)
+    measure_distribution(flow, Endpoint(flow.workspace.model("base")), again=True)
+    assert reports == [("base, again: distributions", done, 3, "documents") for done in range(4)]
 
 
 def test_no_more_requests_at_a_time_than_the_profile_says(folder):

@@ -37,14 +37,14 @@ for line in sys.stdin:
             time.sleep(0.1)
             log.write("\\na line")
     order = "succeed" if order == "talk" else order
-    if order in ("succeed", "hang", "die"):
+    if order != "write nothing":
         with open(path, "w") as output:
             output.write(job["api_key"] if order == "succeed" else "half")
     if order in ("hang", "die"):  # as GuideLLM's processes: one of them is nobody's child in the end
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
         time.sleep(60 if order == "hang" else 0.2)
         os.kill(os.getpid(), 9)
-    print(json.dumps({"ok": order != "fail"}), flush=True)
+    print(json.dumps(order != "fail"), flush=True)
 """
 
 

@@ -54,11 +54,6 @@ def test_only_linux(monkeypatch: pytest.MonkeyPatch) -> None:
         inspect_machine()
 
 
-def test_cpu_features_come_from_the_flags() -> None:
-    text = "processor : 0\nmodel name : Xeon\nflags : fpu avx2 avx512f amx_tile\n\nprocessor : 1\nmodel name : Other\n"
-    assert module._cpu(text) == ("Xeon", ("avx2", "avx512f", "amx_tile"))
-
-
 def test_container_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_cgroup_folders", lambda cgroups: [cgroups])
     (tmp_path / "memory.max").write_text(str(GIB))

@@ -40,7 +40,10 @@ NAMED_TOOLS = {
         "hypothesis",
     ),
 }
-PARAMETERS = 'profile = "cpu-smollm2"\noverrides = {}\nartifacts = None'
+PARAMETERS = (
+    "profile = None  # the default of this machine; or a name, or the path of a YAML file\n"
+    "overrides = {}\nartifacts = None"
+)
 PYTHONS = {"cpu": ("3.11", "3.12", "3.13"), "gpu": ("3.12",)}
 PLATFORM = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"}
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from model_serve_flow import environments, notebooks, runner
+from model_serve_flow import environments, notebooks, progress, runner
 from model_serve_flow.config import load_profile
 from model_serve_flow.environments import Environment
 from model_serve_flow.errors import FlowError
@@ -156,6 +156,25 @@ def test_notebook_that_leaves_no_output(run, modules):
     write_notebook(modules, FIRST, "1 + 1")
     with pytest.raises(FlowError, match=r"did not write data/first\.txt"):
         run()
+
+
+TELL = """import time
+from model_serve_flow import live
+for done in (0, 206):
+    live.report("base: lm-eval", done, 618, "requests")
+    time.sleep(1)
+live.report("base: lm-eval", 618, 618, "requests")"""
+
+
+def test_a_long_step_shows_what_it_does(run, modules, monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    write_notebook(modules, FIRST, TELL, "time.sleep(1)", WRITE.format(name="first", text="1"))
+    lines = run("00").splitlines()
+    telling = [line for line in lines if "lm-eval" in line]
+    assert any(re.fullmatch(r"00_First: \d+ s, cell 3 of 5, base: lm-eval, 0 of 618 requests", s) for s in telling)
+    assert re.search(r"cell 3 of 5, base: lm-eval, 206 of 618 requests, about \d+ s left$", telling[-1])
+    assert any(line.endswith(", cell 4 of 5") for line in lines)
+    assert not list(run.root.glob(".live*"))
 
 
 def test_missing_input_is_named(run):

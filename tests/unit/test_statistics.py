@@ -8,6 +8,7 @@ import scipy.stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
+from support.score_test import assert_interval
 
 from model_serve_flow import statistics
 from model_serve_flow.bootstrap import RatioBootstrap
@@ -37,21 +38,15 @@ def test_tango_gives_the_published_interval_of_a_larger_study():
 
 @pytest.mark.parametrize(("n", "gained", "lost"), [(50, 12, 2), (21, 1, 7), (30, 0, 4), (12, 5, 0), (300, 20, 20)])
 def test_tango_bounds_are_where_brute_force_stops_rejecting(n, gained, lost):
-    """The score test with the restricted likelihood maximised on a grid, not by the formula under test."""
-
-    def rejected(difference: float) -> bool:
-        lowest = max(0.0, -difference)
-        losses = np.linspace(lowest, (1 - difference) / 2, 40001)[1:-1]
-        gains, rest = losses + difference, 1 - 2 * losses - difference
-        likelihood = gained * np.log(gains) + lost * np.log(losses) + (n - gained - lost) * np.log(rest)
-        loss = losses[np.argmax(likelihood)]
-        deviation = math.sqrt(n * (2 * loss + difference - difference**2))
-        return abs(gained - lost - n * difference) > statistics.Z * deviation
-
     found = statistics.paired_binary_difference(*table(1, gained, lost, n - gained - lost - 1))
-    for bound, outward in ((found.low, -1), (found.high, 1)):
-        assert rejected(bound + outward * 2e-3)
-        assert not rejected(bound - outward * 2e-3)
+    assert_interval(found.low, found.high, gained, lost, n)
+
+
+@pytest.mark.parametrize("wrong", [(-0.01, -0.01), (0.01, 0.01), (0.01, -0.01), (-0.01, 0.01)])
+def test_brute_force_notices_an_interval_that_is_shifted_too_narrow_or_too_wide(wrong):
+    found = statistics.paired_binary_difference(*table(1, 12, 2, 35))
+    with pytest.raises(AssertionError):
+        assert_interval(found.low + wrong[0], found.high + wrong[1], 12, 2, 50)
 
 
 def test_tango_holds_its_coverage_where_flips_are_rare():

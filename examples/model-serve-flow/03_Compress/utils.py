@@ -32,7 +32,6 @@ def calibration_table(facts: CalibrationFacts) -> pd.DataFrame:
         "source": facts.source,
         "texts": facts.samples,
         "tokens seen": facts.tokens,
-        "padding": f"{facts.padding_fraction:.0%}",
         "chat template": "yes" if facts.chat_template else "no",
     }
     return pd.DataFrame([row]).set_index("source")

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from model_serve_flow import live
 from model_serve_flow.calibration import calibration_dataset
 from model_serve_flow.checkpoint import verify_checkpoint
 from model_serve_flow.compression import adopt, compress
@@ -89,9 +90,11 @@ def test_modifiers_come_in_the_order_in_which_they_act():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_makes_a_checkpoint_that_is_what_it_says(flow, tokenizer, name):
+def test_every_recipe_makes_a_checkpoint_that_is_what_it_says(flow, tokenizer, name, monkeypatch):
     from llmcompressor import oneshot
 
+    reports = []
+    monkeypatch.setattr(live, "report", lambda what, *share: reports.append((what, *share)))
     dataset, facts = calibration_dataset(flow, tokenizer)
 
     def quantise(model, recipe):
@@ -103,7 +106,13 @@ def test_every_recipe_makes_a_checkpoint_that_is_what_it_says(flow, tokenizer, n
     assert result.quantized_layers == (12 if name == "part" else 14)
     assert ("model.layers.1.mlp.down_proj" in result.ignored_layers) == (name == "part")
     assert result.seconds > 0 and result.peak_memory_bytes > 1e8
-    assert (result.calibration is None) == (name in ("w4a16-asym", "fp8", "part"))
+    without_calibration = name in ("w4a16-asym", "fp8", "part")
+    assert (result.calibration is None) == without_calibration
+    layers = [2] if without_calibration else [0, 1, 2]  # two layers; one is done when the next is reached
+    assert list(dict.fromkeys(reports)) == [
+        (f"{name}: llm-compressor", 0, 0),
+        *((f"{name}: llm-compressor", done, 2, "layers") for done in layers),
+    ]
     assert [p.name for p in flow.workspace.model(name).parent.iterdir() if p.name.startswith(".")] == []
     assert tokenizer.chat_template == TEMPLATE == (flow.workspace.model(name) / "chat_template.jinja").read_text()
 
@@ -156,8 +165,17 @@ def test_calibration_is_templated_truncated_and_never_padded(flow, tokenizer):
     lengths = [len(row) for row in dataset["input_ids"]]
     assert lengths == [8, 16, 16, 16]  # "< user >" and five words; the rest are cut
     assert facts.tokens == sum(lengths) and facts.samples == 4
-    assert facts.padding_fraction == 0 and facts.chat_template
+    assert facts.chat_template
     assert all(set(mask) == {1} for mask in dataset["attention_mask"])
+
+
+def test_a_tokenizer_that_pads_whatever_it_is_told_is_refused(flow, tokenizer, monkeypatch):
+    """As one that comes with a model and has code of its own can."""
+    call = type(tokenizer).__call__
+    pads = lambda self, *texts, **options: call(self, *texts, **{**options, "padding": True})  # noqa: E731
+    monkeypatch.setattr(type(tokenizer), "__call__", pads)
+    with pytest.raises(FlowError, match="8 of 64 calibration tokens are padding"):
+        calibration_dataset(flow, tokenizer)
 
 
 def test_plain_text_of_a_model_without_template(flow, tokenizer):

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from model_serve_flow import request_cache
+from model_serve_flow import live, request_cache
 from model_serve_flow.accuracy import measure_accuracy, measure_accuracy_again, prepare_evaluation
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
@@ -222,6 +222,29 @@ def test_what_is_measured_is_kept_and_asked_again_only_when_it_is_gone(folder, c
         assert len(endpoint.asked) == 2 * asked and again.tasks == first.tasks
         path.unlink()
         assert content(measure_accuracy(flow, server)) == content(first) and len(endpoint.asked) == 3 * asked
+
+
+def test_the_runner_can_follow_how_much_is_answered(folder, tmp_path, monkeypatch):
+    path, seen, flow = tmp_path / ".live.json", [], opened(folder)
+    monkeypatch.setenv(live.VARIABLE, str(path))
+    monkeypatch.setattr(live, "WRITE_SECONDS", 0.0)
+
+    def look(choices):
+        seen.append(live.read(path))
+        return choices
+
+    with Endpoint(alter=look) as endpoint:
+        server = serving(flow, endpoint.url)
+        measure_accuracy(flow, server)
+        assert live.read(path) is None  # over
+        measure_accuracy_again(flow, server)  # one request at a time
+    assert list(dict.fromkeys((report.what, report.total, report.unit) for report in seen)) == [
+        (f"{name}: lm-eval", *kind)
+        for name in ("base", "base, again")
+        for kind in ((120, "requests"), (4, "texts"), (8, "requests"))
+    ]
+    done = [report.done for report in seen if (report.what, report.total) == ("base, again: lm-eval", 120)]
+    assert done == list(range(120))
 
 
 def test_a_server_that_fails_is_a_failure_and_what_it_answered_is_kept(folder):

@@ -1,0 +1,145 @@
+"""What a long step is doing now: the notebook's process writes it into a small file, and the runner shows it.
+
+    live.report("base: lm-eval", 0, 618, "requests")     # begins: the expected end follows from the rate since here
+    live.report("base: lm-eval", 312, 618, "requests")   # as often as there is news; most calls write nothing
+
+A notebook that is opened without the runner has no such file, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+VARIABLE = "MODEL_SERVE_FLOW_LIVE"  # path of the file; set by the runner for the notebook's kernel
+WRITE_SECONDS = 0.5  # at most one write in this time, besides the first and the last of a measurement
+
+
+@dataclass(frozen=True)
+class Live:
+    """How far a measurement is; times are `time.monotonic()`, which is one clock for all processes of a machine."""
+
+    what: str
+    done: int
+    total: int  # 0: not known
+    unit: str
+    first: int  # what was done already when it began: of a measurement that is continued
+    started: float
+    at: float
+
+    def __str__(self) -> str:
+        """`base: lm-eval, 312 of 618 requests, about 2 min left`."""
+        share = f"{self.done:,} of {self.total:,} {self.unit}".strip() if self.total else ""
+        return ", ".join(filter(None, [self.what, share, self._end()]))
+
+    def _end(self) -> str:
+        seconds = self.seconds_left()
+        if seconds is None:
+            return ""
+        return f"about {duration(seconds)} left" if seconds > 0 else "soon over"
+
+    def seconds_left(self) -> float | None:
+        """Seconds until the expected end, by the rate since it began; none while there is no rate."""
+        if self.done <= self.first or not self.total:
+            return None
+        pace = (self.at - self.started) / (self.done - self.first)
+        return max(self.at + pace * (self.total - self.done) - time.monotonic(), 0.0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all of it is done, so that there is nothing to show until the next one begins."""
+        return 0 < self.total <= self.done
+
+
+class _Reporter:
+    """The state of `report` in this process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.last: Live | None = None
+        self.written = float("-inf")
+        self.failed_path = ""
+
+    def report(self, path: str, what: str | None, done: int, total: int, unit: str) -> None:
+        now = time.monotonic()
+        with self.lock:
+            what = what if what is not None else self.last.what if self.last else ""
+            last = self.last
+            begins = last is None or (what, total, unit) != (last.what, last.total, last.unit) or done < last.done
+            first, started = (done, now) if begins else (last.first, last.started)
+            self.last = Live(what, done, total, unit, first, started, now)
+            if begins or self.last.is_over or now - self.written >= WRITE_SECONDS:
+                self.written = now
+                self.write(path, self.last)
+
+    def write(self, path: str, live: Live) -> None:
+        """A measurement must not fail for a line on the terminal; that the line stays away is said once."""
+        if path == self.failed_path:
+            return
+        temporary = _temporary(Path(path))
+        try:
+            temporary.write_text(json.dumps(asdict(live)), encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            self.failed_path = path
+            print(f"note: {path} cannot be written ({error.strerror}): the runner does not show how far this step is")
+
+
+_reporter = _Reporter()
+
+
+def report(what: str | None, done: int, total: int, unit: str = "") -> None:
+    """Tells the runner how far a measurement is; cheap, so it may be called for every request. Any thread may call.
+
+    Args:
+        what: names the measurement: "base: lm-eval". None: the one that was reported last.
+        done: how much of it is done. With all of it done, nothing of it is shown any more.
+        total: how much it is; 0: not known, then only `what` is shown.
+        unit: what is counted: "requests".
+
+    A measurement begins where `what`, `total` or `unit` is another than before, or less is done.
+    """
+    if path := os.environ.get(VARIABLE):
+        _reporter.report(path, what, done, total, unit)
+
+
+def read(path: Path) -> Live | None:
+    """What was reported last and is not over; none where nothing is."""
+    try:
+        found = Live(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    return None if found.is_over else found
+
+
+@contextmanager
+def fresh(path: Path) -> Iterator[None]:
+    """Nothing is in the file when the block begins, and nothing is left of it when it ends."""
+    _remove(path)
+    try:
+        yield
+    finally:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _temporary(path).unlink(missing_ok=True)  # of a process that was killed while it wrote
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp")
+
+
+def duration(seconds: float) -> str:
+    """42 -> '40 s', 125 -> '2 min', 5500 -> '1.5 h': as coarse as an expected end is known."""
+    if seconds < 97.5:
+        step = 5 if seconds < 57.5 else 10
+        return f"{max(step * round(seconds / step), 5)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

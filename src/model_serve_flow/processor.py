@@ -1,0 +1,41 @@
+"""The processor of this machine: which of its features vLLM's CPU build needs, and which profile is the default.
+
+Needs only the standard library.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Collection
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16")
+INT4_FEATURE = "avx512f"  # on x86-64: without it vLLM's CPU build 0.32 takes a W4A16 checkpoint and fails at a request
+
+
+def default_profile() -> str:
+    """The name of the profile that is run where the user names none.
+
+    It is `cpu-smollm2`, or `cpu-smollm2-avx2` where the processor cannot serve INT4. A machine with a GPU has the same
+    default: its profile downloads a model of 16 GB, which nobody should start without asking for it.
+    """
+    return for_this_processor("cpu-smollm2")
+
+
+def for_this_processor(profile: str) -> str:
+    """The name of a CPU profile, or of its variant without INT4 candidates where this processor cannot serve those."""
+    _, features = describe_cpu(CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.is_file() else "")
+    return profile if serves_int4(platform.machine(), features) else f"{profile}-avx2"
+
+
+def serves_int4(architecture: str, features: Collection[str]) -> bool:
+    """Whether vLLM's CPU build has its kernel for 4-bit weights on such a processor."""
+    return architecture != "x86_64" or INT4_FEATURE in features
+
+
+def describe_cpu(cpuinfo: str) -> tuple[str, tuple[str, ...]]:
+    """Model name and the features that matter to the engine, from the text of /proc/cpuinfo."""
+    fields = dict(reversed([tuple(map(str.strip, line.split(":", 1))) for line in cpuinfo.splitlines() if ":" in line]))
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    return fields.get("model name", platform.machine()), tuple(name for name in CPU_FEATURES if name in flags)

@@ -54,6 +54,23 @@ class EngineFacts(Record):
     )
 
 
+class Busy(Record):
+    """How much of the machine's CPU others took over some time; `busy.watch_machine` measures it.
+
+    Shares are of all the time of the cores that this process may run on, between 0 and 1.
+    """
+
+    load_average: NonNegative = Field(description="processes that run or wait for a core, mean of the last minute")
+    cores: Annotated[int, Field(gt=0)] = Field(description="cores that this process may use")
+    others_share: Probability | None = Field(
+        description="used by programs that are not of this run; none: the system does not tell"
+    )
+    steal_share: Probability | None = Field(
+        description="wanted by this machine and given to another by the hypervisor; none: the system does not tell"
+    )
+    seconds: NonNegative = Field(description="length of the time that was looked at")
+
+
 class Measurement(Record):
     """What every result of a measurement carries."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from model_serve_flow import live
+from model_serve_flow.busy import MachineWatch
 from model_serve_flow.checkpoint import verify_same_tokenizer
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
@@ -100,12 +101,14 @@ def _measure(flow: Flow, server: Server, suffix: str = "") -> AccuracyResult:
     scored = {} if before is None else _scored_before(before, protocol)
     asked = [task for task in flow.config.accuracy.tasks if task not in scored]
     live.report(f"{name}{suffix.replace('_', ', ')}: lm-eval", 0, 0)
-    with request_cache(workspace, describe_model(name, server.folder), _manner(protocol), suffix) as cache:
+    watch, model = MachineWatch(), describe_model(name, server.folder)
+    with request_cache(workspace, model, _manner(protocol), suffix) as cache:
         raw = evaluate(flow, server, workspace.logs / f"lm-eval-{name}{suffix}.log", cache, asked) if asked else {}
         scored |= {task: _task(task, raw) for task in asked}
         started -= before.seconds if before is not None and len(asked) < len(scored) else 0
         result = AccuracyResult(
             **provenance(server, proven_facts(server), protocol, started),
+            busy=watch.result(),
             tasks={task: scored[task] for task in flow.config.accuracy.tasks},
         )
         _write_raw(workspace.raw(name) / f"lm-eval{suffix}.json", raw, set(scored) - set(asked))

@@ -108,7 +108,8 @@ def plan(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> 
 @SET
 @ARTIFACTS
 def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> None:
-    """Shows this machine and whether the profile fits it."""
+    """Shows this machine, how busy it is, and whether the profile fits it."""
+    from model_serve_flow.busy import in_words, sample_machine
     from model_serve_flow.machine import check, gib, inspect_machine, require
 
     flow = _request(profile, assignments, artifacts).flow
@@ -122,7 +123,9 @@ def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -
         facts.add_row(key, gib(value) if key.endswith("_bytes") else str(value))
     for item in checks:
         table.add_row(item.name, item.value, item.needed, "[green]ok[/green]" if item.ok else "[red]does not fit[/red]")
-    Console().print(facts, table)
+    console = Console()
+    console.print(facts, table)
+    console.print(in_words(sample_machine()), highlight=False)
     if note := gpu_note(flow, machine):
         click.echo(note)
     require(checks)
@@ -171,7 +174,7 @@ def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
     for name in environments.NAMES:
         environments.ensure(name, device)
     python = str(environments.environment("notebook").python)
-    os.environ.update(environments.PROCESS_VARIABLES, JUPYTER_PATH=environments.jupyter_path())
+    os.environ.update(environments.process_variables(), JUPYTER_PATH=environments.jupyter_path())
     folder = str(checkout() / MODULES)
     os.execv(python, [python, "-m", "jupyterlab", "--notebook-dir", folder, *QUIET_LAB, *arguments])
 

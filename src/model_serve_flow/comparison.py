@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from model_serve_flow.busy import BUSY_SHARE
 from model_serve_flow.comparability import (
     BaseResults,
     CandidateResults,
@@ -183,4 +184,8 @@ def _speed_sentences(points: Sequence[SpeedPoint], unmeasured: Sequence[Unmeasur
         loads = ", ".join(f"{point.speedup:.2f}x at {point.concurrency}" for point in points)
         speed = f"Output tokens/s: {mean_speedup(points):.2f}x the base's in the geometric mean"
         sentences.insert(0, f"{speed} ({loads} concurrent requests).")
+    taken = [share for point in points if point.others_share for share in point.others_share.values()]
+    if taken and max(taken) >= BUSY_SHARE:
+        sentences.append(f"The machine was busy: other programs took up to {max(taken):.0%} of its CPU during a load. "
+                         "Speeds would be higher without them; the answers would be the same.")  # fmt: skip
     return sentences

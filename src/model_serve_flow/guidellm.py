@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import psutil
 
-from model_serve_flow import processes
+from model_serve_flow import environments, processes
 from model_serve_flow.config import FlowConfig, Objectives
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
@@ -138,11 +138,13 @@ class LoadGenerator:
     def __init__(self, flow: Flow) -> None:
         self._logs = flow.workspace.logs
         self._workers = flow.config.performance.client_processes
+        self._direct = environments.direct(flow.config.engine.host)
         self._start()
 
     def _start(self) -> None:
         variables = {
             **os.environ,
+            **self._direct,
             "GUIDELLM__MAX_WORKER_PROCESSES": str(self._workers),
             "GUIDELLM__MP_CONTEXT_TYPE": "forkserver",
             "HF_HUB_OFFLINE": "1",

@@ -260,6 +260,8 @@ def check(flow: Flow, machine: Machine) -> list[Check]:
         ]
     else:
         checks = [_check_gpu(machine)] + ([_check_gpu_memory(flow, machine, need)] if machine.gpus else [])
+    if not flow.config.engine.enforce_eager:
+        checks.append(_check_compiler(flow.config))
     if any(candidate.recipe for candidate in flow.candidates):
         available = machine.memory_available_bytes
         advice = compress_advice(flow, available)
@@ -341,6 +343,20 @@ def check_int4(names: Sequence[str], machine: Machine) -> Check:
         value=f"{machine.architecture} {'with' if there else 'without'} {INT4_FEATURE}",
         needed=f"{INT4_FEATURE} (AVX-512) on x86-64, for vLLM's kernel that serves {', '.join(names)}",
         advice="Use a processor with AVX-512, or a profile without such candidates, as cpu-smollm2-avx2 is.",
+    )
+
+
+def _check_compiler(config: FlowConfig) -> Check:
+    """Whether there is the compiler that PyTorch (on a CPU) or Triton (on a GPU) looks for when vLLM compiles."""
+    variable, programs = ("CXX", ("g++",)) if config.device == "cpu" else ("CC", ("gcc", "clang"))
+    wanted = (os.environ[variable],) if os.environ.get(variable) else programs
+    found = next(filter(None, map(shutil.which, wanted)), None)
+    return Check(
+        name="compiler",
+        ok=found is not None,
+        value=found or f"no {' or '.join(wanted)}",
+        needed=f"{' or '.join(programs)}, or the program that {variable} names, because vLLM compiles the model",
+        advice="Install it, or set engine.enforce_eager to true: vLLM compiles nothing then.",
     )
 
 

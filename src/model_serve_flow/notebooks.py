@@ -14,14 +14,13 @@ from model_serve_flow.config import FlowConfig, profiles_folder
 from model_serve_flow.environments import Environment
 from model_serve_flow.job_process import LEFTOVER_SECONDS, Ended, JobProcess
 from model_serve_flow.live import Live
+from model_serve_flow.processes import RUN_VARIABLE
 from model_serve_flow.progress import executed_cells
 from model_serve_flow.steps import Step, module_folder, needs_hub
 from model_serve_flow.workspace import Workspace
 
-RUN_VARIABLE = "MODEL_SERVE_FLOW_RUN"  # marks every process of a run, whatever session or parent it has
 POLL_SECONDS = 0.5
 QUIET = {
-    **environments.PROCESS_VARIABLES,
     "PYTHONUNBUFFERED": "1",
     "TQDM_DISABLE": "1",  # nobody watches the bars, and each of their steps would be a line of the executed notebook
 }
@@ -96,7 +95,8 @@ class Notebooks:
 
     def _variables(self) -> dict[str, str]:
         """Environment of all notebooks: no telemetry, no hub where nothing needs it, and the kernels."""
-        variables = {**os.environ, **QUIET, "JUPYTER_PATH": environments.jupyter_path()}
+        variables = {**os.environ, **environments.process_variables(), **QUIET}
+        variables["JUPYTER_PATH"] = environments.jupyter_path()
         variables["MODEL_SERVE_FLOW_PROFILES"] = str(profiles_folder().resolve())
         variables[live.VARIABLE] = str(self._live)
         if not needs_hub(self._config):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model_serve_flow import live
+from model_serve_flow.busy import watch_machine
 from model_serve_flow.capacity import measure_capacity
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
@@ -103,8 +104,11 @@ class _Work:
         config, server = self.flow.config, self.server
         path = self.flow.workspace.raw(server.model_name) / f"guidellm-{name}.json"
         where = (server.url, server.model_name, str(server.folder), str(path))
-        client = self.generator.run(server, load_command(config, *where, [load for load, _ in places]), path)
-        self.points |= dict(zip(places, read_load_points(path, config, client, places), strict=True))
+        with watch_machine() as watch:
+            client = self.generator.run(server, load_command(config, *where, [load for load, _ in places]), path)
+        points = read_load_points(path, config, client, places)
+        busy = {"busy": watch.result()}
+        self.points |= {place: point.model_copy(update=busy) for place, point in zip(places, points, strict=True)}
         # Before the search: the load points are the same for every model, the loads of the search are not.
         self.peak_memory = max(self.peak_memory, proven_facts(server).peak_memory_bytes or 0)
         self.write()

@@ -15,6 +15,7 @@ import psutil
 
 # setproctitle(3) of Python: by default the title is written over what /proc shows as the process's environment.
 KEEP_READABLE = {"SPT_NOENV": "1"}
+RUN_VARIABLE = "MODEL_SERVE_FLOW_RUN"  # marks every process of a run, whatever session or parent it has
 ORPHAN_SECONDS = 1.0
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
 
@@ -86,14 +87,35 @@ def end(find: Callable[[], list[psutil.Process]], seconds: float) -> int:
     return len(first)
 
 
-def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
-    """CPU time the processes have used until now; those that are gone do not count."""
+def cpu_seconds(processes: Iterable[psutil.Process], *, ended_children: bool = False) -> float:
+    """CPU time the processes have used until now; those that are gone do not count.
+
+    Args:
+        ended_children: also counts what their children had used that have ended, such as a compiler's processes.
+    """
     total = 0.0
     for process in processes:
         with contextlib.suppress(*GONE):
             times = process.cpu_times()
             total += times.user + times.system
+            if ended_children:
+                total += times.children_user + times.children_system
     return total
+
+
+def own() -> list[psutil.Process]:
+    """This process, all below it, and all of the same run, whatever parent they have."""
+    found = {process.pid: process for process in family(os.getpid())}
+    if mark := os.environ.get(RUN_VARIABLE):
+        found |= {process.pid: process for process in marked(RUN_VARIABLE, mark.__eq__)}
+    return list(found.values())
+
+
+def is_stopped(process: psutil.Process) -> bool:
+    """Whether a signal (SIGSTOP) or a debugger holds the process; one that is gone is not stopped."""
+    with contextlib.suppress(*GONE):
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    return False
 
 
 def peak_memory(processes: Iterable[psutil.Process]) -> int:

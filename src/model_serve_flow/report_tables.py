@@ -13,6 +13,7 @@ from model_serve_flow.charts import AVERAGE, within_margin
 from model_serve_flow.comparison import primary_metric
 from model_serve_flow.formatting import (
     NOT_MEASURED,
+    NOT_RECORDED,
     byte_text,
     capacity_interval,
     capacity_text,
@@ -339,6 +340,7 @@ def speed_table(candidates: Iterable[CandidateComparison]) -> Table:
     columns = (
         "Candidate", "Requests at once#", "Repeats#", "Output tokens/s#", "Speed-up, 95 % interval#",
         "TTFT p95, ms#", "ITL p95, ms#", "Request latency, median, s#", "Client's CPU share#", "Client¶",
+        "Other programs' CPU share#",
     )  # fmt: skip
     rows = tuple((Cell(c.name), *cells) for c in candidates for cells in _load_rows(c, len(columns) - 1))
     return Table("Speed per load point, base → candidate, means over the repeats", columns, rows)
@@ -362,6 +364,7 @@ def _speed_cells(point: SpeedPoint, struck: bool) -> tuple[Cell, ...]:
         _pair(point.ttft_ms_p95, lambda x: number(x, 0)), _pair(point.itl_ms_p95, number),
         _pair(point.request_latency_s_p50, lambda x: number(x, 2)), _pair(point.client_cpu_share, percent),
         Cell("limits" if point.client_limited else "–"),
+        Cell(NOT_RECORDED) if point.others_share is None else _pair(point.others_share, percent),
     )  # fmt: skip
 
 

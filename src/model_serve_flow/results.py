@@ -55,6 +55,30 @@ class EngineFacts(Record):
     )
 
 
+class Busy(Record):
+    """How much of the machine's CPU others took over some time; `busy.watch_machine` measures it.
+
+    Shares are of all the time of the cores that this process may run on, between 0 and 1.
+    """
+
+    load_average: NonNegative = Field(description="processes that run or wait for a core, mean of the last minute")
+    cores: Annotated[int, Field(gt=0)] = Field(description="cores that this process may use")
+    others_share: Probability | None = Field(
+        description="used by programs that are not of this run; none: the system does not tell"
+    )
+    steal_share: Probability | None = Field(
+        description="wanted by this machine and given to another by the hypervisor; none: the system does not tell"
+    )
+    seconds: NonNegative = Field(description="length of the time that was looked at")
+
+    @property
+    def taken(self) -> float | None:
+        """Share of the CPU that this run could not have: used by others, or given to another machine."""
+        if self.others_share is None or self.steal_share is None:
+            return None
+        return min(self.others_share + self.steal_share, 1.0)
+
+
 class Measurement(Record):
     """What every result of a measurement carries."""
 
@@ -64,6 +88,7 @@ class Measurement(Record):
     protocol_hash: str
     engine: EngineFacts
     seconds: NonNegative
+    busy: Busy | None = Field(default=None, description="what others took meanwhile; none: each load point says it")
 
     @model_validator(mode="after")
     def hash_matches(self) -> Measurement:
@@ -174,6 +199,7 @@ class LoadPoint(Record):
     request_latency_s: Latency
     client_cpu_share: NonNegative = Field(description="CPU seconds of the load generator / (wall seconds x cores)")
     client_limited: bool = Field(default=False, description="the load generator took CPU that the server needed")
+    busy: Busy | None = Field(default=None, description="what others took while this turn of load points ran")
     valid: bool
     invalid_reason: str = ""
 
@@ -410,6 +436,9 @@ class SpeedPoint(Record):
     request_latency_s_p50: dict[Literal["base", "candidate"], NonNegative]
     client_cpu_share: dict[Literal["base", "candidate"], NonNegative]
     client_limited: bool = Field(description="on either side the load generator took CPU that the server needed")
+    others_share: dict[Literal["base", "candidate"], Probability] | None = Field(
+        default=None, description="of the machine's CPU, by other programs and the hypervisor; none: not known"
+    )
 
 
 class Diagnosis(Record):

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from model_serve_flow import environments, interrupts, mirror
+from model_serve_flow.busy import MachineWatch
 from model_serve_flow.checkout import checkout
 from model_serve_flow.code_digest import code_digest
 from model_serve_flow.config import environment_overrides
@@ -27,6 +28,7 @@ from model_serve_flow.flow import Flow
 from model_serve_flow.notebooks import Notebooks, end_leftovers
 from model_serve_flow.progress import Progress, failure
 from model_serve_flow.request_cache import forget_answers
+from model_serve_flow.results import Busy
 from model_serve_flow.run_lock import only_run
 from model_serve_flow.steps import STEPS, Step, expand, module_folder, select
 from model_serve_flow.workspace import digest_once, file_digest, now, read_json, writing
@@ -146,13 +148,13 @@ class _Session:
         progress.start(step.module, "preparing the environment")
         environment = self.provide(step.environment, self.flow.config.device)
         papermill = self.provide("notebook", self.flow.config.device)
-        started = time.monotonic()
+        started, watch = time.monotonic(), MachineWatch()
         try:
             self.execute(step, environment, papermill.python, progress)
         except BaseException:
             progress.fail(step.module)
             raise
-        self.record(step, fingerprint, environment, time.monotonic() - started)
+        self.record(step, fingerprint, environment, time.monotonic() - started, watch.result())
         progress.finish(step.module)
 
     def fingerprint(self, step: Step) -> str:
@@ -218,7 +220,7 @@ class _Session:
                 forget_answers(self.flow.workspace, "".join(accuracy.groups()))
         update_manifest(self.flow.workspace, replace=True, steps=steps)
 
-    def record(self, step: Step, fingerprint: str, environment: Environment, seconds: float) -> None:
+    def record(self, step: Step, fingerprint: str, environment: Environment, seconds: float, busy: Busy) -> None:
         """Writes the finished step into the manifest; FlowError if the notebook did not leave what it promises."""
         from model_serve_flow.manifest import update_manifest
 
@@ -229,6 +231,7 @@ class _Session:
                 f"Look at {self.flow.workspace.notebooks / f'{step.module}.ipynb'}.",
             )
         entry = {"fingerprint": fingerprint, "outputs": outputs, "seconds": round(seconds, 3), "finished_at": now()}
+        entry["busy"] = busy.model_dump(mode="json")
         versions = {environment.name: installed_versions(environment)}
         update_manifest(self.flow.workspace, steps={step.module: entry}, versions=versions)
 

@@ -23,11 +23,14 @@ from pathlib import Path
 import httpx
 import psutil
 
-from model_serve_flow import live, processes
+from model_serve_flow import environments, live, processes
 from model_serve_flow.config import FlowConfig
+from model_serve_flow.engine_log import root_cause
+from model_serve_flow.engine_variables import PREFIX, Inherited, compile_caches, inherited
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.machine import free_port, usable_cores
+from model_serve_flow.manifest import update_manifest
 from model_serve_flow.results import EngineFacts
 from model_serve_flow.watchdog import watched
 
@@ -37,6 +40,7 @@ SERVER_VARIABLE = "MODEL_SERVE_FLOW_SERVER"  # marks every process of one server
 LEAST_KEY_LENGTH = 16
 SHOWING = ("pandas", "matplotlib.figure", "matplotlib.backends.backend_svg")  # what tables and charts are made with
 LOG_TAIL_LINES = 25
+LINES_BESIDE_A_CAUSE = 3
 STOP_SECONDS = 20
 LEFTOVER_SECONDS = 2
 GONE_SECONDS = 10  # an engine that lost a process of its own takes this long to end
@@ -67,9 +71,13 @@ def engine_arguments(config: FlowConfig) -> list[str]:
 
 
 def engine_environment(config: FlowConfig) -> dict[str, str]:
-    """The environment variables vLLM needs: no usage statistics, no hub, and its CPU settings."""
+    """The environment variables vLLM needs: no usage statistics, no hub, no compiler if eager, and its CPU settings."""
     variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    if config.engine.enforce_eager:
+        # vLLM compiles a function of its log-probabilities all the same: with a C++ compiler, and for 26 s.
+        variables["TORCH_COMPILE_DISABLE"] = "1"
     if config.device == "cpu":
+        variables |= environments.variables_in_force()
         # vLLM keeps one core for its front end by default: of two cores that would leave one to compute on.
         variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
         if config.engine.kv_cache_gib is not None:
@@ -134,13 +142,13 @@ class Server:
     exit_status: Callable[[], int | None] = field(default=lambda: None, repr=False)
     hung: threading.Event = field(default_factory=threading.Event, repr=False)
 
-    def client(self, timeout: float = 120.0) -> httpx.Client:
+    def client(self, timeout: float | None = 120.0) -> httpx.Client:
         """An HTTP client of this server that carries its key; the caller closes it."""
         headers = {"Authorization": f"Bearer {self.api_key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
 
     def require_alive(self) -> None:
-        """ServerGone, with the end of its log, if the server ended or was ended because it hung."""
+        """ServerGone, with the cause as its log gives it, if the server ended or was ended because it hung."""
         status = self.exit_status()
         if status is None and not self.hung.is_set():
             return
@@ -151,7 +159,7 @@ class Server:
         else:
             problem = f"ended with exit code {status} while it was needed"
         raise ServerGone(
-            f"vLLM {problem}. Its last log lines:\n{log_tail(self.log)}",
+            f"vLLM {problem}. {_evidence(self.log, by_itself=status is not None and status >= 0)}",
             f"\nThe whole log: {self.log}. What was finished is kept: run again to go on.",
         )
 
@@ -315,8 +323,7 @@ class _Started:
             return True
         if self.child.poll() is not None:
             raise FlowError(
-                f"vLLM ended with exit code {self.child.returncode} while starting. Its last log lines:\n"
-                f"{log_tail(self.log)}",
+                f"vLLM ended with exit code {self.child.returncode} while starting. {_evidence(self.log)}",
                 f"\nThe whole log: {self.log}",
             )
         if _is_healthy(self.url):
@@ -347,7 +354,9 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _St
     # vLLM leaves sockets and a file in the temporary folder. The name is short: that of a socket may have 107 bytes.
     scratch = tempfile.TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True)
     own = {"VLLM_API_KEY": key, SERVER_VARIABLE: mark, "TMPDIR": scratch.name, **processes.KEEP_READABLE}
-    environment = {**os.environ, **engine_environment(flow.config), **own}
+    given, ours = inherited(os.environ), _own_variables(flow.config)
+    _tell(flow, f"{purpose}-{name}", given, ours)
+    os.environ.update(environments.direct(host))  # for the clients in this process, and those that it starts
     launched = time.monotonic()
     with log.open("wb") as sink:
         child = subprocess.Popen(
@@ -355,11 +364,26 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _St
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**given.passed, **ours, **own},
             start_new_session=True,
             preexec_fn=processes.end_with_parent,
         )
     return _Started(name, key, mark, folder, log, host, port, child, scratch, launched)
+
+
+def _own_variables(config: FlowConfig) -> dict[str, str]:
+    """What the flow sets for every server, secrets and marks apart."""
+    readable = {"VLLM_LOGGING_COLOR": "0"}  # also where the user forces colours
+    return {**environments.variables_in_force(), **readable, **engine_environment(config), **compile_caches(config)}
+
+
+def _tell(flow: Flow, name: str, given: Inherited, ours: dict[str, str]) -> None:
+    """Records in the manifest which variables the server has beside the surrounding ones, and says which it lacks."""
+    engine = {key: value for key, value in given.passed.items() if key.startswith(PREFIX)}
+    record = {"variables": {**engine, **ours}, "not_handed_on": list(given.dropped)}
+    update_manifest(flow.workspace, servers={name: record})
+    if given.dropped:
+        print(f"Not handed on to vLLM, which would be served otherwise or not at all: {', '.join(given.dropped)}")
 
 
 def require_free(port: int, host: str = "127.0.0.1") -> None:
@@ -372,6 +396,14 @@ def require_free(port: int, host: str = "127.0.0.1") -> None:
             raise FlowError(
                 f"Port {port} is in use on {host}.", "Stop what listens there, or choose another."
             ) from error
+
+
+def _evidence(log: Path, *, by_itself: bool = True) -> str:
+    """Why vLLM ended, first; its last log lines, and more of them where the log does not say why."""
+    cause = root_cause(log.read_text(encoding="utf-8", errors="replace"), ended_by_itself=by_itself)
+    if cause is None:
+        return f"Its last log lines:\n{log_tail(log)}"
+    return f"The cause:\n{cause}\nIts last log lines:\n{log_tail(log, LINES_BESIDE_A_CAUSE)}"
 
 
 def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
@@ -395,6 +427,6 @@ def _wait_until_ready(servers: Sequence[_Started], seconds: int, meanwhile: Call
         time.sleep(0.5)
     log = unready[0].log
     raise FlowError(
-        f"vLLM did not answer within {seconds} s. Its last log lines:\n{log_tail(log)}",
+        f"vLLM did not answer within {seconds} s. {_evidence(log, by_itself=False)}",
         f"\nThe whole log: {log}. A slow machine needs more: --set engine.startup_seconds={2 * seconds}.",
     )

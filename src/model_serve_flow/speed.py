@@ -89,4 +89,15 @@ def _speed_point(base: list[LoadPoint], candidate: list[LoadPoint]) -> SpeedPoin
         request_latency_s_p50=of_both(lambda point: point.request_latency_s.p50),
         client_cpu_share=of_both(lambda point: point.client_cpu_share, max),
         client_limited=any(point.client_limited for point in (*base, *candidate)),
+        others_share=_others_share(sides),
     )
+
+
+def _others_share(sides: dict[str, list[LoadPoint]]) -> dict[str, float] | None:
+    """What other programs and the hypervisor took of the CPU on each side, mean over the repeats; None if not known."""
+    shares = {
+        side: [None if point.busy is None else point.busy.taken for point in points] for side, points in sides.items()
+    }
+    if any(share is None for found in shares.values() for share in found):
+        return None
+    return {side: fmean(found) for side, found in shares.items()}

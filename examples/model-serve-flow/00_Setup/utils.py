@@ -4,6 +4,8 @@ from typing import Any
 
 import pandas as pd
 
+from model_serve_flow.busy import in_words, sample_machine
+from model_serve_flow.environments import variables_in_force
 from model_serve_flow.flow import Flow
 from model_serve_flow.machine import Check, Estimate, Machine, check, estimate, gib, inspect_machine, require
 from model_serve_flow.manifest import read_manifest, update_manifest
@@ -12,9 +14,9 @@ from model_serve_flow.sources import prepare_base, source_of
 from model_serve_flow.workspace import describe_model
 
 __all__ = [
-    "Flow", "check", "checks_table", "estimate", "gib", "inspect_machine", "machine_table", "model_record",
+    "Flow", "check", "checks_table", "estimate", "gib", "in_words", "inspect_machine", "machine_table", "model_record",
     "prepare_base", "prepare_tasks", "read_manifest", "read_rows", "require", "room_chart", "sample_items",
-    "update_manifest", "write_calibration",
+    "sample_machine", "update_manifest", "variables_in_force", "write_calibration",
 ]  # fmt: skip
 
 

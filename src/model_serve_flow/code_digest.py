@@ -21,6 +21,13 @@ def code_digest(folder: Path, notebook: str) -> str:
         folder: of the step.
         notebook: the name of its notebook.
     """
+    files = sorted(files_used(folder, notebook))
+    lines = [f"{path.relative_to(PACKAGE)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def files_used(folder: Path, notebook: str) -> set[Path]:
+    """The files that `code_digest` is about."""
     cells = json.loads((folder / notebook).read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     waiting = [*_uses(code), *_uses((folder / "utils.py").read_text(encoding="utf-8"))]
@@ -30,8 +37,7 @@ def code_digest(folder: Path, notebook: str) -> str:
         if path not in found:
             found.add(path)
             waiting += _used_by(path)
-    lines = [f"{path.relative_to(PACKAGE)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in sorted(found)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return found
 
 
 @functools.cache
@@ -48,8 +54,8 @@ def _uses(code: str) -> Iterator[Path]:
             yield from _files(node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from _files(*_NAMED.findall(node.value))
-            if node.value.isidentifier() and (PACKAGE / node.value).is_dir():
-                yield from (path for path in (PACKAGE / node.value).rglob("*") if path.is_file())
+            if node.value.isidentifier():
+                yield from _data(PACKAGE / node.value)
 
 
 def _files(*modules: str) -> Iterator[Path]:
@@ -58,3 +64,10 @@ def _files(*modules: str) -> Iterator[Path]:
         if package == PACKAGE.name:
             place = PACKAGE.joinpath(*parts)
             yield from (path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file())
+            yield from _data(place)
+
+
+def _data(folder: Path) -> Iterator[Path]:
+    """The files of a folder that holds no package, such as `templates`."""
+    if folder != PACKAGE and folder.is_dir() and not (folder / "__init__.py").exists():
+        yield from (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")

@@ -71,7 +71,7 @@ def _measurement(step: Step, config: FlowConfig, folder: Path, name: str, python
             lines.append(lm_eval_command(second_measurement(config), folder, name, python))
     if step.module.endswith("Performance"):
         where, raw = (f"http://127.0.0.1:{PORT}", name, str(folder)), f"results/{name}/raw"
-        lines.append(_in(python, load_command(config, *where, f"{raw}/guidellm.json")))
+        lines.append(_in(python, load_command(config, *where, f"{raw}/guidellm-1.json")))
         if (slo := config.performance.slo) is not None:
             lines.append(_in(python, search_command(config, slo, *where, f"{raw}/goodput.json")))
     return lines

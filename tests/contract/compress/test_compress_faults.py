@@ -14,6 +14,7 @@ from model_serve_flow.compression import compress, kept_candidate
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.recipes import recipe_modifiers
+from model_serve_flow.results import Overlap
 from model_serve_flow.workspace import write_json
 
 RECIPE = {"scheme": "W8A8", "algorithm": "gptq"}
@@ -166,6 +167,14 @@ def test_a_finished_candidate_is_kept_for_as_long_as_nothing_that_made_it_change
         assert kept_candidate(flow, "a", quantise, facts.model_copy(update=change)) is None
     assert kept_candidate(flow, "a", quantise, facts) == made
     assert kept_candidate(flow, "b", quantise, facts) is None
+
+
+def test_a_finished_candidate_is_kept_whatever_is_evaluated(flow, calibrated):
+    quantise, facts = calibrated
+    made = compress(flow, "a", quantise, facts)
+    found = facts.model_copy(update={"overlap": Overlap(ngram=13, items=700, overlapping=("mmlu_dev/1",))})
+    kept = kept_candidate(flow, "a", quantise, found)
+    assert kept == made.model_copy(update={"calibration": found}) == flow.workspace.compression("a")
 
 
 @pytest.mark.parametrize("damage", ["weights", "base", "record", "version"])

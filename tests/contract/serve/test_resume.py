@@ -224,6 +224,32 @@ def test_what_is_measured_is_kept_and_asked_again_only_when_it_is_gone(folder, c
         assert content(measure_accuracy(flow, server)) == content(first) and len(endpoint.asked) == 3 * asked
 
 
+def test_only_a_task_that_is_new_is_scored(folder, undisturbed, capsys):
+    """Two tasks, a third, one less, one with other data: each costs just its own prompts."""
+    expected, prompts = undisturbed
+    with Endpoint() as endpoint:
+
+        def asked(*tasks):
+            flow, before = opened(folder, *tasks), len(endpoint.asked)
+            result = measure_accuracy(flow, serving(flow, endpoint.url))
+            assert list(result.tasks) == list(tasks) == result.protocol["accuracy"]["tasks"]
+            return result, len(endpoint.asked) - before
+
+        _, two = asked("word_analogies", "free")
+        assert capsys.readouterr().out == ""
+        whole, third = asked("word_analogies", "wikipedia", "free")
+        assert capsys.readouterr().out == "kept: word_analogies, free of base, scored before\n"
+        assert two + third == prompts and content(whole) == content(expected)
+        raw = json.loads((opened(folder).workspace.raw("base") / "lm-eval.json").read_text())
+        assert raw["samples"].keys() == raw["results"].keys() == set(whole.tasks)
+        fewer, none = asked("wikipedia", "free")
+        assert none == 0 and fewer.tasks == {name: whole.tasks[name] for name in ("wikipedia", "free")}
+        texts = opened(folder).workspace.data / "wikipedia.jsonl"
+        texts.write_text("\n".join(texts.read_text().splitlines()[1:]) + "\n")
+        other, changed = asked("wikipedia", "free")
+        assert 0 < changed < third and other.tasks["free"] == whole.tasks["free"]
+
+
 def test_the_runner_can_follow_how_much_is_answered(folder, tmp_path, monkeypatch):
     path, seen, flow = tmp_path / ".live.json", [], opened(folder)
     monkeypatch.setenv(live.VARIABLE, str(path))

@@ -68,6 +68,6 @@ def _files(*modules: str) -> Iterator[Path]:
 
 
 def _data(folder: Path) -> Iterator[Path]:
-    """The files of a folder that holds no package, such as `templates`."""
-    if folder != PACKAGE and folder.is_dir() and not (folder / "__init__.py").exists():
-        yield from (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    """The files beside the code in a folder of the library, such as `templates`."""
+    if folder != PACKAGE and folder.is_dir():
+        yield from (path for path in folder.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc"))

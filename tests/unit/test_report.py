@@ -17,13 +17,16 @@ from model_serve_flow.formatting import dollars, signed, times
 from model_serve_flow.report_tables import (
     Cell,
     all_differences,
+    capacity_table,
     cost_cell,
     reading,
     shift_table,
     slice_table,
+    speed_cell,
     speed_table,
     speedup_range,
 )
+from model_serve_flow.results import Busy
 
 COMPARISON = factories.sample_comparison()
 SHIPS, FAILS = COMPARISON.candidates
@@ -115,7 +118,7 @@ def test_the_numbers_are_those_of_the_comparison(html):
                 assert (low, high) == pytest.approx(d.ci95, abs=0.51 * 10**-digits)
                 assert row[8] == (f"{d.flips.right_to_wrong} / {d.flips.wrong_to_right}" if d.flips else "–")
         for p in candidate.performance:
-            row = next(r for r in rows if len(r) == 10 and r[:2] == (candidate.name, str(p.concurrency)))
+            row = next(r for r in rows if len(r) == 11 and r[:2] == (candidate.name, str(p.concurrency)))
             shown = [_value(text) for cell in (row[3], *row[5:8]) for text in cell.split(" → ")]
             wanted = [
                 p.base_output_tokens_per_s, p.candidate_output_tokens_per_s, *p.ttft_ms_p95.values(),
@@ -217,7 +220,7 @@ def test_each_method_is_named_once_with_its_place_in_the_docs():
 def test_load_points_where_the_client_limits_are_marked():
     points = tuple(p.model_copy(update={"client_limited": p.concurrency == 8}) for p in SHIPS.performance)
     rows = speed_table([SHIPS.model_copy(update={"performance": points})]).rows
-    assert [row[-1].text for row in rows] == ["–", "–", "limits"]
+    assert [row[9].text for row in rows] == ["–", "–", "limits"]
 
 
 @pytest.mark.parametrize(
@@ -344,3 +347,42 @@ def test_worst_prefers_tasks_that_can_decide():
 @pytest.mark.parametrize(("value", "text"), [(-0.04, "0.0"), (-1.25, "−1.2"), (2.0, "+2.0")])
 def test_signed(value, text):
     assert signed(value) == text
+
+
+def test_what_is_not_measured_stands_in_tables_charts_cards_and_pages_with_its_reason(tmp_path):
+    slow = factories.performance("w8a8-int8")
+    last = slow.points[-1].model_copy(update={"valid": False, "invalid_reason": "0 requests completed"})
+    unknown = slow.capacity.model_copy(update={"streams": None, "probes": (), "stopped": "no request was answered"})
+    broken = slow.model_copy(update={"points": (*slow.points[:-1], last), "capacity": unknown})
+    candidate = factories.compare_int8(performance=broken)
+    reason = "w8a8-int8: repeat 3: 0 requests completed"
+    row = speed_table([candidate]).rows[-1]
+    assert [cell.text for cell in row[:4]] == ["w8a8-int8", "8", "–", "not measured"] and row[3].sub == reason
+    assert "at 8: not measured" in speed_cell(candidate).sub
+    comparison = COMPARISON.model_copy(update={"candidates": (candidate,)})
+    found = {row[0].text: row[1:] for row in capacity_table(comparison).rows}["w8a8-int8"]
+    assert (found[0].text, found[0].sub) == ("not measured", "no request was answered")
+    assert [cell.text for cell in found[1:3]] == ["–", "not measured"]
+    written = report.write_report(comparison, {}, tmp_path)
+    for text in (unescape(written.html.read_text(encoding="utf-8")), written.markdown.read_text(encoding="utf-8")):
+        assert f"Not measured at 8 concurrent requests: {reason}" in text
+    svg = next(path for path in written.charts if path.stem == "speed").read_text(encoding="utf-8")
+    assert "Not measured: w8a8-int8 at 8 concurrent requests" in svg
+
+
+def test_a_busy_machine_is_named_where_speeds_are():
+    def taken(share):
+        return Busy(load_average=3.0, cores=2, others_share=share, steal_share=0.02, seconds=60.0)
+
+    def while_busy(name, share):
+        result = factories.performance(name)
+        return result.model_copy(
+            update={"points": tuple(point.model_copy(update={"busy": taken(share)}) for point in result.points)}
+        )
+
+    busy = factories.compare_int8(base_performance=while_busy("base", 0.03), performance=while_busy("w8a8-int8", 0.45))
+    assert speed_table([busy]).rows[0][10].text == "5 % → 47 %"
+    assert any("other programs took up to 47% of its CPU" in reason for reason in busy.reasons)
+    quiet = factories.compare_int8(base_performance=while_busy("base", 0.03), performance=while_busy("w8a8-int8", 0.0))
+    assert not any("busy" in reason for reason in quiet.reasons)
+    assert speed_table([SHIPS]).rows[0][10].text == "not recorded"

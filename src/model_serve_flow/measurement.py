@@ -52,7 +52,7 @@ def kept(path: Path, kind: type[Result], server: Server, facts: EngineFacts, pro
     same = found.protocol == protocol and found.model == describe_model(server.model_name, server.folder)
     if not same or now != then:
         return None
-    print(f"kept: {shown}, measured before; delete it to measure again")
+    print(f"kept: {shown}, measured before")
     return found
 
 

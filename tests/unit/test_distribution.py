@@ -173,7 +173,7 @@ def test_a_result_of_the_same_model_protocol_and_kernels_is_kept(folder, capsys)
     written, later = path.read_bytes(), Endpoint(flow.workspace.model("base"))
     assert measure_distribution(flow, later) == first and later.prompts == []
     assert path.read_bytes() == written
-    said = "kept: results/base/distribution.json, measured before; delete it to measure again\n"
+    said = "kept: results/base/distribution.json, measured before\n"
     assert capsys.readouterr().out == said
 
 

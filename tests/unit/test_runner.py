@@ -163,6 +163,16 @@ def test_changed_output_is_made_again(run, inline):
     assert "01_Second: started" in run()
 
 
+def test_a_damaged_manifest_is_set_aside_and_the_run_goes_on(run, inline):
+    run()
+    whole = (run.root / "manifest.json").read_text()
+    (run.root / "manifest.json").write_text(whole[:-20])
+    shown = run()
+    assert "The manifest was damaged" in shown and shown.count("finished after") == 2
+    assert (run.root / "manifest.damaged.json").read_text() == whole[:-20]
+    assert run().count("skipped") == 2
+
+
 def test_failing_cell_is_named(run, modules):
     write_notebook(modules, FIRST, "x = 1", "y = 0\nx / y")
     with pytest.raises(FlowError) as caught:

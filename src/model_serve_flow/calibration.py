@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from model_serve_flow.config import Calibration, HubDataset
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.offline import local
 from model_serve_flow.overlap import evaluation_texts, find_overlap
@@ -110,7 +110,7 @@ def _rows(flow: Flow) -> list[dict[str, Any]]:
     if len(rows) < calibration.samples:
         raise FlowError(
             f"calibration.samples is {calibration.samples}, but {_source_text(calibration)} gave {len(rows)} texts.",
-            "Lower calibration.samples, or run 00_Setup again if it was raised since.",
+            f"Lower calibration.samples. If it was raised since the texts were written: {RERUN}",
         )
     return rows
 
@@ -119,7 +119,7 @@ def _packaged_rows(flow: Flow) -> list[dict[str, Any]]:
     """The rows that 00_Setup wrote, already in an order decided by the seed."""
     path = flow.workspace.data / "calibration.jsonl"
     if not path.is_file():
-        raise FlowError(f"{path} is missing.", "Run 00_Setup: it writes the calibration texts.")
+        raise FlowError(f"{path} is missing.", f"00_Setup writes the calibration texts. {RERUN}")
     return read_rows(path)[: flow.config.calibration.samples]
 
 

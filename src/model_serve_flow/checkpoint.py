@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model_serve_flow.config import Recipe
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.recipes import config_groups, linear_layers, name_matches
 from model_serve_flow.sources import check_checkpoint
 from model_serve_flow.workspace import describe_model, read_json
@@ -18,6 +18,7 @@ from model_serve_flow.workspace import describe_model, read_json
 WEIGHTS = ("weight_packed", "qweight", "weight")
 SCALES = ("weight_scale", "weight_scale_inv", "weight_global_scale", "scales")
 STORED = (*WEIGHTS, *SCALES, "weight_zero_point", "qzeros")
+REMAKE = f"Download it again if it is ready-made. {RERUN}"
 PROBE = "Grüße! 3.14 € for  two\n\ttabs, CamelCase, isn't 東京 🙂"  # what tokenizers treat differently
 SAVED_DTYPES = {("int", 8): "I8", ("float", 8): "F8_E4M3"}
 
@@ -157,10 +158,7 @@ def verify_checkpoint(folder: Path, recipe: Recipe | None = None, *, trust_remot
 
 
 def _wrong(folder: Path, what: str, found: Any, expected: Any) -> FlowError:
-    return FlowError(
-        f"{folder}: {what} is {found!r}, the recipe says {expected!r}.",
-        "Make the candidate again: run --only 03 --force.",
-    )
+    return FlowError(f"{folder}: {what} is {found!r}, the recipe says {expected!r}.", REMAKE)
 
 
 def _check_config(folder: Path, checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -188,7 +186,7 @@ def _check_layers(folder: Path, checkpoint: Checkpoint, recipe: Recipe, layers: 
     if missing := sorted(expected - quantized, key=_natural):
         raise FlowError(
             f"{folder}: {len(missing)} layers that the recipe quantises are not quantised, for instance {missing[0]}.",
-            "The checkpoint is incomplete: make the candidate again.",
+            f"The checkpoint is incomplete. {REMAKE}",
         )
     if extra := sorted(quantized - expected, key=_natural):
         raise _wrong(folder, f"the treatment of {extra[0]}", "quantised", "ignored")
@@ -210,7 +208,7 @@ def _check_shapes(folder: Path, recipe: Recipe, layers: dict[str, tuple[int, int
         for part, (kind, shape) in expected.items():
             tensor = tensors.get(f"{name}.{part}")
             if tensor is None:
-                raise FlowError(f"{folder}: tensor {name}.{part} is missing.", "Make the candidate again.")
+                raise FlowError(f"{folder}: tensor {name}.{part} is missing.", REMAKE)
             if tensor.shape != shape or kind not in (None, tensor.dtype):
                 raise _wrong(folder, f"{name}.{part}", (tensor.dtype, tensor.shape), (kind or tensor.dtype, shape))
 
@@ -226,7 +224,7 @@ def _check_ignore_list(folder: Path, checkpoint: Checkpoint) -> None:
         if names:
             raise FlowError(
                 f"{folder}: {names[0]} is {state}, but quantization_config.ignore {listing} it.",
-                "Configuration and weights disagree: make or download the checkpoint again.",
+                f"Configuration and weights disagree. {REMAKE}",
             )
 
 
@@ -243,9 +241,7 @@ def _check_scales(folder: Path) -> None:
                 scale = file.get_tensor(name).float()
                 bad = "is not finite" if not torch.isfinite(scale).all() else "is zero" if (scale == 0).any() else ""
                 if bad:
-                    raise FlowError(
-                        f"{path}: a scale in {name} {bad}.", "The checkpoint is damaged: make or download it again."
-                    )
+                    raise FlowError(f"{path}: a scale in {name} {bad}.", f"The checkpoint is damaged. {REMAKE}")
 
 
 # The tokenizer of a candidate
@@ -266,7 +262,7 @@ def verify_same_tokenizer(base: Path, candidate: Path, *, trust_remote_code: boo
             raise FlowError(
                 f"The tokenizer of {candidate} is not that of {base}: its {what} differs "
                 f"({_example(expected, theirs[what])}).",
-                "Copy the base's tokenizer files into it, or make the candidate again: run --only 03 --force.",
+                f"Copy the base's tokenizer files into it if it is ready-made. {RERUN}",
             )
 
 
@@ -276,10 +272,8 @@ def _tokenizer_facts(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise FlowError(
-            f"The tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}",
-            "Make or download the checkpoint again.",
-        ) from error
+        said = str(error).splitlines()[0]
+        raise FlowError(f"The tokenizer in {folder} cannot be loaded: {said}", REMAKE) from error
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"] if tokenizer.is_fast else {}
     text = PROBE
     if tokenizer.chat_template is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_serve_flow.config import FlowConfig
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.results import (
     AccuracyResult,
     CompressionResult,
@@ -21,8 +21,8 @@ from model_serve_flow.workspace import Workspace
 
 BATCHING = frozenset({"concurrency", "batch_size"})  # keys of the protocol in which the second measurement differs
 
-REMEASURE = "Measure both again with the same profile: model-serve-flow run --from 01."
-REMAKE = "Results of different models were mixed: model-serve-flow run --from 03."
+REMEASURE = f"{RERUN} It measures again what differs."
+REMAKE = f"Results of different models were mixed. {RERUN}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _check_base(base: BaseResults) -> None:
         if result.engine.quantization is not None or result.engine.kernels:
             raise FlowError(
                 f"The {result.kind} result of base was served quantised ({_served(result.engine)}).",
-                "Run 01 and 02 again on the unquantised model.",
+                f"The base must be an unquantised model. {RERUN}",
             )
     _require_same_engine(base.accuracy, base.measurements)
     _require_second(base.accuracy, base.accuracy_again)
@@ -131,7 +131,7 @@ def _check_candidate(base: BaseResults, candidate: CandidateResults) -> None:
         raise FlowError(
             f"{name} was made from checkpoint {compression.base.sha256[:12]}, but the base that was measured is "
             f"{base.accuracy.model.sha256[:12]}.",
-            "Run 01, 02 and 03 again on one base model.",
+            RERUN,
         )
     if compression.model.sha256 == base.accuracy.model.sha256:
         raise FlowError(f"{name} is the same checkpoint as base ({compression.model.sha256[:12]}).", REMAKE)
@@ -175,7 +175,7 @@ def _require_quantised_kernel(results: Sequence[Measurement]) -> None:
             raise FlowError(
                 f"No quantised kernel served {result.model.name} in its {result.kind} result "
                 f"({_served(result.engine)}).",
-                "Check the checkpoint's quantization_config and the server's log, then run 04 and 05 again.",
+                f"Check the checkpoint's quantization_config and the server's log. {RERUN}",
             )
     first, *others = results
     for other in others:
@@ -183,7 +183,7 @@ def _require_quantised_kernel(results: Sequence[Measurement]) -> None:
             raise FlowError(
                 f"{first.model.name} was served by different kernels: {first.kind} by {_served(first.engine)}, "
                 f"{other.kind} by {_served(other.engine)}.",
-                "Run 04 and 05 again on the same machine.",
+                f"Measure both on one machine. {RERUN}",
             )
 
 

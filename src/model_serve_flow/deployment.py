@@ -16,7 +16,7 @@ import yaml
 from model_serve_flow import engine as vllm
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.endpoint import ANSWER_TOKENS, QUESTION, EndpointCheck, require_checks
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.machine import usable_cores
 from model_serve_flow.ranking import recommended
@@ -115,7 +115,7 @@ def _compared(comparison: Comparison, name: str) -> BaseComparison | CandidateCo
         if candidate.name == name:
             return candidate
     known = ", ".join(candidate.name for candidate in comparison.candidates)
-    raise FlowError(f"The comparison holds no candidate {name!r}.", f"It holds: {known}. Run 04 to 06 for it first.")
+    raise FlowError(f"The comparison holds no candidate {name!r}.", f"It holds: {known}. {RERUN}")
 
 
 # ------------------------------------------------------------------------------------------------ manifests
@@ -351,7 +351,7 @@ def write_deployment(
     require_checks(checks)
     model = describe_model(name, flow.workspace.model(name))
     if model.sha256 != decision.sha256:
-        raise FlowError(f"The checkpoint of {name} changed while its endpoint was checked.", "Run 07_Deploy again.")
+        raise FlowError(f"The checkpoint of {name} changed while its endpoint was checked.", RERUN)
     if name != BASE and engine.quantization is None:
         raise FlowError(f"The engine served {name} unquantised.", "Look at quantization_config in its config.json.")
     service = inference_service(flow, model, comparison, cores=cores, run_as_user=run_as_user)

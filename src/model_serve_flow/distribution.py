@@ -17,7 +17,7 @@ import httpx
 from model_serve_flow import live
 from model_serve_flow.calibration import hub_rows
 from model_serve_flow.config import Distribution, HubDataset
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.measurement import kept, proven_facts, provenance
 from model_serve_flow.packaged_data import read_rows
@@ -127,7 +127,7 @@ def _packaged_texts(flow: Flow) -> dict[str, str]:
     if not path.is_file():
         raise FlowError(
             f"{path} is missing: the distributions are compared on the text of the packaged task wikipedia.",
-            "Run 00_Setup with that task in accuracy.tasks, or name an accuracy.distribution.dataset.",
+            f"Name it in accuracy.tasks, or name an accuracy.distribution.dataset. {RERUN}",
         )
     return {row["id"]: row["text"] for row in read_rows(path)}
 

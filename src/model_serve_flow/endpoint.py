@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from model_serve_flow.chat import chat_body, chat_content, server_sent_events
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.results import NonNegative, Record
 from model_serve_flow.serving import Server
 
@@ -79,7 +79,7 @@ def require_checks(checks: tuple[EndpointCheck, ...]) -> None:
     if failed or not checks:
         raise FlowError(
             "The endpoint must not be deployed:\n  " + "\n  ".join(failed or ["it was not checked"]),
-            "\nLook into the server's log, then run 07_Deploy again.",
+            f"\nLook into the server's log. {RERUN}",
         )
 
 

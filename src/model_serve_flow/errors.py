@@ -1,5 +1,8 @@
 """The one exception users see: what was wrong, with which value, what to do next."""
 
+# What every message asks for that a rerun repairs: it does again just what is missing, changed or of other inputs.
+RERUN = "Run again with the same options: model-serve-flow run."
+
 
 class FlowError(Exception):
     """A failure the user can act on.

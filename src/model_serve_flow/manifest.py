@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -34,6 +36,23 @@ def update_manifest(workspace: Workspace, *, replace: bool = False, **sections: 
 def read_manifest(workspace: Workspace) -> dict[str, Any]:
     """The manifest; empty if nothing was written yet. FlowError if it is not valid JSON."""
     return read_json(workspace.manifest) if workspace.manifest.exists() else {}
+
+
+def set_aside_damaged(workspace: Workspace) -> Path | None:
+    """Moves a manifest that is not JSON to `manifest.damaged.json`, so that a run can go on without it.
+
+    Every step then counts as not done; results of the same model and protocol are kept by the steps themselves.
+
+    Returns:
+        Where it is now; none where there is none, or it is in order.
+    """
+    if not workspace.manifest.is_file():
+        return None
+    try:
+        json.loads(workspace.manifest.read_text(encoding="utf-8"))
+    except ValueError:
+        return workspace.manifest.replace(workspace.manifest.with_name("manifest.damaged.json"))
+    return None
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str | None]:

@@ -147,7 +147,11 @@ def environment_commands(folder: Path, device: environments.Device) -> list[str]
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    return read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    """Which revisions the mirror holds; nothing where that cannot be read: then all are fetched again."""
+    try:
+        return read_json(folder / RECORD)
+    except FlowError:
+        return {}
 
 
 def _has_file(wheels: Path, file: PackagedFile) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_serve_flow.config import FlowConfig
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.formatting import flatten
 from model_serve_flow.manifest import read_manifest
@@ -41,7 +41,7 @@ def write_model_card(flow: Flow, comparison: Comparison, name: str) -> Path:
         )
     folder = flow.workspace.model(name)
     if not folder.is_dir():
-        raise FlowError(f"{folder} does not exist.", "Make the candidate first: model-serve-flow run --from 03.")
+        raise FlowError(f"{folder} does not exist.", RERUN)
     candidate = _compared(comparison, name)
     alone = comparison.model_copy(update={"candidates": (candidate,)})
     return write_text(folder / "README.md", _card(flow, alone, flow.workspace.compression(name)))
@@ -51,7 +51,7 @@ def _compared(comparison: Comparison, name: str) -> CandidateComparison:
     for candidate in comparison.candidates:
         if candidate.name == name:
             return candidate
-    raise FlowError(f"The comparison holds no candidate {name!r}.", "Compare first: model-serve-flow run --only 06.")
+    raise FlowError(f"The comparison holds no candidate {name!r}.", RERUN)
 
 
 def _card(flow: Flow, comparison: Comparison, made: CompressionResult) -> str:

@@ -26,7 +26,8 @@ def root() -> Path | None:
     folder = Path(value).expanduser().resolve()
     if not folder.is_dir():
         raise FlowError(
-            f"The mirror {folder} is not a folder.", "Correct --mirror, or fill it: model-serve-flow mirror."
+            f"The mirror {folder} is not a folder.",
+            f"Correct --mirror, or fill it: model-serve-flow mirror --to {folder}",
         )
     return folder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.packaged_data import read_rows
 from model_serve_flow.results import Overlap
@@ -76,9 +76,7 @@ def evaluation_texts(flow: Flow) -> dict[str, str] | None:
 def _prompts(flow: Flow, tasks: list[str]) -> dict[str, str]:
     measured = flow.workspace.accuracy("base").tasks
     if missing := [task for task in tasks if task not in measured]:
-        raise FlowError(
-            f"The base was not measured on {', '.join(missing)}.", "Measure it again: model-serve-flow run --from 01."
-        )
+        raise FlowError(f"The base was not measured on {', '.join(missing)}.", RERUN)
     return {
         f"{task}/{item.id}": item.prompt for task in tasks for item in measured[task].items if item.prompt is not None
     }

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 
 SCHEMA_VERSION = "2.0"
 NOT_REACHED = "the measurement was interrupted before it"
@@ -582,5 +582,5 @@ def require_same_protocol(base: Measurement, candidate: Measurement) -> None:
             raise FlowError(
                 f"{base.model.name} and {candidate.model.name} were not measured in the same way: "
                 f"{key} is {ours!r} and {theirs!r}.",
-                "Measure both again with the same profile: model-serve-flow run --from 01.",
+                f"{RERUN} It measures again what differs.",
             )

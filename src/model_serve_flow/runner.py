@@ -23,8 +23,9 @@ from model_serve_flow.checkout import checkout
 from model_serve_flow.code_digest import code_digest
 from model_serve_flow.config import environment_overrides
 from model_serve_flow.environments import Environment
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.manifest import set_aside_damaged
 from model_serve_flow.notebooks import Notebooks, end_leftovers
 from model_serve_flow.progress import Progress, failure
 from model_serve_flow.request_cache import forget_answers
@@ -110,6 +111,8 @@ def run(
     with interrupts.raised(), writing(root, "artifacts folder"), only_run(request.flow.workspace):
         if ended := end_leftovers(request.flow.workspace):
             console.print(f"Ended {ended} processes that an earlier run had left.", highlight=False)
+        if damaged := set_aside_damaged(request.flow.workspace):
+            console.print(f"The manifest was damaged: it is now {damaged}.", highlight=False)
         _record_run(request)
         with (
             contextlib.closing(_Session(request, provide)) as session,
@@ -171,7 +174,10 @@ class _Session:
         for path, digest in facts["inputs"].items():
             if digest is None:
                 missing = self.flow.workspace.root / path
-                raise FlowError(f"{step.module} needs {missing}, which is missing.", "Run the modules before it too.")
+                raise FlowError(
+                    f"{step.module} needs {missing}, which is missing.",
+                    f"Leave out --only and --from. {RERUN}",
+                )
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def is_done(self, step: Step, fingerprint: str) -> bool:

@@ -27,7 +27,7 @@ from model_serve_flow import environments, live, processes
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.engine_log import root_cause
 from model_serve_flow.engine_variables import PREFIX, Inherited, compile_caches, inherited
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.machine import free_port, usable_cores
 from model_serve_flow.manifest import update_manifest
@@ -346,7 +346,7 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _St
     """Starts the server's process; the caller stops it."""
     folder, host, key = flow.workspace.model(name), flow.config.engine.host, api_key(flow.config)
     if not folder.is_dir():
-        raise FlowError(f"There is no model folder {folder}.", "Run 00_Setup (base) or 03_Compress (candidates) first.")
+        raise FlowError(f"There is no model folder {folder}.", RERUN)
     port = port or free_port()
     require_free(port, host)
     log, mark = flow.workspace.logs / f"vllm-{purpose}-{name}.log", uuid.uuid4().hex

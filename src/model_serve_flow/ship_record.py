@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model_serve_flow.config import FlowConfig
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.ranking import recommended
 from model_serve_flow.results import (
@@ -33,8 +33,6 @@ COMPARISON = "report/comparison.json"
 RECORD = "report/ship-record.json"
 SHOWN = 12  # characters of a digest in a message
 
-COMPARE_AGAIN = "Compare again: model-serve-flow run --only 06 --force."
-MEASURE_AGAIN = "Measure it again: model-serve-flow run --from 04."
 OVERRIDE = 'Deploy another model, or say why this one is deployed all the same: --set deploy.override_reason="...".'
 
 
@@ -47,7 +45,7 @@ def write_ship_records(flow: Flow, comparison: Comparison) -> Path:
     """
     space = flow.workspace
     if space.comparison().model_dump(mode="json") != comparison.model_dump(mode="json"):
-        raise FlowError(f"{COMPARISON} does not hold the comparison that was made.", COMPARE_AGAIN)
+        raise FlowError(f"{COMPARISON} does not hold the comparison that was made.", RERUN)
     best = recommended(comparison)
     record = ShipRecord(
         profile=flow.config.name,
@@ -78,20 +76,22 @@ def require_shippable(flow: Flow, name: str, override_reason: str = "") -> ShipD
     space, reason = flow.workspace, override_reason.strip()
     files = content_digests(space.model(name))
     if not files:
-        raise FlowError(f"models/{name} holds no checkpoint.", "Run 00_Setup (base) or 03_Compress (candidates) first.")
-    record, problems = _read_record(space)
+        raise FlowError(f"models/{name} holds no checkpoint.", RERUN)
+    record, changes = _read_record(space)
+    entry = _entry(record, name) if record is not None else None
     if record is not None:
-        problems = [*_changes(flow, record), *_checkpoint_problems(record, name, files)]
+        changes = [*_changes(flow, record), *_checkpoint_changes(record, name, files)]
+    problems = [*changes, *_refusal(entry)]
     if problems and not reason:
-        hint = f"{COMPARE_AGAIN}\n{MEASURE_AGAIN}\n{OVERRIDE}"
-        raise FlowError(f"{name} must not be deployed:\n  " + "\n  ".join(problems), f"\n{hint}")
+        again = f"{RERUN} It measures and compares what has changed.\n" if changes else ""
+        hint = f"\n{again}{OVERRIDE}"
+        raise FlowError(f"{name} must not be deployed:\n  " + "\n  ".join(problems), hint)
     override = None
     if problems:
         override = ShipOverride(candidate=name, reason=reason, problem=" ".join(problems), at=now())
         if record is not None:
             overrides = (*record.overrides, override)
             write_json(space.root / RECORD, record.model_copy(update={"overrides": overrides}))
-    entry = _entry(record, name) if record is not None else None
     verdict = entry.verdict if entry is not None else None
     return ShipDecision(name=name, sha256=combined_digest(files), verdict=verdict, override=override)
 
@@ -104,7 +104,7 @@ def profile_digest(config: FlowConfig) -> str:
 def _bound(space: Workspace, candidate: CandidateComparison, is_recommended: bool) -> ShippedCandidate:
     files = content_digests(space.model(candidate.name))
     if combined_digest(files) != candidate.sha256:
-        raise FlowError(f"models/{candidate.name} is not the checkpoint that was measured.", MEASURE_AGAIN)
+        raise FlowError(f"models/{candidate.name} is not the checkpoint that was measured.", RERUN)
     return ShippedCandidate(
         name=candidate.name,
         sha256=candidate.sha256,
@@ -155,7 +155,7 @@ def _contradictions(record: ShipRecord, comparison: Comparison) -> Iterator[str]
             )
 
 
-def _checkpoint_problems(record: ShipRecord, name: str, files: dict[str, str]) -> Iterator[str]:
+def _checkpoint_changes(record: ShipRecord, name: str, files: dict[str, str]) -> Iterator[str]:
     entry, digest = _entry(record, name), combined_digest(files)
     expected = record.base_sha256 if name == BASE else entry.sha256 if entry is not None else None
     if expected is None:
@@ -165,8 +165,11 @@ def _checkpoint_problems(record: ShipRecord, name: str, files: dict[str, str]) -
         yield from _differences(f"models/{name}", entry.files, files)
     if digest != expected:
         yield f"models/{name} has the digest {_short(digest)}, the ship record says {_short(expected)}."
+
+
+def _refusal(entry: ShippedCandidate | None) -> Iterator[str]:
     if entry is not None and entry.verdict != "SHIP":
-        yield f"The verdict of {name} is {entry.verdict}: {entry.reason}"
+        yield f"The verdict of {entry.name} is {entry.verdict}: {entry.reason}"
 
 
 def _file_changes(root: Path, expected: dict[str, str]) -> Iterator[str]:

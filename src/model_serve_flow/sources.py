@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model_serve_flow.config import PackagedFile
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.hostile import SHARD_INDEX, refuse_hostile, strict_json
 from model_serve_flow.offline import local
@@ -91,7 +91,7 @@ def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> None:
         FlowError: names the missing, broken or dangerous file.
     """
     if not folder.is_dir():
-        raise FlowError(f"Model folder {folder} does not exist.", "Correct 'source', or run 00_Setup.")
+        raise FlowError(f"Model folder {folder} does not exist.", f"Correct 'source' in the profile. {RERUN}")
     refuse_hostile(folder, trust_remote_code=trust_remote_code)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -165,9 +165,11 @@ def _build(
 
 def _complete(destination: Path, origin: dict[str, Any]) -> bool:
     record = destination / SOURCE_RECORD
-    if not record.is_file() or read_json(record).get("origin") != origin:
+    if not record.is_file():
         return False
     try:
+        if read_json(record).get("origin") != origin:
+            return False
         check_checkpoint(destination, trust_remote_code="trust_remote_code" in origin)
     except FlowError:
         return False  # damaged since: make it again

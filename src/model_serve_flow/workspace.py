@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.results import (
     AccuracyResult,
     Comparison,
@@ -289,12 +289,12 @@ def write_json(path: Path, value: BaseModel | dict[str, Any] | list[Any]) -> Pat
     return write_text(path, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, hint: str = "Make it again: model-serve-flow run --force.") -> Any:
+def read_json(path: Path, hint: str = RERUN) -> Any:
     """Reads JSON; FlowError with `hint` if the file is not JSON, which knows no NaN and no infinity, or is missing."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise FlowError(f"{path} is missing.", "Run the module that writes it: model-serve-flow run.") from error
+        raise FlowError(f"{path} is missing.", RERUN) from error
     except OSError as error:
         raise FlowError(f"{path} cannot be read: {error.strerror}.", "Is it a file, and yours to read?") from error
     except (ValueError, RecursionError) as error:  # also bytes that are no text, and integers of thousands of digits
@@ -337,9 +337,9 @@ def read_document(path: Path, kind: type[Result], what: str, reason: str) -> Res
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
-        raise FlowError(f"{path} is not {what}: {field}: {problem['msg']}.", f"{reason}: measure again.") from error
+        raise FlowError(f"{path} is not {what}: {field}: {problem['msg']}.", f"{reason}. {RERUN}") from error
     except RecursionError as error:
-        raise FlowError(f"{path} is not {what}: it is nested too deeply.", f"{reason}: measure again.") from error
+        raise FlowError(f"{path} is not {what}: it is nested too deeply.", f"{reason}. {RERUN}") from error
 
 
 def now() -> str:
@@ -402,9 +402,7 @@ def describe_model(name: str, folder: Path) -> Model:
     """
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or (digest := digest_once(folder)) is None:
-        raise FlowError(
-            f"{folder} holds no *.safetensors weights.", "Run 00_Setup or 03_Compress again, or fix the source."
-        )
+        raise FlowError(f"{folder} holds no *.safetensors weights.", f"Correct the source, if it names one. {RERUN}")
     return Model(name=name, sha256=digest, size_bytes=sum(path.stat().st_size for path in weights))
 
 

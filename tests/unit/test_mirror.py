@@ -121,6 +121,9 @@ def test_a_model_is_there_when_it_is_whole_and_of_the_pinned_revision(folder):
     (folder / "mirror.json").write_text('{"org/model": {"revision": "v1", "commit": "abc"}}')
     assert lack(pinned, folder) is None
     assert lack(Piece("model", "org/model", "abc", (False,)), folder) is None
+    (folder / "mirror.json").write_text('{"org/mod')  # cut off: fetched again, which writes it anew
+    assert lack(pinned, folder) == f"{folder / 'org/model'} holds an unknown revision"
+    (folder / "mirror.json").unlink()
     (folder / "org/model/tokenizer.json").unlink()
     assert "has no tokenizer" in lack(piece, folder)
 

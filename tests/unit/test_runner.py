@@ -17,7 +17,7 @@ from model_serve_flow.config import load_profile
 from model_serve_flow.environments import Environment
 from model_serve_flow.errors import FlowError
 from model_serve_flow.runner import Request
-from model_serve_flow.steps import STEPS, Step, expand, needs_hub, select
+from model_serve_flow.steps import STEPS, Step, expand, module_folder, needs_hub, select
 from model_serve_flow.workspace import read_json
 
 FIRST = Step("00_First", "notebook", ("model",), (), ("data/first.txt",))
@@ -54,6 +54,35 @@ def modules(tmp_path, monkeypatch):
     write_notebook(folder, FIRST, WRITE.format(name="first", text="1"))
     write_notebook(folder, SECOND, WRITE.format(name="second", text="2"))
     return folder
+
+
+class Inline:
+    """Executes the cells in this process, as `Notebooks` does in a kernel: for tests of what the runner decides."""
+
+    def __init__(self, workspace, config):
+        self.workspace = workspace
+
+    def execute(self, step, environment, python, parameters, show):
+        notebook, names = nbformat.read(module_folder(step) / step.notebook, as_version=4), {}
+        output, status = self.workspace.notebooks / step.notebook, 0
+        try:
+            for cell in notebook.cells:
+                if cell.cell_type == "code":
+                    exec(cell.source, names)
+                    names |= parameters if "parameters" in cell.metadata.get("tags", []) else {}
+        except Exception as error:
+            cell.outputs, status = [nbformat.v4.new_output("error", ename=type(error).__name__, evalue=str(error))], 1
+        output.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, output)
+        return status, output, self.workspace.logs / "none.log"
+
+    def stop(self):
+        pass
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    monkeypatch.setattr(runner, "Notebooks", Inline)
 
 
 class Run:
@@ -106,7 +135,7 @@ def test_runs_then_skips_then_forces(run):
     assert "00_First: finished" in run("00", force=True)
 
 
-def test_runs_again_what_depends_on_a_change(run, modules):
+def test_runs_again_what_depends_on_a_change(run, modules, inline):
     run()
     shown = run(overrides={"performance.seconds": 7})
     assert "00_First" in shown and "00_First: started" not in shown
@@ -118,7 +147,7 @@ def test_runs_again_what_depends_on_a_change(run, modules):
     assert "01_Second: started" in shown
 
 
-def test_same_output_leaves_later_steps_alone(run, modules):
+def test_same_output_leaves_later_steps_alone(run, modules, inline):
     run()
     write_notebook(modules, FIRST, WRITE.format(name="first", text="1"), "'a new cell'")
     shown = run()
@@ -126,12 +155,22 @@ def test_same_output_leaves_later_steps_alone(run, modules):
     assert "01_Second: started" not in shown
 
 
-def test_changed_output_is_made_again(run):
+def test_changed_output_is_made_again(run, inline):
     run()
     (run.root / "data" / "second.txt").write_text("edited")
     assert "01_Second: started" in run()
     (run.root / "data" / "second.txt").unlink()
     assert "01_Second: started" in run()
+
+
+def test_a_damaged_manifest_is_set_aside_and_the_run_goes_on(run, inline):
+    run()
+    whole = (run.root / "manifest.json").read_text()
+    (run.root / "manifest.json").write_text(whole[:-20])
+    shown = run()
+    assert "The manifest was damaged" in shown and shown.count("finished after") == 2
+    assert (run.root / "manifest.damaged.json").read_text() == whole[:-20]
+    assert run().count("skipped") == 2
 
 
 def test_failing_cell_is_named(run, modules):
@@ -152,7 +191,7 @@ def test_dead_kernel_shows_the_log(run, modules):
         run()
 
 
-def test_notebook_that_leaves_no_output(run, modules):
+def test_notebook_that_leaves_no_output(run, modules, inline):
     write_notebook(modules, FIRST, "1 + 1")
     with pytest.raises(FlowError, match=r"did not write data/first\.txt"):
         run()
@@ -210,16 +249,12 @@ test_runner.Run(pathlib.Path({artifacts!r}))("00")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_leaves_no_child(run, modules, tmp_path, number):
-    busy = "import subprocess, time; subprocess.Popen(['sleep', '601'], start_new_session=True); time.sleep(600)"
-    write_notebook(modules, FIRST, busy)
-    script = SCRIPT.format(tests=str(Path(__file__).parent), artifacts=str(run.artifacts))
-    child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, start_new_session=True)
-    family = wait_for_family(child, "sleep")
+def test_interrupt_leaves_no_child(run, modules, number):
+    child, family = start_run(run, modules, BUSY)
     child.send_signal(number)
     _, errors = child.communicate(timeout=60)
     assert b"KeyboardInterrupt" in errors
-    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+    assert not alive(family)
 
 
 def start_run(run, modules, *sources):
@@ -232,6 +267,7 @@ def start_run(run, modules, *sources):
     return child, wait_for_family(child, "sleep")
 
 
+BUSY = "import subprocess, time; subprocess.Popen(['sleep', '601'], start_new_session=True); time.sleep(600)"
 STUBBORN = "import subprocess, time; subprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 602; sleep 602'],"
 STUBBORN += " start_new_session=True); time.sleep(600)"
 
@@ -261,7 +297,7 @@ def test_what_a_killed_run_leaves_is_ended_by_the_next_one(run, modules):
 
 
 def test_a_second_run_in_the_same_artifacts_is_refused(run, modules):
-    child, _ = start_run(run, modules, STUBBORN)
+    child, _ = start_run(run, modules, BUSY)
     began = read_json(run.root / ".run.lock")["started_at"]
     with pytest.raises(FlowError, match=rf"process {child.pid}, started at {began}"):
         run("01")
@@ -291,7 +327,9 @@ path.parent.mkdir(parents=True, exist_ok=True)
 path.write_text(path.read_text() + "kept" if path.exists() else "measured")"""
 
 
-def test_results_are_kept_for_a_step_that_goes_on_and_removed_where_they_changed_or_by_force(run, modules, monkeypatch):
+def test_results_are_kept_for_a_step_that_goes_on_and_removed_where_they_changed_or_by_force(
+    run, modules, inline, monkeypatch
+):
     monkeypatch.setattr(sys.modules[__name__], "FIRST", RESULT)
     figure = run.root / "results" / "base" / "figure.json"
     write_notebook(modules, RESULT, KEEP, "raise RuntimeError('interrupted')")

@@ -10,7 +10,7 @@ import pytest
 from factories import sample_comparison
 
 from model_serve_flow import workspace
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.results import Comparison
 from model_serve_flow.ship_record import RECORD, require_shippable, write_ship_records
@@ -161,12 +161,15 @@ def test_another_base_is_refused(flow):
 
 def test_a_verdict_other_than_ship_is_refused_with_its_reason(flow):
     reason = flow.workspace.comparison().candidates[1].reasons[0]
-    assert f"The verdict of {FAILS} is DO NOT SHIP: {reason}" in refused(flow, FAILS)
+    said = refused(flow, FAILS)
+    assert f"The verdict of {FAILS} is DO NOT SHIP: {reason}" in said
+    assert RERUN not in said, "another run would reach the same verdict"
 
 
 def test_a_missing_record_is_refused(flow):
     (flow.workspace.root / RECORD).unlink()
-    assert f"{RECORD} is missing" in refused(flow)
+    said = refused(flow)
+    assert f"{RECORD} is missing" in said and RERUN in said
 
 
 def test_a_record_that_is_half_there_is_refused(flow):

@@ -182,6 +182,9 @@ def test_second_call_copies_only_if_something_changed(checkpoint: Path, tmp_path
     (destination / "model-00001-of-00002.safetensors").write_bytes(b"damaged")
     resolve_checkpoint(str(checkpoint), None, destination)
     check_checkpoint(destination)
+    (destination / ".source.json").write_text('{"orig')
+    resolve_checkpoint(str(checkpoint), None, destination)
+    assert source_of(destination) == {"folder": str(checkpoint)}
     (checkpoint / "config.json").write_text('{"changed": true}')
     resolve_checkpoint(str(checkpoint), None, destination)
     assert (destination / "config.json").read_text() == '{"changed": true}'

@@ -14,7 +14,7 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.guidellm import ClientCpu, LoadGenerator, load_command
 from model_serve_flow.guidellm_report import Load, LoadReport, Spread, Totals
-from model_serve_flow.measurement import kept, proven_facts, provenance
+from model_serve_flow.measurement import kept, proven_facts, provenance, require_arguments
 from model_serve_flow.results import Latency, LoadPoint, PerformanceResult
 from model_serve_flow.serving import Server, engine_arguments
 from model_serve_flow.workspace import read_document, write_json
@@ -38,6 +38,7 @@ def measure_performance(flow: Flow, server: Server, generator: LoadGenerator) ->
     started, before = time.monotonic(), proven_facts(server)
     destination = flow.workspace.results(server.model_name) / "performance.json"
     protocol = performance_protocol(flow.config, before.version)
+    require_arguments(server, protocol)
     if (earlier := kept(destination, PerformanceResult, server, before, protocol)) is not None:
         return earlier
     path = flow.workspace.raw(server.model_name) / "guidellm.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import importlib.metadata
@@ -14,18 +15,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from model_serve_flow import live
 from model_serve_flow.busy import MachineWatch
 from model_serve_flow.checkpoint import verify_same_tokenizer
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.measurement import earlier, proven_facts, provenance, say_kept
+from model_serve_flow.measurement import earlier, proven_facts, provenance, require_arguments, say_kept
 from model_serve_flow.offline import working_folder
 from model_serve_flow.packaged_data import TASKS
 from model_serve_flow.request_cache import forget_answers, request_cache
 from model_serve_flow.results import AccuracyResult, Item, Metric, TaskAccuracy
-from model_serve_flow.serving import Server, engine_arguments
+from model_serve_flow.serving import ACCURACY, Server, engine_arguments
+from model_serve_flow.subsample import subsample
 from model_serve_flow.workspace import describe_model, file_digest, read_json, write_json
 
 PERPLEXITY_METRICS = ("word_perplexity", "byte_perplexity", "bits_per_byte")
@@ -63,10 +67,10 @@ def measure_accuracy(flow: Flow, server: Server) -> AccuracyResult:
 
 
 def measure_accuracy_again(flow: Flow, server: Server) -> AccuracyResult | None:
-    """The same once more with the concurrency and batch size of `accuracy.again`; writes `accuracy_again.json`.
+    """Some items once more, with the concurrency and batch size of `accuracy.again`; writes `accuracy_again.json`.
 
-    Nothing but these two differs. lm-eval sorts the requests by length itself, so their order stays: what changes is
-    which of them the engine computes together, and with it the rounding of its sums.
+    `accuracy.again.items_per_task` of each task are drawn; tasks without answers that could flip are left out. Their
+    prompts stay: what changes is which of them the engine computes together, and with it the rounding of its sums.
 
     Returns:
         None if the profile has no `accuracy.again`.
@@ -74,9 +78,9 @@ def measure_accuracy_again(flow: Flow, server: Server) -> AccuracyResult | None:
     Raises:
         FlowError: as `measure_accuracy`.
     """
-    if flow.config.accuracy.again is None:
+    if (again := flow.config.accuracy.again) is None:
         return None
-    return _measure(Flow(second_measurement(flow.config), flow.workspace), server, "_again")
+    return _measure(Flow(second_measurement(flow.config), flow.workspace), server, "_again", again.items_per_task)
 
 
 def second_measurement(config: FlowConfig) -> FlowConfig:
@@ -86,13 +90,15 @@ def second_measurement(config: FlowConfig) -> FlowConfig:
     return config.model_copy(update={"accuracy": accuracy.model_copy(update=again)})
 
 
-def _measure(flow: Flow, server: Server, suffix: str = "") -> AccuracyResult:
+def _measure(flow: Flow, server: Server, suffix: str = "", items: int | None = None) -> AccuracyResult:
+    """Measures, or keeps what lies there; `items` of each task, or all."""
     started, name, workspace = time.monotonic(), server.model_name, flow.workspace
     if name != "base":
         trust = flow.config.model.trust_remote_code
         verify_same_tokenizer(workspace.model("base"), server.folder, trust_remote_code=trust)
     path, facts = workspace.results(name) / f"accuracy{suffix}.json", proven_facts(server)
-    protocol = accuracy_protocol(flow, facts.version)
+    protocol = accuracy_protocol(flow, facts.version) | ({"items_per_task": items} if items else {})
+    require_arguments(server, protocol)
     before = earlier(path, AccuracyResult, server, facts)
     if before is not None and before.protocol == protocol:
         say_kept(path)
@@ -100,18 +106,19 @@ def _measure(flow: Flow, server: Server, suffix: str = "") -> AccuracyResult:
         return before
     scored = {} if before is None else _scored_before(before, protocol)
     asked = [task for task in flow.config.accuracy.tasks if task not in scored]
+    ways, spent = (collections.Counter(before.requests), before.seconds) if scored else (collections.Counter(), 0.0)
     live.report(f"{name}{suffix.replace('_', ', ')}: lm-eval", 0, 0)
     watch, model = MachineWatch(), describe_model(name, server.folder)
     with request_cache(workspace, model, _manner(protocol), suffix) as cache:
-        raw = evaluate(flow, server, workspace.logs / f"lm-eval-{name}{suffix}.log", cache, asked) if asked else {}
-        scored |= {task: _task(task, raw) for task in asked}
-        started -= before.seconds if before is not None and len(asked) < len(scored) else 0
+        raw, new = evaluate(flow, server, workspace.logs / f"lm-eval-{name}{suffix}.log", cache, asked, items)
+        _write_raw(workspace.raw(name) / f"lm-eval{suffix}.json", raw, set(scored))
+        scored |= {task: _task(task, raw) for task in asked if not items or _was_asked(task, raw)}
         result = AccuracyResult(
-            **provenance(server, proven_facts(server), protocol, started),
+            **provenance(server, proven_facts(server), protocol, started - spent),
             busy=watch.result(),
-            tasks={task: scored[task] for task in flow.config.accuracy.tasks},
+            tasks={task: scored[task] for task in flow.config.accuracy.tasks if task in scored},
+            requests=dict(ways + collections.Counter(new)),
         )
-        _write_raw(workspace.raw(name) / f"lm-eval{suffix}.json", raw, set(scored) - set(asked))
         write_json(path, result)
     return result
 
@@ -149,14 +156,23 @@ def _write_raw(path: Path, raw: dict[str, Any], kept: set[str]) -> None:
 
 
 def evaluate(
-    flow: Flow, server: Server, log: Path, cache: Path | None = None, tasks: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """Runs lm-eval's `simple_evaluate` against the endpoint; returns its results with all samples.
+    flow: Flow,
+    server: Server,
+    log: Path,
+    cache: Path | None = None,
+    tasks: Sequence[str] | None = None,
+    items: int | None = None,
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Runs lm-eval's `simple_evaluate` against the endpoint.
 
     Args:
         log: where its progress can be followed.
         tasks: those to score; by default all of the profile.
         cache: lm-eval's `use_cache`: answers found there are not asked again, and new ones are added.
+        items: how many of each task are asked; none: all.
+
+    Returns:
+        lm-eval's results with all samples; and way -> requests that were answered so.
 
     Raises:
         FlowError: a task nobody knows, or the server did not answer; what it answered is in `cache`.
@@ -167,32 +183,48 @@ def evaluate(
 
     accuracy, seed = flow.config.accuracy, flow.config.seed
     os.environ["OPENAI_API_KEY"] = server.api_key  # where lm-eval looks for it, and does not write it down
-    run = functools.partial(
-        lm_eval.simple_evaluate,
-        **_endpoint(flow, server),
-        tasks=list(accuracy.tasks if tasks is None else tasks),
-        task_manager=task_manager(flow),
-        num_fewshot=accuracy.num_fewshot,
-        limit=accuracy.limit,
-        apply_chat_template=accuracy.apply_chat_template,
-        use_cache=None if cache is None else str(cache),
-        log_samples=True,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
-    )
+    ways: collections.Counter[str] = collections.Counter()
+
+    def run() -> dict[str, Any]:
+        asked = _selection(flow, flow.config.accuracy.tasks if tasks is None else tuple(tasks), items)
+        if not asked["tasks"]:
+            return {"samples": {}}
+        with server.client(TIMEOUT_SECONDS) as client:
+            raw = lm_eval.simple_evaluate(
+                **_endpoint(flow, server, client=client, ways=ways),
+                **asked,
+                task_manager=task_manager(flow),
+                num_fewshot=accuracy.num_fewshot,
+                apply_chat_template=accuracy.apply_chat_template,
+                use_cache=None if cache is None else str(cache),
+                log_samples=True,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+        raw["config"] |= _endpoint(flow, server)  # without what cannot be written down
+        return raw
+
     try:
-        return _alone(run, log)
-    except (aiohttp.ClientError, requests.RequestException, TimeoutError) as error:
+        return _alone(run, log), dict(ways)
+    except (aiohttp.ClientError, requests.RequestException, httpx.HTTPError, TimeoutError) as error:
         raise FlowError(
             f"vLLM did not answer lm-eval: {error!r:.500}",
             f"See {log} and {server.log}. What was answered is kept: run again to go on.",
         ) from error
 
 
-def _endpoint(flow: Flow, server: Server) -> dict[str, Any]:
-    """Which client of lm-eval asks, and what of whom."""
+def _selection(flow: Flow, tasks: tuple[str, ...], items: int | None) -> dict[str, Any]:
+    """What lm-eval is told to ask: every task up to `accuracy.limit`, or so many items of each that could flip."""
+    limit = flow.config.accuracy.limit
+    if items is None:
+        return {"tasks": list(tasks), "limit": limit}
+    return subsample(task_manager(flow), tasks, items, limit, flow.config.seed)
+
+
+def _endpoint(flow: Flow, server: Server, **ours: Any) -> dict[str, Any]:
+    """Which client of lm-eval asks, and what of whom; `ours` are further arguments of that client."""
     from model_serve_flow.completions import NAME
 
     accuracy = flow.config.accuracy
@@ -209,7 +241,7 @@ def _endpoint(flow: Flow, server: Server) -> dict[str, Any]:
         "timeout": TIMEOUT_SECONDS,
         "max_retries": ATTEMPTS,
     }
-    return {"model": NAME, "model_args": endpoint}
+    return {"model": NAME, "model_args": endpoint | ours}
 
 
 def _alone(run: Callable[[], dict[str, Any]], log: Path) -> dict[str, Any]:
@@ -267,7 +299,7 @@ def accuracy_protocol(flow: Flow, engine_version: str) -> dict[str, Any]:
         "accuracy": flow.config.accuracy.model_dump(mode="json", exclude={"again", "distribution"}),
         "data_sha256": {task: file_digest(flow.workspace.data / f"{task}.jsonl") for task in packaged},
         "task_definitions": {task: TASKS[task] for task in packaged},
-        "engine_arguments": engine_arguments(flow.config),
+        "engine_arguments": engine_arguments(flow.config, ACCURACY),
         "engine_version": engine_version,
         "lm_eval_version": importlib.metadata.version("lm-eval"),
         "seed": flow.config.seed,
@@ -303,6 +335,10 @@ def _paths(task: str, raw: dict[str, Any]) -> list[tuple[str, ...]]:
     """
     members = raw.get("group_subtasks", {}).get(task) or []
     return [(task, *path) for member in members for path in _paths(member, raw)] or [(task,)]
+
+
+def _was_asked(task: str, raw: dict[str, Any]) -> bool:
+    return any(path[-1] in raw["samples"] for path in _paths(task, raw))
 
 
 def _metrics(task: str, raw: dict[str, Any]) -> dict[str, Metric]:

@@ -19,7 +19,8 @@ from model_serve_flow.results import (
 )
 from model_serve_flow.workspace import Workspace
 
-BATCHING = frozenset({"concurrency", "batch_size"})  # keys of the protocol in which the second measurement differs
+# Keys of the protocol in which the second measurement differs.
+AGAIN = frozenset({"concurrency", "batch_size", "items_per_task"})
 
 REMEASURE = f"{RERUN} It measures again what differs."
 REMAKE = f"Results of different models were mixed. {RERUN}"
@@ -119,7 +120,7 @@ def _check_base(base: BaseResults) -> None:
     _require_second(base.accuracy, base.accuracy_again)
     _require_second(base.distribution, base.distribution_again)
     if base.accuracy_again is not None:
-        _require_same_tasks(base.accuracy, base.accuracy_again)
+        _require_known_tasks(base.accuracy, base.accuracy_again)
 
 
 def _check_candidate(base: BaseResults, candidate: CandidateResults) -> None:
@@ -205,9 +206,9 @@ def _served(engine: EngineFacts) -> str:
 
 
 def _require_same_tasks(base: AccuracyResult, other: AccuracyResult) -> None:
-    if odd := sorted(base.tasks.keys() ^ other.tasks.keys()):
-        lacking = other.model.name if odd[0] in base.tasks else "base"
-        raise FlowError(f"The accuracy result of {lacking} lacks the task {odd[0]}.", REMEASURE)
+    if lacking := sorted(base.tasks.keys() - other.tasks.keys()):
+        raise FlowError(f"The accuracy result of {other.model.name} lacks the task {lacking[0]}.", REMEASURE)
+    _require_known_tasks(base, other)
     for task in base.tasks:
         if base.tasks[task].chance != other.tasks[task].chance:
             raise FlowError(
@@ -217,13 +218,18 @@ def _require_same_tasks(base: AccuracyResult, other: AccuracyResult) -> None:
             )
 
 
+def _require_known_tasks(base: AccuracyResult, other: AccuracyResult) -> None:
+    if odd := sorted(other.tasks.keys() - base.tasks.keys()):
+        raise FlowError(f"The accuracy result of base lacks the task {odd[0]}.", REMEASURE)
+
+
 def _require_second(first: Measurement | None, second: Measurement | None) -> None:
-    """The base's second measurement must be of the same items in other batches: what differs is the engine's noise."""
+    """The base's second measurement differs in its batches only: what changes is the engine's noise."""
     if second is None:
         return
     if first is None:
         raise FlowError(f"The base has a second {second.kind} result but no first.", REMEASURE)
-    ours, theirs = without_batching(first.protocol), without_batching(second.protocol)
+    ours, theirs = without_again(first.protocol), without_again(second.protocol)
     if odd := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
         raise FlowError(
             f"The base's second {first.kind} result was not measured like its first: {odd[0]} is "
@@ -232,12 +238,12 @@ def _require_second(first: Measurement | None, second: Measurement | None) -> No
         )
 
 
-def without_batching(protocol: dict[str, Any]) -> dict[str, Any]:
-    """The protocol without what says how requests were batched, at any depth."""
+def without_again(protocol: dict[str, Any]) -> dict[str, Any]:
+    """The protocol without what says how requests were batched and how many items were asked, at any depth."""
     return {
-        key: without_batching(value) if isinstance(value, dict) else value
+        key: without_again(value) if isinstance(value, dict) else value
         for key, value in protocol.items()
-        if key not in BATCHING
+        if key not in AGAIN
     }
 
 

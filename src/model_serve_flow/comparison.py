@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from model_serve_flow.busy import BUSY_SHARE
@@ -24,7 +24,7 @@ from model_serve_flow.results import (
     CandidateComparison,
     Comparison,
     Decision,
-    Flips,
+    Difference,
     NoiseFloor,
     SpeedPoint,
     UnmeasuredLoad,
@@ -155,18 +155,24 @@ def _distribution_shift(config: FlowConfig, base: BaseResults, candidate: Candid
 
 
 def _noise_sentence(differences: Differences, noise: NoiseFloor | None) -> list[str]:
-    """Says so where the candidate changes no more answers than a second measurement of the base does."""
-    if noise is None:
+    """Says so where the candidate's share of flips may be the engine's: rates, as the engine's is from a sample."""
+    if noise is None or noise.rate is None:
         return []
-    primaries = (metrics[primary_metric(metrics)].flips for metrics in differences.values())
-    ours, engines = _total(flips for flips in primaries if flips is not None), _total(noise.flips.values())
-    if ours > engines:
+    primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
+    flipped = {task: d for task, d in primaries.items() if task in noise.flips and d.flips is not None}
+    ours = sum(map(_flips, flipped.values())) / max(1, sum(d.n for d in flipped.values()))
+    low, high = noise.rate.ci95
+    if not flipped or ours > high:
         return []
-    return [f"Its {ours} flips are no more than the {engines} the engine makes by itself."]
+    twice = sum(noise.items.values())
+    return [
+        f"Its flips, {100 * ours:.1f} % of the answers, cannot be told from those that the engine makes by itself: "
+        f"{100 * noise.rate.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {twice:,} answers asked twice."
+    ]
 
 
-def _total(flips: Iterable[Flips]) -> int:
-    return sum(one.right_to_wrong + one.wrong_to_right for one in flips)
+def _flips(difference: Difference) -> int:
+    return difference.flips.right_to_wrong + difference.flips.wrong_to_right
 
 
 def _closing_sentences(verdict: Decision, measured: dict[str, Any], size: int, base_size: int) -> list[str]:

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import httpx
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.openai_completions import LocalCompletionsAPI
+from tqdm import tqdm
 
 from model_serve_flow import live
 from model_serve_flow.errors import FlowError
+from model_serve_flow.next_tokens import NextTokenReader, not_whole
+from model_serve_flow.scoring import Answer, Question, Wanted, batches, plan
 
 NAME = "whole-completions"
+
+# Nats per token in which an echo and a next token of one prompt may differ: twice the largest difference that was seen
+# (BF16, an engine whose sums depend on what it computes together). An engine that answers something else is far off.
+MOST_DIFFERENCE = 1.0
+
+# How lm-eval's requests were answered, as the result names it.
+ONE_TOKEN, TOKEN_BY_TOKEN, ECHO = "one token", "token by token", "echo"
+NO_LABELS = "echo: the engine gives no label probabilities"
+TEXT, WRITTEN, EARLIER = "whole text", "written", "before an interruption"
+
+# lm-eval's: (context, continuation) as texts, None for a window of a text; both as tokens
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 class KeyedHook(CacheHook):
@@ -39,62 +57,141 @@ class Count:
         self.add(0)
 
     def add(self, number: int) -> None:
-        """That many more were answered."""
-        self.done += number
+        """That many more were answered; what is asked a second time, as a check, does not count."""
+        self.done = min(self.done + number, self.total)
         live.report(None, self.done, self.total, self.unit)
 
 
 @register_model(NAME)
 class WholeCompletions(LocalCompletionsAPI):
-    """lm-eval's `local-completions` that can keep every answer, and takes none that is not whole.
+    """lm-eval's `local-completions` with fewer prompts for the same log-likelihoods, and none from half an answer.
 
-    An answer with a prompt too few would be counted, and kept, as that of another prompt; of one without text lm-eval
-    would score a text of its own.
+    The log-likelihoods of one context are read from the probabilities of its next token where that is exact and cheaper
+    (`scoring.plan`); the others, and all of an engine that does not give these probabilities, are echoed as
+    `local-completions` does it. Texts, and windows of texts, are asked as it asks them.
+
+    Every answer can be kept, and none is taken that is not whole. One with a prompt too few would be counted, and kept,
+    as that of another prompt; of one without text lm-eval would score a text of its own.
+
+    Args:
+        client: carries the server's address and key.
+        ways: counts the log-likelihoods by how they were asked.
     """
 
-    _answers: Count | None = None
+    _progress: Count | None = None  # of log-likelihoods and written answers
     _texts: Count | None = None  # scored as a whole, each by one request or several
 
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        self._answers, self._texts = None, Count("texts", len(requests))
-        try:
-            return super().loglikelihood_rolling(requests, disable_tqdm)
-        finally:
-            self._texts = None
-
-    def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
-        if self._texts is None:
-            self._answers = Count("requests", len(requests))
-            return super()._loglikelihood_tokens(requests, **kwargs)
-        found = super()._loglikelihood_tokens(requests, **kwargs)  # the windows of one text
-        self._texts.add(1)
-        return found
-
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        self._answers = Count("requests", len(requests))
-        return super().generate_until(requests, disable_tqdm)
-
-    def _count(self, answers: int) -> None:
-        if self._answers is not None:
-            self._answers.add(answers)
+    def __init__(self, *, client: httpx.Client, ways: Counter[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ways = ways
+        self.reader = NextTokenReader(
+            client,
+            self.model,
+            concurrency=max(1, self._concurrent),
+            size=self._batch_size,
+            seed=self._seed,
+            attempts=self.max_retries,
+        )
 
     async def amodel_call(self, *args: Any, messages: list[Any], **kwargs: Any) -> Any:
         answers = await super().amodel_call(*args, messages=messages, **kwargs)
-        self._count(len(messages))
+        self._add(len(messages))
         return answers
 
     def model_call(self, messages: list[Any], **kwargs: Any) -> Any:
         answer = super().model_call(messages, **kwargs)
-        self._count(len(messages))
+        self._add(len(messages))
         return answer
+
+    def _add(self, answers: int) -> None:
+        if self._progress is not None:
+            self._progress.add(answers)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         super().set_cache_hook(KeyedHook(cache_hook))
+        if kept := len(cache_hook.dbdict or ()):
+            self.ways[EARLIER] += kept
+
+    def loglikelihood_rolling(self, requests: list[Any], **kwargs: Any) -> list[float]:
+        self.ways[TEXT] += len(requests)
+        self._progress, self._texts = None, Count("texts", len(requests))
+        return super().loglikelihood_rolling(requests, **kwargs)
+
+    def generate_until(self, requests: list[Any], **kwargs: Any) -> list[str]:
+        self.ways[WRITTEN] += len(requests)
+        self._progress = Count("requests", len(requests))
+        return super().generate_until(requests, **kwargs)
+
+    def _create_payload(self, messages: Any, generate: bool = False, **kwargs: Any) -> dict[str, Any]:
+        payload = super()._create_payload(messages, generate=generate, **kwargs)
+        return payload | {"cache_salt": self.reader.salt} if generate else payload
+
+    def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs: Any) -> list[Answer]:
+        if any(key is None for key, _, _ in requests):  # windows of a text
+            found = super()._loglikelihood_tokens(requests, **kwargs)
+            self._texts.add(1)
+            return found
+        self._progress = Count("requests", len(requests))
+        inputs, lengths, _ = self.batch_loglikelihood_requests([requests])  # cuts what is too long
+        wanted = [
+            Wanted(tuple(tokens[: max(0, length)]), tuple(tokens[max(0, length) :]))
+            for tokens, length in zip(inputs, lengths, strict=True)
+        ]
+        block = self.reader.block()
+        questions = plan(wanted, block)
+        answers: dict[int, Answer] = {}
+        for found in self._read(requests, wanted, questions, block):
+            answers |= found
+            self._add(len(found))
+            for place, answer in found.items():
+                self.cache_hook.add_partial("loglikelihood", requests[place][0], answer)
+        self._count(wanted, questions, answers)
+        rest = [place for place in range(len(requests)) if place not in answers]
+        if rest:
+            echoed = super()._loglikelihood_tokens([requests[place] for place in rest], **kwargs)
+            answers |= zip(rest, echoed, strict=True)
+        return [answers[place] for place in range(len(requests))]
+
+    def _read(
+        self, requests: Sequence[Request], wanted: Sequence[Wanted], questions: Sequence[Question], block: int | None
+    ) -> Iterator[dict[int, Answer]]:
+        """Yields the answers to the questions by place, as they come; none if the engine has none."""
+        if not questions or not self.reader.knows_labels(questions[0].context[0]):
+            return
+        first, *others = batches(questions, self._batch_size)
+        found = self.reader.ask(first)
+        saved = sum(
+            sum(wanted[place].tokens for place in one.continuations) - one.computed(block or sys.maxsize)
+            for one in questions
+        )
+        if (extremes := _extremes(first, found)) and sum(wanted[place].tokens for place in extremes) <= saved:
+            self._require_agreement(requests, wanted, {place: found[place] for place in extremes})
+        yield found
+        yield from tqdm(self.reader.ask_all(others), desc="Requesting next tokens", total=len(others))
+
+    def _require_agreement(
+        self, requests: Sequence[Request], wanted: Sequence[Wanted], found: Mapping[int, Answer]
+    ) -> None:
+        """FlowError if an echo gives another log-likelihood: then the labels' probabilities are not what they claim."""
+        echoed = super()._loglikelihood_tokens([requests[place] for place in found])
+        for (place, (read, _)), (echo, _) in zip(found.items(), echoed, strict=True):
+            if abs(read - echo) > MOST_DIFFERENCE * len(wanted[place].continuation):
+                raise FlowError(
+                    f"The engine contradicts itself: a log-likelihood is {read:.4g} by its `logprob_token_ids` and "
+                    f"{echo:.4g} by an echo of the same {wanted[place].tokens} tokens.",
+                    "No score of this engine can be trusted: serve with the version that the lock names.",
+                )
+
+    def _count(self, wanted: Sequence[Wanted], questions: Sequence[Question], answers: Mapping[int, Answer]) -> None:
+        planned = {place for question in questions for place in question.continuations}
+        for place, one in enumerate(wanted):
+            read = ONE_TOKEN if len(one.continuation) == 1 else TOKEN_BY_TOKEN
+            self.ways[read if place in answers else NO_LABELS if place in planned else ECHO] += 1
 
     @staticmethod
     def parse_logprobs(
         outputs: Any, tokens: list[list[int]] | None = None, ctxlens: list[int] | None = None, **kwargs: Any
-    ) -> list[tuple[float, bool]]:
+    ) -> list[Answer]:
         """One (log-likelihood, greedy) per prompt; FlowError if the answer has not one finite number for each."""
         try:
             answered = sorted(
@@ -103,9 +200,9 @@ class WholeCompletions(LocalCompletionsAPI):
             found = LocalCompletionsAPI.parse_logprobs(outputs, tokens=tokens, ctxlens=ctxlens, **kwargs)
             finite = all(math.isfinite(logprob) for logprob, _ in found)
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
-            raise _not_whole(f"{type(error).__name__}: {error}") from error
+            raise not_whole(f"{type(error).__name__}: {error}") from error
         if answered != list(range(len(tokens))) or not finite:
-            raise _not_whole(f"{len(answered)} of {len(tokens)} prompts, {'all' if finite else 'not all'} finite")
+            raise not_whole(f"{len(answered)} of {len(tokens)} prompts, {'all' if finite else 'not all'} finite")
         return found
 
     @staticmethod
@@ -114,11 +211,18 @@ class WholeCompletions(LocalCompletionsAPI):
         try:
             found = LocalCompletionsAPI.parse_generations(outputs, **kwargs)
         except (LookupError, TypeError, AttributeError) as error:
-            raise _not_whole(f"{type(error).__name__}: {error}") from error
+            raise not_whole(f"{type(error).__name__}: {error}") from error
         if not all(isinstance(text, str) for text in found):
-            raise _not_whole("a prompt without text")
+            raise not_whole("a prompt without text")
         return found
 
 
-def _not_whole(what: str) -> FlowError:
-    return FlowError(f"The server's answer to lm-eval is not whole: {what}.", "See lm-eval's log and the server's.")
+def _extremes(questions: Sequence[Question], found: Mapping[int, Answer]) -> tuple[int, ...]:
+    """The likeliest and the least likely continuation of the question where they are farthest apart."""
+
+    def ends(question: Question) -> tuple[int, int]:
+        ranked = sorted(question.continuations, key=lambda place: found[place][0])
+        return ranked[-1], ranked[0]
+
+    pairs = [ends(question) for question in questions if found and len(question.continuations) > 1]
+    return max(pairs, key=lambda pair: found[pair[0]][0] - found[pair[1]][0], default=())

@@ -169,10 +169,11 @@ class PackagedTasks(Section):
 
 
 class SecondMeasurement(Section):
-    """How the base is measured again, to see what the engine changes by itself: the same items in other batches."""
+    """How some items of the base are measured again, in other batches, to see what the engine changes by itself."""
 
     concurrency: Annotated[int, Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0)]
+    items_per_task: Annotated[int, Field(gt=0, description="drawn by the seed; a task with fewer gives all")] = 100
 
 
 class Distribution(Section):

@@ -19,10 +19,10 @@ from model_serve_flow.calibration import hub_rows
 from model_serve_flow.config import Distribution, HubDataset
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.measurement import kept, proven_facts, provenance
+from model_serve_flow.measurement import kept, proven_facts, provenance, require_arguments
 from model_serve_flow.packaged_data import read_rows
 from model_serve_flow.results import DistributionResult, TokenTops
-from model_serve_flow.serving import Server, engine_arguments
+from model_serve_flow.serving import ACCURACY, Server, engine_arguments
 from model_serve_flow.workspace import write_text
 
 LEAST_TOKENS = 16  # a shorter document says little about text in context
@@ -63,6 +63,7 @@ def measure_distribution(flow: Flow, server: Server, again: bool = False) -> Dis
     documents = held_out_documents(flow, server.folder)
     concurrency = accuracy.again.concurrency if again else accuracy.concurrency
     protocol = distribution_protocol(flow, documents, concurrency, facts.version)
+    require_arguments(server, protocol)
     path = flow.workspace.results(server.model_name) / f"distribution{'_again' if again else ''}.json"
     if (earlier := kept(path, DistributionResult, server, facts, protocol)) is not None:
         return earlier
@@ -87,7 +88,7 @@ def distribution_protocol(
         "tokens": settings.tokens,
         "top_k": settings.top_k,
         "concurrency": concurrency,
-        "engine_arguments": engine_arguments(flow.config),
+        "engine_arguments": engine_arguments(flow.config, ACCURACY),
         "engine_version": engine_version,
         "seed": flow.config.seed,
     }

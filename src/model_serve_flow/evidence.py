@@ -75,7 +75,7 @@ def slice_finding(candidates: Iterable[CandidateComparison]) -> str:
 
 def shift_note(comparison: Comparison) -> str:
     """What the noise floor is, what the divergence is a bound of, and on how many tokens."""
-    floor = "The first row is the noise floor: the base measured twice, the second time in other batches. "
+    floor = "The first row is the noise floor: items of the base asked twice, the second time in other batches. "
     known = next((c.kl for c in comparison.candidates if c.kl is not None), None)
     if known is None:
         return f"{floor}Next-token distributions were not compared."
@@ -169,7 +169,8 @@ TESTS = {
     "verdict": ("Verdict", "non-inferiority to the margins, one-sided at 2.5 %, Holm over the tasks", "The verdict"),
     "power": ("Smallest detectable drop", "true drop found with 80 % power", "What n items can tell"),
     "slices": ("Parts of tasks", "McNemar p with Holm's correction over the parts large enough", "Slices"),
-    "noise": ("Noise floor", "the base measured twice, the second time in other batches", "Noise floor"),
+    "noise": ("Noise floor", "items of the base asked twice, the second time in other batches; Wilson intervals "
+              "of the tasks joined by MOVER, weighted by their items", "Noise floor"),
     "kl": ("KL divergence", "k likeliest tokens and one bucket: a lower bound; bootstrap over documents",
            "Distribution shift"),
     "speed": ("Speed-up", "ratio of the geometric means over the repeats, Welch's t on the logarithms", "Speed-up"),

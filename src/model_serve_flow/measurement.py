@@ -22,6 +22,18 @@ def proven_facts(server: Server) -> EngineFacts:
     return facts
 
 
+def require_arguments(server: Server, protocol: dict[str, Any]) -> None:
+    """FlowError if the server was started with other arguments than the measurement's protocol says."""
+    theirs, ours = server.arguments, protocol["engine_arguments"]
+    if theirs is not None and list(theirs) != ours:
+        odd = sorted({*theirs} ^ {*ours})
+        raise FlowError(
+            f"The server of {server.model_name} does not run as this measurement needs it: {' '.join(odd)} is on one "
+            "side only.",
+            "Start it for its purpose: serve(flow, name, purpose='accuracy') or purpose='performance'.",
+        )
+
+
 def kept(path: Path, kind: type[Result], server: Server, facts: EngineFacts, protocol: dict[str, Any]) -> Result | None:
     """The result an earlier run left at `path`, if it is of this model, this protocol and these kernels.
 

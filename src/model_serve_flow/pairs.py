@@ -76,6 +76,13 @@ def pair(task: str, base: TaskAccuracy, candidate: TaskAccuracy, name: str = "ca
     return Pairs(task, base, candidate, rows)
 
 
+def only(scored: TaskAccuracy, other: TaskAccuracy) -> TaskAccuracy:
+    """The items of `scored` that `other` has as well; what has none of them stays as it is, for `pair` to refuse."""
+    ids = {item.id for item in other.items}
+    items = tuple(item for item in scored.items if item.id in ids)
+    return scored.model_copy(update={"items": items, "n": len(items)}) if items else scored
+
+
 def _require_same_question(task: str, base: Item, candidate: Item, name: str) -> None:
     for field, part in (("prompt", "prompt"), ("expected", "expected answer")):
         if getattr(base, field) != getattr(candidate, field):

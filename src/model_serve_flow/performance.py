@@ -16,7 +16,7 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.guidellm import ClientCpu, LoadGenerator, load_command
 from model_serve_flow.guidellm_report import Load, LoadReport, Spread, Totals
-from model_serve_flow.measurement import earlier, proven_facts, provenance, say_kept
+from model_serve_flow.measurement import earlier, proven_facts, provenance, require_arguments, say_kept
 from model_serve_flow.results import Capacity, Latency, LoadPoint, PerformanceResult
 from model_serve_flow.serving import Server, engine_arguments
 from model_serve_flow.workspace import read_document, write_json
@@ -42,6 +42,7 @@ def measure_performance(flow: Flow, server: Server, generator: LoadGenerator) ->
     """
     facts = proven_facts(server)
     work = _Work(flow, server, generator, performance_protocol(flow.config, facts.version))
+    require_arguments(server, work.protocol)
     found = earlier(work.destination, PerformanceResult, server, facts)
     if found is not None and found.protocol == work.protocol and not found.unmeasured():
         say_kept(work.destination)

@@ -32,7 +32,8 @@ def commands(step: Step, request: Request) -> list[list[str]]:
     """The command lines of a step: papermill, and what its notebook starts for each model.
 
     Papermill, lm-eval and llm-compressor are called as libraries; the lines of the first two are the commands that do
-    the same.
+    the same. That of lm-eval asks every choice by itself: the scores are the same, the tokens are more. The base's
+    second measurement, of a sample of the items, has no line.
     """
     config, workspace = request.flow.config, request.flow.workspace
     environment = environments.environment(step.environment)
@@ -60,15 +61,14 @@ def papermill_command(step: Step, environment: Environment, output: Path, python
 
 
 def _measurement(step: Step, config: FlowConfig, folder: Path, name: str, python: Path) -> list[list[str]]:
-    from model_serve_flow.accuracy import second_measurement
     from model_serve_flow.guidellm import load_command, search_command
-    from model_serve_flow.serving import serve_command
+    from model_serve_flow.serving import ACCURACY, serve_command
 
-    lines = [_in(python, serve_command(config, folder, name, PORT))]
-    if step.module.endswith("Accuracy"):
+    scores = step.module.endswith("Accuracy")
+    purpose = {"purpose": ACCURACY} if scores else {}
+    lines = [_in(python, serve_command(config, folder, name, PORT, **purpose))]
+    if scores:
         lines.append(lm_eval_command(config, folder, name, python))
-        if name == "base" and config.accuracy.again is not None:
-            lines.append(lm_eval_command(second_measurement(config), folder, name, python))
     if step.module.endswith("Performance"):
         where, raw = (f"http://127.0.0.1:{PORT}", name, str(folder)), f"results/{name}/raw"
         lines.append(_in(python, load_command(config, *where, f"{raw}/guidellm-1.json")))

@@ -45,6 +45,7 @@ from model_serve_flow.results import (
     Divergence,
     FlippedItem,
     Flips,
+    NoiseFloor,
     Slice,
     SpeedPoint,
 )
@@ -102,7 +103,7 @@ def summary(comparison: Comparison) -> Table:
     questions: list[tuple[str, Cell, Callable[[CandidateComparison], Cell]]] = [
         ("Verdict", Cell("–"), lambda c: Cell(c.verdict, verdict=True)),
         ("Average score, difference and 95 % interval", Cell("–"), average_cell),
-        ("Answers that flipped", Cell(percent_flips(_noise(comparison)), "noise floor: measured twice"), flip_cell),
+        ("Answers that flipped", _noise_cell(comparison), flip_cell),
         ("Speed-up in output tokens/s, 95 % intervals by concurrent requests", Cell("–"), speed_cell),
         ("Capacity: concurrent requests within the latency objectives, 95 % interval", _capacity(base.capacity),
          lambda c: capacity_cell(base, c)),
@@ -227,43 +228,62 @@ def flip_counts(candidate: CandidateComparison) -> Counted | None:
 
 def percent_flips(counted: Counted | None) -> str:
     """Flips of both directions over the items of all tasks."""
-    if not counted:
-        return NOT_MEASURED
-    return percent(sum(_total(f) for f, _ in counted.values()) / sum(n for _, n in counted.values()), 1)
+    return percent(_flip_share(counted), 1) if counted else NOT_MEASURED
+
+
+def _flip_share(counted: Counted) -> float:
+    return sum(_total(flips) for flips, _ in counted.values()) / sum(n for _, n in counted.values())
 
 
 def _total(flips: Flips | None) -> int | None:
     return None if flips is None else flips.right_to_wrong + flips.wrong_to_right
 
 
-def _noise(comparison: Comparison) -> Counted | None:
-    """The flips between the two measurements of the base, on the tasks whose candidates' flips are counted."""
-    for candidate in comparison.candidates:
-        counted = flip_counts(candidate)
-        if counted and candidate.noise_floor is not None:
-            floor = candidate.noise_floor.flips
-            return {task: (floor[task], n) for task, (_, n) in counted.items() if task in floor} or None
-    return None
+def _noise(comparison: Comparison) -> NoiseFloor | None:
+    """The noise floor, which is that of the base and so the same for every candidate."""
+    return next((c.noise_floor for c in comparison.candidates if c.noise_floor is not None), None)
+
+
+def _noise_cell(comparison: Comparison) -> Cell:
+    """The share of all answers that the engine flips by itself, as the items asked twice estimate it."""
+    floor = _noise(comparison)
+    if floor is None or floor.rate is None:
+        return Cell(NOT_MEASURED)
+    low, high = floor.rate.ci95
+    between = f"{percent(low, 1)} to {percent(high, 1)}"
+    return Cell(
+        percent(floor.rate.value, 1),
+        f"noise floor: {between}, {sum(floor.items.values()):,} asked twice",
+        key=floor.rate.value,
+    )
+
+
+def _flips_cell(counted: Counted | None) -> Cell:
+    if not counted:
+        return Cell(NOT_MEASURED)
+    return Cell(percent_flips(counted), key=_flip_share(counted))
 
 
 def shift_table(comparison: Comparison) -> Table:
-    """The base measured twice beside the candidates: flips, KL divergence, top-1 agreement."""
+    """The base's items asked twice beside the candidates: flips, KL divergence, top-1 agreement."""
     counts = {c.name: flip_counts(c) for c in comparison.candidates}
     tasks = list(dict.fromkeys(task for counted in counts.values() if counted for task in counted))
-    floor = next((c.noise_floor for c in comparison.candidates if c.noise_floor is not None), None)
-    models = [("base, measured again", _noise(comparison), floor and floor.kl, floor and floor.top1_agreement)]
-    models += [(c.name, counts[c.name], c.kl, c.top1_agreement) for c in comparison.candidates]
+    floor = _noise(comparison)
+    twice = floor and {task: (one, floor.items[task]) for task, one in floor.flips.items()}
+    models = [("base, asked again", twice, _noise_cell(comparison), floor and floor.kl, floor and floor.top1_agreement)]
+    models += [
+        (c.name, counts[c.name], _flips_cell(counts[c.name]), c.kl, c.top1_agreement) for c in comparison.candidates
+    ]
     columns = (
         "Measured against the base", "Answers flipped#", *(f"{task}, became wrong / right#" for task in tasks),
         "KL divergence, mean, nats/token#", "KL, 99th percentile#", "Same likeliest token#",
     )  # fmt: skip
     rows = tuple(
         (
-            Cell(name), Cell(percent_flips(counted), key=sum(_total(f) for f, _ in (counted or {}).values())),
-            *(_task_flips(counted, task) for task in tasks), *_divergence_cells(kl),
+            Cell(name), share, *(_task_flips(counted, task) for task in tasks), *_divergence_cells(kl),
             Cell(NOT_MEASURED if agreement is None else percent(agreement, 1), key=agreement),
         )
-        for name, counted, kl, agreement in models
+        for name, counted, share, kl, agreement in models
     )  # fmt: skip
     return Table("Flips and distribution shift beside the noise floor", columns, rows)
 

@@ -144,6 +144,7 @@ class AccuracyResult(Measurement):
 
     kind: Literal["accuracy"] = "accuracy"
     tasks: dict[str, TaskAccuracy]
+    requests: dict[str, Count] = Field(default={}, description="how lm-eval's requests were asked -> how many")
 
 
 class TokenTops(Record):
@@ -407,10 +408,21 @@ class Divergence(Record):
     tokens: Count
 
 
+class FlipRate(Record):
+    """Share of the answers that flip, with its 95 % interval."""
+
+    value: Probability
+    ci95: tuple[Probability, Probability]
+
+
 class NoiseFloor(Record):
-    """The base measured twice, the second time in other batches: what the engine changes by itself."""
+    """Items of the base asked again in other batches: what the engine changes by itself."""
 
     flips: dict[str, Flips] = Field(description="task -> flips between the two measurements of the base")
+    items: dict[str, Annotated[int, Field(gt=0)]] = Field(description="task -> items asked twice")
+    rate: FlipRate | None = Field(
+        description="over all items of these tasks, as the sample estimates it; none: no task can flip"
+    )
     kl: Divergence | None
     top1_agreement: Probability | None
 

@@ -38,6 +38,8 @@ SERVER_MODULE = "model_serve_flow.engine"  # vLLM's own, but its engine ends wit
 KEY_VARIABLE = "MODEL_SERVE_FLOW_API_KEY"
 SERVER_VARIABLE = "MODEL_SERVE_FLOW_SERVER"  # marks every process of one server, also when its parent is gone
 LEAST_KEY_LENGTH = 16
+ACCURACY = "accuracy"  # purpose of the servers that answer questions
+CPU_BLOCK = 32  # tokens that must be alike to be shared: as few as vLLM's attention on a CPU takes (default: 128)
 SHOWING = ("pandas", "matplotlib.figure", "matplotlib.backends.backend_svg")  # what tables and charts are made with
 LOG_TAIL_LINES = 25
 LINES_BESIDE_A_CAUSE = 3
@@ -53,12 +55,24 @@ _DTYPE = re.compile(r"[ ,(]dtype=torch\.(\w+)")
 _KV_CACHE = re.compile(r"KV cache size: ([\d,]+) tokens")
 
 
-def engine_arguments(config: FlowConfig) -> list[str]:
-    """The vLLM flags of the profile: the same for every model, when measured and when deployed."""
+def engine_arguments(config: FlowConfig, purpose: str = "serve") -> list[str]:
+    """The vLLM flags of the profile: the same for every model, and for performance as when deployed.
+
+    Args:
+        config: the profile.
+        purpose: what the server is for. With "accuracy" it has a prefix cache, because questions begin
+            alike; with any other it has none.
+    """
     engine = config.engine
     arguments = ["--max-model-len", str(engine.max_model_len), "--dtype", engine.dtype, "--seed", str(config.seed)]
-    # GuideLLM repeats its prompts from one load point to the next: a prefix cache would serve the later ones for free.
-    arguments.append("--no-enable-prefix-caching")
+    if purpose == ACCURACY:
+        arguments.append("--enable-prefix-caching")
+        if config.device == "cpu":
+            arguments += ["--block-size", str(CPU_BLOCK)]
+    else:
+        # GuideLLM repeats its prompts from one load point to the next: a prefix cache would serve the
+        # later ones for free.
+        arguments.append("--no-enable-prefix-caching")
     if engine.enforce_eager:
         arguments.append("--enforce-eager")
     if config.device == "cpu" and engine.in_process_worker:
@@ -88,10 +102,10 @@ def engine_environment(config: FlowConfig) -> dict[str, str]:
     return variables
 
 
-def serve_command(config: FlowConfig, folder: Path, name: str, port: int) -> list[str]:
+def serve_command(config: FlowConfig, folder: Path, name: str, port: int, purpose: str = "serve") -> list[str]:
     """The command line that serves the checkpoint in `folder` under `name`; the API key is not on it."""
     where = ["--model", str(folder), "--served-model-name", name, "--host", config.engine.host, "--port", str(port)]
-    return [sys.executable, "-m", SERVER_MODULE, *where, *engine_arguments(config)]
+    return [sys.executable, "-m", SERVER_MODULE, *where, *engine_arguments(config, purpose)]
 
 
 def api_key(config: FlowConfig) -> str:
@@ -130,6 +144,7 @@ class Server:
         api_key: sent by every client; kept out of what is printed of a server.
         exit_status: of the process, as `subprocess.Popen.poll` gives it.
         hung: set when the watchdog ended it.
+        arguments: those of `engine_arguments` that it was started with; none: not known.
     """
 
     url: str
@@ -141,6 +156,7 @@ class Server:
     start_seconds: float
     exit_status: Callable[[], int | None] = field(default=lambda: None, repr=False)
     hung: threading.Event = field(default_factory=threading.Event, repr=False)
+    arguments: tuple[str, ...] | None = None
 
     def client(self, timeout: float | None = 120.0) -> httpx.Client:
         """An HTTP client of this server that carries its key; the caller closes it."""
@@ -199,7 +215,7 @@ def serve(
     """Serves the model called `name` ('base' or a candidate) with vLLM until the block ends.
 
     Args:
-        purpose: part of the log's file name, for instance "accuracy".
+        purpose: chooses the engine's arguments (`engine_arguments`), and is part of the log's file name.
         port: a free one is chosen if not given.
         meanwhile: called while the server starts, which keeps one core busy for most of a minute.
 
@@ -303,6 +319,7 @@ class _Started:
     child: subprocess.Popen[bytes]
     scratch: tempfile.TemporaryDirectory[str]
     launched: float
+    arguments: tuple[str, ...]
     start_seconds: float | None = None
 
     @property
@@ -314,7 +331,15 @@ class _Started:
     def server(self) -> Server:
         process = psutil.Process(self.child.pid)
         return Server(
-            self.url, self.name, self.api_key, self.folder, self.log, process, self.start_seconds, self.child.poll
+            self.url,
+            self.name,
+            self.api_key,
+            self.folder,
+            self.log,
+            process,
+            self.start_seconds,
+            self.child.poll,
+            arguments=self.arguments,
         )
 
     def answers(self) -> bool:
@@ -360,7 +385,7 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _St
     launched = time.monotonic()
     with log.open("wb") as sink:
         child = subprocess.Popen(
-            serve_command(flow.config, folder, name, port),
+            serve_command(flow.config, folder, name, port, purpose),
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
@@ -368,7 +393,8 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _St
             start_new_session=True,
             preexec_fn=processes.end_with_parent,
         )
-    return _Started(name, key, mark, folder, log, host, port, child, scratch, launched)
+    arguments = tuple(engine_arguments(flow.config, purpose))
+    return _Started(name, key, mark, folder, log, host, port, child, scratch, launched, arguments)
 
 
 def _own_variables(config: FlowConfig) -> dict[str, str]:

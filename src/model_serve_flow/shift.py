@@ -8,11 +8,19 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from model_serve_flow import divergence
+from model_serve_flow import divergence, statistics
 from model_serve_flow.comparability import REMEASURE, BaseResults
 from model_serve_flow.errors import FlowError
-from model_serve_flow.pairs import count_flips, pair
-from model_serve_flow.results import AccuracyResult, DistributionResult, Divergence, Flips, NoiseFloor, TokenTops
+from model_serve_flow.pairs import Pairs, count_flips, only, pair
+from model_serve_flow.results import (
+    AccuracyResult,
+    DistributionResult,
+    Divergence,
+    FlipRate,
+    Flips,
+    NoiseFloor,
+    TokenTops,
+)
 
 
 def measure_shift(base: DistributionResult, other: DistributionResult, seed: int) -> tuple[Divergence, float]:
@@ -52,24 +60,49 @@ def compare_tokens(base: DistributionResult, other: DistributionResult) -> tuple
 
 
 def noise_floor(base: BaseResults, seed: int) -> NoiseFloor | None:
-    """What changes when the base is measured again in other batches; None if the profile does not ask for it.
+    """What changes when items of the base are measured again in other batches; None if the profile does not ask for it.
 
     Raises:
-        FlowError: the second measurement is not of the same items and tokens.
+        FlowError: the second measurement is not of the same items and tokens, or of fewer than it says.
     """
     if base.accuracy_again is None:
         return None
     kl, agreement = None, None
     if base.distribution is not None and base.distribution_again is not None:
         kl, agreement = measure_shift(base.distribution, base.distribution_again, seed)
-    return NoiseFloor(flips=_flips(base.accuracy, base.accuracy_again), kl=kl, top1_agreement=agreement)
+    flips, items = {}, {}
+    for task, pairs in pairs_of_second(base.accuracy, base.accuracy_again).items():
+        if (right := pairs.right()) is not None:
+            flips[task], items[task] = count_flips(*right), len(pairs.rows)
+    rate = _flip_rate(flips, items, base.accuracy)
+    return NoiseFloor(flips=flips, items=items, rate=rate, kl=kl, top1_agreement=agreement)
 
 
-def _flips(base: AccuracyResult, other: AccuracyResult) -> dict[str, Flips]:
-    """Flips of each task scored with 0 and 1 between two measurements of the base, by its primary metric."""
-    name = "second measurement"
-    rights = {task: pair(task, base.tasks[task], other.tasks[task], name).right() for task in base.tasks}
-    return {task: count_flips(*right) for task, right in rights.items() if right is not None}
+def pairs_of_second(first: AccuracyResult, second: AccuracyResult) -> dict[str, Pairs]:
+    """Task -> the items that were measured twice, paired; tasks that were measured once are left out.
+
+    Raises:
+        FlowError: an item of the second measurement is not one of the first, or there are fewer than it says.
+    """
+    found = {}
+    for task, again in second.tasks.items():
+        wanted = min(second.protocol.get("items_per_task", first.tasks[task].n), first.tasks[task].n)
+        if again.n < wanted:
+            raise FlowError(
+                f"Task {task}: the second measurement of the base has {again.n} items, not {wanted}.", REMEASURE
+            )
+        found[task] = pair(task, only(first.tasks[task], again), again, "second measurement")
+    return found
+
+
+def _flip_rate(flips: dict[str, Flips], items: dict[str, int], first: AccuracyResult) -> FlipRate | None:
+    """The share of all items that would flip: each task's share, weighted by how many items it has."""
+    if not flips:
+        return None
+    counts = {task: one.right_to_wrong + one.wrong_to_right for task, one in flips.items()}
+    intervals = [statistics.wilson_interval(counts[task], items[task]) for task in flips]
+    rate = statistics.mean_of_independent(intervals, [first.tasks[task].n for task in flips])
+    return FlipRate(value=rate.difference, ci95=(max(0.0, rate.low), min(1.0, rate.high)))
 
 
 def _documents(base: DistributionResult, other: DistributionResult) -> Iterator[tuple[TokenTops, TokenTops]]:

@@ -109,8 +109,8 @@ def paired_ratio_change(base_loglik: ArrayLike, candidate_loglik: ArrayLike, siz
     return Interval(*(100 * math.expm1(value) for value in (change.difference, change.low, change.high)))
 
 
-def mean_of_independent(intervals: Sequence[Interval]) -> Interval:
-    """The plain mean of estimates from independent samples: the macro average over tasks.
+def mean_of_independent(intervals: Sequence[Interval], weights: Sequence[float] | None = None) -> Interval:
+    """The mean of estimates from independent samples: plain, the macro average over tasks, or weighted.
 
     The interval is MOVER (Zou and Donner 2008, "Construction of confidence limits about effect measures", Statistics in
     Medicine 27:1693-1702): each task's distance from estimate to bound adds in quadrature, so asymmetric score
@@ -121,10 +121,12 @@ def mean_of_independent(intervals: Sequence[Interval]) -> Interval:
     """
     if not intervals:
         raise ValueError("no intervals to average")
-    share = 1 / len(intervals)
-    mean = share * math.fsum(i.difference for i in intervals)
-    below = share * math.hypot(*(i.difference - i.low for i in intervals))
-    above = share * math.hypot(*(i.high - i.difference for i in intervals))
+    weights = weights or [1.0] * len(intervals)
+    shares = [weight / math.fsum(weights) for weight in weights]
+    weighted = list(zip(shares, intervals, strict=True))
+    mean = math.fsum(share * i.difference for share, i in weighted)
+    below = math.hypot(*(share * (i.difference - i.low) for share, i in weighted))
+    above = math.hypot(*(share * (i.high - i.difference) for share, i in weighted))
     return Interval(mean, mean - below, mean + above)
 
 

@@ -200,11 +200,15 @@ def accuracy(name: str = "base", protocol: dict | None = None) -> AccuracyResult
 
 
 def accuracy_again() -> AccuracyResult:
-    """The base in other batches: three answers change."""
+    """Every second question of the base in other batches: three answers change."""
     settings = ACCURACY_PROTOCOL["accuracy"] | {"concurrency": 3, "batch_size": 20}
-    again = accuracy("base", {**ACCURACY_PROTOCOL, "accuracy": settings})
+    again = accuracy("base", {**ACCURACY_PROTOCOL, "accuracy": settings, "items_per_task": 137})
     tasks = {"mmlu_dev": choice_task(273, 78, 1, 1), "word_analogies": choice_task(336, 214, 1, 0, asks=analogy)}
-    return again.model_copy(update={"tasks": {**again.tasks, **tasks}})
+    return again.model_copy(update={"tasks": {name: every_second(task) for name, task in tasks.items()}})
+
+
+def every_second(task: TaskAccuracy) -> TaskAccuracy:
+    return task.model_copy(update={"items": task.items[::2], "n": len(task.items[::2])})
 
 
 def distribution(name: str = "base", noise: float | None = None, protocol: dict | None = None) -> DistributionResult:

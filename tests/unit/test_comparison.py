@@ -52,7 +52,14 @@ def test_base_measured_against_itself():
     assert result.flipped == ()
     assert (result.kl.mean, result.top1_agreement) == (pytest.approx(0, abs=1e-12), 1.0)
     assert result.verdict == "SHIP"
-    assert "Its 0 flips are no more than the 3 the engine makes by itself." in result.reasons
+    assert [reason for reason in result.reasons if "flips" in reason] == [
+        "Its flips, 0.0 % of the answers, cannot be told from those that the engine makes by itself: 1.0 % [0.4, 3.2] "
+        "of 305 answers asked twice."
+    ]
+
+
+def test_more_flips_than_the_engine_makes_are_not_put_down_to_it():
+    assert not [reason for reason in factories.sample_comparison().candidates[1].reasons if "flips" in reason]
 
 
 def test_same_accuracy_with_other_answers_is_told_apart_by_flips_and_kl():

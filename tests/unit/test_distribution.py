@@ -47,6 +47,7 @@ class Endpoint:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     engine: EngineFacts = field(default_factory=lambda: factories.engine("base"))
+    arguments: tuple | None = None
 
     def facts(self):
         return self.engine

@@ -165,9 +165,11 @@ def test_ranking_names_the_front_and_leaves_out_what_must_not_ship():
 
 def test_noise_floor_stands_beside_the_candidates():
     rows = shift_table(COMPARISON).rows
-    assert [row[0].text for row in rows] == ["base, measured again", SHIPS.name, FAILS.name]
-    floor = sum(f.right_to_wrong + f.wrong_to_right for f in SHIPS.noise_floor.flips.values())
-    assert [row[1].key for row in rows] == [floor, 24, 128]
+    assert [row[0].text for row in rows] == ["base, asked again", SHIPS.name, FAILS.name]
+    rate = SHIPS.noise_floor.rate
+    assert [row[1].key for row in rows] == pytest.approx([rate.value, 24 / 609, 128 / 609])
+    assert rows[0][1].sub == "noise floor: 0.4 % to 3.2 %, 305 asked twice"
+    assert [cell.sub for cell in rows[0][2:4]] == ["of 137", "of 168"]
     agreements = [SHIPS.noise_floor.top1_agreement, SHIPS.top1_agreement, FAILS.top1_agreement]
     assert [row[-1].key for row in rows] == agreements
     assert f"lower bound, k = {SHIPS.kl.k} " in shift_note(COMPARISON)

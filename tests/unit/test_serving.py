@@ -55,7 +55,7 @@ def flow(tmp_path):
 
 def engine(monkeypatch, code):
     monkeypatch.setattr(
-        serving, "serve_command", lambda config, folder, name, port: [sys.executable, "-c", code, str(port)]
+        serving, "serve_command", lambda config, folder, name, port, purpose: [sys.executable, "-c", code, str(port)]
     )
 
 

@@ -7,6 +7,7 @@ import factories
 import numpy as np
 import pytest
 
+from model_serve_flow import statistics
 from model_serve_flow.errors import FlowError
 from model_serve_flow.results import Flips
 from model_serve_flow.shift import measure_shift, noise_floor
@@ -56,15 +57,42 @@ def test_noise_floor_counts_the_flips_of_every_task_of_zeros_and_ones():
         "mmlu_dev": Flips(right_to_wrong=1, wrong_to_right=1),
         "word_analogies": Flips(right_to_wrong=0, wrong_to_right=1),
     }
+    assert floor.items == {"mmlu_dev": 137, "word_analogies": 168}
     assert noise_floor(dataclasses.replace(factories.base(), accuracy_again=None), 0) is None
     answers_only = noise_floor(dataclasses.replace(factories.base(), distribution_again=None), 0)
     assert (answers_only.flips, answers_only.kl, answers_only.top1_agreement) == (floor.flips, None, None)
 
 
-def test_second_measurement_of_other_items_is_refused():
+def test_noise_floor_is_a_rate_with_an_interval_weighted_by_the_items_of_the_tasks():
+    """2 of 137 and 1 of 168 flipped, of tasks with 273 and 336 items: the sample took one half of each."""
+    floor = noise_floor(factories.base(), 0)
+    low, high = floor.rate.ci95
+    assert floor.rate.value == pytest.approx((273 * 2 / 137 + 336 * 1 / 168) / 609)
+    pooled = statistics.wilson_interval(3, 305)  # what one sample of the same size would tell
+    assert (low, high) == pytest.approx((pooled.low, pooled.high), abs=0.004)
+    quiet = {name: factories.every_second(task) for name, task in factories.accuracy().tasks.items()}
+    again = factories.accuracy_again().model_copy(update={"tasks": quiet | {"wikipedia": factories.text_task()}})
+    none = noise_floor(dataclasses.replace(factories.base(), accuracy_again=again), 0).rate
+    assert none.value == 0 == none.ci95[0] and 0.005 < none.ci95[1] < 0.03
+
+
+def test_a_text_alone_has_no_rate_of_flips():
+    again = factories.accuracy_again().model_copy(update={"tasks": {}})
+    floor = noise_floor(dataclasses.replace(factories.base(), accuracy_again=again), 0)
+    assert (floor.flips, floor.items, floor.rate) == ({}, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("items", "problem"),
+    [
+        (280, "mmlu_dev, item 273: the base has no such item"),
+        (100, "mmlu_dev: the second measurement of the base has 100 items, not 137"),
+    ],
+)
+def test_second_measurement_of_other_items_is_refused(items, problem):
     again = factories.accuracy_again()
-    other = factories.with_task(again, "mmlu_dev", factories.choice_task(270, 78))
-    with pytest.raises(FlowError, match="mmlu_dev, item 270: the second measurement has no such item"):
+    other = factories.with_task(again, "mmlu_dev", factories.choice_task(items, 78))
+    with pytest.raises(FlowError, match=problem):
         noise_floor(dataclasses.replace(factories.base(), accuracy_again=other), 0)
 
 

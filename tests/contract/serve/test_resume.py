@@ -47,9 +47,13 @@ measure_accuracy(flow, serving(flow, sys.argv[2]))
 
 @dataclass
 class Endpoint:
-    """Answers `/v1/completions` as vLLM does, with log-probabilities that follow from the prompt, and remembers it."""
+    """Answers `/v1/completions` as vLLM does, with log-probabilities that follow from the prompt, and remembers it.
+
+    With `labels` it knows `logprob_token_ids`, and gives what an echo of prompt and label gives.
+    """
 
     seconds: float = 0.0
+    labels: bool = True
     refuse_after: int | None = None
     alter: object = staticmethod(lambda choices: choices)
     asked: list = field(default_factory=list)
@@ -88,7 +92,8 @@ class Endpoint:
             refused = self.refuse_after is not None and len(self.asked) > self.refuse_after
         time.sleep(self.seconds)
         choices = [self.choice(index, prompt, body) for index, prompt in enumerate(prompts)]
-        document = {"error": "the engine is dead"} if refused else {"choices": self.alter(choices)}
+        whole = choices if finds_out(prompts) else self.alter(choices)
+        document = {"error": "the engine is dead"} if refused else {"choices": whole}
         content = json.dumps(document).encode()
         request.send_response(500 if refused else 200)
         request.send_header("Content-Type", "application/json")
@@ -99,11 +104,27 @@ class Endpoint:
             self.answered += [] if refused else prompts
 
     def choice(self, index, prompt, body):
-        if not body.get("echo"):
+        if not body.get("echo") and "logprobs" not in body:
             return {"index": index, "text": f" {hashlib.sha256(str(prompt).encode()).hexdigest()[:8]}"}
-        values = [-hashlib.sha256(str(prompt[:end]).encode()).digest()[0] / 50 for end in range(2, len(prompt) + 2)]
+        if not body.get("echo"):
+            values = {f"token_id:{label}": logprob((*prompt, label)) for label in body["logprob_token_ids"]}
+            likeliest = max(values, key=values.get)
+            top = values if self.labels else {likeliest: values[likeliest]}
+            logprobs = {"tokens": [likeliest], "token_logprobs": [values[likeliest]], "top_logprobs": [top]}
+            return {"index": index, "text": "", "logprobs": logprobs}
+        values = [logprob(prompt[:end]) for end in range(2, len(prompt) + 2)]
         logprobs = {"token_logprobs": [None, *values], "top_logprobs": [None, *({"x": value} for value in values)]}
         return {"index": index, "text": "", "logprobs": logprobs}
+
+
+def finds_out(prompts):
+    """Whether this is the request of one token that finds out what the engine knows."""
+    return [len(prompt) for prompt in prompts] == [1]
+
+
+def logprob(tokens):
+    """Of the last token after the others; small enough for 128 labels."""
+    return -5 - hashlib.sha256(str(tuple(tokens)).encode()).digest()[0] / 50
 
 
 def opened(folder, *tasks):
@@ -118,15 +139,15 @@ def serving(flow, url):
 @pytest.fixture
 def folder(tmp_path):
     """A workspace with a model's tokenizer, both packaged tasks and one whose answers are written."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     flow = opened(tmp_path)
     base, data = flow.workspace.model("base"), flow.workspace.data
     (data / "tasks").mkdir(parents=True)
-    words = {"<unk>": 0, **{letter: number for number, letter in enumerate(LETTERS, 1)}}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    letters = ["<unk>", *LETTERS, *(f" {letter}" for letter in LETTERS if letter.isalnum())]
+    inner = Tokenizer(models.WordLevel({letter: number for number, letter in enumerate(letters)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r" \w|[\s\S]"), "isolated")  # a letter with the space before it
     PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="<unk>").save_pretrained(base)
     (base / "model.safetensors").write_bytes(b"weights")
     (flow.workspace.root / "vllm.log").write_text("Initializing a V1 LLM engine (v0.32.0) with config\n")
@@ -173,8 +194,9 @@ def killed(folder, endpoint, answers):
 
 
 def content(result):
-    """A result without its times and memory, as it is written."""
-    return result.model_dump(mode="json", exclude={"seconds": True, "engine": {"start_seconds", "peak_memory_bytes"}})
+    """A result without its times, its memory and how it was asked, as it is written."""
+    left_out = {"seconds": True, "requests": True, "engine": {"start_seconds", "peak_memory_bytes"}}
+    return result.model_dump(mode="json", exclude=left_out)
 
 
 def caches(flow):
@@ -183,18 +205,18 @@ def caches(flow):
 
 @pytest.fixture
 def undisturbed(folder, tmp_path_factory):
-    """The result of a measurement that nothing disturbed, and how many prompts it asked."""
+    """The result of a measurement that nothing disturbed and where every choice was echoed."""
     other = tmp_path_factory.mktemp("undisturbed")
     shutil.copytree(folder, other, dirs_exist_ok=True)
-    with Endpoint() as endpoint:
+    with Endpoint(labels=False) as endpoint:
         flow = opened(other)
-        return measure_accuracy(flow, serving(flow, endpoint.url)), len(endpoint.asked)
+        return measure_accuracy(flow, serving(flow, endpoint.url))
 
 
-@pytest.mark.parametrize("answers", [60, 133])  # among the questions, and among the texts it writes
-def test_a_killed_measurement_goes_on_where_it_was(folder, undisturbed, answers):
-    expected, prompts = undisturbed
-    with Endpoint(seconds=0.02) as endpoint:
+# Among the questions, which are one prompt each or four, and among the texts it writes.
+@pytest.mark.parametrize(("labels", "answers"), [(True, 15), (False, 60), (True, 47)])
+def test_a_killed_measurement_goes_on_where_it_was(folder, undisturbed, labels, answers):
+    with Endpoint(seconds=0.02, labels=labels) as endpoint:
         killed(folder, endpoint, answers)
         before, first = set(endpoint.answered), len(endpoint.asked)
         flow = opened(folder)
@@ -202,10 +224,13 @@ def test_a_killed_measurement_goes_on_where_it_was(folder, undisturbed, answers)
         assert request_cache.cache_folder(flow.workspace).stat().st_mode & 0o777 == 0o700
         result = measure_accuracy(flow, serving(flow, endpoint.url))
         again = before & set(endpoint.asked[first:])
-    print(f"{prompts} prompts; killed after {first}, of which {len(again)} were asked again")  # pytest -s
+        asked = len(endpoint.asked)
+    print(f"{asked} prompts; killed after {first}, of which {len(again)} were asked again")  # pytest -s
     # What was on its way, in each request or in a text of several windows, and what was not written down yet.
     assert len(again) <= 2 * CONCURRENCY * BATCH
-    assert content(result) == content(expected)
+    assert content(result) == content(undisturbed)
+    assert sum(result.requests.values()) == sum(undisturbed.requests.values()) == 4 * 30 + 4 + 8
+    assert result.requests["before an interruption"] >= (answers - 2 * CONCURRENCY * BATCH) * (4 if labels else 1) / 4
     assert flow.workspace.accuracy("base") == result
     assert caches(flow) == []
 
@@ -226,28 +251,28 @@ def test_what_is_measured_is_kept_and_asked_again_only_when_it_is_gone(folder, c
 
 def test_only_a_task_that_is_new_is_scored(folder, undisturbed, capsys):
     """Two tasks, a third, one less, one with other data: each costs just its own prompts."""
-    expected, prompts = undisturbed
-    with Endpoint() as endpoint:
+    with Endpoint(labels=False) as endpoint:
 
         def asked(*tasks):
             flow, before = opened(folder, *tasks), len(endpoint.asked)
             result = measure_accuracy(flow, serving(flow, endpoint.url))
             assert list(result.tasks) == list(tasks) == result.protocol["accuracy"]["tasks"]
-            return result, len(endpoint.asked) - before
+            return result, questions(endpoint.asked[before:])
 
         _, two = asked("word_analogies", "free")
-        assert capsys.readouterr().out == ""
+        assert capsys.readouterr().out == "" and len(two) == 128
         whole, third = asked("word_analogies", "wikipedia", "free")
         assert capsys.readouterr().out == "kept: word_analogies, free of base, scored before\n"
-        assert two + third == prompts and content(whole) == content(expected)
+        assert third and not two & third and content(whole) == content(undisturbed)
+        assert sum(whole.requests.values()) == sum(undisturbed.requests.values())
         raw = json.loads((opened(folder).workspace.raw("base") / "lm-eval.json").read_text())
         assert raw["samples"].keys() == raw["results"].keys() == set(whole.tasks)
         fewer, none = asked("wikipedia", "free")
-        assert none == 0 and fewer.tasks == {name: whole.tasks[name] for name in ("wikipedia", "free")}
+        assert none == set() and fewer.tasks == {name: whole.tasks[name] for name in ("wikipedia", "free")}
         texts = opened(folder).workspace.data / "wikipedia.jsonl"
         texts.write_text("\n".join(texts.read_text().splitlines()[1:]) + "\n")
         other, changed = asked("wikipedia", "free")
-        assert 0 < changed < third and other.tasks["free"] == whole.tasks["free"]
+        assert changed and changed < third and other.tasks["free"] == whole.tasks["free"]
 
 
 def test_the_runner_can_follow_how_much_is_answered(folder, tmp_path, monkeypatch):
@@ -273,16 +298,28 @@ def test_the_runner_can_follow_how_much_is_answered(folder, tmp_path, monkeypatc
     assert done == list(range(120))
 
 
-def test_a_server_that_fails_is_a_failure_and_what_it_answered_is_kept(folder):
+def questions(prompts):
+    return {prompt for prompt in prompts if not finds_out([prompt])}
+
+
+@pytest.mark.parametrize(
+    ("labels", "refuse_after", "requests"),
+    [
+        (True, 23, {"before an interruption": 80, "one token": 40}),
+        (False, 41, {"before an interruption": 40, "echo: the engine gives no label probabilities": 80}),
+    ],
+)
+def test_a_server_that_fails_is_a_failure_and_what_it_answered_is_kept(folder, labels, refuse_after, requests):
     flow = opened(folder, "word_analogies")
-    with Endpoint(refuse_after=40) as endpoint:
+    with Endpoint(refuse_after=refuse_after, labels=labels) as endpoint:
         server = serving(flow, endpoint.url)
         with pytest.raises(FlowError, match=r"vLLM did not answer lm-eval: .*500"):
             measure_accuracy(flow, server)
         assert not (flow.workspace.results("base") / "accuracy.json").exists()
         answered, first, endpoint.refuse_after = set(endpoint.answered), len(endpoint.asked), None
-        assert measure_accuracy(flow, server).tasks["word_analogies"].n == 30
-        assert len(answered) == 40 and not answered & set(endpoint.asked[first:])
+        result = measure_accuracy(flow, server)
+        assert result.tasks["word_analogies"].n == 30 and result.requests == requests
+        assert len(answered) == refuse_after and not questions(answered) & questions(endpoint.asked[first:])
 
 
 def test_a_server_that_is_gone_is_noticed_within_a_minute(folder):
@@ -314,10 +351,13 @@ def not_a_number(choices):
         ("free", lambda choices: [{**choice, "text": None} for choice in choices], "a prompt without text"),
     ],
 )
+@pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("measure", [measure_accuracy, measure_accuracy_again])  # several requests at a time, and one
-def test_an_answer_that_is_not_whole_is_no_answer(folder, task, alter, problem, measure):
+def test_an_answer_that_is_not_whole_is_no_answer(folder, task, alter, problem, measure, labels):
+    if (measure is measure_accuracy_again and task == "wikipedia") or (labels and task != "word_analogies"):
+        pytest.skip("a text is not measured again, and has no labels")
     flow = opened(folder, task)
-    with Endpoint(alter=alter) as endpoint:
+    with Endpoint(alter=alter, labels=labels) as endpoint:
         if measure is measure_accuracy_again and problem.startswith("1 of 2"):
             problem = "0 of 1 prompts"
         with pytest.raises(FlowError, match=f"not whole: .*{problem}"):
@@ -344,14 +384,14 @@ def of_another_kind(database):
 @pytest.mark.parametrize("damage", [cut_off, overwritten, of_another_kind])
 def test_a_damaged_cache_is_said_and_asked_again(folder, capsys, damage):
     flow = opened(folder, "word_analogies")
-    with Endpoint(refuse_after=60) as endpoint:
+    with Endpoint(refuse_after=60, labels=False) as endpoint:
         server = serving(flow, endpoint.url)
         with pytest.raises(FlowError):
             measure_accuracy(flow, server)
         damage(*caches(flow))
         first, endpoint.refuse_after = len(endpoint.asked), None
         measure_accuracy(flow, server)
-        assert len(endpoint.asked) - first == 120
+        assert len(questions(endpoint.asked[first:])) == 120
         assert "lm-eval asks everything again" in capsys.readouterr().out
 
 

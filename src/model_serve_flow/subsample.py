@@ -1,0 +1,72 @@
+"""Which items the base is asked again: some of every task, drawn once by the profile's seed."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+ROLLING = "loglikelihood_rolling"  # a text that is scored has no answer that could flip
+
+
+def subsample(manager: Any, tasks: tuple[str, ...], per_task: int, limit: int | None, seed: int) -> dict[str, Any]:
+    """Arguments of lm-eval's `simple_evaluate` that ask some items of each task, with unchanged prompts.
+
+    Args:
+        manager: lm-eval's `TaskManager`.
+        tasks: the profile's; those whose items cannot flip are left out.
+        per_task: how many items of each task; of a task of several parts, at least one of each part.
+        limit: `accuracy.limit`: the first items of each part, of which these are drawn.
+        seed: with the same seed the same items are drawn.
+
+    Returns:
+        `tasks`, which is empty if the items of none can flip, and `samples`.
+    """
+    objects: list[Any] = []
+    samples: dict[str, list[int]] = {}
+    for name in tasks:
+        loaded = manager.load([name])
+        parts = {part: task for part, task in loaded["tasks"].items() if task.OUTPUT_TYPE != ROLLING}
+        if not parts:
+            continue
+        sizes = {part: min(len(task.eval_docs), limit or len(task.eval_docs)) for part, task in parts.items()}
+        chosen = draw(sizes, per_task, random.Random(f"{seed} {name}"))
+        for part, task in parts.items():
+            task.build_all_requests = functools.partial(_build, task, task.build_all_requests, chosen[part])
+        samples |= chosen
+        objects += [loaded["groups"][name]] if name in loaded["groups"] else list(parts.values())
+    return {"tasks": objects, "samples": samples}
+
+
+def draw(sizes: Mapping[str, int], number: int, generator: random.Random) -> dict[str, list[int]]:
+    """Item numbers of each part, rising: one from each of `number` equal stretches of all parts in a row.
+
+    So every part gives as many as its size asks for, and every item has the same chance. A part that got none gives
+    one more.
+
+    Args:
+        sizes: part -> its number of items, at least 1.
+        number: how many in all; all of them if there are fewer.
+        generator: draws them.
+    """
+    everything = [(part, item) for part, size in sizes.items() for item in range(size)]
+    number = min(number, len(everything))
+    edges = [place * len(everything) // number for place in range(number + 1)]
+    picked = [everything[generator.randrange(*stretch)] for stretch in itertools.pairwise(edges)]
+    chosen = {part: [item for owner, item in picked if owner == part] for part in sizes}
+    return {part: items or [generator.randrange(sizes[part])] for part, items in chosen.items()}
+
+
+def _build(task: Any, build: Callable[..., None], chosen: list[int], *, samples: list[int], **settings: Any) -> None:
+    """Builds lm-eval's requests of the chosen items.
+
+    lm-eval draws examples for one prompt after the other: a prompt keeps its examples only if those of the
+    items before it are drawn as well. Told `samples`, lm-eval counts documents among these.
+    """
+    build(**{**settings, "limit": max(chosen) + 1})
+    places = {item: place for place, item in enumerate(chosen)}
+    task._instances = [instance for instance in task.instances if instance.doc_id in places]
+    for instance in task._instances:
+        instance.doc_id = places[instance.doc_id]

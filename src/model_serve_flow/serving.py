@@ -153,7 +153,7 @@ class Server:
         if status is None and not self.hung.is_set():
             return
         if self.hung.is_set():
-            problem = "hung: it did not answer a request for one token (engine.unresponsive_seconds), and was ended"
+            problem = "hung: it owed a token and made no progress (engine.unresponsive_seconds), and was ended"
         elif status < 0:
             problem = f"was ended by signal {-status} ({signal.Signals(-status).name}) while it was needed"
         else:

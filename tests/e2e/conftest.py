@@ -3,8 +3,8 @@
 Real notebooks, engine, model and data.
 
 A mirror is filled first, from the package index; the flow then runs from it where no network is, if the machine allows
-that, in surroundings that must not matter (`support/surroundings.py`). Secrets are set, and every command line that runs
-meanwhile is looked at.
+that, in surroundings that must not matter (`support/surroundings.py`). Secrets are set, and every command line that
+runs meanwhile is looked at.
 """
 
 import os

@@ -1,7 +1,8 @@
-"""The flow of these tests ran with a Service named vllm, behind a proxy that answers nothing, and without a compiler."""
+"""The flow of these tests ran with a Service named vllm, a proxy that answers nothing, and no compiler."""
 
 import os
 import shutil
+from pathlib import Path
 
 from conftest import call, flow_command
 from support.surroundings import COMPILER, SERVICE, hostile
@@ -16,7 +17,7 @@ PURPOSES = {"accuracy", "performance", "deploy"}
 def test_the_surroundings_were_as_bad_as_they_say(tmp_path):
     environment = hostile(tmp_path)
     assert shutil.which("sh", path=environment["PATH"]) and shutil.which("git", path=environment["PATH"])
-    assert not [name for name in os.listdir(environment["PATH"]) if COMPILER.fullmatch(name)]
+    assert not [path for path in Path(environment["PATH"]).iterdir() if COMPILER.fullmatch(path.name)]
     assert shutil.which("g++", path=environment["PATH"]) is None and shutil.which(environment["CXX"]) is None
     assert not {"NO_PROXY", "no_proxy", "TORCH_COMPILE_DISABLE"} & environment.keys()
 

@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-SILENT = "Its engine ended without an exception, as a process does that is killed, by a system out of memory say."
+SILENT = (
+    "The engine's process ended without an exception. That is how a killed process ends, for instance when the "
+    "machine has no memory left."
+)
 MESSAGE_LINES = 6
 MESSAGE_CHARACTERS = 1500
 

@@ -51,6 +51,7 @@ _VERSION = re.compile(r"LLM engine \(v([^)]+)\)")
 _QUANTIZATION = re.compile(r"[ ,(]quantization=([\w-]+)")
 _DTYPE = re.compile(r"[ ,(]dtype=torch\.(\w+)")
 _KV_CACHE = re.compile(r"KV cache size: ([\d,]+) tokens")
+_OUR_LOOK = re.compile(r'"GET /(?:health|metrics) HTTP')
 
 
 def engine_arguments(config: FlowConfig) -> list[str]:
@@ -407,8 +408,9 @@ def _evidence(log: Path, *, by_itself: bool = True) -> str:
 
 
 def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """The last lines of a log."""
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    """The last lines of a log, without those that only say that we looked whether the server is well."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    return "\n".join([line for line in text.splitlines() if not _OUR_LOOK.search(line)][-lines:])
 
 
 def _wait_until_ready(servers: Sequence[_Started], seconds: int, meanwhile: Callable[[], object] | None = None) -> None:

@@ -160,6 +160,13 @@ def test_a_server_that_dies_without_a_traceback_shows_its_last_lines(flow, monke
         pass
 
 
+def test_our_own_looks_at_a_server_are_not_its_last_lines(tmp_path):
+    look = 'INFO:     127.0.0.1:56310 - "GET /{} HTTP/1.1" 200 OK'
+    log = tmp_path / "vllm.log"
+    log.write_text("\n".join(["it said this", *([look.format("health"), look.format("metrics")] * 30)]))
+    assert serving.log_tail(log) == "it said this"
+
+
 def test_a_server_that_never_answers_is_ended(flow, monkeypatch, tmp_path):
     flow = Flow.open("ci", {"engine.startup_seconds": 1}, tmp_path)
     engine(monkeypatch, "import time; print('loading', flush=True); time.sleep(600)")

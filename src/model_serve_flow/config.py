@@ -272,7 +272,7 @@ class Engine(Section):
     )
     startup_seconds: Annotated[int, Field(gt=0)] = 300
     unresponsive_seconds: Annotated[int, Field(gt=0)] = Field(
-        default=120, description="an idle server that gives no token within this time hangs, and is ended"
+        default=120, description="a server that owes a token and makes no progress for this long hangs, and is ended"
     )
     host: str = Field(
         default="127.0.0.1",

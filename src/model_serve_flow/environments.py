@@ -88,7 +88,7 @@ def environment(name: str) -> Environment:
 
 def variables_in_force() -> dict[str, str]:
     """The variables of `USER_MAY_CHANGE`, each with the user's value or else ours."""
-    return {name: os.environ.get(name, ours) for name, ours in USER_MAY_CHANGE.items()}
+    return {name: os.environ.get(name) or ours for name, ours in USER_MAY_CHANGE.items()}
 
 
 def process_variables() -> dict[str, str]:
@@ -260,7 +260,7 @@ def _register_kernel(built: Environment) -> None:
 
 def _kernel_specification(built: Environment) -> dict[str, Any]:
     """What Jupyter starts. Its `env` replaces the user's values, so a shell sets those that the user may change."""
-    defaults = [f'export {name}="${{{name}-{ours}}}"' for name, ours in USER_MAY_CHANGE.items()]
+    defaults = [f'test "${name}" || export {name}={ours}' for name, ours in USER_MAY_CHANGE.items()]
     shell = ["/bin/sh", "-c", "; ".join([*defaults, 'exec "$@"']), "sh"]
     return {
         "argv": [*shell, str(built.python), "-m", "ipykernel_launcher", "-f", "{connection_file}"],

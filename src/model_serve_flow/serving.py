@@ -53,6 +53,7 @@ _VERSION = re.compile(r"LLM engine \(v([^)]+)\)")
 _QUANTIZATION = re.compile(r"[ ,(]quantization=([\w-]+)")
 _DTYPE = re.compile(r"[ ,(]dtype=torch\.(\w+)")
 _KV_CACHE = re.compile(r"KV cache size: ([\d,]+) tokens")
+_OUR_LOOK = re.compile(r'"GET /(?:health|metrics) HTTP')
 
 
 def engine_arguments(config: FlowConfig, purpose: str = "serve") -> list[str]:
@@ -169,7 +170,7 @@ class Server:
         if status is None and not self.hung.is_set():
             return
         if self.hung.is_set():
-            problem = "hung: it did not answer a request for one token (engine.unresponsive_seconds), and was ended"
+            problem = "hung: it owed a token and made no progress (engine.unresponsive_seconds), and was ended"
         elif status < 0:
             problem = f"was ended by signal {-status} ({signal.Signals(-status).name}) while it was needed"
         else:
@@ -433,8 +434,9 @@ def _evidence(log: Path, *, by_itself: bool = True) -> str:
 
 
 def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """The last lines of a log."""
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    """The last lines of a log, without those that only say that we looked whether the server is well."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    return "\n".join([line for line in text.splitlines() if not _OUR_LOOK.search(line)][-lines:])
 
 
 def _wait_until_ready(servers: Sequence[_Started], seconds: int, meanwhile: Callable[[], object] | None = None) -> None:

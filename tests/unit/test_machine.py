@@ -144,6 +144,35 @@ def test_without_avx_512_the_message_names_the_candidates_and_the_profile_that_f
     assert failures(open_flow(tmp_path, "cpu-smollm2-avx2"), plain) == set()
 
 
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A PATH with nothing on it; returns its folder."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    return folder
+
+
+@pytest.mark.parametrize(("profile", "program", "variable"), [("ci", "g++", "CXX"), ("gpu-llama-3.1-8b", "gcc", "CC")])
+def test_a_compiler_is_needed_only_where_vllm_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_compiler: Path, profile: str, program: str, variable: str
+) -> None:
+    machine = ROOMY.model_copy(update={"gpus": (L40S,)})
+    compiles, eager = (open_flow(tmp_path, profile, engine__enforce_eager=value) for value in (False, True))
+    assert failures(eager, machine) == set()
+    with pytest.raises(FlowError, match=rf"compiler: no {re.escape(program)}.*engine.enforce_eager"):
+        require(check(compiles, machine))
+    for name in (program, "mine"):
+        (no_compiler / name).touch(mode=0o755)
+    assert failures(compiles, machine) == set()
+    monkeypatch.setenv(variable, "/nonexistent")
+    assert failures(compiles, machine) == {"compiler"}
+    monkeypatch.setenv(variable, "mine")
+    assert failures(compiles, machine) == set()
+
+
 @pytest.mark.parametrize(
     ("architecture", "features", "saturates"),
     [("x86_64", ["avx2"], True), ("x86_64", ["avx512f"], True), ("x86_64", ["avx_vnni"], False),

@@ -1,5 +1,6 @@
 """The server's life, with a few lines of Python in the engine's place; the real engine is started in tests/e2e."""
 
+import json
 import os
 import signal
 import socket
@@ -10,9 +11,10 @@ import time
 import psutil
 import pytest
 
-from model_serve_flow import serving, watchdog
+from model_serve_flow import engine_variables, serving, watchdog
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.manifest import read_manifest
 
 LOG = """
 (EngineCore) INFO Initializing a V1 LLM engine (v0.32.0) with config: dtype=torch.float32, kv_cache_dtype=auto, \
@@ -44,6 +46,23 @@ COMPUTES = (
 
 # idle until it is asked; then other work comes first, as if it had arrived at the same moment
 GETS_WORK = HEALTHY.replace("self.rfile.read", "[None for _ in iter(int, 1)]; self.rfile.read")
+
+# takes one question and never answers it; as an engine that waits for a lock does
+OWES_A_TOKEN = HEALTHY.replace("HTTPServer", "ThreadingHTTPServer").replace(
+    "self.rfile.read", "import time; time.sleep(600); self.rfile.read"
+)
+SPINS_BESIDE_ITS_ENGINE = OWES_A_TOKEN.replace("import time; time.sleep(600)", "[None for _ in iter(int, 1)]")
+# every process that computes is gone a moment later, as those of a compiler are
+COMPILES = OWES_A_TOKEN.replace(
+    "time.sleep(600)",
+    "[subprocess.run([sys.executable, '-Sc', 'for _ in range(10**6): pass']) for _ in iter(int, 1)]",
+)
+# no CPU time to speak of, as with the work on a GPU, but its counter of tokens goes on
+COUNTS = OWES_A_TOKEN.replace(
+    "self.send_response(200); self.end_headers()",
+    "import time; self.send_response(200); self.end_headers()\n"
+    "        self.wfile.write(f'vllm:generation_tokens_total {time.time()}'.encode())",
+)
 
 
 @pytest.fixture
@@ -113,10 +132,39 @@ def test_the_server_is_stopped_when_the_block_fails(flow, monkeypatch):
     assert not process.is_running()
 
 
-def test_a_server_that_dies_shows_its_last_lines(flow, monkeypatch):
+DIES = """
+import sys
+print("(EngineCore pid=1) ERROR 11-29 07:54:00 [core.py:1510] EngineCore failed to start.")
+for line in ("Traceback (most recent call last):", '  File "core.py", line 1, in start', "ValueError: no room"):
+    print("(EngineCore pid=1) ERROR 11-29 07:54:00 [core.py:1510]", line)
+print("\\n".join(f"  line {number} of the server's own traceback" for number in range(60)))
+raise SystemExit(1)
+"""
+
+
+def test_a_server_that_dies_says_why_first_and_shows_few_of_its_last_lines(flow, monkeypatch):
+    engine(monkeypatch, DIES)
+    with pytest.raises(FlowError) as died, serving.serve(flow, "base"):
+        pass
+    lines = str(died.value).splitlines()
+    assert lines[0] == "vLLM ended with exit code 1 while starting. The cause:" and lines[1].startswith(
+        "ValueError: no room"
+    )
+    assert "line 59 of the server's own traceback" in str(died.value) and len(lines) < 10
+    assert str(flow.workspace.logs / "vllm-serve-base.log") in lines[-1]
+
+
+def test_a_server_that_dies_without_a_traceback_shows_its_last_lines(flow, monkeypatch):
     engine(monkeypatch, "print('CUDA out of memory'); raise SystemExit(3)")
     with pytest.raises(FlowError, match=r"(?s)exit code 3 .*CUDA out of memory"), serving.serve(flow, "base"):
         pass
+
+
+def test_our_own_looks_at_a_server_are_not_its_last_lines(tmp_path):
+    look = 'INFO:     127.0.0.1:56310 - "GET /{} HTTP/1.1" 200 OK'
+    log = tmp_path / "vllm.log"
+    log.write_text("\n".join(["it said this", *([look.format("health"), look.format("metrics")] * 30)]))
+    assert serving.log_tail(log) == "it said this"
 
 
 def test_a_server_that_never_answers_is_ended(flow, monkeypatch, tmp_path):
@@ -153,6 +201,67 @@ def test_every_server_has_a_key_that_no_command_line_shows(flow, monkeypatch):
     monkeypatch.setenv("MODEL_SERVE_FLOW_API_KEY", "the-key-of-the-user")
     with serving.serve(flow, "base") as given:
         assert given.api_key == "the-key-of-the-user"
+
+
+SHOWS_VARIABLES = "import json, os; print(json.dumps(dict(os.environ)), flush=True)" + HEALTHY
+HOSTILE = {  # as Kubernetes sets for a Service named vllm, and as a user may have for a server of his own
+    "VLLM_PORT": "tcp://172.30.12.7:8000",
+    "VLLM_PORT_8000_TCP_ADDR": "172.30.12.7",
+    "VLLM_SERVICE_HOST": "172.30.12.7",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+
+def variables(flow):
+    """The environment that a server got."""
+    with serving.serve(flow, "base") as running:
+        return json.loads(running.log.read_text().splitlines()[0])
+
+
+def test_variables_of_the_user_that_break_the_server_do_not_reach_it(flow, monkeypatch, capsys):
+    monkeypatch.setattr(engine_variables, "known_names", lambda: {"VLLM_PORT", "VLLM_LOGGING_LEVEL", "VLLM_TUNED"})
+    for name, value in {**HOSTILE, "VLLM_TUNED": "yes", "FORCE_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    engine(monkeypatch, SHOWS_VARIABLES)
+    got = variables(flow)
+    assert not HOSTILE.keys() & got.keys() and got["VLLM_TUNED"] == "yes" and got["VLLM_LOGGING_COLOR"] == "0"
+    said = capsys.readouterr().out
+    assert "Not handed on to vLLM" in said and all(name in said for name in HOSTILE)
+    recorded = read_manifest(flow.workspace)["servers"]["serve-base"]
+    assert recorded["not_handed_on"] == sorted(HOSTILE) and recorded["variables"]["VLLM_TUNED"] == "yes"
+    assert not any("KEY" in name for name in recorded["variables"])
+
+
+@pytest.mark.parametrize(("users", "expected"), [(None, "passive"), ("active", "active")])
+def test_servers_wait_passively_unless_the_user_wants_otherwise(flow, monkeypatch, users, expected):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if users:
+        monkeypatch.setenv("OMP_WAIT_POLICY", users)
+    engine(monkeypatch, SHOWS_VARIABLES)
+    assert variables(flow)["OMP_WAIT_POLICY"] == expected
+    assert read_manifest(flow.workspace)["servers"]["serve-base"]["variables"]["OMP_WAIT_POLICY"] == expected
+
+
+def test_what_an_eager_engine_would_compile_it_does_not(flow, monkeypatch, tmp_path):
+    for name in ("TORCH_COMPILE_DISABLE", "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    engine(monkeypatch, SHOWS_VARIABLES)
+    assert variables(flow)["TORCH_COMPILE_DISABLE"] == "1"
+
+
+def test_what_an_engine_compiles_is_there_for_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODEL_SERVE_FLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "mine"))
+    for name in ("TORCH_COMPILE_DISABLE", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    flow = Flow.open("ci", {"engine.enforce_eager": False, "engine.startup_seconds": 20}, tmp_path)
+    flow.workspace.model("base").mkdir(parents=True)
+    engine(monkeypatch, SHOWS_VARIABLES)
+    first, second = variables(flow), variables(flow)
+    assert first["TMPDIR"] != second["TMPDIR"] and "TORCH_COMPILE_DISABLE" not in first
+    assert first["TORCHINDUCTOR_CACHE_DIR"] == second["TORCHINDUCTOR_CACHE_DIR"]
+    assert first["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path / "cache"))
+    assert first["VLLM_CACHE_ROOT"] == str(tmp_path / "mine"), "what the user set stays"
 
 
 def test_servers_listen_on_this_machine_only(flow):
@@ -215,33 +324,47 @@ def test_a_failure_while_the_server_is_well_stays_what_it_is(flow, monkeypatch):
     assert time.monotonic() - started < 8
 
 
-def test_a_server_that_hangs_is_ended_within_the_stated_time(tmp_path, monkeypatch):
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    """A flow whose servers are looked at often and may be silent for a second only."""
     monkeypatch.setattr(watchdog, "INTERVAL_SECONDS", 0.3)
     flow = Flow.open("ci", {"engine.startup_seconds": 20, "engine.unresponsive_seconds": 1}, tmp_path)
     flow.workspace.model("base").mkdir(parents=True)
-    engine(monkeypatch, HEALTHY)
+    return flow
+
+
+@pytest.mark.parametrize(
+    ("code", "disturb"),
+    [
+        (HEALTHY, lambda server, child: server.suspend()),
+        (OWES_A_TOKEN, lambda server, child: None),
+        (SPINS_BESIDE_ITS_ENGINE, lambda server, child: child.suspend()),
+    ],
+    ids=["stopped", "waits for ever", "its engine stopped while the server computes"],
+)
+def test_a_server_that_hangs_is_ended_within_the_stated_time(watched, monkeypatch, code, disturb):
+    engine(monkeypatch, code)
     with (
         pytest.raises(serving.ServerGone, match=r"hung.*unresponsive_seconds"),
-        serving.serve(flow, "base") as running,
+        serving.serve(watched, "base") as running,
     ):
         family = [running.process, *running.process.children(recursive=True)]
-        running.process.suspend()
+        disturb(*family)
         started = time.monotonic()
-        running.client(timeout=30).get("/health")  # what a client waits for ends when the server is ended
-    assert time.monotonic() - started < 8
+        while running.process.is_running() and running.process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() - started < 1 + 3 * (0.3 + watchdog.COUNTERS_SECONDS) + 3
+            time.sleep(0.1)
+        running.require_alive()
     assert not alive(family)
 
 
-def test_a_server_that_computes_or_answers_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(watchdog, "INTERVAL_SECONDS", 0.2)
-    flow = Flow.open("ci", {"engine.startup_seconds": 20, "engine.unresponsive_seconds": 1}, tmp_path)
-    flow.workspace.model("base").mkdir(parents=True)
-    for code in (HEALTHY, COMPUTES, GETS_WORK):
-        engine(monkeypatch, code)
-        with serving.serve(flow, "base") as running:
-            time.sleep(3.5)
-            running.require_alive()
-            assert running.process.is_running()
+@pytest.mark.parametrize("code", [HEALTHY, COMPUTES, GETS_WORK, COMPILES, COUNTS])
+def test_a_server_that_computes_or_answers_is_left_alone(watched, monkeypatch, code):
+    engine(monkeypatch, code)
+    with serving.serve(watched, "base") as running:
+        time.sleep(4)
+        running.require_alive()
+        assert running.process.is_running()
 
 
 def test_a_turn_whose_server_died_says_so_and_ends_the_others(flow, monkeypatch):

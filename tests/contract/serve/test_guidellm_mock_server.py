@@ -40,15 +40,15 @@ def mock(ttft_ms):
     port = free_port()
     command = [sys.executable, "-m", "guidellm", "mock-server", "--host", "127.0.0.1", "--port", str(port)]
     child = subprocess.Popen([*command, "--model", "base", "--ttft-ms", str(ttft_ms), "--itl-ms", str(ITL_MS)])
-    deadline = time.monotonic() + 90
-    while True:
-        assert child.poll() is None and time.monotonic() < deadline, "the mock server did not start"
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/health", timeout=2)
-            break
-        except httpx.TransportError:
-            time.sleep(0.5)
+    deadline = time.monotonic() + 300
     try:
+        while True:
+            assert child.poll() is None and time.monotonic() < deadline, "the mock server did not start"
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            except httpx.TransportError:
+                time.sleep(0.5)
         yield f"http://127.0.0.1:{port}", child
     finally:
         child.terminate()

@@ -1,6 +1,7 @@
 """Real faults in the real flow: servers, kernels and runs that are killed, stopped or interrupted, and what is left.
 
-One workspace is disturbed again and again; at the end it must hold what the undisturbed run holds.
+Each test disturbs a copy of the finished workspace of its own, so that it needs no other test. Times follow from how
+long an engine took to start in the undisturbed run on this machine.
 """
 
 import json
@@ -10,41 +11,66 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from conftest import ROOT, SECRETS, copy_linked, flow_command
 from soak.comparable import comparable, first_differences
-from support.profiles import CI, HAS_INT4, candidates
+from support.profiles import CI, candidates
 
 from model_serve_flow import processes
 from model_serve_flow.flow import Flow
 from model_serve_flow.notebooks import RUN_VARIABLE
 from model_serve_flow.serving import SERVER_MODULE
-from model_serve_flow.workspace import folder_digest, read_json
-
-pytestmark = pytest.mark.skipif(
-    not HAS_INT4,
-    reason="the limits in seconds of these tests are for a processor with AVX-512; others are too slow",
-)
+from model_serve_flow.workspace import folder_digest, leaves, read_json
 
 ROOM = ROOT / "artifacts" / "faults"
-SILENT_SECONDS = 10  # engine.unresponsive_seconds of these runs
+IDLE_START_SECONDS = 40  # of an engine on two cores that do nothing else
+WATCHDOG_SECONDS = 25  # what is promised beyond engine.unresponsive_seconds
 INTERRUPT_SECONDS = 10  # what is promised for Ctrl-C
-START_SECONDS = 240
+INT8 = "w8a8-int8"
+
+
+class Room:
+    """A workspace with the models, data and results of the undisturbed run, and the limits of this machine."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.undisturbed, self.root = flow.workspace.root, ROOM / CI
+        shutil.rmtree(ROOM, ignore_errors=True)
+        copy_linked(self.undisturbed, self.root)
+        for name in ("base", *candidates(flow)):
+            shutil.rmtree(self.root / "results" / name / "raw")
+        start = flow.workspace.accuracy("base").engine.start_seconds
+        self.slowness = max(start / IDLE_START_SECONDS, 1.0)
+        self.silent = round(10 * self.slowness)  # engine.unresponsive_seconds of these runs
+        # A start may take longer now than it did then, when other programs use the machine.
+        self.start_limit = 8 * IDLE_START_SECONDS * self.slowness
+
+    def limit(self, seconds: float) -> float:
+        """The limit for what takes so many seconds on two cores at the most, if they do nothing else."""
+        return 2 * seconds * self.slowness
+
+    def run(self, number: str, *arguments: str, within: Sequence[object] = ()) -> "Disturbed":
+        return Disturbed(self, number, *arguments, within=within)
+
+    def results(self, name: str) -> list[Any]:
+        """A result of the base: here, and of the undisturbed run."""
+        roots = (self.root, self.undisturbed)
+        return [read_json(root / "results" / "base" / f"{name}.json") for root in roots]
 
 
 class Disturbed:
-    """A run of one step in the workspace of these tests, and the processes it has started."""
+    """A run of one step in a room, and the processes it has started."""
 
-    def __init__(self, number: str, *arguments: str, within: Sequence[object] = ()) -> None:
+    def __init__(self, room: Room, number: str, *arguments: str, within: Sequence[object]) -> None:
         """`within`: a command that runs the command line that follows its arguments, in the same process."""
-        self.root = ROOM / CI
+        self.room, self.root = room, room.root
         self.started = time.time()
         self.seen: set[psutil.Process] = set()
-        settings = ("--set", f"engine.unresponsive_seconds={SILENT_SECONDS}")
+        settings = ("--set", f"engine.unresponsive_seconds={room.silent}")
         self.child = subprocess.Popen(
             [*map(str, within), *flow_command("--only", number, *settings, *arguments, artifacts=ROOM)],
             stdout=subprocess.PIPE,
@@ -64,9 +90,9 @@ class Disturbed:
         """Remembers every process below the run, so that none can hide by losing its mark or its parent."""
         self.seen |= set(processes.family(self.child.pid)[1:])
 
-    def until(self, found, what: str):
+    def until(self, found: Callable[[], Any], what: str) -> Any:
         """What `found()` gives as soon as it is something; fails if the run ends before."""
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self.room.start_limit
         while time.monotonic() < deadline:
             self.look()
             if result := found():
@@ -74,11 +100,15 @@ class Disturbed:
                 return result
             assert self.child.poll() is None, f"ended before {what}:\n{self.child.stdout.read()[-4000:]}"
             time.sleep(0.2)
-        raise AssertionError(f"no {what} within {START_SECONDS} s")
+        raise AssertionError(f"no {what} within {self.room.start_limit:.0f} s")
 
     def servers(self) -> list[psutil.Process]:
-        """vLLM's processes: the server and, once it has one, its engine."""
+        """vLLM's servers, without the engines that they start."""
         return [process for process in self.left() if is_server(process)]
+
+    def engines(self) -> list[psutil.Process]:
+        """The processes that vLLM's servers have started."""
+        return [process for server in self.servers() for process in server.children(recursive=True)]
 
     def requests(self, log: str, path: str = "/v1/completions") -> int:
         """Requests that the server of this run has answered, as its log has them."""
@@ -96,9 +126,15 @@ class Disturbed:
             json.loads(path.read_text(encoding="utf-8"))
         return output
 
+    def fails(self, seconds: float) -> str:
+        """As `ends`, with status 1; `seconds` as `Room.limit` takes them."""
+        output = self.ends(self.room.limit(seconds))
+        assert self.child.returncode == 1, output
+        return output
+
     def finishes(self) -> None:
         """The run ends well, and nothing unfinished of earlier ones is left."""
-        output = self.ends(600)
+        output = self.ends(self.room.limit(600))
         assert self.child.returncode == 0, output
         assert nothing_unfinished(self.root)
 
@@ -120,20 +156,11 @@ def is_server(process: psutil.Process) -> bool:
         return False
 
 
-@pytest.fixture(scope="module")
-def room(flow) -> Path:
-    """A workspace with the model and the data of the undisturbed one, by links: they are only read."""
-    shutil.rmtree(ROOM, ignore_errors=True)
-    copy_linked(flow.workspace.root, ROOM / CI)
-    for name in ("base", *candidates(flow)):
-        shutil.rmtree(ROOM / CI / "results" / name / "raw")
-    yield ROOM / CI
+@pytest.fixture
+def room(flow: Flow) -> Room:
+    """A workspace for one test; models and data are links, because they are only read."""
+    yield Room(flow)
     shutil.rmtree(ROOM)
-
-
-def failed(output: str, child: subprocess.Popen) -> str:
-    assert child.returncode == 1, output
-    return output
 
 
 def in_mount_namespace(*setup: str) -> list[str]:
@@ -144,129 +171,139 @@ def in_mount_namespace(*setup: str) -> list[str]:
     return [*prefix, f'{"; ".join(setup)}; exec "$@"', str(ROOM / CI)]
 
 
-def test_a_disk_that_fills_while_the_comparison_is_written(room, flow):
+def test_a_disk_that_fills_while_the_comparison_is_written(room):
     """A small disk at `report`: the comparison fits, the pages do not."""
     small = in_mount_namespace('mount -t tmpfs -o size=64k tmpfs "$0/report"')
-    run = Disturbed("06", "--force", within=small)
-    output = failed(run.ends(120), run.child)
+    output = room.run("06", "--force", within=small).fails(120)
     assert "06_Comparison failed in cell" in output and "could not be written: the disk is full" in output
-    assert nothing_unfinished(room)
-    Disturbed("06").finishes()
-    ours, theirs = (read_json(root / "report" / "comparison.json") for root in (flow.workspace.root, room))
+    assert nothing_unfinished(room.root)
+    room.run("06").finishes()
+    theirs, ours = (read_json(root / "report" / "comparison.json") for root in (room.root, room.undisturbed))
     assert first_differences(ours, theirs) == []
 
 
 def test_read_only_artifacts_are_named_before_anything_starts(room):
     read_only = in_mount_namespace('mount --bind "$0" "$0"', 'mount -o remount,bind,ro "$0"')
-    run = Disturbed("01", "--force", within=read_only)
-    output = failed(run.ends(60), run.child)
+    output = room.run("01", "--force", within=read_only).fails(60)
     assert "cannot be written: Read-only file system" in output and "01_Base_Accuracy: started" not in output
 
 
 def test_a_server_killed_while_it_starts(room):
-    run = Disturbed("01", "--force")
+    run = room.run("01", "--force")
     run.until(run.servers, "a server")[0].kill()
-    output = failed(run.ends(60), run.child)
+    output = run.fails(60)
     assert "01_Base_Accuracy failed" in output and "while starting" in output
 
 
-def test_a_server_killed_while_lm_eval_asks_it(room):
-    run = Disturbed("01")
-    run.until(lambda: run.requests("vllm-accuracy-base.log") >= 6, "questions")
+def test_after_a_server_was_killed_what_was_scored_is_not_scored_again_and_the_results_are_the_same(room):
+    undisturbed = answered(room.undisturbed / "logs" / "vllm-accuracy-base.log")
+    run = room.run("01", "--force")
+    scored = run.until(lambda: (n := run.requests("vllm-accuracy-base.log")) >= undisturbed // 4 and n, "questions")
     run.servers()[0].kill()
-    output = failed(run.ends(120), run.child)
+    output = run.fails(120)
     assert "signal 9 (SIGKILL)" in output and "run again to go on" in output
+    run = room.run("01")
+    run.finishes()
+    again = run.requests("vllm-accuracy-base.log")
+    print(f"{again} requests instead of {undisturbed}, after {scored}")
+    assert again <= undisturbed - scored // 2, "some were on their way, and the watchdog asks for a token of its own"
+    assert not any((room.root / "cache").rglob("*.db"))
+    for name in ("accuracy", "distribution"):
+        theirs, ours = map(comparable, room.results(name))
+        assert differences(ours, theirs, comparable(room.results(f"{name}_again")[1])) == []
 
 
-def test_a_server_that_hangs_is_ended_by_the_watchdog(room):
-    run = Disturbed("01")
-    asked = run.until(lambda: run.requests("vllm-accuracy-base.log") >= 6, "questions")
-    assert asked
-    for process in run.servers():
+def differences(ours: Any, theirs: Any, again: Any) -> list[str]:
+    """Where two results differ, but for the kinds of values in which the engine differs from itself.
+
+    `again` is our second measurement. On most processors it is the same, and then nothing may differ; on some the
+    engine rounds otherwise when it computes other requests together, as it does after an interruption.
+    """
+    documents = [dict(leaves(document)) for document in (ours, theirs, again)]
+    noisy = {
+        _kind(place)
+        for place, value in documents[0].items()
+        if not place.startswith("protocol") and documents[2].get(place, value) != value
+    }
+    kept = ({place: value for place, value in document.items() if _kind(place) not in noisy} for document in documents)
+    one, other, _ = kept
+    return first_differences(one, other)
+
+
+def _kind(place: str) -> str:
+    return re.sub(r"\d+", "#", place)
+
+
+def test_an_engine_that_hangs_is_ended_by_the_watchdog(room):
+    run = room.run("01", "--force")
+    run.until(lambda: run.requests("vllm-accuracy-base.log") >= 6, "questions")
+    for process in run.engines():
         process.suspend()
-    output = failed(run.ends(SILENT_SECONDS + 120), run.child)
+    stopped = time.monotonic()
+    output = run.fails(room.silent + WATCHDOG_SECONDS + 30)
     assert "hung" in output and "unresponsive_seconds" in output
+    print(f"ended {time.monotonic() - stopped:.0f} s after it was stopped; it may be silent for {room.silent} s")
 
 
 def test_a_second_run_is_refused_and_ctrl_c_stops_the_first_within_ten_seconds(room):
-    run = Disturbed("01")
+    run = room.run("01", "--force")
     run.until(run.servers, "a server")
-    second = Disturbed("06")
-    output, _ = second.child.communicate(timeout=60)
+    second = room.run("06")
+    output, _ = second.child.communicate(timeout=room.limit(60))
     assert second.child.returncode == 1
-    assert f"process {run.child.pid}, started at {read_json(room / '.run.lock')['started_at']}" in output
+    assert f"process {run.child.pid}, started at {read_json(room.root / '.run.lock')['started_at']}" in output
     run.look()
     run.child.send_signal(signal.SIGINT)
-    output = run.ends(INTERRUPT_SECONDS)
+    output = run.ends(INTERRUPT_SECONDS * room.slowness)
     assert run.child.returncode == 130
     assert "Interrupted" in output
 
 
-def test_what_was_scored_is_not_scored_again_and_the_results_are_the_same(room, flow):
-    """After four disturbances the step goes on where it was."""
-    Disturbed("01").finishes()
-    here, undisturbed = (answered(root / "logs" / "vllm-accuracy-base.log") for root in (room, flow.workspace.root))
-    print(f"{here} requests instead of {undisturbed}")
-    assert here <= undisturbed - 6, "at least the six that two disturbed runs waited for need not be answered again"
-    assert not any((room / "cache").rglob("*.db"))
-    for name in ("accuracy", "accuracy_again", "distribution"):
-        ours, theirs = (
-            comparable(read_json(root / "results" / "base" / f"{name}.json")) for root in (flow.workspace.root, room)
-        )
-        assert first_differences(ours, theirs) == []
-
-
 def test_an_engine_killed_under_load_leaves_no_result(room):
-    run = Disturbed("02", "--force")
+    run = room.run("02", "--force")
     run.until(lambda: run.requests("vllm-performance-base.log") >= 3, "load")
-    engine = [p for server in run.servers() for p in server.children(recursive=True)]
-    assert engine, "the engine is a process of its own"
-    engine[-1].kill()
-    output = failed(run.ends(120), run.child)
+    run.engines()[-1].kill()
+    output = run.fails(120)
     assert "02_Base_Performance failed" in output and "while it was needed" in output
-    assert not (room / "results" / "base" / "performance.json").exists()
+    assert not (room.root / "results" / "base" / "performance.json").exists()
 
 
 def test_a_load_point_with_too_few_requests_is_marked_and_not_compared(room):
     short = ("performance.seconds=1", "performance.repeats=1", "performance.slo=null", "performance.min_requests=1000")
-    Disturbed("02", *(word for value in short for word in ("--set", value))).finishes()
-    points = read_json(room / "results" / "base" / "performance.json")["points"]
+    room.run("02", *(word for value in short for word in ("--set", value))).finishes()
+    points = read_json(room.root / "results" / "base" / "performance.json")["points"]
     assert points and not any(point["valid"] for point in points)
-    run = Disturbed("06", "--force")
-    output = failed(run.ends(60), run.child)
+    output = room.run("06", "--force").fails(60)
     assert "of base is not valid" in output and "performance.min_requests is 1000" in output
 
 
 def test_a_server_killed_during_the_deploy_check(room):
-    run = Disturbed("07", "--set", "deploy.candidate=w8a8-int8", "--set", "deploy.override_reason=a test", "--force")
-    run.until(lambda: list(room.glob("logs/vllm-deploy-*.log")) and run.servers(), "a server")
-    name = "w8a8-int8"
-    run.until(lambda: run.requests(f"vllm-deploy-{name}.log", "/v1/chat/completions") >= 1, "a chat")
+    run = room.run("07", "--set", f"deploy.candidate={INT8}", "--set", "deploy.override_reason=a test", "--force")
+    run.until(lambda: run.requests(f"vllm-deploy-{INT8}.log", "/v1/chat/completions") >= 1, "a chat")
     run.servers()[0].kill()
-    output = failed(run.ends(120), run.child)
+    output = run.fails(120)
     assert "07_Deploy failed" in output and "while it was needed" in output
 
 
 def test_a_checkpoint_that_may_not_grow_leaves_the_old_one(room):
     """A limit on the size of files stops the one candidate that is left to make."""
-    old = folder_digest(room / "models" / "w8a8-int8")
-    (room / "results" / "w8a8-int8" / "compression.json").unlink(missing_ok=True)
-    run = Disturbed("03", within=("prlimit", f"--fsize={64 << 20}"))
-    output = failed(run.ends(300), run.child)
-    assert "models/w8a8-int8 could not be written" in output and "ulimit -f" in output
-    assert nothing_unfinished(room) and folder_digest(room / "models" / "w8a8-int8") == old
-    Disturbed("03").finishes()
-    assert folder_digest(room / "models" / "w8a8-int8") == old
+    old = folder_digest(room.root / "models" / INT8)
+    (room.root / "results" / INT8 / "compression.json").unlink()
+    output = room.run("03", within=("prlimit", f"--fsize={64 << 20}")).fails(300)
+    assert f"models/{INT8} could not be written" in output and "ulimit -f" in output
+    assert nothing_unfinished(room.root) and folder_digest(room.root / "models" / INT8) == old
+    room.run("03").finishes()
+    assert folder_digest(room.root / "models" / INT8) == old
 
 
 def test_a_kernel_killed_while_it_compresses(room, flow):
     first, last = candidates(flow)
-    run = Disturbed("03", "--force")
-    log = room / "logs" / f"compress-{last}.log"
+    run = room.run("03", "--force")
+    log = room.root / "logs" / f"compress-{last}.log"
     run.until(lambda: log.is_file() and log.stat().st_mtime > run.started and log.stat().st_size > 0, "compression")
     kernel = next(p for p in run.left() if "ipykernel_launcher" in " ".join(p.cmdline()))
     kernel.kill()
-    output = failed(run.ends(60), run.child)
+    output = run.fails(60)
     assert "calibration.samples" in output and "DeadKernelError" in output
     assert Flow.open(CI, {}, ROOM).workspace.compression(first), "what was finished is kept"
-    assert not (room / "results" / last / "compression.json").exists()
+    assert not (room.root / "results" / last / "compression.json").exists()

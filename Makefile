@@ -1,31 +1,38 @@
 PYTHON ?= python3
-PROFILE ?=   # none: the default of this machine, which the program knows (model_serve_flow/processor.py)
+PROFILE ?=   # none: the default of this machine, which the program knows (src/model_serve_flow/processor.py)
 DEVICE ?= cpu
 ENVIRONMENTS := $(or $(MODEL_SERVE_FLOW_ENVIRONMENTS),.environments)
 BIN := $(ENVIRONMENTS)/notebook/bin
 TOOLS := $(ENVIRONMENTS)/tools
+FAST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/unit tests/soak tests/contract/notebook
 LOCK := examples/model-serve-flow/environments/notebook/$(DEVICE).txt
 
 unexport PYTHONDONTWRITEBYTECODE   # set in many images; without compiled files every import takes almost three times as long
 
-.PHONY: demo test lab lint lock audit bench soak clean bootstrap environments
+.PHONY: help demo test test-fast lab lint lock audit bench soak clean bootstrap environments
 .DEFAULT_GOAL := demo
+
+help:             ## these lines
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: bootstrap   ## the whole flow, from nothing to the report
 	$(BIN)/model-serve-flow run $(addprefix --profile ,$(PROFILE))
 
 test: environments   ## unit, contract and end-to-end tests, each in the environment its folder names
-	$(ENVIRONMENTS)/notebook/bin/python -m pytest --numprocesses auto tests/unit tests/soak tests/contract/notebook
+	$(FAST)
 	$(ENVIRONMENTS)/serve/bin/python -m pytest tests/contract/serve
 	$(ENVIRONMENTS)/compress/bin/python -m pytest tests/contract/compress
 	$(ENVIRONMENTS)/notebook/bin/python -m pytest tests/e2e/notebook
 	$(ENVIRONMENTS)/compress/bin/python -m pytest tests/e2e/compress
 	$(ENVIRONMENTS)/serve/bin/python -m pytest tests/e2e/serve
 
+test-fast: lint   ## lint and every test that starts no engine, in the notebook environment: two minutes on two cores
+	$(FAST)
+
 lab: bootstrap    ## JupyterLab with a kernel for each environment
 	$(BIN)/model-serve-flow lab
 
-lint: bootstrap
+lint: bootstrap   ## ruff over code and notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -35,7 +42,7 @@ lock: bootstrap   ## resolves the locks again from the modules' pyprojects; `mak
 audit: bootstrap  ## known vulnerabilities of every pin; `make audit AUDIT="--ignore-vuln ID"` accepts one
 	$(BIN)/python -m model_serve_flow.audit $(AUDIT)
 
-bench: bootstrap
+bench: bootstrap  ## the benchmarks of docs/benchmarks; `make bench PROFILE=...` another profile
 	$(BIN)/python docs/benchmarks/bench.py $(PROFILE)
 
 soak: environments   ## kills the flow at random points, for hours; `make soak SOAK="--points 40 --seed 1"`
@@ -44,10 +51,10 @@ soak: environments   ## kills the flow at random points, for hours; `make soak S
 clean:            ## the environments and caches; artifacts stay
 	rm -rf $(ENVIRONMENTS) .pytest_cache .ruff_cache .hypothesis
 
-bootstrap: $(TOOLS)/ready
+bootstrap: $(TOOLS)/ready  ## the notebook environment
 	@PYTHONPATH=src $(TOOLS)/bin/python -m model_serve_flow.environments notebook --device $(DEVICE)
 
-environments: bootstrap
+environments: bootstrap    ## all three environments
 	@for name in serve compress; do \
 	    PYTHONPATH=src $(TOOLS)/bin/python -m model_serve_flow.environments $$name --device $(DEVICE) || exit 1; done
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import ipaddress
 import json
 import operator
@@ -534,7 +535,7 @@ def _explain(error: ValidationError) -> str:
 
 def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
     """Field names of the section at `location`, found by walking the JSON schema."""
-    schema = FlowConfig.model_json_schema()
+    schema = _schema()
     node: dict[str, Any] = schema
     for part in location:
         node = node["items"] if isinstance(part, int) else node["properties"][part]
@@ -543,3 +544,8 @@ def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
         if reference:
             node = schema["$defs"][reference.rsplit("/", 1)[-1]]
     return sorted(node.get("properties", {}))
+
+
+@functools.cache
+def _schema() -> dict[str, Any]:
+    return FlowConfig.model_json_schema()

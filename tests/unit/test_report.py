@@ -40,6 +40,22 @@ MANIFEST = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def drawn_once():
+    """Charts of one comparison are drawn once for all tests: they take most of a report's time."""
+    draw, pictures = report.draw, {}
+
+    def once(comparison):
+        key = comparison.model_dump_json()
+        if key not in pictures:
+            pictures[key] = draw(comparison)
+        return pictures[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw", once)
+        yield
+
+
 class Page(HTMLParser):
     """Tags with their attributes, and the text of each table's rows."""
 

@@ -116,7 +116,7 @@ def run(modules, tmp_path):
     return Run(tmp_path / "artifacts")
 
 
-def test_runs_then_skips_then_forces(run):
+def test_runs_then_skips(run):
     shown = run(overrides={"performance.seconds": 9})
     assert "00_First: started" in shown
     assert "01_Second: finished after" in shown
@@ -131,8 +131,6 @@ def test_runs_then_skips_then_forces(run):
     shown = run(overrides={"performance.seconds": 9})
     assert shown.count("skipped") == 2
     assert "started" not in shown
-
-    assert "00_First: finished" in run("00", force=True)
 
 
 def test_runs_again_what_depends_on_a_change(run, modules, inline):
@@ -153,6 +151,11 @@ def test_same_output_leaves_later_steps_alone(run, modules, inline):
     shown = run()
     assert "00_First: started" in shown
     assert "01_Second: started" not in shown
+
+
+def test_a_finished_step_runs_again_by_force(run, inline):
+    run()
+    assert "00_First: finished" in run("00", force=True)
 
 
 def test_changed_output_is_made_again(run, inline):
@@ -183,12 +186,6 @@ def test_failing_cell_is_named(run, modules):
     assert str(run.root / "logs" / "00_First.log") in caught.value.hint
     assert "00_First" not in read_json(run.root / "manifest.json")["steps"]
     assert not (run.root / "data" / "second.txt").exists()
-
-
-def test_dead_kernel_shows_the_log(run, modules):
-    write_notebook(modules, FIRST, "import os; os._exit(3)")
-    with pytest.raises(FlowError, match=r"outside its cells(.|\n)*DeadKernelError"):
-        run()
 
 
 def test_notebook_that_leaves_no_output(run, modules, inline):
@@ -249,12 +246,18 @@ test_runner.Run(pathlib.Path({artifacts!r}))("00")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_leaves_no_child(run, modules, number):
+def test_a_second_run_is_refused_until_an_interrupt_ends_the_first_and_all_it_started(run, modules, number):
     child, family = start_run(run, modules, BUSY)
+    began = read_json(run.root / ".run.lock")["started_at"]
+    with pytest.raises(FlowError, match=rf"process {child.pid}, started at {began}"):
+        run("01")
+    assert child.poll() is None
     child.send_signal(number)
     _, errors = child.communicate(timeout=60)
     assert b"KeyboardInterrupt" in errors
     assert not alive(family)
+    with pytest.raises(FlowError, match="01_Second needs"):  # the folder is free again
+        run("01")
 
 
 def start_run(run, modules, *sources):
@@ -296,18 +299,6 @@ def test_what_a_killed_run_leaves_is_ended_by_the_next_one(run, modules):
     assert "00_First: finished" in shown
 
 
-def test_a_second_run_in_the_same_artifacts_is_refused(run, modules):
-    child, _ = start_run(run, modules, BUSY)
-    began = read_json(run.root / ".run.lock")["started_at"]
-    with pytest.raises(FlowError, match=rf"process {child.pid}, started at {began}"):
-        run("01")
-    assert child.poll() is None
-    child.send_signal(signal.SIGINT)
-    child.communicate(timeout=60)
-    with pytest.raises(FlowError, match="01_Second needs"):  # the folder is free again
-        run("01")
-
-
 def test_a_notebook_cut_off_while_it_is_written_is_not_left(run):
     output = run.artifacts / "01.ipynb"
     run.artifacts.mkdir()
@@ -346,14 +337,14 @@ def test_results_are_kept_for_a_step_that_goes_on_and_removed_where_they_changed
     assert figure.read_text() == "measured"
 
 
-def test_a_kernel_ended_while_it_compresses_gets_advice_on_memory(run, modules, monkeypatch):
+def test_a_kernel_ended_while_it_compresses_shows_the_log_and_gets_advice_on_memory(run, modules, monkeypatch):
     step = Step("03_Compress", "compress", ("model",), (), ("data/first.txt",))
     monkeypatch.setattr(sys.modules[__name__], "FIRST", step)
     environment = environments.environment("compress")
     environment.folder.symlink_to(environments.environment("notebook").folder)
     environments._register_kernel(environment)
     write_notebook(modules, step, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    with pytest.raises(FlowError) as caught:
+    with pytest.raises(FlowError, match=r"outside its cells(.|\n)*DeadKernelError") as caught:
         run("03")
     for key in ("calibration.samples", "calibration.max_sequence_length"):
         assert key in caught.value.hint

@@ -6,9 +6,10 @@ import json
 import math
 import re
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,9 +67,10 @@ class NextTokenReader:
         Args:
             token: any token, which is asked for its next one.
         """
-        document = self._post([Step((token,), DECOYS)])
+        if (document := self._post([Step((token,), DECOYS)])) is None:
+            return False
         try:
-            (choice,) = document["choices"] if document else ({"logprobs": {"top_logprobs": [{}], "tokens": []}},)
+            (choice,) = document["choices"]
             given = choice["logprobs"]["top_logprobs"][0].keys() - set(choice["logprobs"]["tokens"])
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise not_whole(f"{type(error).__name__}: {error}") from error
@@ -83,20 +85,24 @@ class NextTokenReader:
             FlowError: an answer that is incomplete or impossible.
             httpx.HTTPError: the server did not answer.
         """
-        failure: Exception | None = None
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            asked = [pool.submit(self.ask, batch) for batch in batches]
+        stop, failure = threading.Event(), None
+
+        def ask(batch: Sequence[Question]) -> dict[int, Answer]:
             try:
-                for future in as_completed(asked):
-                    if future.cancelled():
-                        continue
+                return {} if stop.is_set() else self.ask(batch)
+            except BaseException:
+                stop.set()
+                raise
+
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            try:
+                for future in as_completed([pool.submit(ask, batch) for batch in batches]):
                     if (error := future.exception()) is None:
                         yield future.result()
                     else:
                         failure = failure or error
-                        _cancel(asked)
             finally:
-                _cancel(asked)
+                stop.set()
         if failure is not None:
             raise failure
 
@@ -140,12 +146,6 @@ class NextTokenReader:
             "return_tokens_as_token_ids": True,
             "cache_salt": self.salt,
         }
-
-
-def _cancel(futures: Sequence[Future[Any]]) -> None:
-    """Keeps what has not begun from beginning."""
-    for future in futures:
-        future.cancel()
 
 
 def next_tokens(document: Any, steps: Sequence[Step]) -> list[NextToken]:

@@ -41,22 +41,23 @@ def subsample(manager: Any, tasks: tuple[str, ...], per_task: int, limit: int | 
 
 
 def draw(sizes: Mapping[str, int], number: int, generator: random.Random) -> dict[str, list[int]]:
-    """Item numbers of each part, rising: one from each of `number` equal stretches of all parts in a row.
-
-    So every part gives as many as its size asks for, and every item has the same chance. A part that got none gives
-    one more.
+    """Item numbers of each part, rising: as many as its size asks for, at least one, and all items alike.
 
     Args:
         sizes: part -> its number of items, at least 1.
         number: how many in all; all of them if there are fewer.
         generator: draws them.
     """
-    everything = [(part, item) for part, size in sizes.items() for item in range(size)]
-    number = min(number, len(everything))
-    edges = [place * len(everything) // number for place in range(number + 1)]
-    picked = [everything[generator.randrange(*stretch)] for stretch in itertools.pairwise(edges)]
-    chosen = {part: [item for owner, item in picked if owner == part] for part in sizes}
-    return {part: items or [generator.randrange(sizes[part])] for part, items in chosen.items()}
+    total = sum(sizes.values())
+    number, offset = min(number, total), generator.random()
+    # `number` places at equal distances along all parts in a row: each part gets those that fall into it.
+    places = [(place + offset) * total / number for place in range(number)]
+    ends = dict(zip(sizes, itertools.accumulate(sizes.values()), strict=True))
+    chosen = {}
+    for part, size in sizes.items():
+        count = sum(ends[part] - size <= place < ends[part] for place in places)
+        chosen[part] = sorted(generator.sample(range(size), min(size, max(1, count))))
+    return chosen
 
 
 def _build(task: Any, build: Callable[..., None], chosen: list[int], *, samples: list[int], **settings: Any) -> None:

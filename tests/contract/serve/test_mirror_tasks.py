@@ -82,10 +82,11 @@ def test_the_accuracy_step_measures_inside_the_mirror(mirror, tmp_path, monkeypa
     from model_serve_flow.flow import Flow
     from model_serve_flow.serving import Server
 
-    monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **_: {"folder": Path.cwd()})
+    monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **_: {"folder": Path.cwd(), "config": {}})
     monkeypatch.setattr(accuracy, "task_manager", lambda flow: None)
     server = Server("http://127.0.0.1:9", "base", "a-key", tmp_path, tmp_path / "vllm.log", None, 0.0)
     before = Path.cwd()
     flow = Flow.open("ci", {}, tmp_path)
-    assert accuracy.evaluate(flow, server, tmp_path / "log") == {"folder": (SHARED / "hub").resolve()}
+    raw, _ = accuracy.evaluate(flow, server, tmp_path / "log")
+    assert raw["folder"] == (SHARED / "hub").resolve()
     assert Path.cwd() == before

@@ -54,6 +54,7 @@ class Endpoint:
 
     seconds: float = 0.0
     labels: bool = True
+    metrics: str = ""
     refuse_after: int | None = None
     alter: object = staticmethod(lambda choices: choices)
     asked: list = field(default_factory=list)
@@ -68,6 +69,12 @@ class Endpoint:
 
             def do_POST(self):
                 endpoint.answer(self)
+
+            def do_GET(self):
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(endpoint.metrics)))
+                self.end_headers()
+                self.wfile.write(endpoint.metrics.encode())
 
             def log_message(self, *_):
                 pass

@@ -8,9 +8,10 @@ from model_serve_flow.accuracy import measure_accuracy, measure_accuracy_again, 
 from model_serve_flow.charts import accuracy_bars
 from model_serve_flow.distribution import measure_distribution
 from model_serve_flow.flow import Flow
-from model_serve_flow.pairs import Pairs, count_flips, pair
+from model_serve_flow.pairs import Pairs, count_flips
 from model_serve_flow.results import AccuracyResult
 from model_serve_flow.serving import serve
+from model_serve_flow.shift import pairs_of_second
 from model_serve_flow.statistics import is_binary
 from model_serve_flow.tables import accuracy_table, divergence_table
 
@@ -35,11 +36,10 @@ def sample_questions(flow: Flow) -> pd.DataFrame:
 
 
 def noise_table(first: AccuracyResult, second: AccuracyResult | None) -> pd.DataFrame:
-    """Task x metric whose values are 0 or 1: answers that flipped; any other: values that moved."""
+    """Task x metric of the items asked twice: answers that flipped, or the largest change of other values."""
     rows = []
-    for task, scored in first.tasks.items() if second else ():
-        pairs = pair(task, scored, second.tasks[task], "second measurement")
-        for metric in [metric for metric in scored.metrics if pairs.values(metric) is not None]:
+    for task, pairs in pairs_of_second(first, second).items() if second else ():
+        for metric in [metric for metric in first.tasks[task].metrics if pairs.values(metric) is not None]:
             rows.append({"task": task, "metric": metric, "items": len(pairs.rows), **_changes(pairs, metric)})
     return pd.DataFrame(rows).fillna("")
 

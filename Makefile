@@ -7,7 +7,8 @@ TOOLS := $(ENVIRONMENTS)/tools
 FAST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/unit tests/soak tests/contract/notebook
 LOCK := examples/model-serve-flow/environments/notebook/$(DEVICE).txt
 
-export OMP_WAIT_POLICY ?= passive   # as the flow sets it: threads that wait must not hold a core that others need
+# As the flow sets it: threads that wait must not hold a core that others need.
+export OMP_WAIT_POLICY ?= passive
 unexport PYTHONDONTWRITEBYTECODE   # set in many images; without compiled files every import takes almost three times as long
 
 .PHONY: help demo test test-fast lab lint lock audit bench soak clean bootstrap environments

@@ -1,7 +1,6 @@
 """Things broken on purpose, against the real engine and the real checkpoints: each must be found, and none may ship."""
 
 import shutil
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,7 +13,7 @@ from model_serve_flow.distribution import measure_distribution
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.kernels import require_expected_kernel
-from model_serve_flow.serving import Server, serve
+from model_serve_flow.serving import Server, serve, serve_each
 from model_serve_flow.workspace import describe_model, write_json
 
 INT8, INT4 = "w8a8-int8", "w4a16-int4"
@@ -39,14 +38,14 @@ def plant(tmp_path):
     finished = Flow.open(CI, {}, ARTIFACTS)
     assert finished.workspace.model("base").is_dir(), "run the flow first: pytest tests/e2e/notebook"
 
-    def make(name: str, checkpoint: Path | None = None) -> tuple[Flow, Flow]:
+    def make(name: str) -> tuple[Flow, Flow]:
         only = {"candidates": [finished.config.candidate(name).model_dump(mode="json")]}
         flow, theirs = Flow.open(CI, only, tmp_path), finished.workspace
         flow.workspace.model(name).parent.mkdir(parents=True)
         flow.workspace.data.symlink_to(theirs.data)
         flow.workspace.model("base").symlink_to(theirs.model("base"))
         shutil.copytree(theirs.results("base"), flow.workspace.results("base"))
-        shutil.copytree(checkpoint or theirs.model(name), flow.workspace.model(name))
+        shutil.copytree(theirs.model(name), flow.workspace.model(name))
         return finished, flow
 
     return make
@@ -62,55 +61,77 @@ def edit(flow, name, change):
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def compared(finished, flow, name):
-    """The comparison as 06 makes it; speed and cost are those of the whole candidate, as no speed was planted."""
+def take_over(finished, flow, name, original):
+    """Gives a candidate the records of a whole one: speed and cost are not what was planted."""
     model = describe_model(name, flow.workspace.model(name))
     for kind, result in (
-        ("compression", finished.workspace.compression(name)),
-        ("performance", finished.workspace.performance(name)),
+        ("compression", finished.workspace.compression(original)),
+        ("performance", finished.workspace.performance(original)),
     ):
         write_json(flow.workspace.results(name) / f"{kind}.json", result.model_copy(update={"model": model}))
-    (candidate,) = compare_workspace(flow).candidates
-    return candidate
 
 
-def judged(finished, flow, name):
-    """What the flow says of the candidate as it lies there now: measured by 04, compared by 06."""
-    with serve(flow, name) as server:
-        measure_accuracy(flow, server)
-        measure_distribution(flow, server)
-    candidate = compared(finished, flow, name)
-    print(candidate.verdict, *candidate.reasons, candidate.kl, candidate.top1_agreement, sep="\n")  # pytest -s
-    return candidate
+def doubled_scales(tensors):
+    tensors[f"{PLANTED_LAYER}.weight_scale"].mul_(2)
 
 
-def test_one_layer_whose_scales_are_doubled_does_not_ship(plant):
-    finished, flow = plant(INT8)
-    edit(flow, INT8, lambda tensors: tensors[f"{PLANTED_LAYER}.weight_scale"].mul_(2))
-    candidate = judged(finished, flow, INT8)
-    assert candidate.verdict != "SHIP", candidate.reasons
+def shuffled_weights(tensors):
+    import torch
+
+    weight = tensors[f"{PLANTED_LAYER}.weight"]
+    order = torch.randperm(weight.shape[0], generator=torch.Generator().manual_seed(0))
+    tensors[f"{PLANTED_LAYER}.weight"] = weight[order].contiguous()
 
 
-def test_one_layer_whose_weights_are_shuffled_does_not_ship(plant):
-    finished, flow = plant(INT8)
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """What the flow says of every broken candidate, measured by 04 and compared by 06: name -> its comparison.
 
-    def shuffle(tensors):
-        import torch
+    Their servers start together, as those of the profile's own candidates do.
+    """
+    finished = Flow.open(CI, {}, ARTIFACTS)
+    assert finished.workspace.model("base").is_dir(), "run the flow first: pytest tests/e2e/notebook"
+    sources = {"doubled": finished.workspace.model(INT8), "shuffled": finished.workspace.model(INT8)}
+    if HAS_INT4:
+        assert PER_TENSOR.is_dir(), "make the checkpoint first: pytest tests/e2e/compress"
+        sources["per-tensor"] = PER_TENSOR
+    originals = {name: INT4 if name == "per-tensor" else INT8 for name in sources}
+    recipes = {name: finished.config.candidate(original).recipe for name, original in originals.items()}
+    only = {
+        "candidates": [{"name": name, "recipe": recipe.model_dump(mode="json")} for name, recipe in recipes.items()]
+    }
+    flow, theirs = Flow.open(CI, only, tmp_path_factory.mktemp("judged")), finished.workspace
+    flow.workspace.model("base").parent.mkdir(parents=True)
+    flow.workspace.data.symlink_to(theirs.data)
+    flow.workspace.model("base").symlink_to(theirs.model("base"))
+    shutil.copytree(theirs.results("base"), flow.workspace.results("base"))
+    for name, source in sources.items():
+        shutil.copytree(source, flow.workspace.model(name))
+    edit(flow, "doubled", doubled_scales)
+    edit(flow, "shuffled", shuffled_weights)
+    with serve_each(flow, sources, purpose="accuracy") as servers:
+        for server in servers:
+            measure_accuracy(flow, server)
+            measure_distribution(flow, server)
+    for name, original in originals.items():
+        take_over(finished, flow, name, original)
+    found = {candidate.name: candidate for candidate in compare_workspace(flow).candidates}
+    for name, candidate in found.items():
+        print(name, candidate.verdict, *candidate.reasons, candidate.kl, candidate.top1_agreement, sep="\n")  # -s
+    return found
 
-        weight = tensors[f"{PLANTED_LAYER}.weight"]
-        order = torch.randperm(weight.shape[0], generator=torch.Generator().manual_seed(0))
-        tensors[f"{PLANTED_LAYER}.weight"] = weight[order].contiguous()
 
-    edit(flow, INT8, shuffle)
-    candidate = judged(finished, flow, INT8)
-    assert candidate.verdict != "SHIP", candidate.reasons
+def test_one_layer_whose_scales_are_doubled_does_not_ship(judged):
+    assert judged["doubled"].verdict != "SHIP", judged["doubled"].reasons
+
+
+def test_one_layer_whose_weights_are_shuffled_does_not_ship(judged):
+    assert judged["shuffled"].verdict != "SHIP", judged["shuffled"].reasons
 
 
 @pytest.mark.skipif(not HAS_INT4, reason=INT4_MISSING)
-def test_4_bits_with_one_scale_per_tensor_calibrated_on_random_tokens_do_not_ship(plant):
-    assert PER_TENSOR.is_dir(), "make the checkpoint first: pytest tests/e2e/compress"
-    finished, flow = plant(INT4, PER_TENSOR)
-    assert judged(finished, flow, INT4).verdict == "DO NOT SHIP"
+def test_4_bits_with_one_scale_per_tensor_calibrated_on_random_tokens_do_not_ship(judged):
+    assert judged["per-tensor"].verdict == "DO NOT SHIP"
 
 
 def test_another_chat_template_is_refused_before_anything_is_asked(plant):
@@ -138,7 +159,8 @@ def test_an_identical_checkpoint_is_told_apart_from_the_base_by_nothing(plant):
     ):
         same = {"protocol": first.protocol, "protocol_hash": first.protocol_hash}
         write_json(space.results(INT8) / f"{kind}.json", again.model_copy(update={**whose, **same}))
-    candidate = compared(finished, flow, INT8)
+    take_over(finished, flow, INT8, INT8)
+    (candidate,) = compare_workspace(flow).candidates
     assert candidate.verdict != "DO NOT SHIP", candidate.reasons
     for difference in [d for metrics in candidate.accuracy.values() for d in metrics.values()]:
         if difference.unit == "points":

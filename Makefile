@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE   # set in many images; without compiled files 
 .DEFAULT_GOAL := demo
 
 help:             ## these lines
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
+	@sed -nE 's/^([a-z-]+):.*## /\1               /; s/^([a-z -]{15}) */make \1/p' Makefile
 
 demo: bootstrap   ## the whole flow, from nothing to the report
 	$(BIN)/model-serve-flow run $(addprefix --profile ,$(PROFILE))

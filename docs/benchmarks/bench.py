@@ -135,7 +135,8 @@ def main() -> None:
     """Measures, writes the figures, prints them."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = default_profile()
-    parser.add_argument("profile", nargs="?", default=default, help=f"what `make demo` runs; by default {default}")
+    meaning = f"name of the profile that `make demo` runs; by default {default}"
+    parser.add_argument("profile", nargs="?", default=default, help=meaning)
     profile = parser.parse_args().profile
     with tempfile.TemporaryDirectory() as temporary:
         figures = measure(Path(temporary) / "model-serve-flow", profile)

@@ -80,7 +80,7 @@ def run(
     force: bool,
     mirror: str | None,
 ) -> None:
-    """Runs the notebooks; a finished step whose inputs are unchanged is skipped. Ends with the verdicts."""
+    """Runs the notebooks and shows the verdicts; a finished step whose inputs are unchanged is skipped."""
     from model_serve_flow import runner
 
     if mirror:
@@ -190,9 +190,9 @@ def gpu_note(flow: Flow, machine: Machine) -> str:
     if not all(item.ok for item in check(larger, machine)):
         return ""
     return (
-        f"This machine has a GPU ({machine.gpus[0].name}) and fits the profile {GPU_PROFILE}. It is not the default, "
-        f"because it downloads a model of {gib(estimate(larger).weights_bytes)}: "
-        f"model-serve-flow run --profile {GPU_PROFILE}"
+        f"This machine has a GPU ({machine.gpus[0].name}) and fits the profile {GPU_PROFILE}. "
+        f"It is not the default, because it downloads a model of "
+        f"{gib(estimate(larger).weights_bytes)}: model-serve-flow run --profile {GPU_PROFILE}"
     )
 
 

@@ -50,7 +50,10 @@ class KeyedHook(CacheHook):
 
 
 class Count:
-    """Counts what was answered, for the runner's live line; it belongs to the measurement that was reported last."""
+    """Counts what was answered, for the runner's live line.
+
+    It belongs to the measurement that was reported last.
+    """
 
     def __init__(self, unit: str, total: int) -> None:
         self.unit, self.total, self.done = unit, total, 0

@@ -141,7 +141,8 @@ def _inputs(flow: Flow, recipe: Recipe, quantise: Quantise, calibration: Calibra
 def _layers_shown(name: str, model: PreTrainedModel, recipe: Recipe) -> Iterator[None]:
     """Reports how many layers llm-compressor has calibrated: one is when the next is reached.
 
-    It calibrates layer by layer, each with all texts. A recipe without calibration does not compute with the model.
+    It calibrates layer by layer, each with all texts. A recipe without calibration does not
+    compute with the model.
     """
     kinds = recipe.sequential_targets or model._no_split_modules or ()
     layers = [module for module in model.modules() if type(module).__name__ in kinds]

@@ -385,8 +385,8 @@ def load_profile(profile: str | None = None, overrides: dict[str, Any] | None = 
     """Reads a profile by name (or path of a YAML file) and applies overrides: environment first, then `overrides`.
 
     Args:
-        profile: name of a file in the profiles folder without `.yaml`, or the path of a YAML file; none: the default
-            of this machine.
+        profile: name of a file in the profiles folder without `.yaml`, or the path of a YAML file;
+            none: the default of this machine.
         overrides: dotted key -> value, for instance ``{"performance.seconds": 10}``.
 
     Raises:

@@ -67,7 +67,8 @@ def measure_distribution(flow: Flow, server: Server, again: bool = False) -> Dis
     path = flow.workspace.results(server.model_name) / f"distribution{'_again' if again else ''}.json"
     if (earlier := kept(path, DistributionResult, server, facts, protocol)) is not None:
         return earlier
-    turn, what = -1 if again else 1, f"{server.model_name}{', again' if again else ''}: distributions"
+    turn = -1 if again else 1
+    what = f"{server.model_name}{', again' if again else ''}: distributions"
     found = _ask_all(server, documents[::turn], k, concurrency, what)[::turn]
     source = provenance(server, proven_facts(server), protocol, started)
     result = DistributionResult(**source, k=k, documents=tuple(found))

@@ -1,6 +1,7 @@
 """The one exception users see: what was wrong, with which value, what to do next."""
 
-# What every message asks for that a rerun repairs: it does again just what is missing, changed or of other inputs.
+# What every message asks for that a rerun repairs. It does again what is missing, changed or of
+# other inputs, and nothing else.
 RERUN = "Run again with the same options: model-serve-flow run."
 
 

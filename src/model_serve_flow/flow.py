@@ -29,7 +29,8 @@ class Flow:
         """Loads the profile; FlowError if it is unknown or not valid.
 
         Args:
-            profile: name of a profile, or the path of its YAML file; none: the default of this machine.
+            profile: name of a profile, or the path of its YAML file; none: the default of this
+                machine.
             overrides: dotted key -> value.
             artifacts: folder of all artifacts; default: `MODEL_SERVE_FLOW_ARTIFACTS`, or `artifacts/` of the checkout.
         """

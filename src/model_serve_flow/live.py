@@ -1,9 +1,10 @@
-"""What a long step is doing now: the notebook's process writes it into a small file, and the runner shows it.
+"""What a long step is doing now, told by the notebook's process and shown by the runner.
 
-    live.report("base: lm-eval", 0, 618, "requests")     # begins: the expected end follows from the rate since here
-    live.report("base: lm-eval", 312, 618, "requests")   # as often as there is news; most calls write nothing
+    live.report("base: lm-eval", 0, 618, "requests")    # begins: the rate counts from here
+    live.report("base: lm-eval", 312, 618, "requests")  # cheap: most calls write nothing
 
-A notebook that is opened without the runner has no such file, and nothing is written.
+The process writes a small file, whose path is in the variable `MODEL_SERVE_FLOW_LIVE`.
+A notebook that is opened without the runner has no such variable, and nothing is written.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 VARIABLE = "MODEL_SERVE_FLOW_LIVE"  # path of the file; set by the runner for the notebook's kernel
-WRITE_SECONDS = 0.5  # at most one write in this time, besides the first and the last of a measurement
+WRITE_SECONDS = 0.5  # least time between two writes, but for a measurement's first and last
 
 
 @dataclass(frozen=True)
 class Live:
-    """How far a measurement is; times are `time.monotonic()`, which is one clock for all processes of a machine."""
+    """How far a measurement is.
+
+    Times are `time.monotonic()`, which is one clock for all processes of a machine.
+    """
 
     what: str
     done: int
@@ -45,7 +49,7 @@ class Live:
         return f"about {duration(seconds)} left" if seconds > 0 else "soon over"
 
     def seconds_left(self) -> float | None:
-        """Seconds until the expected end, by the rate since it began; none while there is no rate."""
+        """Seconds until the expected end by the rate since it began; none while there is no rate."""
         if self.done <= self.first or not self.total:
             return None
         pace = (self.at - self.started) / (self.done - self.first)
@@ -71,7 +75,8 @@ class _Reporter:
         with self.lock:
             what = what if what is not None else self.last.what if self.last else ""
             last = self.last
-            begins = last is None or (what, total, unit) != (last.what, last.total, last.unit) or done < last.done
+            same = last is not None and (what, total, unit) == (last.what, last.total, last.unit)
+            begins = not same or done < last.done
             first, started = (done, now) if begins else (last.first, last.started)
             self.last = Live(what, done, total, unit, first, started, now)
             if begins or self.last.is_over or now - self.written >= WRITE_SECONDS:
@@ -79,7 +84,7 @@ class _Reporter:
                 self.write(path, self.last)
 
     def write(self, path: str, live: Live) -> None:
-        """A measurement must not fail for a line on the terminal; that the line stays away is said once."""
+        """A measurement must not fail for a line on the terminal: that it is missing is said once."""
         if path == self.failed_path:
             return
         temporary = _temporary(Path(path))
@@ -88,14 +93,15 @@ class _Reporter:
             temporary.replace(path)
         except OSError as error:
             self.failed_path = path
-            print(f"note: {path} cannot be written ({error.strerror}): the runner does not show how far this step is")
+            reason = f"{path} cannot be written ({error.strerror})"
+            print(f"note: {reason}: the terminal does not show how far this step is")
 
 
 _reporter = _Reporter()
 
 
 def report(what: str | None, done: int, total: int, unit: str = "") -> None:
-    """Tells the runner how far a measurement is; cheap, so it may be called for every request. Any thread may call.
+    """Tells the runner how far a measurement is. Any thread may call it, and for every request.
 
     Args:
         what: names the measurement: "base: lm-eval". None: the one that was reported last.

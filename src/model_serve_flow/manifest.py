@@ -39,9 +39,10 @@ def read_manifest(workspace: Workspace) -> dict[str, Any]:
 
 
 def set_aside_damaged(workspace: Workspace) -> Path | None:
-    """Moves a manifest that is not JSON to `manifest.damaged.json`, so that a run can go on without it.
+    """Moves a manifest that is not JSON to `manifest.damaged.json`, so that a run can go on.
 
-    Every step then counts as not done; results of the same model and protocol are kept by the steps themselves.
+    Every step then counts as not done. Results of the same model and protocol are kept by the steps
+    themselves.
 
     Returns:
         Where it is now; none where there is none, or it is in order.

@@ -147,7 +147,7 @@ def environment_commands(folder: Path, device: environments.Device) -> list[str]
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """Which revisions the mirror holds; nothing where that cannot be read: then all are fetched again."""
+    """Which revisions the mirror holds; none where that cannot be read: then all are fetched again."""
     try:
         return read_json(folder / RECORD)
     except FlowError:

@@ -48,7 +48,8 @@ class Notebooks:
         Args:
             python: the interpreter that has papermill.
             parameters: values of the notebook's parameters cell.
-            show: called with (cell being executed, number of cells, what it does for long) while it runs.
+            show: called while it runs, with the cell being executed, the number of cells, and what
+                takes long.
 
         Returns:
             Exit status (0: every cell succeeded), the executed notebook and its log.

@@ -1,4 +1,4 @@
-"""The processor of this machine: which of its features vLLM's CPU build needs, and which profile is the default.
+"""The processor of this machine: the features that vLLM's CPU build needs, and the default profile.
 
 Needs only the standard library.
 """
@@ -10,22 +10,29 @@ from collections.abc import Collection
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
-CPU_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16")
-INT4_FEATURE = "avx512f"  # on x86-64: without it vLLM's CPU build 0.32 takes a W4A16 checkpoint and fails at a request
+CPU_FEATURES = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni"),
+    *("amx_tile", "amx_int8", "amx_bf16"),
+)
+# On x86-64: without it vLLM's CPU build 0.32 takes a W4A16 checkpoint and fails at a request.
+INT4_FEATURE = "avx512f"
 
 
 def default_profile() -> str:
     """The name of the profile that is run where the user names none.
 
-    It is `cpu-smollm2`, or `cpu-smollm2-avx2` where the processor cannot serve INT4. A machine with a GPU has the same
-    default: its profile downloads a model of 16 GB, which nobody should start without asking for it.
+    It is `cpu-smollm2`, or `cpu-smollm2-avx2` where the processor cannot serve INT4. A machine with
+    a GPU has the same default: the profile for a GPU downloads a model of 15 GiB, which nobody
+    should start without asking for it.
     """
     return for_this_processor("cpu-smollm2")
 
 
 def for_this_processor(profile: str) -> str:
-    """The name of a CPU profile, or of its variant without INT4 candidates where this processor cannot serve those."""
-    _, features = describe_cpu(CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.is_file() else "")
+    """A CPU profile's name, or its variant without INT4 where this processor cannot serve that."""
+    there = CPUINFO.is_file()  # not on other systems, which the flow refuses with a message
+    text = CPUINFO.read_text(encoding="utf-8", errors="replace") if there else ""
+    _, features = describe_cpu(text)
     return profile if serves_int4(platform.machine(), features) else f"{profile}-avx2"
 
 
@@ -36,6 +43,8 @@ def serves_int4(architecture: str, features: Collection[str]) -> bool:
 
 def describe_cpu(cpuinfo: str) -> tuple[str, tuple[str, ...]]:
     """Model name and the features that matter to the engine, from the text of /proc/cpuinfo."""
-    fields = dict(reversed([tuple(map(str.strip, line.split(":", 1))) for line in cpuinfo.splitlines() if ":" in line]))
+    lines = [line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line]
+    fields = {key.strip(): value.strip() for key, value in reversed(lines)}  # of the first processor
     flags = set(fields.get("flags", fields.get("Features", "")).split())
-    return fields.get("model name", platform.machine()), tuple(name for name in CPU_FEATURES if name in flags)
+    features = tuple(name for name in CPU_FEATURES if name in flags)
+    return fields.get("model name", platform.machine()), features

@@ -14,7 +14,7 @@ from rich.progress import Progress as Lines
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from model_serve_flow.live import Live, duration
+from model_serve_flow.live import Live
 
 PLAIN_SECONDS = 30.0  # between two lines of a step where there is no terminal
 ADDED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}  # cells that papermill adds to the executed notebook
@@ -22,7 +22,10 @@ MESSAGE_LINES = 30
 
 
 class Progress:
-    """One line per module: live with elapsed time on a terminal, else one at its start, every 30 s and at its end."""
+    """One line per module, live with its time on a terminal.
+
+    Elsewhere: a line at its start, one every 30 s and one at its end.
+    """
 
     def __init__(self, console: Console, modules: Sequence[str]) -> None:
         self.console = console
@@ -55,14 +58,15 @@ class Progress:
             self._print(f"{module}: started")
 
     def cells(self, number: int, total: int, doing: Live | None = None) -> None:
-        """Shows how far the notebook is, and what it does for long; nothing where neither is known (`total` is 0)."""
+        """Shows how far the notebook is (`total` is 0: not known) and what it is doing."""
         cell = f"cell {number} of {total}" if total else ""
         note = ", ".join(filter(None, [cell, str(doing or "")]))
         if self.live and note:
             self.lines.update(self.task, note=escape(note))
         elif not self.live and time.monotonic() - self.printed >= PLAIN_SECONDS:
             self.printed = time.monotonic()
-            self._print(f"{self.module}: {duration(self.printed - self.started)}, {note or 'its kernel starts'}")
+            elapsed = self.printed - self.started
+            self._print(f"{self.module}: {elapsed:.0f} s, {note or 'its kernel starts'}")
 
     def finish(self, module: str) -> None:
         self._end(module, "[green]done[/green]", "finished")

@@ -64,7 +64,7 @@ def markdown_texts(text):
     """(line, code) of every line of a block of code and every span of code."""
     for block in FENCE.finditer(text):
         first = text.count("\n", 0, block.start(1)) + 1
-        yield from enumerate(block[1].splitlines(), first)
+        yield from enumerate((re.split(r"\s#", line)[0] for line in block[1].splitlines()), first)
     spans = FENCE.sub(lambda block: "\n" * block[0].count("\n"), text)
     yield from ((spans.count("\n", 0, span.start()) + 1, " ".join(span[1].split())) for span in SPAN.finditer(spans))
 
@@ -108,7 +108,7 @@ def found(program):
     for place, text, is_code in texts():
         for match in program.finditer(text):
             rest = text[match.end() :]
-            words = shlex.split(rest, comments=True) if is_code else in_prose(rest)
+            words = shlex.split(rest) if is_code else in_prose(rest)
             command = Command(tuple(words), place)
             commands.setdefault(str(command), command)
     return sorted(commands.values(), key=str)

@@ -207,7 +207,8 @@ def test_what_was_scored_is_not_scored_again_and_the_results_are_the_same(room, 
     Disturbed("01").finishes()
     here, undisturbed = (answered(root / "logs" / "vllm-accuracy-base.log") for root in (room, flow.workspace.root))
     print(f"{here} requests instead of {undisturbed}")
-    assert here <= undisturbed - 6, "at least the six that two disturbed runs waited for need not be answered again"
+    # Two disturbed runs waited for six requests each, of which two find out what the engine knows.
+    assert here <= undisturbed - 4, "at least two of each four need not be answered again"
     assert not any((room / "cache").rglob("*.db"))
     for name in ("accuracy", "accuracy_again", "distribution"):
         ours, theirs = (

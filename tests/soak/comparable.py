@@ -11,6 +11,7 @@ ENDINGS = ("_seconds", "_per_s", "_at")
 MEASURED = {
     "seconds",
     "milliseconds",
+    "requests",  # what was answered before an interruption is counted as that
     "peak_memory_bytes",
     "completed_requests",  # how many fit into the time
     "incomplete_requests",

@@ -12,12 +12,12 @@ from model_serve_flow.pairs import Pairs, count_flips
 from model_serve_flow.results import AccuracyResult
 from model_serve_flow.serving import serve
 from model_serve_flow.shift import pairs_of_second
-from model_serve_flow.statistics import is_binary
+from model_serve_flow.statistics import is_binary, wilson_interval
 from model_serve_flow.tables import accuracy_table, divergence_table
 
 __all__ = [
     "Flow", "accuracy_bars", "accuracy_table", "divergence_table", "measure_accuracy", "measure_accuracy_again",
-    "measure_distribution", "noise_table", "prepare_evaluation", "sample_questions", "serve",
+    "measure_distribution", "noise_table", "prepare_evaluation", "sample_questions", "serve", "ways",
 ]  # fmt: skip
 
 
@@ -35,6 +35,11 @@ def sample_questions(flow: Flow) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("task")
 
 
+def ways(result: AccuracyResult) -> str:
+    """How lm-eval's requests were asked, in one line."""
+    return "; ".join(f"{way}: {count:,}" for way, count in result.requests.items())
+
+
 def noise_table(first: AccuracyResult, second: AccuracyResult | None) -> pd.DataFrame:
     """Task x metric of the items asked twice: answers that flipped, or the largest change of other values."""
     rows = []
@@ -49,4 +54,10 @@ def _changes(pairs: Pairs, metric: str) -> dict[str, str]:
     if not (is_binary(first) and is_binary(second)):
         return {"largest change": f"{abs(second - first).max():.2g}"}
     flips = count_flips(first == 1, second == 1)
-    return {"right to wrong": str(flips.right_to_wrong), "wrong to right": str(flips.wrong_to_right)}
+    share = wilson_interval(flips.right_to_wrong + flips.wrong_to_right, len(first))
+    return {
+        "right to wrong": str(flips.right_to_wrong),
+        "wrong to right": str(flips.wrong_to_right),
+        "flipped": f"{share.difference:.1%}",
+        "95 % interval": f"{share.low:.1%} to {share.high:.1%}",
+    }

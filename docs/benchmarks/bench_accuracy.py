@@ -25,6 +25,7 @@ import numpy as np
 
 from model_serve_flow import accuracy, offline
 from model_serve_flow.flow import Flow
+from model_serve_flow.processor import default_profile
 from model_serve_flow.serving import Server, serve
 from model_serve_flow.workspace import write_json
 
@@ -240,7 +241,9 @@ def compare(flow: Flow, server: Server, suite: Suite) -> dict[str, Any]:
 def main() -> None:
     """Measures, writes the figures after every suite, prints a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("profile", help="gives the model and the engine's settings; 00 must have run")
+    default = default_profile()
+    described = f"gives the model and the engine's settings; 00 must have run; by default {default}"
+    parser.add_argument("profile", nargs="?", default=default, help=described)
     parser.add_argument("--items", type=int, default=200, help="of each task")
     parser.add_argument("--only", help="suites whose name holds this")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("accuracy.json"))

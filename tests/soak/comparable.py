@@ -22,7 +22,6 @@ MEASURED = {
     "client_limited",
     "busy",  # what other programs took
     "others_share",
-    "requests",  # how many were answered before an interruption
     "capacity",
 }
 WHOLE = "protocol"  # what was asked for, seconds and objectives among it

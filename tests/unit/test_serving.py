@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from model_serve_flow import engine_variables, serving, watchdog
+from model_serve_flow import engine_variables, live, serving, watchdog
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.manifest import read_manifest
@@ -401,8 +401,12 @@ def alive(processes):
 def test_servers_of_several_models_start_together_and_each_ends_after_its_turn(flow, monkeypatch):
     flow.workspace.model("w8a8-int8").mkdir()
     engine(monkeypatch, HEALTHY)
+    reports = []
+    monkeypatch.setattr(live, "report", lambda *report: reports.append(report))
     with serving.serve_each(flow, ["base", "w8a8-int8"]) as servers:
         first = next(servers)
+        what = "base, w8a8-int8: vLLM starts"
+        assert reports[:2] == [(what, 0, 0), (what, 1, 1)]
         second = next(servers)
         assert (first.model_name, second.model_name) == ("base", "w8a8-int8")
         assert first.url != second.url

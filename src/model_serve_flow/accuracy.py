@@ -171,7 +171,7 @@ def _selection(flow: Flow, items: int | None) -> dict[str, Any]:
     accuracy = flow.config.accuracy
     if items is None:
         return {"tasks": list(accuracy.tasks), "limit": accuracy.limit}
-    return subsample(task_manager(flow), accuracy.tasks, items, accuracy.limit, flow.config.seed)
+    return subsample(task_manager(flow), accuracy.tasks, items, limit=accuracy.limit, seed=flow.config.seed)
 
 
 def _endpoint(flow: Flow, server: Server, **ours: Any) -> dict[str, Any]:

@@ -129,41 +129,44 @@ def evaluate(
         FlowError: a task nobody knows, or the server did not answer; what it answered is in `cache`.
     """
     import aiohttp
-    import lm_eval
     import requests
 
-    accuracy, seed = flow.config.accuracy, flow.config.seed
     os.environ["OPENAI_API_KEY"] = server.api_key  # where lm-eval looks for it, and does not write it down
     ways: collections.Counter[str] = collections.Counter()
-
-    def run() -> dict[str, Any]:
-        asked = _selection(flow, items)
-        if not asked["tasks"]:
-            return {"samples": {}}
-        with server.client(TIMEOUT_SECONDS) as client:
-            raw = lm_eval.simple_evaluate(
-                **_endpoint(flow, server, client=client, ways=ways),
-                **asked,
-                task_manager=task_manager(flow),
-                num_fewshot=accuracy.num_fewshot,
-                apply_chat_template=accuracy.apply_chat_template,
-                use_cache=None if cache is None else str(cache),
-                log_samples=True,
-                random_seed=seed,
-                numpy_random_seed=seed,
-                torch_random_seed=seed,
-                fewshot_random_seed=seed,
-            )
-        raw["config"] |= _endpoint(flow, server)  # without what cannot be written down
-        return raw
-
     try:
-        return _alone(run, log), dict(ways)
+        return _alone(functools.partial(_ask, flow, server, cache, items, ways), log), dict(ways)
     except (aiohttp.ClientError, requests.RequestException, httpx.HTTPError, TimeoutError) as error:
         raise FlowError(
             f"vLLM did not answer lm-eval: {error!r:.500}",
             f"See {log} and {server.log}. What was answered is kept: run again to go on.",
         ) from error
+
+
+def _ask(
+    flow: Flow, server: Server, cache: Path | None, items: int | None, ways: collections.Counter[str]
+) -> dict[str, Any]:
+    """lm-eval's results; counts in `ways` how its requests were asked."""
+    import lm_eval
+
+    accuracy, seed, asked = flow.config.accuracy, flow.config.seed, _selection(flow, items)
+    if not asked["tasks"]:
+        return {"samples": {}}
+    with server.client(TIMEOUT_SECONDS) as client:
+        raw = lm_eval.simple_evaluate(
+            **_endpoint(flow, server, client=client, ways=ways),
+            **asked,
+            task_manager=task_manager(flow),
+            num_fewshot=accuracy.num_fewshot,
+            apply_chat_template=accuracy.apply_chat_template,
+            use_cache=None if cache is None else str(cache),
+            log_samples=True,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    raw["config"] |= _endpoint(flow, server)  # without what cannot be written down
+    return raw
 
 
 def _selection(flow: Flow, items: int | None) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Run:
 
 
 def measure(flow: Flow, server: Server, suite: Suite, *, stock: bool, again: bool = False) -> Run:
-    """Scores the suite with lm-eval's own client or with ours, `again` in the batches of the second measurement."""
+    """Scores the suite with lm-eval's own client or ours; `again`: in the second measurement's batches."""
     settings = {"tasks": suite.tasks, "limit": suite.items, "num_fewshot": suite.examples}
     config = flow.config.model_copy(update={"accuracy": flow.config.accuracy.model_copy(update=settings)})
     config = accuracy.second_measurement(config) if again else config
@@ -196,7 +196,7 @@ def likelihoods(run: Run) -> np.ndarray:
 
 
 def choice_gap(stock: list[Any], other: list[Any]) -> float | None:
-    """How much likelier stock's choice is, by stock, than the one chosen otherwise; None if the choice is the same."""
+    """How much likelier stock finds its own choice than the other's; None if the choice is the same."""
     if len(stock) < 2 or not isinstance(stock[0], tuple | list):
         return None
     first, second = (max(range(len(found)), key=lambda place: found[place][0]) for found in (stock, other))

@@ -178,36 +178,13 @@ def evaluate(
         FlowError: a task nobody knows, or the server did not answer; what it answered is in `cache`.
     """
     import aiohttp
-    import lm_eval
     import requests
 
-    accuracy, seed = flow.config.accuracy, flow.config.seed
     os.environ["OPENAI_API_KEY"] = server.api_key  # where lm-eval looks for it, and does not write it down
     ways: collections.Counter[str] = collections.Counter()
-
-    def run() -> dict[str, Any]:
-        asked = _selection(flow, flow.config.accuracy.tasks if tasks is None else tuple(tasks), items)
-        if not asked["tasks"]:
-            return {"samples": {}}
-        with server.client(TIMEOUT_SECONDS) as client:
-            raw = lm_eval.simple_evaluate(
-                **_endpoint(flow, server, client=client, ways=ways),
-                **asked,
-                task_manager=task_manager(flow),
-                num_fewshot=accuracy.num_fewshot,
-                apply_chat_template=accuracy.apply_chat_template,
-                use_cache=None if cache is None else str(cache),
-                log_samples=True,
-                random_seed=seed,
-                numpy_random_seed=seed,
-                torch_random_seed=seed,
-                fewshot_random_seed=seed,
-            )
-        raw["config"] |= _endpoint(flow, server)  # without what cannot be written down
-        return raw
-
+    chosen = flow.config.accuracy.tasks if tasks is None else tuple(tasks)
     try:
-        return _alone(run, log), dict(ways)
+        return _alone(functools.partial(_ask, flow, server, cache, chosen, items, ways), log), dict(ways)
     except (aiohttp.ClientError, requests.RequestException, httpx.HTTPError, TimeoutError) as error:
         raise FlowError(
             f"vLLM did not answer lm-eval: {error!r:.500}",
@@ -215,12 +192,44 @@ def evaluate(
         ) from error
 
 
+def _ask(
+    flow: Flow,
+    server: Server,
+    cache: Path | None,
+    tasks: tuple[str, ...],
+    items: int | None,
+    ways: collections.Counter[str],
+) -> dict[str, Any]:
+    """lm-eval's results; counts in `ways` how its requests were asked."""
+    import lm_eval
+
+    accuracy, seed, selection = flow.config.accuracy, flow.config.seed, _selection(flow, tasks, items)
+    if not selection["tasks"]:
+        return {"samples": {}}
+    with server.client(TIMEOUT_SECONDS) as client:
+        raw = lm_eval.simple_evaluate(
+            **_endpoint(flow, server, client=client, ways=ways),
+            **selection,
+            task_manager=task_manager(flow),
+            num_fewshot=accuracy.num_fewshot,
+            apply_chat_template=accuracy.apply_chat_template,
+            use_cache=None if cache is None else str(cache),
+            log_samples=True,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    raw["config"] |= _endpoint(flow, server)  # without what cannot be written down
+    return raw
+
+
 def _selection(flow: Flow, tasks: tuple[str, ...], items: int | None) -> dict[str, Any]:
     """What lm-eval is told to ask: every task up to `accuracy.limit`, or so many items of each that could flip."""
     limit = flow.config.accuracy.limit
     if items is None:
         return {"tasks": list(tasks), "limit": limit}
-    return subsample(task_manager(flow), tasks, items, limit, flow.config.seed)
+    return subsample(task_manager(flow), tasks, items, limit=limit, seed=flow.config.seed)
 
 
 def _endpoint(flow: Flow, server: Server, **ours: Any) -> dict[str, Any]:

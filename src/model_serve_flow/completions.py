@@ -1,4 +1,4 @@
-"""lm-eval's client of the endpoint; imports lm-eval, so it is imported where something is measured."""
+"""lm-eval's client of the endpoint; imports lm-eval, so it is imported where it measures."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from model_serve_flow.scoring import Answer, Question, Wanted, batches, plan
 
 NAME = "whole-completions"
 
-# Nats per token in which an echo and a next token of one prompt may differ: twice the largest difference that was seen
-# (BF16, an engine whose sums depend on what it computes together). An engine that answers something else is far off.
+# Nats per token in which an echo and a next token of one prompt may differ: twice the largest
+# difference that was seen (BF16, an engine whose sums depend on what it computes together).
 MOST_DIFFERENCE = 1.0
 
 # How lm-eval's requests were answered, as the result names it.
@@ -37,8 +37,9 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 class KeyedHook(CacheHook):
     """Hands answers on to lm-eval's request cache, unless they have no key.
 
-    The windows of a text that is scored as a whole have none, and with several requests at a time lm-eval 0.4.13 trips
-    over that. The text's own answer has one: it is kept when all its windows are there.
+    The windows of a text that is scored as a whole have none, and with several requests at a time
+    lm-eval 0.4.13 trips over that. The text's own answer has one: it is kept when all its windows
+    are there.
     """
 
     def __init__(self, hook: CacheHook) -> None:
@@ -67,18 +68,18 @@ class Count:
 
 @register_model(NAME)
 class WholeCompletions(LocalCompletionsAPI):
-    """lm-eval's `local-completions` with fewer prompts for the same log-likelihoods, and none from half an answer.
+    """lm-eval's `local-completions` with fewer prompt tokens; takes no answer that is not whole.
 
-    The log-likelihoods of one context are read from the probabilities of its next token where that is exact and cheaper
-    (`scoring.plan`); the others, and all of an engine that does not give these probabilities, are echoed as
-    `local-completions` does it. Texts, and windows of texts, are asked as it asks them.
+    The log-likelihoods of one context are read from the probabilities of its next token where that
+    is exact and cheaper (`scoring.plan`). The others are echoed as `local-completions` does, and so
+    are all of an engine that does not give these probabilities. Texts are asked as it asks them.
 
-    Every answer can be kept, and none is taken that is not whole. One with a prompt too few would be counted, and kept,
-    as that of another prompt; of one without text lm-eval would score a text of its own.
+    Every answer can be kept. One with a prompt too few would be counted, and kept, as that of
+    another prompt; of one without text lm-eval would score a text of its own.
 
     Args:
         client: carries the server's address and key.
-        ways: counts the log-likelihoods by how they were asked.
+        ways: counts lm-eval's requests by how they were asked.
     """
 
     _progress: Count | None = None  # of log-likelihoods and written answers
@@ -125,7 +126,7 @@ class WholeCompletions(LocalCompletionsAPI):
         self._progress = Count("requests", len(requests))
         return super().generate_until(requests, **kwargs)
 
-    def _create_payload(self, messages: Any, generate: bool = False, **kwargs: Any) -> dict[str, Any]:
+    def _create_payload(self, messages: Any, generate: bool = False, **kwargs: Any) -> Any:
         payload = super()._create_payload(messages, generate=generate, **kwargs)
         return payload | {"cache_salt": self.reader.salt} if generate else payload
 
@@ -135,12 +136,7 @@ class WholeCompletions(LocalCompletionsAPI):
             self._texts.add(1)
             return found
         self._progress = Count("requests", len(requests))
-        inputs, lengths, _ = self.batch_loglikelihood_requests([requests])  # cuts what is too long
-        wanted = [
-            Wanted(tuple(tokens[: max(0, length)]), tuple(tokens[max(0, length) :]))
-            for tokens, length in zip(inputs, lengths, strict=True)
-        ]
-        block = self.reader.block()
+        wanted, block = self._wanted(requests), self.reader.block()
         questions = plan(wanted, block)
         answers: dict[int, Answer] = {}
         for found in self._read(requests, wanted, questions, block):
@@ -155,34 +151,53 @@ class WholeCompletions(LocalCompletionsAPI):
             answers |= zip(rest, echoed, strict=True)
         return [answers[place] for place in range(len(requests))]
 
+    def _wanted(self, requests: Sequence[Request]) -> list[Wanted]:
+        """The requests, cut as lm-eval cuts what is too long; equal contexts are one object."""
+        wanted, contexts = [], {}
+        for request in requests:
+            (tokens,), (length,), _ = self.batch_loglikelihood_requests([[request]])
+            context = tuple(tokens[: max(0, length)])
+            context = contexts.setdefault(context, context)
+            wanted.append(Wanted(context, tuple(tokens[max(0, length) :])))
+        return wanted
+
     def _read(
-        self, requests: Sequence[Request], wanted: Sequence[Wanted], questions: Sequence[Question], block: int | None
+        self,
+        requests: Sequence[Request],
+        wanted: Sequence[Wanted],
+        questions: Sequence[Question],
+        block: int | None,
     ) -> Iterator[dict[int, Answer]]:
-        """Yields the answers to the questions by place, as they come; none if the engine has none."""
+        """Yields the answers to the questions by place, as they come; none if there are none."""
         if not questions or not self.reader.knows_labels(questions[0].context[0]):
             return
+
         first, *others = batches(questions, self._batch_size)
         found = self.reader.ask(first)
-        saved = sum(
-            sum(wanted[place].tokens for place in one.continuations) - one.computed(block or sys.maxsize)
-            for one in questions
-        )
-        if (extremes := _extremes(first, found)) and sum(wanted[place].tokens for place in extremes) <= saved:
+        extremes = _extremes(first, found) if found else ()
+        places = [place for question in questions for place in question.continuations]
+        computed = sum(question.computed(block or sys.maxsize) for question in questions)
+        saved = _tokens(wanted, places) - computed
+        if _tokens(wanted, extremes) <= saved:  # the check must not cost more than the labels save
             self._require_agreement(requests, wanted, {place: found[place] for place in extremes})
         yield found
-        yield from tqdm(self.reader.ask_all(others), desc="Requesting next tokens", total=len(others))
+
+        progress = {"desc": "Requesting next tokens", "total": len(others)}
+        yield from tqdm(self.reader.ask_all(others), **progress)
 
     def _require_agreement(
         self, requests: Sequence[Request], wanted: Sequence[Wanted], found: Mapping[int, Answer]
     ) -> None:
-        """FlowError if an echo gives another log-likelihood: then the labels' probabilities are not what they claim."""
+        """FlowError if an echo gives another log-likelihood than the labels did."""
+        if not found:
+            return
         echoed = super()._loglikelihood_tokens([requests[place] for place in found])
         for (place, (read, _)), (echo, _) in zip(found.items(), echoed, strict=True):
             if abs(read - echo) > MOST_DIFFERENCE * len(wanted[place].continuation):
                 raise FlowError(
-                    f"The engine contradicts itself: a log-likelihood is {read:.4g} by its `logprob_token_ids` and "
-                    f"{echo:.4g} by an echo of the same {wanted[place].tokens} tokens.",
-                    "No score of this engine can be trusted: serve with the version that the lock names.",
+                    f"The engine contradicts itself: a log-likelihood is {read:.4g} by its "
+                    f"`logprob_token_ids` and {echo:.4g} by an echo of the same tokens.",
+                    "Its scores cannot be trusted: serve with the version that the lock names.",
                 )
 
     def _count(self, wanted: Sequence[Wanted], questions: Sequence[Question], answers: Mapping[int, Answer]) -> None:
@@ -193,19 +208,22 @@ class WholeCompletions(LocalCompletionsAPI):
 
     @staticmethod
     def parse_logprobs(
-        outputs: Any, tokens: list[list[int]] | None = None, ctxlens: list[int] | None = None, **kwargs: Any
+        outputs: Any,
+        tokens: list[list[int]] | None = None,
+        ctxlens: list[int] | None = None,
+        **kwargs: Any,
     ) -> list[Answer]:
-        """One (log-likelihood, greedy) per prompt; FlowError if the answer has not one finite number for each."""
+        """One (log-likelihood, greedy) per prompt; FlowError if one is missing or not finite."""
         try:
-            answered = sorted(
-                choice["index"] for choice in (outputs[0] if isinstance(outputs, list) else outputs)["choices"]
-            )
+            document = outputs[0] if isinstance(outputs, list) else outputs
+            answered = sorted(choice["index"] for choice in document["choices"])
             found = LocalCompletionsAPI.parse_logprobs(outputs, tokens=tokens, ctxlens=ctxlens, **kwargs)
             finite = all(math.isfinite(logprob) for logprob, _ in found)
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
             raise not_whole(f"{type(error).__name__}: {error}") from error
         if answered != list(range(len(tokens))) or not finite:
-            raise not_whole(f"{len(answered)} of {len(tokens)} prompts, {'all' if finite else 'not all'} finite")
+            share = f"{len(answered)} of {len(tokens)} prompts"
+            raise not_whole(f"{share}, {'all' if finite else 'not all'} finite")
         return found
 
     @staticmethod
@@ -220,12 +238,17 @@ class WholeCompletions(LocalCompletionsAPI):
         return found
 
 
+def _tokens(wanted: Sequence[Wanted], places: Iterable[int]) -> int:
+    """Prompt tokens that echoes of these would compute."""
+    return sum(wanted[place].tokens for place in places)
+
+
 def _extremes(questions: Sequence[Question], found: Mapping[int, Answer]) -> tuple[int, ...]:
-    """The likeliest and the least likely continuation of the question where they are farthest apart."""
+    """The likeliest and the least likely continuation of the question where they differ most."""
 
     def ends(question: Question) -> tuple[int, int]:
         ranked = sorted(question.continuations, key=lambda place: found[place][0])
         return ranked[-1], ranked[0]
 
-    pairs = [ends(question) for question in questions if found and len(question.continuations) > 1]
+    pairs = [ends(question) for question in questions if len(question.continuations) > 1]
     return max(pairs, key=lambda pair: found[pair[0]][0] - found[pair[1]][0], default=())

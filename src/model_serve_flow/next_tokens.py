@@ -1,4 +1,4 @@
-"""Asks an engine for the log-probabilities of given next tokens, and takes no answer that cannot be one."""
+"""Asks for log-probabilities of given next tokens, and takes no answer that cannot be one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ import httpx
 from model_serve_flow.errors import FlowError
 from model_serve_flow.scoring import Answer, NextToken, Question, Step, requests
 
-# Labels to find out with: an engine that gives neither beside the token it chose does not know `logprob_token_ids`.
+# Labels to find out with: an engine that gives neither beside the token it chose does not know
+# `logprob_token_ids`.
 DECOYS = (0, 1)
 ABOVE_ZERO = 1e-3  # rounding that a log-probability of (almost) 1 may show
 ABOVE_ONE = 1e-2  # rounding that a sum of probabilities may show
-REFUSED = frozenset({400, 404, 405, 422, 501})  # what an engine answers to a parameter it does not know
+REFUSED = frozenset({400, 404, 405, 422, 501})  # status for a parameter that is not known
 
 _LABEL = re.compile(r"token_id:(\d+)")
 _CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\}", re.MULTILINE)
@@ -39,8 +40,8 @@ class NextTokenReader:
         concurrency: requests at a time.
         size: prompts in a request.
         attempts: how often a request is sent before its failure counts.
-        salt: of the prefix cache. Another measurement of the same server must not be answered from this one's cache:
-            it would repeat its rounding, and the noise floor would be too low.
+        salt: of the prefix cache. Another measurement of the same server must not be answered from
+            this one's cache: it would repeat its rounding, and the noise floor would be too low.
     """
 
     http: httpx.Client
@@ -52,7 +53,7 @@ class NextTokenReader:
     salt: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def block(self) -> int | None:
-        """Tokens that must be alike for the prefix cache to be used, as vLLM says; None without such a cache."""
+        """Tokens of a block of the prefix cache, as vLLM says; None without such a cache."""
         response = self.http.get("/metrics")
         settings = _CACHE.search(response.text) if response.is_success else None
         known = dict(_SETTING.findall(settings[1])) if settings else {}
@@ -62,7 +63,7 @@ class NextTokenReader:
         return int(aligned) if aligned.isdecimal() else int(block) if block.isdecimal() else None
 
     def knows_labels(self, token: int) -> bool:
-        """Whether the engine gives the probabilities of labels, and not only of what it finds likeliest.
+        """Whether the engine gives the probabilities of labels, and not only the likeliest token's.
 
         Args:
             token: any token, which is asked for its next one.
@@ -77,7 +78,7 @@ class NextTokenReader:
         return any(f"token_id:{decoy}" in given for decoy in DECOYS)
 
     def ask_all(self, batches: Sequence[Sequence[Question]]) -> Iterator[dict[int, Answer]]:
-        """Yields the answers (by place) of each batch as they come; those of a batch that is refused are missing.
+        """Yields the answers of each batch by place, as they come; none of a batch that is refused.
 
         After a failure nothing more is asked, and what was on its way is still yielded.
 
@@ -107,13 +108,17 @@ class NextTokenReader:
             raise failure
 
     def ask(self, batch: Sequence[Question]) -> dict[int, Answer]:
-        """Place -> answer of a batch of questions; empty if the engine refused it. Raises as `ask_all`."""
+        """Place -> answer of a batch; empty if the engine refuses it. Raises as `ask_all`."""
         found: dict[tuple[int, ...], NextToken] = {}
         for request in requests([step for question in batch for step in question.steps], self.size):
             if (document := self._post(request)) is None:
                 return {}
-            found |= {step.prompt: next_ for step, next_ in zip(request, next_tokens(document, request), strict=True)}
-        return {place: answer for question in batch for place, answer in question.answers(found).items()}
+            prompts = [step.prompt for step in request]
+            found |= zip(prompts, next_tokens(document, request), strict=True)
+        answers: dict[int, Answer] = {}
+        for question in batch:
+            answers |= question.answers(found)
+        return answers
 
     def _post(self, steps: Sequence[Step]) -> dict[str, Any] | None:
         """The engine's answer; None if it refuses such a request."""
@@ -137,7 +142,8 @@ class NextTokenReader:
             "prompt": [list(step.prompt) for step in steps],
             "max_tokens": 1,
             "temperature": 0,
-            "repetition_penalty": 1.0,  # a checkpoint's generation config may bring one, and move the likeliest token
+            # a checkpoint's generation config may bring a penalty, which moves the likeliest token
+            "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "seed": self.seed,
@@ -152,30 +158,34 @@ def next_tokens(document: Any, steps: Sequence[Step]) -> list[NextToken]:
     """The engine's answer to a request, one entry per step.
 
     Raises:
-        FlowError: a prompt or label is missing, or its log-probability is none: not finite, above 0, more than the
-            likeliest token's, or of a sum of probabilities above 1.
+        FlowError: a prompt or label is missing, or its log-probability is none: not finite, above
+            0, more than the likeliest token's, or of a sum of probabilities above 1.
     """
     try:
         choices = sorted(document["choices"], key=lambda choice: choice["index"])
         if [choice["index"] for choice in choices] != list(range(len(steps))):
             raise not_whole(f"{len(choices)} of {len(steps)} prompts")
-        return [_next_token(choice["logprobs"], step) for choice, step in zip(choices, steps, strict=True)]
+        found = [choice["logprobs"] for choice in choices]
+        return [_next_token(one, step) for one, step in zip(found, steps, strict=True)]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise not_whole(f"{type(error).__name__}: {error}") from error
 
 
 def _next_token(logprobs: Mapping[str, Any], step: Step) -> NextToken:
     (likeliest,), (top,) = logprobs["token_logprobs"], logprobs["top_logprobs"]
-    given = {int(match[1]): value for name, value in top.items() if (match := _LABEL.fullmatch(name))}
+    names = ((_LABEL.fullmatch(name), value) for name, value in top.items())
+    given = {int(match[1]): value for match, value in names if match}
     if lacking := [label for label in step.labels if label not in given]:
-        raise not_whole(f"no log-probability of {len(lacking)} of {len(step.labels)} labels, {lacking[0]} among them")
+        share = f"{len(lacking)} of {len(step.labels)} labels"
+        raise not_whole(f"no log-probability of {share}, {lacking[0]} among them")
     values = [likeliest, *given.values()]
     if not all(math.isfinite(value) for value in values):
         raise not_whole("not all log-probabilities are finite")
     if max(values) > ABOVE_ZERO:
         raise not_whole(f"a log-probability of {max(values):.4g}, which is above 0")
     if max(values) > likeliest + ABOVE_ZERO:
-        raise not_whole(f"a log-probability of {max(values):.4g} where the likeliest token has {likeliest:.4g}")
+        above = f"{max(values):.4g} where the likeliest token has {likeliest:.4g}"
+        raise not_whole(f"a log-probability of {above}")
     if (total := math.fsum(map(math.exp, given.values()))) > 1 + ABOVE_ONE:
         raise not_whole(f"the labels' probabilities sum to {total:.4g}")
     return NextToken(given, likeliest)
@@ -183,4 +193,7 @@ def _next_token(logprobs: Mapping[str, Any], step: Step) -> NextToken:
 
 def not_whole(what: str) -> FlowError:
     """What is raised for an answer of the server that is not scored."""
-    return FlowError(f"The server's answer to lm-eval is not whole: {what}.", "See lm-eval's log and the server's.")
+    return FlowError(
+        f"The server's answer to lm-eval is not whole: {what}.",
+        "See lm-eval's log and the server's.",
+    )

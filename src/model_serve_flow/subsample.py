@@ -11,13 +11,13 @@ from typing import Any
 ROLLING = "loglikelihood_rolling"  # a text that is scored has no answer that could flip
 
 
-def subsample(manager: Any, tasks: tuple[str, ...], per_task: int, limit: int | None, seed: int) -> dict[str, Any]:
-    """Arguments of lm-eval's `simple_evaluate` that ask some items of each task, with unchanged prompts.
+def subsample(manager: Any, tasks: tuple[str, ...], per_task: int, *, limit: int | None, seed: int) -> dict[str, Any]:
+    """Arguments of lm-eval's `simple_evaluate` that ask some items, with their prompts unchanged.
 
     Args:
         manager: lm-eval's `TaskManager`.
         tasks: the profile's; those whose items cannot flip are left out.
-        per_task: how many items of each task; of a task of several parts, at least one of each part.
+        per_task: items of each task; of a task of several parts, at least one of each part.
         limit: `accuracy.limit`: the first items of each part, of which these are drawn.
         seed: with the same seed the same items are drawn.
 
@@ -28,20 +28,23 @@ def subsample(manager: Any, tasks: tuple[str, ...], per_task: int, limit: int | 
     samples: dict[str, list[int]] = {}
     for name in tasks:
         loaded = manager.load([name])
-        parts = {part: task for part, task in loaded["tasks"].items() if task.OUTPUT_TYPE != ROLLING}
+        everything = loaded["tasks"].items()
+        parts = {part: task for part, task in everything if task.OUTPUT_TYPE != ROLLING}
         if not parts:
             continue
-        sizes = {part: min(len(task.eval_docs), limit or len(task.eval_docs)) for part, task in parts.items()}
+        sizes = {part: len(task.eval_docs) for part, task in parts.items()}
+        sizes = {part: min(size, limit or size) for part, size in sizes.items()}
         chosen = draw(sizes, per_task, random.Random(f"{seed} {name}"))
         for part, task in parts.items():
-            task.build_all_requests = functools.partial(_build, task, task.build_all_requests, chosen[part])
+            build = task.build_all_requests
+            task.build_all_requests = functools.partial(_build, task, build, chosen[part])
         samples |= chosen
         objects += [loaded["groups"][name]] if name in loaded["groups"] else list(parts.values())
     return {"tasks": objects, "samples": samples}
 
 
 def draw(sizes: Mapping[str, int], number: int, generator: random.Random) -> dict[str, list[int]]:
-    """Item numbers of each part, rising: as many as its size asks for, at least one, and all items alike.
+    """Item numbers of each part, rising: as many as its size asks for, and at least one.
 
     Args:
         sizes: part -> its number of items, at least 1.
@@ -50,7 +53,7 @@ def draw(sizes: Mapping[str, int], number: int, generator: random.Random) -> dic
     """
     total = sum(sizes.values())
     number, offset = min(number, total), generator.random()
-    # `number` places at equal distances along all parts in a row: each part gets those that fall into it.
+    # Places at equal distances along all parts in a row: each part gets those that fall into it.
     places = [(place + offset) * total / number for place in range(number)]
     ends = dict(zip(sizes, itertools.accumulate(sizes.values()), strict=True))
     chosen = {}
@@ -63,8 +66,8 @@ def draw(sizes: Mapping[str, int], number: int, generator: random.Random) -> dic
 def _build(task: Any, build: Callable[..., None], chosen: list[int], *, samples: list[int], **settings: Any) -> None:
     """Builds lm-eval's requests of the chosen items.
 
-    lm-eval draws examples for one prompt after the other: a prompt keeps its examples only if those of the
-    items before it are drawn as well. Told `samples`, lm-eval counts documents among these.
+    lm-eval draws examples for one prompt after the other: a prompt keeps its examples only if those
+    of the items before it are drawn as well. Told `samples`, lm-eval counts items among these.
     """
     build(**{**settings, "limit": max(chosen) + 1})
     places = {item: place for place, item in enumerate(chosen)}

@@ -8,6 +8,7 @@ import pytest
 from model_serve_flow.accuracy import _task, accuracy_protocol, measure_accuracy_again, second_measurement
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.performance import performance_protocol
 
 
 def choice(doc_id, likelihoods, acc, identity=None, **more):
@@ -133,6 +134,14 @@ def test_the_second_measurement_differs_in_what_is_computed_together_and_in_noth
     assert (second["accuracy"].pop("concurrency"), second["accuracy"].pop("batch_size")) == (3, 20)
     assert (first["accuracy"].pop("concurrency"), first["accuracy"].pop("batch_size")) == (8, 32)
     assert first == second
+
+
+def test_the_protocols_say_which_servers_have_a_prefix_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
+    flow = Flow.open("cpu-smollm2", {}, tmp_path)
+    scores, speed = (accuracy_protocol(flow, "1"), performance_protocol(flow.config, "1"))
+    assert "--enable-prefix-caching" in scores["engine_arguments"]
+    assert "--no-enable-prefix-caching" in speed["engine_arguments"]
 
 
 def test_what_else_is_measured_does_not_make_accuracy_another_protocol(tmp_path, lm_eval):

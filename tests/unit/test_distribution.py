@@ -20,6 +20,7 @@ from model_serve_flow.distribution import (
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.results import EngineFacts
+from model_serve_flow.serving import engine_arguments
 from model_serve_flow.tables import divergence_table
 
 K = 3
@@ -156,6 +157,16 @@ def test_no_more_requests_at_a_time_than_the_profile_says(folder):
     endpoint = Endpoint(flow.workspace.model("base"))
     measure_distribution(flow, endpoint)
     assert 1 <= endpoint.most_together <= 2
+
+
+def test_a_server_that_was_started_for_something_else_is_refused(folder):
+    flow = opened(folder)
+    right, wrong = (tuple(engine_arguments(flow.config, purpose)) for purpose in ("accuracy", "performance"))
+    measure_distribution(flow, Endpoint(flow.workspace.model("base"), arguments=right))
+    endpoint = Endpoint(flow.workspace.model("base"), arguments=wrong)
+    with pytest.raises(FlowError, match=r"--no-enable-prefix-caching.* is on one side only.*purpose='accuracy'"):
+        measure_distribution(flow, endpoint)
+    assert endpoint.prompts == []
 
 
 def test_the_protocol_tells_other_text_and_other_tokens_apart(folder):

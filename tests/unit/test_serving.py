@@ -264,6 +264,19 @@ def test_what_an_engine_compiles_is_there_for_the_next_one(tmp_path, monkeypatch
     assert first["VLLM_CACHE_ROOT"] == str(tmp_path / "mine"), "what the user set stays"
 
 
+@pytest.mark.parametrize("profile", ["ci", "gpu-llama-3.1-8b"])
+def test_servers_for_accuracy_have_a_prefix_cache_and_no_others_have(tmp_path, profile):
+    config = Flow.open(profile, {}, tmp_path).config
+    plain = serving.engine_arguments(config)
+    assert all(serving.engine_arguments(config, purpose) == plain for purpose in ("performance", "deploy"))
+    scoring = serving.engine_arguments(config, "accuracy")
+    only = [flag for flag in scoring if flag not in plain]
+    assert only == ["--enable-prefix-caching", *(["--block-size", "32"] if config.device == "cpu" else [])]
+    assert [flag for flag in plain if flag not in scoring] == ["--no-enable-prefix-caching"]
+    command = serving.serve_command(config, tmp_path, "base", 8000, "accuracy")
+    assert command[-len(scoring) :] == scoring
+
+
 def test_servers_listen_on_this_machine_only(flow):
     command = serving.serve_command(flow.config, flow.workspace.model("base"), "base", 8000)
     assert command[command.index("--host") + 1] == "127.0.0.1"

@@ -8,16 +8,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from model_serve_flow import statistics
+from model_serve_flow import bootstrap, statistics
 from model_serve_flow.comparability import REMEASURE
 from model_serve_flow.config import Verdict
 from model_serve_flow.errors import FlowError
 from model_serve_flow.pairs import PRIMARY_METRICS, Pairs, count_flips, primary_metric
-from model_serve_flow.results import Difference, TaskAccuracy
-from model_serve_flow.statistics import Interval
+from model_serve_flow.results import Difference, Tail, TaskAccuracy
+from model_serve_flow.statistics import Interval, PairedLoss, PairedMean
 
 TEXT_KEYS = ("loglikelihood", "words", "bytes")  # what an item of a perplexity task carries
 AGGREGATE_TOLERANCE = 1e-6
+COLLAPSE = math.log(2)  # nats per word by which a document's loss rises when its perplexity doubles
 
 TANGO = "Tango's score interval for paired proportions"
 BOOTSTRAP = "BCa bootstrap over items"
@@ -45,9 +46,10 @@ def compare_task(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Differe
 
 
 def deciding(differences: Differences) -> dict[str, Difference]:
-    """The primary metric of each task that can decide: not a text, and not near chance."""
+    """The primary metric of each task that can decide: not a text, not near chance, and not of too few items."""
     primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
-    return {task: d for task, d in primaries.items() if d.unit == "points" and not d.near_chance}
+    able = {task: d for task, d in primaries.items() if d.unit == "points" and not d.near_chance}
+    return {task: d for task, d in able.items() if d.too_few is None}
 
 
 def compare_suite(differences: Differences, margins: Verdict) -> Difference | None:
@@ -109,14 +111,13 @@ def _answer_difference(pairs: Pairs, metric: str, margin: float, seed: int) -> D
         near_chance=near_chance,
         margin=margin,
         recovery_percent=_recovery(base.mean(), candidate.mean()) if higher_is_better and not near_chance else None,
-        **tested(base, candidate, pairs.oriented(metric), margin / 100, seed),
+        **tested(pairs, metric, margin / 100, seed),
     )
 
 
-def _binary_test(
-    base: NDArray, candidate: NDArray, good: tuple[NDArray, NDArray], margin: float, seed: int
-) -> dict[str, Any]:
-    """Interval and tests of values of 0 and 1; `good` are the same with 1 for right. Nothing here is drawn."""
+def _binary_test(pairs: Pairs, metric: str, margin: float, seed: int) -> dict[str, Any]:
+    """Interval and tests of values of 0 and 1. Nothing here is drawn."""
+    (base, candidate), good = pairs.values(metric), pairs.oriented(metric)
     flips = count_flips(good[0] == 1, good[1] == 1)
     changed = (flips.right_to_wrong + flips.wrong_to_right) / base.size
     return {
@@ -129,16 +130,25 @@ def _binary_test(
     }
 
 
-def _mean_test(
-    base: NDArray, candidate: NDArray, good: tuple[NDArray, NDArray], margin: float, seed: int
-) -> dict[str, Any]:
-    interval = statistics.paired_mean_difference(base, candidate, seed).scaled(100)
+def _mean_test(pairs: Pairs, metric: str, margin: float, seed: int) -> dict[str, Any]:
+    """Interval and test of other values, out of one draw."""
+    tested = PairedMean.of(*pairs.oriented(metric), seed)
+    interval = tested.interval().scaled(100)
+    if not pairs.base.metrics[metric].higher_is_better:
+        interval = Interval(-interval.difference, -interval.high, -interval.low)
     return {
         **_bounds(interval),
         "method": BOOTSTRAP,
-        "noninferiority_p": statistics.mean_noninferiority_p(*good, margin, seed),
+        **_drawn(pairs.base.n, tested.noninferiority_p(margin)),
         "smallest_detectable_drop": statistics.smallest_detectable_change(interval),
     }
+
+
+def _drawn(n: int, p: float) -> dict[str, Any]:
+    """The p-value of a bootstrap over n units; none where they are too few for one."""
+    if n < bootstrap.LEAST_UNITS:
+        return {"too_few": bootstrap.LEAST_UNITS}
+    return {"noninferiority_p": p, "monte_carlo_error": bootstrap.monte_carlo_error(p)}
 
 
 def _recovery(base: float, candidate: float) -> float | None:
@@ -162,24 +172,29 @@ def _text_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Di
     words, sizes = words[0], sizes[0]
     margin = math.log1p(margins.perplexity_margin_percent / 100)  # nats per word
     byte_margin = margin * words.sum() / sizes.sum()
+    by_word, by_byte = (PairedLoss.of(base, candidate, units, seed) for units in (words, sizes))
+    collapsed = int(((base - candidate) / words >= COLLAPSE).sum())
+    tail = Tail(collapsed=collapsed, share_at_most=statistics.share_at_most(collapsed, words.size))
     return {
         "word_perplexity": _text_difference(
             pairs,
             "word_perplexity",
             [math.exp(-side.sum() / words.sum()) for side in (base, candidate)],
-            statistics.paired_ratio_change(base, candidate, words, seed),
+            by_word.percent(),
             unit="percent",
             margin=margins.perplexity_margin_percent,
-            noninferiority_p=statistics.loss_noninferiority_p(base, candidate, words, margin, seed),
+            tail=tail,
+            **_drawn(words.size, by_word.noninferiority_p(margin)),
         ),
         "bits_per_byte": _text_difference(
             pairs,
             "bits_per_byte",
             [-side.sum() / sizes.sum() / math.log(2) for side in (base, candidate)],
-            statistics.paired_loss_change(base, candidate, sizes, seed).scaled(1 / math.log(2)),
+            by_byte.interval().scaled(1 / math.log(2)),
             unit="bits/byte",
             margin=byte_margin / math.log(2),
-            noninferiority_p=statistics.loss_noninferiority_p(base, candidate, sizes, byte_margin, seed),
+            tail=tail,
+            **_drawn(words.size, by_byte.noninferiority_p(byte_margin)),
         ),
     }
 

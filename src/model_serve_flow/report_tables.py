@@ -206,6 +206,8 @@ def reading(difference: Difference) -> str:
     """What the interval says of the margin."""
     if difference.near_chance:
         return "near chance: decides nothing"
+    if difference.too_few is not None:
+        return f"not decided: too few, at least {difference.too_few} are needed"
     low, high = difference.ci95
     beyond = high < -difference.margin if difference.higher_is_better else low > difference.margin
     text = "within margin" if within_margin(difference) else "beyond margin" if beyond else "undecided"

@@ -343,6 +343,13 @@ class Flips(Record):
     wrong_to_right: Count
 
 
+class Tail(Record):
+    """Documents of a text that collapsed, and how common such documents may be: what a mean cannot tell."""
+
+    collapsed: Count = Field(description="documents whose perplexity at least doubled")
+    share_at_most: Probability = Field(description="of all such documents, with 95 % confidence (Clopper and Pearson)")
+
+
 class Difference(Record):
     """Candidate minus base on one metric of one task, paired by item."""
 
@@ -367,6 +374,11 @@ class Difference(Record):
     items_to_settle: Count | None = Field(
         default=None, description="items at which the interval would be clear of the margin; none: it is, or never will"
     )
+    too_few: Count | None = Field(default=None, description="items that a decision needs; none: there are as many")
+    monte_carlo_error: NonNegative | None = Field(
+        default=None, description="standard error of noninferiority_p, because resamples are drawn; none: none are"
+    )
+    tail: Tail | None = Field(default=None, description="for texts only")
 
 
 class FlippedItem(Record):

@@ -37,6 +37,8 @@ class _Check:
 
     def sentence(self) -> str:
         """What was found, in numbers and units."""
+        if self.difference.too_few is not None:
+            return self._too_few()
         d = self.difference
         unit = "%" if d.unit == "percent" else d.unit
         change = "drop" if d.higher_is_better else "rise"
@@ -48,20 +50,39 @@ class _Check:
             f"{d.ci95[1]:+.1f}, n = {d.n}{answers}): {place} the accepted {change} of {d.margin:.1f} {unit} "
             f"({adjusted}{p_statement(self.beyond_p if self.fails else self.within_p)})."
         )
-        return f"{found} {self._needed()}" if self.unsure else found
+        return " ".join(filter(None, (found, self._needed() if self.unsure else "", _tail_sentence(d))))
 
     def items_to_settle(self) -> int | None:
         """Items at which this question would be decided; None if it is, or if no number can be told."""
-        if not self.unsure:
-            return None
         d = self.difference
+        if not self.unsure or d.too_few is not None:
+            return d.too_few
         return statistics.items_to_settle(d.n, oriented(d), d.margin, self.tests)
 
+    @property
+    def _noun(self) -> str:
+        return "items" if self.difference.unit == "points" else "documents"
+
     def _needed(self) -> str:
-        items, noun = self.items_to_settle(), "items" if self.difference.unit == "points" else "documents"
+        items = self.items_to_settle()
         if items is None:
-            return f"It is too close to the margin to tell how many {noun} would settle it."
-        return f"About {items:,} {noun} would settle it."
+            return f"It is too close to the margin to tell how many {self._noun} would settle it."
+        return f"About {items:,} {self._noun} would settle it."
+
+    def _too_few(self) -> str:
+        d = self.difference
+        return f"{self.subject} is not decided: too few {self._noun} (n = {d.n}; at least {d.too_few} are needed)."
+
+
+def _tail_sentence(difference: Difference) -> str:
+    """What the mean over the documents of a text does not tell; nothing where it is no text."""
+    tail = difference.tail
+    if tail is None:
+        return ""
+    most = f"with 95 % confidence at most {100 * tail.share_at_most:.1f} % of such documents do"
+    if tail.collapsed == 0:
+        return f"None of the {difference.n} documents doubled its perplexity: {most}."
+    return f"{tail.collapsed} of the {difference.n} documents at least doubled their perplexity: {most}."
 
 
 def decide(differences: Differences, suite: Difference | None) -> tuple[Decision, tuple[str, ...]]:
@@ -69,7 +90,7 @@ def decide(differences: Differences, suite: Difference | None) -> tuple[Decision
 
     SHIP: the macro average, every deciding task and every perplexity surely lose less than their margins.
     DO NOT SHIP: one of them surely loses more than its margin.
-    INCONCLUSIVE: neither, or no task can decide.
+    INCONCLUSIVE: neither, or no task can decide, or one has too few items for its test.
 
     "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities.
     """
@@ -107,7 +128,13 @@ def with_items_to_settle(
 
 def _check(subject: str, difference: Difference) -> _Check:
     """The question by itself, uncorrected."""
-    return _Check(subject, difference, difference.noninferiority_p, 1 - difference.noninferiority_p, 1)
+    return _Check(subject, difference, *_p_values(difference), 1)
+
+
+def _p_values(difference: Difference) -> tuple[float, float]:
+    """Of "the loss is the margin or more" and of "it is less"; both 1 where too few items allow no test."""
+    p = difference.noninferiority_p
+    return (1.0, 1.0) if p is None else (p, 1 - p)
 
 
 def _suite_check(differences: Differences, suite: Difference) -> _Check:
@@ -117,11 +144,13 @@ def _suite_check(differences: Differences, suite: Difference) -> _Check:
 
 def _task_checks(differences: Differences) -> dict[tuple[str, str], _Check]:
     """The family of the correction: the primary metric of every deciding task, and every perplexity."""
-    family = {(task, primary_metric(differences[task])): (task, d) for task, d in deciding(differences).items()}
+    primaries = {task: primary_metric(metrics) for task, metrics in differences.items()}
+    counting = {task: differences[task][metric] for task, metric in primaries.items()}
+    able = {task: d for task, d in counting.items() if d.unit == "points" and not d.near_chance}
+    family = {(task, primaries[task]): (task, d) for task, d in able.items()}
     texts = {task: metrics[TEXT_METRIC] for task, metrics in differences.items() if TEXT_METRIC in metrics}
     family |= {(task, TEXT_METRIC): (f"Word perplexity on {task}", d) for task, d in texts.items()}
-    within = statistics.holm([d.noninferiority_p for _, d in family.values()])
-    beyond = statistics.holm([1 - d.noninferiority_p for _, d in family.values()])
+    within, beyond = (statistics.holm([_p_values(d)[side] for _, d in family.values()]) for side in (0, 1))
     return {
         key: _Check(subject, d, *adjusted, len(family))
         for (key, (subject, d)), *adjusted in zip(family.items(), within, beyond, strict=True)

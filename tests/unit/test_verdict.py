@@ -4,8 +4,9 @@ import factories
 import pytest
 from factories import compare_int8, with_task
 
+from model_serve_flow.report_tables import reading
 from model_serve_flow.results import Difference
-from model_serve_flow.statistics import Interval, items_to_settle
+from model_serve_flow.statistics import Interval, items_to_settle, share_at_most
 from model_serve_flow.verdict import decide, with_items_to_settle
 
 
@@ -104,6 +105,49 @@ def test_documents_that_would_settle_a_perplexity():
     needed = items_to_settle(200, Interval(-2.0, -3.5, -0.5), 3.1, tests=2)
     assert verdict == "INCONCLUSIVE"
     assert f"About {needed:,} documents would settle it." in reasons[0]
+
+
+def test_too_few_documents_or_items_for_a_bootstrap_leave_it_open():
+    few = difference(None, 0.1, 0.2, n=6, too_few=10, unit="percent", higher_is_better=False)
+    verdict, reasons = decide({"a": {"acc": difference(0.001)}, "wiki": {"word_perplexity": few}}, difference(0.001))
+    assert verdict == "INCONCLUSIVE"
+    assert reasons[0] == "Word perplexity on wiki is not decided: too few documents (n = 6; at least 10 are needed)."
+    f1 = difference(None, n=9, too_few=10)
+    verdict, reasons = decide({"a": {"acc": difference(0.001)}, "qa": {"f1": f1}}, difference(0.001))
+    assert (verdict, reasons[0]) == (
+        "INCONCLUSIVE",
+        "qa is not decided: too few items (n = 9; at least 10 are needed).",
+    )
+
+
+@pytest.mark.parametrize("documents", [5, 40])
+def test_few_documents_are_said_in_the_verdict_and_the_table(documents):
+    tasks = [factories.text_task(documents, loss) for loss in (0.0, 0.009)]
+    result = compare_int8(
+        base_accuracy=with_task(factories.accuracy(), "wikipedia", tasks[0]),
+        accuracy=with_task(factories.accuracy("w8a8-int8"), "wikipedia", tasks[1]),
+        base_accuracy_again=with_task(factories.accuracy_again(), "wikipedia", tasks[0]),
+    )
+    d = result.accuracy["wikipedia"]["word_perplexity"]
+    assert (result.verdict, d.too_few, d.items_to_settle) == (
+        ("INCONCLUSIVE", 10, 10) if documents < 10 else ("SHIP", None, None)
+    )
+    assert ("too few" in reading(d)) == (documents < 10)
+
+
+def test_collapsed_documents_are_counted_beside_the_mean():
+    base, fine = factories.text_task(40), factories.text_task(40, loss=0.009)
+    broken = factories.text_task(40, loss=0.9)  # the first document alone collapses
+    worse = fine.model_copy(update={"items": (broken.items[0], *fine.items[1:]), "metrics": {}})
+    for task, count, said in ((fine, 0, "None of the 40 documents doubled"), (worse, 1, "1 of the 40 documents")):
+        found = compare_int8(
+            base_accuracy=with_task(factories.accuracy(), "wikipedia", base),
+            accuracy=with_task(factories.accuracy("w8a8-int8"), "wikipedia", task),
+            base_accuracy_again=None,
+        )
+        tail = found.accuracy["wikipedia"]["word_perplexity"].tail
+        assert (tail.collapsed, tail.share_at_most) == (count, share_at_most(count, 40))
+        assert any(said in reason and "of such documents do" in reason for reason in found.reasons)
 
 
 def test_the_same_answers_on_few_items_are_never_a_reason_not_to_ship():

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from numpy.typing import NDArray
-
 from model_serve_flow import bootstrap, statistics
 from model_serve_flow.comparability import REMEASURE
 from model_serve_flow.config import Verdict
@@ -46,10 +44,14 @@ def compare_task(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Differe
 
 
 def deciding(differences: Differences) -> dict[str, Difference]:
-    """The primary metric of each task that can decide: not a text, not near chance, and not of too few items."""
+    """The primary metric of each task that can decide: those `asked` that have items enough for their test."""
+    return {task: d for task, d in asked(differences).items() if d.too_few is None}
+
+
+def asked(differences: Differences) -> dict[str, Difference]:
+    """The primary metric of each task but texts, as far as the base is strong enough at it."""
     primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
-    able = {task: d for task, d in primaries.items() if d.unit == "points" and not d.near_chance}
-    return {task: d for task, d in able.items() if d.too_few is None}
+    return {task: d for task, d in primaries.items() if d.unit == "points" and not d.silent}
 
 
 def compare_suite(differences: Differences, margins: Verdict) -> Difference | None:
@@ -90,17 +92,17 @@ def _answer_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, 
     scored = [metric for metric in pairs.base.metrics if pairs.values(metric) is not None]
     if not scored:
         raise ValueError("no metric has a value per item")
-    differences = {metric: _answer_difference(pairs, metric, margins.task_margin_points, seed) for metric in scored}
+    differences = {metric: _answer_difference(pairs, metric, margins, seed) for metric in scored}
     _require_own_figure(pairs, primary_metric(scored))
     return differences
 
 
-def _answer_difference(pairs: Pairs, metric: str, margin: float, seed: int) -> Difference:
+def _answer_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Difference:
     base, candidate = pairs.values(metric)
     binary = statistics.is_binary(base) and statistics.is_binary(candidate)
-    near_chance = binary and _near_chance(base, pairs.base.chance)
     higher_is_better = pairs.base.metrics[metric].higher_is_better
-    tested = _binary_test if binary else _mean_test
+    tested = (_binary_test if binary else _mean_test)(pairs, metric, margins, seed)
+    misleading = tested.get("near_chance", False) or not higher_is_better
     return Difference(
         n=base.size,
         base=100 * base.mean(),
@@ -108,39 +110,65 @@ def _answer_difference(pairs: Pairs, metric: str, margin: float, seed: int) -> D
         unit="points",
         higher_is_better=higher_is_better,
         chance=None if pairs.base.chance is None else 100 * pairs.base.chance,
-        near_chance=near_chance,
-        margin=margin,
-        recovery_percent=_recovery(base.mean(), candidate.mean()) if higher_is_better and not near_chance else None,
-        **tested(pairs, metric, margin / 100, seed),
+        margin=margins.task_margin_points,
+        recovery_percent=None if misleading else _recovery(base.mean(), candidate.mean()),
+        **tested,
     )
 
 
-def _binary_test(pairs: Pairs, metric: str, margin: float, seed: int) -> dict[str, Any]:
+def _binary_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[str, Any]:
     """Interval and tests of values of 0 and 1. Nothing here is drawn."""
     (base, candidate), good = pairs.values(metric), pairs.oriented(metric)
     flips = count_flips(good[0] == 1, good[1] == 1)
     changed = (flips.right_to_wrong + flips.wrong_to_right) / base.size
+    low = statistics.wilson_interval(int(good[0].sum()), base.size).low
+    retention_p = statistics.binary_retention_p(*good, margins.retention, pairs.base.chance or 0.0)
     return {
         **_bounds(statistics.paired_binary_difference(base, candidate).scaled(100)),
         "method": TANGO,
-        "noninferiority_p": statistics.binary_noninferiority_p(*good, margin),
+        "noninferiority_p": statistics.binary_noninferiority_p(*good, margins.task_margin_points / 100),
         "mcnemar_p": statistics.mcnemar_p(base, candidate),
         "flips": flips,
         "smallest_detectable_drop": 100 * statistics.smallest_detectable_drop(base.size, changed),
+        **_sensitivity(float(good[0].mean()), low, pairs.base.chance, margins),
+        "retention_p": retention_p,
     }
 
 
-def _mean_test(pairs: Pairs, metric: str, margin: float, seed: int) -> dict[str, Any]:
-    """Interval and test of other values, out of one draw."""
-    tested = PairedMean.of(*pairs.oriented(metric), seed)
+def _mean_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[str, Any]:
+    """Interval and tests of other values, out of one draw."""
+    tested, chance = PairedMean.of(*pairs.oriented(metric), seed), pairs.base.chance
     interval = tested.interval().scaled(100)
-    if not pairs.base.metrics[metric].higher_is_better:
+    higher_is_better = pairs.base.metrics[metric].higher_is_better
+    if not higher_is_better:
         interval = Interval(-interval.difference, -interval.high, -interval.low)
-    return {
+    found = {
         **_bounds(interval),
         "method": BOOTSTRAP,
-        **_drawn(pairs.base.n, tested.noninferiority_p(margin)),
+        **_drawn(pairs.base.n, tested.noninferiority_p(margins.task_margin_points / 100)),
         "smallest_detectable_drop": statistics.smallest_detectable_change(interval),
+    }
+    if "too_few" in found or not (higher_is_better or tested.bounded):  # an error without a ceiling has no floor
+        return found
+    sensitivity = _sensitivity(float(tested.base.mean()), tested.base_low(), chance, margins)
+    return {**found, **sensitivity, "retention_p": tested.retention_p(margins.retention, chance or 0.0)}
+
+
+def _sensitivity(score: float, low: float, chance: float | None, margins: Verdict) -> dict[str, Any]:
+    """Whether the task can show a loss at all: assay sensitivity, ICH E10 (2000), section 1.5.
+
+    Args:
+        score, low: the base's score and its lower bound, turned so that higher is better.
+        chance: expected score of guessing; none: the model writes freely, and guessing scores 0.
+    """
+    floor = chance or 0.0
+    allowed = 100 * (1 - margins.retention) * (score - floor)
+    return {
+        "base_low": 100 * low,
+        "near_chance": chance is not None and low <= chance,
+        "too_weak": 100 * (low - floor) <= margins.task_margin_points,
+        "retention": margins.retention,
+        "retention_limit": allowed if allowed > 0 else None,
     }
 
 
@@ -153,11 +181,6 @@ def _drawn(n: int, p: float) -> dict[str, Any]:
 
 def _recovery(base: float, candidate: float) -> float | None:
     return 100 * candidate / base if base > 0 else None
-
-
-def _near_chance(base: NDArray, chance: float | None) -> bool:
-    """Whether guessing explains the base's score: its lower 95 % bound is not above chance."""
-    return chance is not None and statistics.wilson_interval(int(base.sum()), base.size).low <= chance
 
 
 # --- Texts ---

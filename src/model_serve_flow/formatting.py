@@ -104,6 +104,13 @@ def margin(difference: Difference) -> str:
     return f"{number(difference.margin, digits(difference))} {unit(difference)}"
 
 
+def retention(difference: Difference) -> str:
+    """The lower drop that retention accepts, where it is lower than the margin."""
+    if difference.limit == difference.margin:
+        return ""
+    return f"{number(difference.limit)} to keep {percent(difference.retention)} above guessing"
+
+
 def value(value: float, difference: Difference) -> str:
     """A score or loss of one model."""
     return number(value, 3 if difference.unit == "bits/byte" else 2)

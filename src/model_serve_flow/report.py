@@ -194,11 +194,11 @@ def _size_words(comparison: Comparison) -> str:
 def worst(candidate: CandidateComparison) -> tuple[str, str, Difference] | None:
     """(task, metric, difference) of the task that comes nearest to its margin or lies farthest beyond it.
 
-    Tasks near chance do not count while there are others; none without accuracy.
+    Tasks that cannot decide do not count while there are others; none without accuracy.
     """
     rows = [(*row, d) for row, d in charts.main_differences(candidate).items() if row != charts.AVERAGE]
-    telling = [row for row in rows if not row[2].near_chance] or rows
-    return max(telling, key=lambda row: _loss(row[2]) / row[2].margin, default=None)
+    telling = [row for row in rows if not row[2].silent] or rows
+    return max(telling, key=lambda row: _loss(row[2]) / row[2].limit, default=None)
 
 
 def _loss(difference: Difference) -> float:

@@ -31,6 +31,7 @@ from model_serve_flow.formatting import (
     percent,
     ratio_interval,
     recovery,
+    retention,
     shortened,
     signed,
     times,
@@ -191,7 +192,7 @@ def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
         (
             Cell(candidate.name), Cell(task, metric), Cell(count(d.n), key=d.n),
             Cell(f"{value(d.base, d)} → {value(d.candidate, d)}", key=d.candidate),
-            Cell(change(d), interval(d), key=d.difference), Cell(reading(d)), Cell(margin(d), key=d.margin),
+            Cell(change(d), interval(d), key=d.difference), Cell(reading(d)), Cell(margin(d), retention(d), d.margin),
             Cell(p_value(d.mcnemar_p), key=d.mcnemar_p), Cell(flips(d.flips), key=_total(d.flips)),
             Cell(detectable(d), key=d.smallest_detectable_drop),
             Cell(recovery(d), "near chance" if d.near_chance else "", d.recovery_percent),
@@ -203,13 +204,15 @@ def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
 
 
 def reading(difference: Difference) -> str:
-    """What the interval says of the margin."""
+    """What the interval says of the accepted drop."""
     if difference.near_chance:
         return "near chance: decides nothing"
+    if difference.too_weak:
+        return "the base is too weak here: decides nothing"
     if difference.too_few is not None:
         return f"not decided: too few, at least {difference.too_few} are needed"
     low, high = difference.ci95
-    beyond = high < -difference.margin if difference.higher_is_better else low > difference.margin
+    beyond = high < -difference.limit if difference.higher_is_better else low > difference.limit
     text = "within margin" if within_margin(difference) else "beyond margin" if beyond else "undecided"
     if text == "undecided" and difference.items_to_settle:
         text = f"undecided: about {difference.items_to_settle:,} items would settle it"

@@ -364,6 +364,13 @@ class Difference(Record):
     chance: float | None = None
     near_chance: bool = Field(default=False, description="the base is not clearly above guessing: the task says little")
     margin: Positive = Field(description="the drop that would be accepted, in the same unit as the difference")
+    base_low: Finite | None = Field(default=None, description="lower 95 % bound of the base's score; none for texts")
+    too_weak: bool = Field(
+        default=False, description="the base is above guessing by less than the margin: the margin's test cannot fail"
+    )
+    retention: Probability | None = Field(default=None, description="share of the score above guessing to be kept")
+    retention_p: Probability | None = Field(default=None, description="one-sided, of keeping that share or less")
+    retention_limit: Positive | None = Field(default=None, description="points that may be lost to keep that share")
     noninferiority_p: Probability | None = Field(default=None, description="one-sided, of a loss of the margin or more")
     recovery_percent: Finite | None = Field(default=None, description="candidate / base; none where it would mislead")
     mcnemar_p: Probability | None = Field(default=None, description="exact, two-sided; for values of 0 and 1 only")
@@ -379,6 +386,21 @@ class Difference(Record):
         default=None, description="standard error of noninferiority_p, because resamples are drawn; none: none are"
     )
     tail: Tail | None = Field(default=None, description="for texts only")
+
+    @property
+    def silent(self) -> bool:
+        """Whether the task cannot decide, because the base is too weak at it."""
+        return self.near_chance or self.too_weak
+
+    @property
+    def limit(self) -> float:
+        """The drop that is accepted: the margin, or what retention allows if that is less."""
+        return self.margin if self.retention_limit is None else min(self.margin, self.retention_limit)
+
+    @property
+    def decision_p(self) -> float | None:
+        """One-sided p-value of "the loss is the margin or more, or too little is kept"; none: no test was possible."""
+        return self.noninferiority_p if self.retention_p is None else max(self.noninferiority_p, self.retention_p)
 
 
 class FlippedItem(Record):

@@ -20,6 +20,7 @@ ALPHA = (1 - CONFIDENCE) / 2  # of a one-sided test
 POWER = 0.8
 Z = 1.959963984540054  # standard normal quantile at 97.5 %
 Z_POWER = 0.8416212335729143  # and at 80 %
+LEAST_Z, MOST_Z = 0.05, 8.0  # nearer to 0 than the first a p-value is 0.5, beyond the second it is 0
 MOST_ITEMS = 1e9  # a benchmark of more items than this will not be made
 FAR = 0.05  # a fall of an item that counts as far
 LEAST_LOSERS = 20  # items that must carry a loss before the bootstrap alone decides
@@ -113,6 +114,16 @@ class PairedMean:
             if not change.has_spread:  # nor can the items have shown a rare gain
                 high = max(high, _betting_limit(self.candidate - self.base))
         return Interval(change.estimate, low, high)
+
+    def base_low(self) -> float:
+        """The lower bound of the base's mean, one-sided at 97.5 %."""
+        return self.draws.ratio((1, 0, 0), (0, 0, 1)).bound(ALPHA)
+
+    def retention_p(self, retained: float, chance: float) -> float:
+        """One-sided p-value of "the candidate keeps `retained` of the base's mean above `chance`, or less"."""
+        floor = (1 - retained) * chance
+        p = self.draws.ratio((-retained, 1, -floor), (0, 0, 1)).p_at_most(0.0)
+        return max(p, betting_p(retained * self.base + floor - self.candidate, 0.0)) if self.sparse else p
 
     def noninferiority_p(self, margin: float) -> float:
         """One-sided p-value of "the mean falls by `margin` or more"; ValueError if the margin is not above 0."""
@@ -310,6 +321,41 @@ def loss_noninferiority_p(
     return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).noninferiority_p(margin)
 
 
+def binary_retention_p(base: ArrayLike, candidate: ArrayLike, retained: float, chance: float) -> float:
+    """One-sided p-value of "the candidate keeps `retained` of the base's score above guessing, or less".
+
+    That is a test of mean(candidate - retained * base) - (1 - retained) * chance against 0, which is the change plus
+    (1 - retained) of what the base scores above guessing. MOVER joins Tango's bound of the change and Wilson's of the
+    base's score (see `mean_of_independent`); items that were right can only fall, so the two are negatively correlated
+    and the joint bound is a little cautious. The p-value is the level at which the bound is 0.
+
+    Args:
+        base, candidate: n values of 0 or 1, 1 for right.
+        retained: above 0 and below 1.
+        chance: expected score of guessing, as a proportion.
+
+    Raises:
+        ValueError: as `paired_binary_difference`, or `retained` out of range.
+    """
+    from scipy.optimize import brentq
+
+    gained, lost, n = _flips(base, candidate)
+    if not 0 < retained < 1:
+        raise ValueError(f"the share to retain must be between 0 and 1, not {retained}")
+    score, share = float(np.mean(base)), 1 - retained
+    estimate = (gained - lost) / n + share * (score - chance)
+    side = math.copysign(1.0, estimate)
+
+    def excess(z: float) -> float:
+        change, level = _tango(gained, lost, n, z), _wilson(score, n, z)
+        nearer = [(i.difference - i.low) if side > 0 else (i.high - i.difference) for i in (change, level)]
+        return abs(estimate) - math.hypot(nearer[0], share * nearer[1])
+
+    if excess(LEAST_Z) <= 0:
+        return 0.5
+    return _upper_tail(side * (MOST_Z if excess(MOST_Z) > 0 else float(brentq(excess, LEAST_Z, MOST_Z, xtol=1e-9))))
+
+
 def average_noninferiority_p(interval: Interval, margin: float) -> float:
     """One-sided p-value of "the average falls by `margin` or more", from its interval; higher is better.
 
@@ -505,14 +551,21 @@ def _power(n: int, discordant_share: float, drop: float) -> float:
     return float(np.sum(binom.pmf(changed, n, discordant_share) * binom.sf(most_kept, changed, loss_share)))
 
 
-def _tango(gained: int, lost: int, n: int) -> Interval:
+def _wilson(share: float, n: int, z: float) -> Interval:
+    """Wilson's score interval at z, in closed form."""
+    middle, weight = share + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(share, (middle - half) / weight, (middle + half) / weight)
+
+
+def _tango(gained: int, lost: int, n: int, z: float = Z) -> Interval:
     """The two values at which the score test is just not rejected, each found by bracketed root finding."""
     from scipy.optimize import brentq
 
     estimate = (gained - lost) / n
 
     def excess(value: float, sign: float) -> float:
-        return sign * (gained - lost - n * value) - Z * _score_deviation(gained, lost, n, value)
+        return sign * (gained - lost - n * value) - z * _score_deviation(gained, lost, n, value)
 
     low, high = -1.0, 1.0
     if estimate - _EDGE > -1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model_serve_flow import statistics
-from model_serve_flow.differences import Differences, deciding, oriented
+from model_serve_flow.differences import Differences, asked, deciding, oriented
 from model_serve_flow.formatting import p_statement
 from model_serve_flow.pairs import primary_metric
 from model_serve_flow.results import Decision, Difference
@@ -41,13 +41,15 @@ class _Check:
             return self._too_few()
         d = self.difference
         unit = "%" if d.unit == "percent" else d.unit
-        change = "drop" if d.higher_is_better else "rise"
+        change = f"{'drop' if d.higher_is_better else 'rise'} of {d.limit:.1f} {unit}"
+        if d.limit < d.margin:
+            change += f", {100 * (1 - d.retention):.0f} % of what the base scores above guessing,"
         place = "within" if self.passes else "beyond" if self.fails else "not clearly within"
         answers = "" if d.mcnemar_p is None else f", McNemar {p_statement(d.mcnemar_p)}"
         adjusted = "Holm-adjusted " if self.tests > 1 else ""
         found = (
             f"{self.subject} changed by {d.difference:+.1f} {unit} (95 % interval {d.ci95[0]:+.1f} to "
-            f"{d.ci95[1]:+.1f}, n = {d.n}{answers}): {place} the accepted {change} of {d.margin:.1f} {unit} "
+            f"{d.ci95[1]:+.1f}, n = {d.n}{answers}): {place} the accepted {change} "
             f"({adjusted}{p_statement(self.beyond_p if self.fails else self.within_p)})."
         )
         return " ".join(filter(None, (found, self._needed() if self.unsure else "", _tail_sentence(d))))
@@ -57,7 +59,7 @@ class _Check:
         d = self.difference
         if not self.unsure or d.too_few is not None:
             return d.too_few
-        return statistics.items_to_settle(d.n, oriented(d), d.margin, self.tests)
+        return statistics.items_to_settle(d.n, oriented(d), d.limit, self.tests)
 
     @property
     def _noun(self) -> str:
@@ -90,19 +92,22 @@ def decide(differences: Differences, suite: Difference | None) -> tuple[Decision
 
     SHIP: the macro average, every deciding task and every perplexity surely lose less than their margins.
     DO NOT SHIP: one of them surely loses more than its margin.
-    INCONCLUSIVE: neither, or no task can decide, or one has too few items for its test.
+    INCONCLUSIVE: neither, or no task can decide, or one has too few items for its test, or one that cannot decide shows
+    a loss all the same.
 
     "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities.
     """
     checks = [*([_suite_check(differences, suite)] if suite else []), *_task_checks(differences).values()]
     failing, unsure = any(check.fails for check in checks), any(check.unsure for check in checks)
-    verdict: Decision = "DO NOT SHIP" if failing else "INCONCLUSIVE" if unsure or suite is None else "SHIP"
+    silent, withheld = _silent_sentences(differences)
+    open_ = unsure or suite is None or withheld
+    verdict: Decision = "DO NOT SHIP" if failing else "INCONCLUSIVE" if open_ else "SHIP"
     ordered = sorted(checks, key=lambda check: (not check.fails, check.passes))
     reasons = [check.sentence() for check in ordered]
     if suite is None:
-        silent = "No task can decide: the base answers none clearly better than by guessing."
-        reasons.insert(len(reasons) if failing else 0, silent)
-    return verdict, (*reasons, *_near_chance_sentences(differences))
+        reasons.insert(len(reasons) if failing else 0, "No task can decide, so none speaks for the candidate.")
+    first = withheld if not (failing or unsure) else []
+    return verdict, (*first, *reasons, *(sentence for sentence in (*withheld, *silent) if sentence not in first))
 
 
 def with_items_to_settle(
@@ -133,7 +138,7 @@ def _check(subject: str, difference: Difference) -> _Check:
 
 def _p_values(difference: Difference) -> tuple[float, float]:
     """Of "the loss is the margin or more" and of "it is less"; both 1 where too few items allow no test."""
-    p = difference.noninferiority_p
+    p = difference.decision_p
     return (1.0, 1.0) if p is None else (p, 1 - p)
 
 
@@ -145,9 +150,7 @@ def _suite_check(differences: Differences, suite: Difference) -> _Check:
 def _task_checks(differences: Differences) -> dict[tuple[str, str], _Check]:
     """The family of the correction: the primary metric of every deciding task, and every perplexity."""
     primaries = {task: primary_metric(metrics) for task, metrics in differences.items()}
-    counting = {task: differences[task][metric] for task, metric in primaries.items()}
-    able = {task: d for task, d in counting.items() if d.unit == "points" and not d.near_chance}
-    family = {(task, primaries[task]): (task, d) for task, d in able.items()}
+    family = {(task, primaries[task]): (task, d) for task, d in asked(differences).items()}
     texts = {task: metrics[TEXT_METRIC] for task, metrics in differences.items() if TEXT_METRIC in metrics}
     family |= {(task, TEXT_METRIC): (f"Word perplexity on {task}", d) for task, d in texts.items()}
     within, beyond = (statistics.holm([_p_values(d)[side] for _, d in family.values()]) for side in (0, 1))
@@ -157,10 +160,29 @@ def _task_checks(differences: Differences) -> dict[tuple[str, str], _Check]:
     }
 
 
-def _near_chance_sentences(differences: Differences) -> list[str]:
-    return [
-        f"{task} cannot decide: the base's {d.base:.1f} points are not clearly above guessing "
-        f"({d.chance:.1f} points, n = {d.n})."
-        for task, d in ((task, metrics[primary_metric(metrics)]) for task, metrics in differences.items())
-        if d.near_chance
-    ]
+def _silent_sentences(differences: Differences) -> tuple[list[str], list[str]]:
+    """Why tasks cannot decide; and of those that show a loss all the same, for which SHIP is withheld."""
+    silent, withheld = [], []
+    for task, metrics in differences.items():
+        d = metrics[primary_metric(metrics)]
+        if d.near_chance:
+            silent.append(
+                f"{task} cannot decide: the base's {d.base:.1f} points are not clearly above guessing "
+                f"({d.chance:.1f} points, n = {d.n})."
+            )
+        elif d.too_weak:
+            reason = (
+                f"{task} cannot decide: the base scores {d.base:.1f} points (lower bound {d.base_low:.1f}, n = {d.n}), "
+                f"too close to guessing ({d.chance or 0:.1f} points) to lose the accepted {d.margin:.1f}."
+            )
+            lost = 1 - d.retention_p <= statistics.ALPHA
+            (withheld if lost else silent).append(f"{reason} {_loss_sentence(d)}" if lost else reason)
+    return silent, withheld
+
+
+def _loss_sentence(difference: Difference) -> str:
+    kept, p = 100 * difference.retention, p_statement(1 - difference.retention_p)
+    return (
+        f"But the candidate scores {difference.candidate:.1f} there, clearly less than {kept:.0f} % of the base's "
+        f"score above guessing ({p}): SHIP is withheld."
+    )

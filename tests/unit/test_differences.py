@@ -69,6 +69,21 @@ def test_sample_has_the_known_figures():
     assert "Tango" in analogies.method
 
 
+def test_a_task_decides_only_if_the_base_can_lose_the_margin_there():
+    """Lower bounds of 1 %, 29 % and 39 % against guessing at 0, 25 and 25 %, with a margin of 5 points."""
+    weak = compared(factories.choice_task(1000, 20, chance=None), factories.choice_task(1000, 20, chance=None))["acc"]
+    low = compared(factories.choice_task(1000, 310), factories.choice_task(1000, 310))["acc"]
+    able = compared(factories.choice_task(1000, 420), factories.choice_task(1000, 420))["acc"]
+    assert [d.too_weak for d in (weak, low, able)] == [True, True, False]
+    assert [d.near_chance for d in (weak, low, able)] == [False, False, False]
+    for d, right, floor in ((weak, 20, 0), (low, 310, 25), (able, 420, 25)):
+        assert d.base_low == pytest.approx(100 * statistics.wilson_interval(right, 1000).low)
+        assert d.retention_limit == pytest.approx(0.05 * (d.base - floor))
+        assert d.limit == min(5.0, d.retention_limit)
+    assert compare_suite({"weak": {"acc": weak}, "low": {"acc": low}}, MARGINS) is None
+    assert compare_suite({"weak": {"acc": weak}, "able": {"acc": able}}, MARGINS).n == 1000
+
+
 def test_recovery_is_not_given_where_it_would_mislead():
     int8 = factories.sample_comparison().candidates[0].accuracy
     assert int8["mmlu_dev"]["acc"].near_chance

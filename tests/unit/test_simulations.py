@@ -15,10 +15,10 @@ from scipy.stats import binom
 
 from model_serve_flow import bootstrap, statistics
 from model_serve_flow.config import Verdict
-from model_serve_flow.differences import compare_suite, compare_task
+from model_serve_flow.differences import Differences, compare_suite, compare_task
 from model_serve_flow.divergence import mean_over_documents
 from model_serve_flow.pairs import pair
-from model_serve_flow.results import Item, Metric, TaskAccuracy
+from model_serve_flow.results import Difference, Item, Metric, TaskAccuracy
 from model_serve_flow.verdict import decide
 
 SEED = 20250
@@ -46,10 +46,12 @@ def scored(**metrics) -> TaskAccuracy:
     return TaskAccuracy(n=len(items), chance=None, metrics=figures, items=items)
 
 
-def decided(base: dict[str, TaskAccuracy], candidate: dict[str, TaskAccuracy], seed: int = 0) -> str:
+def compared(base: TaskAccuracy, candidate: TaskAccuracy) -> dict[str, Difference]:
+    return compare_task(pair("task", base, candidate), MARGINS, 0)
+
+
+def decided(differences: Differences) -> str:
     """The verdict on these tasks, as 06 reaches it."""
-    pairs = [pair(task, base[task], candidate[task]) for task in base]
-    differences = {one.task: compare_task(one, MARGINS, seed) for one in pairs}
     return decide(differences, compare_suite(differences, MARGINS))[0]
 
 
@@ -234,6 +236,62 @@ def divergence_coverage(documents: int, draws: int = DRAWS, tokens: int = 256) -
 
 def test_the_interval_of_a_divergence_covers_the_truth_with_sixteen_documents():
     assert divergence_coverage(16, draws=1000) >= 0.90
+
+
+# --- Tasks that cannot show a loss ---
+
+HEALTHY = compared(factories.choice_task(2000, 1500), factories.choice_task(2000, 1500, 20, 20))
+
+
+def test_a_collapse_of_what_the_base_hardly_can_do_seldom_ships_beside_healthy_tasks():
+    """The base scores 1 % on GSM8K, the candidate nothing: the margin's 2 points cannot be lost, and 83 % passed.
+
+    Exact: the verdict on each number of items that the base had right, weighed by its probability.
+    """
+    n, rate = 1319, 0.0
+    for right in range(4, 26):
+        base, nothing = (scored(exact_match=(np.arange(n) < count).astype(float)) for count in (right, 0))
+        verdict = decided({**{f"task {i}": HEALTHY for i in range(4)}, "gsm8k": compared(base, nothing)})
+        rate += binom.pmf(right, n, 0.01) * (verdict == "SHIP")
+    assert rate <= ALPHA
+
+
+def test_a_candidate_that_guesses_seldom_ships_on_a_task_that_the_base_hardly_can_do():
+    """26 % of four choices against guessing, the margin is 2 points."""
+    rng, n, shipped = np.random.default_rng([SEED, 26]), 6000, 0
+    for _ in range(10):
+        base, candidate = (factories.scored_task(rng.random(n) < share) for share in (0.26, 0.25))
+        shipped += decided({"mmlu": compared(base, candidate)}) == "SHIP"
+    assert shipped == 0
+
+
+def retention_rate(n: int, score: float, changed: float, retained: float, chance: float) -> float:
+    """Share of draws in which a candidate that keeps exactly `retained` of the score above guessing passes."""
+    drop = (1 - retained) * (score - chance)
+    lost, gained = (changed + drop) / 2, (changed - drop) / 2
+    cells = [gained, lost, score - lost, 1 - score - gained]
+    rows, counts = np.unique(
+        np.random.default_rng([SEED, n, 7]).multinomial(n, cells, 1000), axis=0, return_counts=True
+    )
+    found = []
+    for plus, minus, both, _ in rows:
+        base, candidate = np.zeros(n), np.zeros(n)
+        candidate[: plus + both], base[plus : plus + both + minus] = 1, 1
+        found.append(statistics.binary_retention_p(base, candidate, retained, chance) <= ALPHA)
+    return float(np.average(found, weights=counts))
+
+
+@pytest.mark.parametrize(
+    ("n", "score", "changed", "retained", "chance"),
+    [
+        (300, 0.64, 0.08, 0.85, 0.25),
+        (1000, 0.4, 0.05, 0.95, 0.25),
+        (2000, 0.8, 0.06, 0.95, 0.0),
+        (500, 0.1, 0.03, 0.8, 0.0),
+    ],
+)
+def test_a_candidate_that_keeps_just_too_little_seldom_passes(n, score, changed, retained, chance):
+    assert retention_rate(n, score, changed, retained, chance) <= ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / 1000)
 
 
 # --- Where the bootstrap alone gave way ---

@@ -341,6 +341,38 @@ def test_bounds_and_p_values_of_the_bootstrap_are_inverse():
     assert resamples.p_at_most(99.0) == pytest.approx(1 - 1 / 100_000)
 
 
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (2, 3), (12, 30), (40, 150)])
+def test_the_retention_p_is_that_of_the_change_where_the_base_is_known_exactly(gained, lost):
+    """With all items right the allowed drop is a constant: the test is the score test of the change, a little wider."""
+    n, retained = 600, 0.9
+    pairs = table(n - lost - gained, 0, lost, 0) if not gained else table(n - lost - gained, gained, lost, 0)
+    allowed = (1 - retained) * np.mean(pairs[0])
+    plain = statistics.binary_noninferiority_p(*pairs, margin=allowed)
+    found = statistics.binary_retention_p(*pairs, retained, chance=0.0)
+    assert abs(found - 0.5) <= abs(plain - 0.5) + 1e-9
+    assert (found <= 0.025) == (plain <= 0.02) and (found >= 0.975) == (plain >= 0.98)
+
+
+def test_retention_counts_what_lies_above_guessing():
+    pairs = table(both=60, gained=4, lost=8, neither=28)
+    scores = [statistics.binary_retention_p(*pairs, 0.8, chance) for chance in (0.0, 0.25, 0.5)]
+    assert scores == sorted(scores) and scores[0] < 0.05 < scores[2]
+    # half of the base's score above 0 is a loss of 34 points of 100, far from 4
+    assert statistics.binary_retention_p(*pairs, 0.5, 0.0) < 1e-6
+    assert statistics.binary_retention_p(*table(0, 0, 40, 60), 0.9, 0.0) > 0.999
+
+
+def test_the_retention_p_of_a_mean_agrees_with_the_t_test():
+    rng = np.random.default_rng(14)
+    base = rng.uniform(2, 4, 300)
+    candidate = base * rng.normal(0.96, 0.1, 300)
+    tested = statistics.PairedMean.of(base, candidate, seed=0)
+    for retained in (0.94, 0.95, 0.96, 0.97):
+        _, expected, _ = DescrStatsW(candidate - retained * base).ttest_mean(0, alternative="larger")
+        assert tested.retention_p(retained, 0.0) == pytest.approx(expected, abs=0.015)
+    assert tested.base_low() == pytest.approx(DescrStatsW(base).tconfint_mean()[0], abs=0.01)
+
+
 def test_the_p_of_an_average_and_its_interval_decide_alike():
     interval = Interval(-0.5, -1.2, 0.6)
     assert statistics.average_noninferiority_p(interval, margin=1.2) == pytest.approx(0.025)
@@ -458,6 +490,7 @@ def test_impossible_data_is_refused(function, base, candidate, reason):
         (lambda: statistics.wilson_interval(5, 4), "5 successes of 4"),
         (lambda: statistics.wilson_interval(0, 0), "0 successes of 0"),
         (lambda: statistics.share_at_most(3, 2), "3 of 2"),
+        (lambda: statistics.binary_retention_p([0, 1], [0, 1], 1.0, 0.0), "share to retain"),
         (lambda: statistics.mean_of_independent([]), "no intervals"),
         (lambda: statistics.mcnemar_p([0, 0.5], [0, 1]), "0 or 1"),
         (lambda: statistics.binary_noninferiority_p([0, 1], [0, 1], margin=0), "between 0 and 1"),

@@ -76,6 +76,41 @@ def test_near_chance_tasks_and_other_metrics_are_not_in_the_family():
     assert reasons[-1].startswith("mmlu cannot decide")
 
 
+def test_a_task_too_weak_to_lose_its_margin_is_named_and_counts_for_nothing():
+    weak = difference(0.0001, base=1.0, candidate=1.1, too_weak=True, base_low=0.6, retention=0.95, retention_p=0.4)
+    verdict, reasons = decide({"a": {"acc": difference(0.02)}, "gsm8k": {"acc": weak}}, difference(0.001))
+    assert verdict == "SHIP"
+    assert reasons[-1] == (
+        "gsm8k cannot decide: the base scores 1.0 points (lower bound 0.6, n = 200), too close to guessing "
+        "(0.0 points) to lose the accepted 3.1."
+    )
+    assert decide({"gsm8k": {"acc": weak}}, None) == ("INCONCLUSIVE", (
+        "No task can decide, so none speaks for the candidate.", reasons[-1]))  # fmt: skip
+
+
+def test_ship_is_withheld_where_a_weak_task_shows_a_loss():
+    gone = difference(0.0001, base=1.0, candidate=0.0, too_weak=True, base_low=0.6, retention=0.95, retention_p=0.98)
+    verdict, reasons = decide({"a": {"acc": difference(0.0001)}, "gsm8k": {"acc": gone}}, difference(0.001))
+    assert verdict == "INCONCLUSIVE"
+    assert reasons[0].endswith(
+        "But the candidate scores 0.0 there, clearly less than 95 % of the base's score above guessing (p = 0.020): "
+        "SHIP is withheld."
+    )
+    assert sum("gsm8k" in reason for reason in reasons) == 1
+
+
+@pytest.mark.parametrize(
+    ("retention_p", "verdict", "place"),
+    [(0.01, "SHIP", "within"), (0.3, "INCONCLUSIVE", "not clearly within"), (0.99, "DO NOT SHIP", "beyond")],
+)
+def test_a_task_must_also_keep_its_share_of_the_score(retention_p, verdict, place):
+    task = difference(0.0001, -1.0, base=36.0, chance=25.0, retention=0.9, retention_p=retention_p, retention_limit=1.1)
+    found, reasons = decide({"a": {"acc": task}}, difference(0.001))
+    assert found == verdict
+    accepted = f"{place} the accepted drop of 1.1 points, 10 % of what the base scores above guessing, (p"
+    assert any(accepted in reason for reason in reasons)
+
+
 def test_items_to_settle_are_given_where_the_question_is_open():
     tasks = {
         "open": {"acc": difference(0.3, -2.0), "f1": difference(0.3, -2.0)},

@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from numpy.typing import NDArray
+
 from model_serve_flow import bootstrap, statistics
+from model_serve_flow.clusters import ClusteredMean, cluster_key
 from model_serve_flow.comparability import REMEASURE
 from model_serve_flow.config import Verdict
 from model_serve_flow.errors import FlowError
 from model_serve_flow.pairs import PRIMARY_METRICS, Pairs, count_flips, primary_metric
-from model_serve_flow.results import Difference, Tail, TaskAccuracy
+from model_serve_flow.results import Clusters, Difference, Tail, TaskAccuracy
 from model_serve_flow.statistics import Interval, PairedLoss, PairedMean
 
 TEXT_KEYS = ("loglikelihood", "words", "bytes")  # what an item of a perplexity task carries
@@ -20,6 +23,7 @@ COLLAPSE = math.log(2)  # nats per word by which a document's loss rises when it
 
 TANGO = "Tango's score interval for paired proportions"
 BOOTSTRAP = "BCa bootstrap over items"
+CLUSTERED = "cluster-robust standard error, t over the clusters"
 BOOTSTRAP_DOCUMENTS = "BCa bootstrap over documents"
 MOVER = "MOVER over the tasks' intervals"
 
@@ -102,6 +106,7 @@ def _answer_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -
     binary = statistics.is_binary(base) and statistics.is_binary(candidate)
     higher_is_better = pairs.base.metrics[metric].higher_is_better
     tested = (_binary_test if binary else _mean_test)(pairs, metric, margins, seed)
+    tested |= _cluster_test(pairs, metric, margins, tested)
     misleading = tested.get("near_chance", False) or not higher_is_better
     return Difference(
         n=base.size,
@@ -170,6 +175,47 @@ def _sensitivity(score: float, low: float, chance: float | None, margins: Verdic
         "retention": margins.retention,
         "retention_limit": allowed if allowed > 0 else None,
     }
+
+
+def _cluster_test(pairs: Pairs, metric: str, margins: Verdict, found: dict[str, Any]) -> dict[str, Any]:
+    """What changes where items come in clusters: all of it if their interval is wider than that of single items."""
+    key = cluster_key(pairs.base.items)
+    if key is None:
+        return {}
+    labels, (base, candidate) = [item.groups[key] for item in pairs.base.items], pairs.oriented(metric)
+    change = candidate - base
+    whole, alone = ClusteredMean.of(change, labels), float(change.var(ddof=1) / change.size)
+    interval, (low, high) = whole.interval().scaled(100), found["ci95"]
+    wider = interval.high - interval.low > high - low
+    effect = whole.error**2 / alone if alone > 0 else None
+    clusters = Clusters(key=key, count=whole.clusters, design_effect=effect, decide=wider)
+    if not wider or "too_few" in found:
+        return {"clusters": clusters}
+    if not pairs.base.metrics[metric].higher_is_better:
+        interval = Interval(-interval.difference, -interval.high, -interval.low)
+    tested = {
+        "clusters": clusters,
+        **_bounds(interval),
+        "method": CLUSTERED,
+        "noninferiority_p": whole.p_at_most(-margins.task_margin_points / 100),
+        "monte_carlo_error": None,
+        "smallest_detectable_drop": statistics.smallest_detectable_change(interval),
+    }
+    return {**tested, **_cluster_sensitivity(pairs, labels, (base, candidate), margins, found)}
+
+
+def _cluster_sensitivity(
+    pairs: Pairs, labels: list[str], good: tuple[NDArray, NDArray], margins: Verdict, found: dict[str, Any]
+) -> dict[str, Any]:
+    """The base's lower bound and retention over clusters, where single items have them; the more cautious counts."""
+    if "base_low" not in found:
+        return {}
+    (base, candidate), chance = good, pairs.base.chance or 0.0
+    low = min(found["base_low"] / 100, ClusteredMean.of(base, labels).interval().low)
+    kept = ClusteredMean.of(candidate - margins.retention * base - (1 - margins.retention) * chance, labels)
+    p = kept.p_at_most(0.0) if kept.error else found["retention_p"]
+    sensitivity = _sensitivity(float(base.mean()), low, pairs.base.chance, margins)
+    return {**sensitivity, "retention_p": max(found["retention_p"], p)}
 
 
 def _drawn(n: int, p: float) -> dict[str, Any]:

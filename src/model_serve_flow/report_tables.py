@@ -18,6 +18,7 @@ from model_serve_flow.formatting import (
     capacity_interval,
     capacity_text,
     change,
+    clusters,
     count,
     detectable,
     dollars,
@@ -190,7 +191,7 @@ def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
     )  # fmt: skip
     rows = tuple(
         (
-            Cell(candidate.name), Cell(task, metric), Cell(count(d.n), key=d.n),
+            Cell(candidate.name), Cell(task, metric), Cell(count(d.n), clusters(d).strip(), d.n),
             Cell(f"{value(d.base, d)} → {value(d.candidate, d)}", key=d.candidate),
             Cell(change(d), interval(d), key=d.difference), Cell(reading(d)), Cell(margin(d), retention(d), d.margin),
             Cell(p_value(d.mcnemar_p), key=d.mcnemar_p), Cell(flips(d.flips), key=_total(d.flips)),

@@ -350,6 +350,17 @@ class Tail(Record):
     share_at_most: Probability = Field(description="of all such documents, with 95 % confidence (Clopper and Pearson)")
 
 
+class Clusters(Record):
+    """The groups in which the items of a task come, which make them less than independent."""
+
+    key: str = Field(description="the group of the items, e.g. 'subject'")
+    count: Annotated[int, Field(gt=1)]
+    design_effect: NonNegative | None = Field(
+        description="variance of the difference over what independent items would have; none: no item changed"
+    )
+    decide: bool = Field(description="whether interval and p-values are those of the clusters: the wider ones count")
+
+
 class Difference(Record):
     """Candidate minus base on one metric of one task, paired by item."""
 
@@ -381,6 +392,7 @@ class Difference(Record):
     items_to_settle: Count | None = Field(
         default=None, description="items at which the interval would be clear of the margin; none: it is, or never will"
     )
+    clusters: Clusters | None = Field(default=None, description="none: the items come in none, or in too few")
     too_few: Count | None = Field(default=None, description="items that a decision needs; none: there are as many")
     monte_carlo_error: NonNegative | None = Field(
         default=None, description="standard error of noninferiority_p, because resamples are drawn; none: none are"

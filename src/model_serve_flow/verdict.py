@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from model_serve_flow import statistics
 from model_serve_flow.differences import Differences, asked, deciding, oriented
-from model_serve_flow.formatting import p_statement
+from model_serve_flow.formatting import clusters, p_statement
 from model_serve_flow.pairs import primary_metric
 from model_serve_flow.results import Decision, Difference
 
@@ -49,7 +49,7 @@ class _Check:
         adjusted = "Holm-adjusted " if self.tests > 1 else ""
         found = (
             f"{self.subject} changed by {d.difference:+.1f} {unit} (95 % interval {d.ci95[0]:+.1f} to "
-            f"{d.ci95[1]:+.1f}, n = {d.n}{answers}): {place} the accepted {change} "
+            f"{d.ci95[1]:+.1f}, n = {d.n}{clusters(d)}{answers}): {place} the accepted {change} "
             f"({adjusted}{p_statement(self.beyond_p if self.fails else self.within_p)})."
         )
         return " ".join(filter(None, (found, self._needed() if self.unsure else "", _tail_sentence(d))))

@@ -7,8 +7,10 @@ import factories
 import numpy as np
 import pytest
 from factories import compare_int8, with_task
+from statsmodels.stats.weightstats import DescrStatsW
 
 from model_serve_flow import statistics
+from model_serve_flow.clusters import cluster_key
 from model_serve_flow.config import Verdict
 from model_serve_flow.differences import compare_suite, compare_task
 from model_serve_flow.errors import FlowError
@@ -82,6 +84,47 @@ def test_a_task_decides_only_if_the_base_can_lose_the_margin_there():
         assert d.limit == min(5.0, d.retention_limit)
     assert compare_suite({"weak": {"acc": weak}, "low": {"acc": low}}, MARGINS) is None
     assert compare_suite({"weak": {"acc": weak}, "able": {"acc": able}}, MARGINS).n == 1000
+
+
+def in_subjects(right, subjects=20, key="subject"):
+    task = factories.scored_task(right)
+    items = tuple(
+        item.model_copy(update={"groups": {key: f"{key} {i % subjects}", "id": str(i)}})
+        for i, item in enumerate(task.items)
+    )
+    return task.model_copy(update={"items": items})
+
+
+def test_losses_that_come_in_clusters_count_as_clusters():
+    """16 of 400 answers are lost and 16 gained: in one subject and in four, or over all of them."""
+    number = np.arange(400)
+    base, subject = number // 20 % 5 > 0, number % 20
+    together = np.where(subject == 3, False, np.where((subject >= 7) & (subject <= 10), True, base))
+    apart = base.copy()
+    apart[20:36], apart[4:20] = False, True
+    clustered, spread = (compared(in_subjects(base), in_subjects(c))["acc"] for c in (together, apart))
+    assert clustered.flips == spread.flips and clustered.difference == spread.difference == 0
+    assert (clustered.clusters.key, clustered.clusters.count, clustered.clusters.decide) == ("subject", 20, True)
+    assert clustered.clusters.design_effect > 5 > 2 > spread.clusters.design_effect
+    assert clustered.ci95[1] - clustered.ci95[0] > 1.5 * (spread.ci95[1] - spread.ci95[0])
+    assert clustered.noninferiority_p > 5 * spread.noninferiority_p
+    assert "cluster" in clustered.method and "cluster" not in spread.method
+    d = DescrStatsW([100 * (together[subject == s].mean() - base[subject == s].mean()) for s in range(20)])
+    assert clustered.ci95 == pytest.approx(d.tconfint_mean())  # clusters of one size
+
+
+@pytest.mark.parametrize(
+    ("groups", "key"),
+    [
+        ([{"subject": f"s{i % 20}", "subject group": f"g{i % 4}"} for i in range(100)], "subject"),
+        ([{"subject": f"s{i}", "subject group": f"g{i % 4}"} for i in range(57)], None),  # single items, and strata
+        ([{"passage": f"p{i // 3}", "subject": f"s{i % 12}"} for i in range(99)], "passage"),
+        ([{"passage": f"p{i // 3}"} for i in range(99)] + [{}], None),
+        ([{}] * 30, None),
+    ],
+)
+def test_the_clusters_are_the_finest_group_of_several_items_each(groups, key):
+    assert cluster_key([Item(id=str(i), answer=None, groups=group) for i, group in enumerate(groups)]) == key
 
 
 def test_recovery_is_not_given_where_it_would_mislead():

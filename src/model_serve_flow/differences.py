@@ -18,6 +18,7 @@ from model_serve_flow.results import Clusters, Difference, Tail, TaskAccuracy
 from model_serve_flow.statistics import Interval, PairedLoss, PairedMean
 
 TEXT_KEYS = ("loglikelihood", "words", "bytes")  # what an item of a perplexity task carries
+LOGLIKELIHOOD_METRIC = "perplexity"  # LAMBADA's: exp(-mean), and its values are the log-likelihoods, higher is better
 AGGREGATE_TOLERANCE = 1e-6
 COLLAPSE = math.log(2)  # nats per word by which a document's loss rises when its perplexity doubles
 
@@ -102,6 +103,8 @@ def _answer_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, 
 
 
 def _answer_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Difference:
+    if metric.partition(",")[0] == LOGLIKELIHOOD_METRIC:
+        return _perplexity_difference(pairs, metric, margins, seed)
     base, candidate = pairs.values(metric)
     binary = statistics.is_binary(base) and statistics.is_binary(candidate)
     higher_is_better = pairs.base.metrics[metric].higher_is_better
@@ -175,6 +178,23 @@ def _sensitivity(score: float, low: float, chance: float | None, margins: Verdic
         "retention": margins.retention,
         "retention_limit": allowed if allowed > 0 else None,
     }
+
+
+def _perplexity_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Difference:
+    """The perplexity of right answers, from the log-likelihood of each; in percent of the base's, like a text's."""
+    base, candidate = pairs.values(metric)
+    margin = margins.perplexity_margin_percent
+    tested = PairedLoss.of(base, candidate, [1.0] * base.size, seed)
+    return _text_difference(
+        pairs,
+        metric,
+        [math.exp(-side.mean()) for side in (base, candidate)],
+        tested.percent(),
+        method=BOOTSTRAP,
+        unit="percent",
+        margin=margin,
+        **_drawn(base.size, tested.noninferiority_p(math.log1p(margin / 100))),
+    )
 
 
 def _cluster_test(pairs: Pairs, metric: str, margins: Verdict, found: dict[str, Any]) -> dict[str, Any]:
@@ -276,10 +296,8 @@ def _text_difference(pairs: Pairs, metric: str, values: list[float], interval: I
         base=values[0],
         candidate=values[1],
         higher_is_better=False,
-        method=BOOTSTRAP_DOCUMENTS,
         smallest_detectable_drop=statistics.smallest_detectable_change(interval),
-        **_bounds(interval),
-        **fields,
+        **{"method": BOOTSTRAP_DOCUMENTS, **_bounds(interval), **fields},
     )
 
 

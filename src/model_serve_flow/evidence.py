@@ -14,8 +14,9 @@ from model_serve_flow.report_tables import Cell, Table
 from model_serve_flow.results import CandidateComparison, Comparison
 
 MARGINS = (
-    "The margins are the profile's and were fixed before anything was measured. A task passes if the whole interval is "
-    "within its margin; the verdict also corrects for the number of tasks (Holm), so it can be stricter. "
+    "The margins are the profile's and were fixed before anything was measured. 'Reading' is the verdict's own: "
+    "corrected for the number of tasks (Holm), and with the share of the base's score that must be kept. The interval "
+    "is that of one task by itself, so it can be within the margin where the reading is 'undecided'. "
     "Smallest detectable drop: the true drop that so many items find with 80 % power."
 )
 SAME_LOAD = (

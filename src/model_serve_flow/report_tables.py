@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from model_serve_flow import statistics
 from model_serve_flow.charts import AVERAGE, within_margin
 from model_serve_flow.comparison import primary_metric
 from model_serve_flow.formatting import (
@@ -205,16 +206,23 @@ def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
 
 
 def reading(difference: Difference) -> str:
-    """What the interval says of the accepted drop."""
+    """What the verdict says of the accepted drop; of a metric that does not count in it, what its interval says."""
     if difference.near_chance:
         return "near chance: decides nothing"
     if difference.too_weak:
         return "the base is too weak here: decides nothing"
     if difference.too_few is not None:
         return f"not decided: too few, at least {difference.too_few} are needed"
+    if difference.adjusted_p is not None:
+        within, beyond = (p <= statistics.ALPHA for p in difference.adjusted_p)
+        return _reading(difference, within, beyond)
     low, high = difference.ci95
     beyond = high < -difference.limit if difference.higher_is_better else low > difference.limit
-    text = "within margin" if within_margin(difference) else "beyond margin" if beyond else "undecided"
+    return _reading(difference, within_margin(difference), beyond)
+
+
+def _reading(difference: Difference, within: bool, beyond: bool) -> str:
+    text = "within margin" if within else "beyond margin" if beyond else "undecided"
     if text == "undecided" and difference.items_to_settle:
         text = f"undecided: about {difference.items_to_settle:,} items would settle it"
     return text

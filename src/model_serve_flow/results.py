@@ -392,6 +392,9 @@ class Difference(Record):
     items_to_settle: Count | None = Field(
         default=None, description="items at which the interval would be clear of the margin; none: it is, or never will"
     )
+    adjusted_p: tuple[Probability, Probability] | None = Field(
+        default=None, description="Holm-adjusted, of a loss beyond the limit and within it; none: does not decide"
+    )
     clusters: Clusters | None = Field(default=None, description="none: the items come in none, or in too few")
     too_few: Count | None = Field(default=None, description="items that a decision needs; none: there are as many")
     monte_carlo_error: NonNegative | None = Field(

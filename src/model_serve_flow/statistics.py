@@ -432,6 +432,29 @@ def items_to_settle(n: int, interval: Interval, margin: float, tests: int = 1) -
     return math.ceil(needed) if needed <= MOST_ITEMS else None
 
 
+def binary_items_to_settle(gained: int, lost: int, n: int, margin: float, tests: int = 1) -> int | None:
+    """The same for values of 0 and 1, from the score test that decides: `binary_noninferiority_p` has 80 % power there.
+
+    With N items and the shares of this sample the statistic N * (change + margin) has a mean that grows with N and a
+    spread that grows with its root, both under the claim that the margin is lost and under these shares.
+
+    Args:
+        gained, lost, n: items that became right, that became wrong, and all.
+        margin: accepted drop, as a proportion.
+        tests: as in `items_to_settle`.
+    """
+    from scipy.stats import norm
+
+    change, changed = (gained - lost) / n, (gained + lost) / n
+    distance = abs(change + _positive(margin))
+    critical, claimed = float(norm.isf(ALPHA / tests)), _score_deviation(gained, lost, n, -margin) / math.sqrt(n)
+    if distance == 0 or critical * claimed < distance * math.sqrt(n):
+        return None
+    spread = critical * claimed + Z_POWER * math.sqrt(changed - change**2)
+    needed = (spread / distance) ** 2
+    return max(math.ceil(needed), n + 1) if needed <= MOST_ITEMS else None
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted for being several, in the order given (Holm 1979, Scandinavian Journal of Statistics 6:65-70).
 

@@ -59,7 +59,10 @@ class _Check:
         d = self.difference
         if not self.unsure or d.too_few is not None:
             return d.too_few
-        return statistics.items_to_settle(d.n, oriented(d), d.limit, self.tests)
+        if d.flips is None or (d.clusters is not None and d.clusters.decide):
+            return statistics.items_to_settle(d.n, oriented(d), d.limit, self.tests)
+        flips = (d.flips.wrong_to_right, d.flips.right_to_wrong)
+        return statistics.binary_items_to_settle(*flips, d.n, d.limit / 100, self.tests)
 
     @property
     def _noun(self) -> str:
@@ -113,15 +116,18 @@ def decide(differences: Differences, suite: Difference | None) -> tuple[Decision
 def with_items_to_settle(
     differences: Differences, suite: Difference | None
 ) -> tuple[dict[str, dict[str, Difference]], Difference | None]:
-    """The differences with the number of items at which each would be decided, where it is not.
+    """The differences with their adjusted p-values, and the number of items at which each would be decided.
 
     Those that count in the verdict are taken at its corrected level, the others by themselves.
     """
     counting = _task_checks(differences)
 
     def filled(task: str, metric: str, difference: Difference) -> Difference:
-        check = counting.get((task, metric)) or _check(task, difference)
-        return difference.model_copy(update={"items_to_settle": check.items_to_settle()})
+        check = counting.get((task, metric))
+        if check is None:
+            return difference.model_copy(update={"items_to_settle": _check(task, difference).items_to_settle()})
+        adjusted = (check.within_p, check.beyond_p)
+        return difference.model_copy(update={"items_to_settle": check.items_to_settle(), "adjusted_p": adjusted})
 
     found = {
         task: {name: filled(task, name, d) for name, d in metrics.items()} for task, metrics in differences.items()
@@ -151,8 +157,10 @@ def _task_checks(differences: Differences) -> dict[tuple[str, str], _Check]:
     """The family of the correction: the primary metric of every deciding task, and every perplexity."""
     primaries = {task: primary_metric(metrics) for task, metrics in differences.items()}
     family = {(task, primaries[task]): (task, d) for task, d in asked(differences).items()}
-    texts = {task: metrics[TEXT_METRIC] for task, metrics in differences.items() if TEXT_METRIC in metrics}
-    family |= {(task, TEXT_METRIC): (f"Word perplexity on {task}", d) for task, d in texts.items()}
+    for task, metric in primaries.items():
+        if differences[task][metric].unit == "percent":
+            name = "Word perplexity" if metric == TEXT_METRIC else "Perplexity"
+            family[task, metric] = (f"{name} on {task}", differences[task][metric])
     within, beyond = (statistics.holm([_p_values(d)[side] for _, d in family.values()]) for side in (0, 1))
     return {
         key: _Check(subject, d, *adjusted, len(family))

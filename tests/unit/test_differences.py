@@ -179,6 +179,29 @@ def test_a_rise_is_a_loss_where_lower_is_better():
     assert error.smallest_detectable_drop == pytest.approx(half_width * 2.8016 / 1.95996, rel=1e-3)
 
 
+def test_the_perplexity_of_answers_is_a_loss_where_it_rises():
+    """LAMBADA's items carry log-likelihoods, of which higher is better, while of their perplexity lower is."""
+    rng = np.random.default_rng(3)
+    base = -rng.gamma(2, 1, 60)
+    tasks = {}
+    for name, shift in (("base", 0.0), ("better", 0.2), ("worse", -0.2)):
+        values = np.minimum(base + shift * rng.uniform(0.5, 1.5, 60), 0)
+        task = scored({"perplexity": values.tolist(), "acc": (values > -1).astype(float).tolist()})
+        figure = Metric(value=math.exp(-values.mean()), stderr=None, higher_is_better=False)
+        tasks[name] = task.model_copy(update={"metrics": {**task.metrics, "perplexity": figure}})
+    better, worse = (compared(tasks["base"], tasks[name])["perplexity"] for name in ("better", "worse"))
+    for d, name in ((better, "better"), (worse, "worse")):
+        figures = [tasks[side].metrics["perplexity"].value for side in ("base", name)]
+        assert (d.base, d.candidate) == tuple(figures)
+        assert (d.unit, d.higher_is_better, d.margin) == ("percent", False, 3.0)
+        assert d.difference == pytest.approx(100 * (figures[1] / figures[0] - 1))
+    assert better.difference < 0 < worse.difference
+    assert better.noninferiority_p < 0.001 and worse.noninferiority_p > 0.999
+    wrong = tasks["worse"].metrics | {"perplexity": tasks["base"].metrics["perplexity"]}
+    with pytest.raises(FlowError, match="task: perplexity is given as"):
+        compared(tasks["base"], tasks["worse"].model_copy(update={"metrics": wrong}))
+
+
 def test_a_figure_of_the_whole_task_only_is_left_out():
     task = scored({"exact_match,strict-match": [i % 2 for i in range(40)]})
     whole = {**task.metrics, "aggregate_only": Metric(value=1.0, stderr=None, higher_is_better=True)}

@@ -421,12 +421,29 @@ def test_items_to_settle_give_the_decision_its_power():
     assert worse > items  # 1.0 beyond the margin is closer to it
 
 
+@pytest.mark.parametrize(("gained", "lost", "margin"), [(4, 9, 0.04), (0, 3, 0.03), (1, 18, 0.05), (2, 26, 0.08)])
+def test_items_to_settle_are_the_first_at_which_the_score_test_has_its_power(gained, lost, margin):
+    n = 200
+    items = statistics.binary_items_to_settle(gained, lost, n, margin)
+    change, changed = (gained - lost) / n, (gained + lost) / n
+    z = [
+        abs(change + margin) * math.sqrt(count) / (statistics._score_deviation(gained, lost, n, -margin) / math.sqrt(n))
+        for count in (items, items - 1)
+    ]
+    slack = statistics.Z_POWER * math.sqrt(changed - change**2) * math.sqrt(n)
+    slack /= statistics._score_deviation(gained, lost, n, -margin)
+    assert z[0] >= statistics.Z + slack > z[1]
+    assert items > n and statistics.binary_items_to_settle(gained, lost, n, margin, tests=4) > items
+
+
 def test_items_to_settle_of_what_is_settled_or_never_will_be():
     assert statistics.items_to_settle(400, Interval(0.0, -1.5, 1.5), margin=2.0) is None
     assert statistics.items_to_settle(400, Interval(-4.0, -5.5, -2.5), margin=2.0) is None
     assert statistics.items_to_settle(400, Interval(-2.0, -3.0, -1.0), margin=2.0) is None
     assert statistics.items_to_settle(400, Interval(-2.0001, -3.0, -1.0), margin=2.0) is None
     assert statistics.items_to_settle(400, Interval(-1.0, -1.99, 0.01), margin=2.0, tests=5) > 400
+    assert statistics.binary_items_to_settle(5, 5, 4000, margin=0.02) is None
+    assert statistics.binary_items_to_settle(0, 8, 400, margin=0.02) is None
 
 
 def test_holm_gives_the_textbook_example():

@@ -123,6 +123,23 @@ def test_items_to_settle_are_given_where_the_question_is_open():
     assert filled["settled"]["acc"].items_to_settle is None
 
 
+def test_the_table_reads_as_the_verdict_decides():
+    """Clear of the margin by itself, but not after Holm's correction: undecided in both."""
+    tasks = {"a": {"acc": difference(0.02, 0.0, 3.0)}, "b": {"acc": difference(0.02, 0.0, 3.0)}}
+    filled, _ = with_items_to_settle(tasks, difference(0.001))
+    assert decide(tasks, difference(0.001))[0] == "INCONCLUSIVE"
+    assert filled["a"]["acc"].adjusted_p == (0.04, 1.0)
+    assert reading(filled["a"]["acc"]).startswith("undecided")
+    assert reading(tasks["a"]["acc"]) == "within margin"  # a metric that does not count in the verdict
+
+
+def test_the_perplexity_of_answers_decides_where_it_is_all_there_is():
+    only = difference(0.999, 9.0, 1.0, unit="percent", higher_is_better=False)
+    verdict, reasons = decide({"a": {"acc": difference(0.001)}, "lambada": {"perplexity": only}}, difference(0.001))
+    assert verdict == "DO NOT SHIP"
+    assert reasons[0].startswith("Perplexity on lambada")
+
+
 def test_generated_answers_and_texts_decide_too():
     tasks = {"gsm8k": {"exact_match,strict-match": difference(0.999, -9.0)}, "a": {"acc": difference(0.0001)}}
     verdict, reasons = decide(tasks, difference(0.001))

@@ -558,6 +558,16 @@ class BaseComparison(Record):
     cost_per_million_output_tokens: NonNegative | None = None
 
 
+class MarginSeal(Record):
+    """Whether the margins of the verdict are those that were fixed before the measurement."""
+
+    at: str = Field(description="when 01 wrote the margins into the manifest")
+    before_measuring: bool = Field(description="no accuracy result was there yet")
+    changed: dict[str, tuple[Finite | None, Finite | None]] = Field(
+        description="margin -> sealed and current value, of those that are not the same"
+    )
+
+
 class Comparison(Record):
     """06: the contract other tools read, `report/comparison.json`."""
 
@@ -565,6 +575,7 @@ class Comparison(Record):
     schema_version: Literal["2.0"] = SCHEMA_VERSION
     profile: str
     margin_rationale: str = Field(default="", description="how the profile's margins were chosen, in its own words")
+    margins: MarginSeal | None = Field(default=None, description="none: the margins were never sealed")
     base: BaseComparison
     candidates: tuple[CandidateComparison, ...]
     protocol: dict[Literal["accuracy", "performance"], dict[str, Any]]
@@ -604,6 +615,7 @@ class ShipRecord(Record):
     base_sha256: str
     results: dict[str, str] = Field(description="path of a result -> SHA-256")
     comparison_sha256: str = Field(description="of report/comparison.json")
+    margins: MarginSeal | None = Field(default=None, description="none: the margins were never sealed")
     candidates: tuple[ShippedCandidate, ...]
     overrides: tuple[ShipOverride, ...] = ()
 

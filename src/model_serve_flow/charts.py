@@ -270,8 +270,8 @@ def unit_text(unit: str) -> str:
 def within_margin(difference: Difference) -> bool:
     """Whether the worse end of the interval is inside the accepted drop."""
     if difference.higher_is_better:
-        return difference.ci95[0] > -difference.margin
-    return difference.ci95[1] < difference.margin
+        return difference.ci95[0] > -difference.limit
+    return difference.ci95[1] < difference.limit
 
 
 def main_differences(candidate: CandidateComparison) -> dict[tuple[str, str], Difference]:
@@ -294,8 +294,9 @@ def _panels(comparison: Comparison) -> dict[tuple[str, bool], list[tuple[str, st
 
 
 def _row_label(comparison: Comparison, row: tuple[str, str]) -> str:
-    near = any(row in (all_ := main_differences(c)) and all_[row].near_chance for c in comparison.candidates)
-    return f"{row[0]}\n{row[1]}{', near chance' if near else ''}"
+    shown = [found[row] for c in comparison.candidates if row in (found := main_differences(c))]
+    near, weak = any(d.near_chance for d in shown), any(d.too_weak for d in shown)
+    return f"{row[0]}\n{row[1]}{', near chance' if near else ', cannot decide' if weak else ''}"
 
 
 def _draw_difference(axis: Axes, difference: Difference, place: int, offset: float, look: Look) -> None:

@@ -17,6 +17,7 @@ from model_serve_flow.config import FlowConfig
 from model_serve_flow.diagnosis import diagnose, held_in_float32
 from model_serve_flow.differences import Differences, compare_suite, compare_task
 from model_serve_flow.flow import Flow
+from model_serve_flow.margins import check_seal
 from model_serve_flow.pairs import flipped_items, pair, primary_metric
 from model_serve_flow.ranking import ranked, recommended
 from model_serve_flow.results import (
@@ -46,7 +47,7 @@ def compare_workspace(flow: Flow) -> Comparison:
     """
     space, config = flow.workspace, flow.config
     candidates = [read_candidate(space, config, candidate.name) for candidate in flow.candidates]
-    comparison = compare(config, read_base(space, config), candidates)
+    comparison = compare(config, read_base(space, config), candidates).model_copy(update={"margins": check_seal(flow)})
     write_json(space.report / "comparison.json", comparison)
     return comparison
 

@@ -310,6 +310,9 @@ class Verdict(Section):
     suite_margin_points: Annotated[float, Field(gt=0)] = 1.0
     task_margin_points: Annotated[float, Field(gt=0)] = 2.0
     perplexity_margin_percent: Annotated[float, Field(gt=0)] = 2.0
+    retention: Annotated[
+        float, Field(gt=0, lt=1, description="share of the base's score above guessing that a candidate must keep")
+    ] = 0.95
     rationale: str = Field(default="", description="how the margins were chosen, for the reader of the report")
 
 

@@ -8,19 +8,23 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from model_serve_flow import statistics
+from model_serve_flow import bootstrap, statistics
+from model_serve_flow.clusters import ClusteredMean, cluster_key
 from model_serve_flow.comparability import REMEASURE
 from model_serve_flow.config import Verdict
 from model_serve_flow.errors import FlowError
 from model_serve_flow.pairs import PRIMARY_METRICS, Pairs, count_flips, primary_metric
-from model_serve_flow.results import Difference, TaskAccuracy
-from model_serve_flow.statistics import Interval
+from model_serve_flow.results import Clusters, Difference, Tail, TaskAccuracy
+from model_serve_flow.statistics import Interval, PairedLoss, PairedMean
 
 TEXT_KEYS = ("loglikelihood", "words", "bytes")  # what an item of a perplexity task carries
+LOGLIKELIHOOD_METRIC = "perplexity"  # LAMBADA's: exp(-mean), and its values are the log-likelihoods, higher is better
 AGGREGATE_TOLERANCE = 1e-6
+COLLAPSE = math.log(2)  # nats per word by which a document's loss rises when its perplexity doubles
 
 TANGO = "Tango's score interval for paired proportions"
 BOOTSTRAP = "BCa bootstrap over items"
+CLUSTERED = "cluster-robust standard error, t over the clusters"
 BOOTSTRAP_DOCUMENTS = "BCa bootstrap over documents"
 MOVER = "MOVER over the tasks' intervals"
 
@@ -45,9 +49,14 @@ def compare_task(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Differe
 
 
 def deciding(differences: Differences) -> dict[str, Difference]:
-    """The primary metric of each task that can decide: not a text, and not near chance."""
+    """The primary metric of each task that can decide: those `asked` that have items enough for their test."""
+    return {task: d for task, d in asked(differences).items() if d.too_few is None}
+
+
+def asked(differences: Differences) -> dict[str, Difference]:
+    """The primary metric of each task but texts, as far as the base is strong enough at it."""
     primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
-    return {task: d for task, d in primaries.items() if d.unit == "points" and not d.near_chance}
+    return {task: d for task, d in primaries.items() if d.unit == "points" and not d.silent}
 
 
 def compare_suite(differences: Differences, margins: Verdict) -> Difference | None:
@@ -88,17 +97,20 @@ def _answer_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, 
     scored = [metric for metric in pairs.base.metrics if pairs.values(metric) is not None]
     if not scored:
         raise ValueError("no metric has a value per item")
-    differences = {metric: _answer_difference(pairs, metric, margins.task_margin_points, seed) for metric in scored}
+    differences = {metric: _answer_difference(pairs, metric, margins, seed) for metric in scored}
     _require_own_figure(pairs, primary_metric(scored))
     return differences
 
 
-def _answer_difference(pairs: Pairs, metric: str, margin: float, seed: int) -> Difference:
+def _answer_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Difference:
+    if metric.partition(",")[0] == LOGLIKELIHOOD_METRIC:
+        return _perplexity_difference(pairs, metric, margins, seed)
     base, candidate = pairs.values(metric)
     binary = statistics.is_binary(base) and statistics.is_binary(candidate)
-    near_chance = binary and _near_chance(base, pairs.base.chance)
     higher_is_better = pairs.base.metrics[metric].higher_is_better
-    tested = _binary_test if binary else _mean_test
+    tested = (_binary_test if binary else _mean_test)(pairs, metric, margins, seed)
+    tested |= _cluster_test(pairs, metric, margins, tested)
+    misleading = tested.get("near_chance", False) or not higher_is_better
     return Difference(
         n=base.size,
         base=100 * base.mean(),
@@ -106,48 +118,135 @@ def _answer_difference(pairs: Pairs, metric: str, margin: float, seed: int) -> D
         unit="points",
         higher_is_better=higher_is_better,
         chance=None if pairs.base.chance is None else 100 * pairs.base.chance,
-        near_chance=near_chance,
-        margin=margin,
-        recovery_percent=_recovery(base.mean(), candidate.mean()) if higher_is_better and not near_chance else None,
-        **tested(base, candidate, pairs.oriented(metric), margin / 100, seed),
+        margin=margins.task_margin_points,
+        recovery_percent=None if misleading else _recovery(base.mean(), candidate.mean()),
+        **tested,
     )
 
 
-def _binary_test(
-    base: NDArray, candidate: NDArray, good: tuple[NDArray, NDArray], margin: float, seed: int
-) -> dict[str, Any]:
-    """Interval and tests of values of 0 and 1; `good` are the same with 1 for right. Nothing here is drawn."""
+def _binary_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[str, Any]:
+    """Interval and tests of values of 0 and 1. Nothing here is drawn."""
+    (base, candidate), good = pairs.values(metric), pairs.oriented(metric)
     flips = count_flips(good[0] == 1, good[1] == 1)
     changed = (flips.right_to_wrong + flips.wrong_to_right) / base.size
+    low = statistics.wilson_interval(int(good[0].sum()), base.size).low
+    retention_p = statistics.binary_retention_p(*good, margins.retention, pairs.base.chance or 0.0)
     return {
         **_bounds(statistics.paired_binary_difference(base, candidate).scaled(100)),
         "method": TANGO,
-        "noninferiority_p": statistics.binary_noninferiority_p(*good, margin),
+        "noninferiority_p": statistics.binary_noninferiority_p(*good, margins.task_margin_points / 100),
         "mcnemar_p": statistics.mcnemar_p(base, candidate),
         "flips": flips,
         "smallest_detectable_drop": 100 * statistics.smallest_detectable_drop(base.size, changed),
+        **_sensitivity(float(good[0].mean()), low, pairs.base.chance, margins),
+        "retention_p": retention_p,
     }
 
 
-def _mean_test(
-    base: NDArray, candidate: NDArray, good: tuple[NDArray, NDArray], margin: float, seed: int
-) -> dict[str, Any]:
-    interval = statistics.paired_mean_difference(base, candidate, seed).scaled(100)
-    return {
+def _mean_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[str, Any]:
+    """Interval and tests of other values, out of one draw."""
+    tested, chance = PairedMean.of(*pairs.oriented(metric), seed), pairs.base.chance
+    interval = tested.interval().scaled(100)
+    higher_is_better = pairs.base.metrics[metric].higher_is_better
+    if not higher_is_better:
+        interval = Interval(-interval.difference, -interval.high, -interval.low)
+    found = {
         **_bounds(interval),
         "method": BOOTSTRAP,
-        "noninferiority_p": statistics.mean_noninferiority_p(*good, margin, seed),
+        **_drawn(pairs.base.n, tested.noninferiority_p(margins.task_margin_points / 100)),
         "smallest_detectable_drop": statistics.smallest_detectable_change(interval),
     }
+    if "too_few" in found or not (higher_is_better or tested.bounded):  # an error without a ceiling has no floor
+        return found
+    sensitivity = _sensitivity(float(tested.base.mean()), tested.base_low(), chance, margins)
+    return {**found, **sensitivity, "retention_p": tested.retention_p(margins.retention, chance or 0.0)}
+
+
+def _sensitivity(score: float, low: float, chance: float | None, margins: Verdict) -> dict[str, Any]:
+    """Whether the task can show a loss at all: assay sensitivity, ICH E10 (2000), section 1.5.
+
+    Args:
+        score, low: the base's score and its lower bound, turned so that higher is better.
+        chance: expected score of guessing; none: the model writes freely, and guessing scores 0.
+    """
+    floor = chance or 0.0
+    allowed = 100 * (1 - margins.retention) * (score - floor)
+    return {
+        "base_low": 100 * low,
+        "near_chance": chance is not None and low <= chance,
+        "too_weak": 100 * (low - floor) <= margins.task_margin_points,
+        "retention": margins.retention,
+        "retention_limit": allowed if allowed > 0 else None,
+    }
+
+
+def _perplexity_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Difference:
+    """The perplexity of right answers, from the log-likelihood of each; in percent of the base's, like a text's."""
+    base, candidate = pairs.values(metric)
+    margin = margins.perplexity_margin_percent
+    tested = PairedLoss.of(base, candidate, [1.0] * base.size, seed)
+    return _text_difference(
+        pairs,
+        metric,
+        [math.exp(-side.mean()) for side in (base, candidate)],
+        tested.percent(),
+        method=BOOTSTRAP,
+        unit="percent",
+        margin=margin,
+        **_drawn(base.size, tested.noninferiority_p(math.log1p(margin / 100))),
+    )
+
+
+def _cluster_test(pairs: Pairs, metric: str, margins: Verdict, found: dict[str, Any]) -> dict[str, Any]:
+    """What changes where items come in clusters: all of it if their interval is wider than that of single items."""
+    key = cluster_key(pairs.base.items)
+    if key is None:
+        return {}
+    labels, (base, candidate) = [item.groups[key] for item in pairs.base.items], pairs.oriented(metric)
+    change = candidate - base
+    whole, alone = ClusteredMean.of(change, labels), float(change.var(ddof=1) / change.size)
+    interval, (low, high) = whole.interval().scaled(100), found["ci95"]
+    wider = interval.high - interval.low > high - low
+    effect = whole.error**2 / alone if alone > 0 else None
+    clusters = Clusters(key=key, count=whole.clusters, design_effect=effect, decide=wider)
+    if not wider or "too_few" in found:
+        return {"clusters": clusters}
+    if not pairs.base.metrics[metric].higher_is_better:
+        interval = Interval(-interval.difference, -interval.high, -interval.low)
+    tested = {
+        "clusters": clusters,
+        **_bounds(interval),
+        "method": CLUSTERED,
+        "noninferiority_p": whole.p_at_most(-margins.task_margin_points / 100),
+        "monte_carlo_error": None,
+        "smallest_detectable_drop": statistics.smallest_detectable_change(interval),
+    }
+    return {**tested, **_cluster_sensitivity(pairs, labels, (base, candidate), margins, found)}
+
+
+def _cluster_sensitivity(
+    pairs: Pairs, labels: list[str], good: tuple[NDArray, NDArray], margins: Verdict, found: dict[str, Any]
+) -> dict[str, Any]:
+    """The base's lower bound and retention over clusters, where single items have them; the more cautious counts."""
+    if "base_low" not in found:
+        return {}
+    (base, candidate), chance = good, pairs.base.chance or 0.0
+    low = min(found["base_low"] / 100, ClusteredMean.of(base, labels).interval().low)
+    kept = ClusteredMean.of(candidate - margins.retention * base - (1 - margins.retention) * chance, labels)
+    p = kept.p_at_most(0.0) if kept.error else found["retention_p"]
+    sensitivity = _sensitivity(float(base.mean()), low, pairs.base.chance, margins)
+    return {**sensitivity, "retention_p": max(found["retention_p"], p)}
+
+
+def _drawn(n: int, p: float) -> dict[str, Any]:
+    """The p-value of a bootstrap over n units; none where they are too few for one."""
+    if n < bootstrap.LEAST_UNITS:
+        return {"too_few": bootstrap.LEAST_UNITS}
+    return {"noninferiority_p": p, "monte_carlo_error": bootstrap.monte_carlo_error(p)}
 
 
 def _recovery(base: float, candidate: float) -> float | None:
     return 100 * candidate / base if base > 0 else None
-
-
-def _near_chance(base: NDArray, chance: float | None) -> bool:
-    """Whether guessing explains the base's score: its lower 95 % bound is not above chance."""
-    return chance is not None and statistics.wilson_interval(int(base.sum()), base.size).low <= chance
 
 
 # --- Texts ---
@@ -162,24 +261,29 @@ def _text_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Di
     words, sizes = words[0], sizes[0]
     margin = math.log1p(margins.perplexity_margin_percent / 100)  # nats per word
     byte_margin = margin * words.sum() / sizes.sum()
+    by_word, by_byte = (PairedLoss.of(base, candidate, units, seed) for units in (words, sizes))
+    collapsed = int(((base - candidate) / words >= COLLAPSE).sum())
+    tail = Tail(collapsed=collapsed, share_at_most=statistics.share_at_most(collapsed, words.size))
     return {
         "word_perplexity": _text_difference(
             pairs,
             "word_perplexity",
             [math.exp(-side.sum() / words.sum()) for side in (base, candidate)],
-            statistics.paired_ratio_change(base, candidate, words, seed),
+            by_word.percent(),
             unit="percent",
             margin=margins.perplexity_margin_percent,
-            noninferiority_p=statistics.loss_noninferiority_p(base, candidate, words, margin, seed),
+            tail=tail,
+            **_drawn(words.size, by_word.noninferiority_p(margin)),
         ),
         "bits_per_byte": _text_difference(
             pairs,
             "bits_per_byte",
             [-side.sum() / sizes.sum() / math.log(2) for side in (base, candidate)],
-            statistics.paired_loss_change(base, candidate, sizes, seed).scaled(1 / math.log(2)),
+            by_byte.interval().scaled(1 / math.log(2)),
             unit="bits/byte",
             margin=byte_margin / math.log(2),
-            noninferiority_p=statistics.loss_noninferiority_p(base, candidate, sizes, byte_margin, seed),
+            tail=tail,
+            **_drawn(words.size, by_byte.noninferiority_p(byte_margin)),
         ),
     }
 
@@ -192,10 +296,8 @@ def _text_difference(pairs: Pairs, metric: str, values: list[float], interval: I
         base=values[0],
         candidate=values[1],
         higher_is_better=False,
-        method=BOOTSTRAP_DOCUMENTS,
         smallest_detectable_drop=statistics.smallest_detectable_change(interval),
-        **_bounds(interval),
-        **fields,
+        **{"method": BOOTSTRAP_DOCUMENTS, **_bounds(interval), **fields},
     )
 
 

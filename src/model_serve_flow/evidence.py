@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from model_serve_flow import report_tables as tables
 from model_serve_flow.charts import offers
 from model_serve_flow.formatting import dollars, number, objectives
+from model_serve_flow.margins import seal_sentence
 from model_serve_flow.report_tables import Cell, Table
 from model_serve_flow.results import CandidateComparison, Comparison
 
-MARGINS = (
-    "The margins are the profile's and were fixed before anything was measured. A task passes if the whole interval is "
-    "within its margin; the verdict also corrects for the number of tasks (Holm), so it can be stricter. "
+READING = (
+    "'Reading' is the verdict's own: "
+    "corrected for the number of tasks (Holm), and with the share of the base's score that must be kept. The interval "
+    "is that of one task by itself, so it can be within the margin where the reading is 'undecided'. "
     "Smallest detectable drop: the true drop that so many items find with 80 % power."
 )
 SAME_LOAD = (
@@ -111,7 +113,7 @@ def _margins(comparison: Comparison) -> tuple[Note, ...]:
         if comparison.margin_rationale
         else []
     )
-    return Note(MARGINS), *chosen
+    return Note(f"{seal_sentence(comparison.margins)} {READING}"), *chosen
 
 
 def _diagnosis(candidates: Iterable[CandidateComparison]) -> Section:

@@ -104,6 +104,22 @@ def margin(difference: Difference) -> str:
     return f"{number(difference.margin, digits(difference))} {unit(difference)}"
 
 
+def clusters(difference: Difference) -> str:
+    """In which clusters the items come, with the design effect; empty where they come in none."""
+    found = difference.clusters
+    if found is None:
+        return ""
+    effect = "" if found.design_effect is None else f", design effect {found.design_effect:.1f}"
+    return f" in {found.count} clusters by {found.key}{effect}"
+
+
+def retention(difference: Difference) -> str:
+    """The lower drop that retention accepts, where it is lower than the margin."""
+    if difference.limit == difference.margin:
+        return ""
+    return f"{number(difference.limit)} to keep {percent(difference.retention)} above guessing"
+
+
 def value(value: float, difference: Difference) -> str:
     """A score or loss of one model."""
     return number(value, 3 if difference.unit == "bits/byte" else 2)

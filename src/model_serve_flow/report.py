@@ -29,6 +29,7 @@ from model_serve_flow.formatting import (
 )
 from model_serve_flow.machine import int8_saturates
 from model_serve_flow.manifest import read_manifest
+from model_serve_flow.margins import seal_sentence
 from model_serve_flow.report_tables import must_not_ship, speedup_range, summary
 from model_serve_flow.results import CandidateComparison, Comparison, Difference
 from model_serve_flow.workspace import write_text
@@ -194,11 +195,11 @@ def _size_words(comparison: Comparison) -> str:
 def worst(candidate: CandidateComparison) -> tuple[str, str, Difference] | None:
     """(task, metric, difference) of the task that comes nearest to its margin or lies farthest beyond it.
 
-    Tasks near chance do not count while there are others; none without accuracy.
+    Tasks that cannot decide do not count while there are others; none without accuracy.
     """
     rows = [(*row, d) for row, d in charts.main_differences(candidate).items() if row != charts.AVERAGE]
-    telling = [row for row in rows if not row[2].near_chance] or rows
-    return max(telling, key=lambda row: _loss(row[2]) / row[2].margin, default=None)
+    telling = [row for row in rows if not row[2].silent] or rows
+    return max(telling, key=lambda row: _loss(row[2]) / row[2].limit, default=None)
 
 
 def _loss(difference: Difference) -> float:
@@ -227,13 +228,18 @@ def headline(comparison: Comparison) -> str:
 
 
 def caveat(comparison: Comparison, manifest: Mapping[str, Any]) -> str:
-    """What to know before reading on: of the base's weights, and of a processor whose INT8 sums are not exact."""
+    """What to know before reading on.
+
+    Margins that were changed, the base's weights, and a processor whose INT8 sums are not exact.
+    """
     kernels = " ".join(candidate.kernel for candidate in comparison.candidates)
     hardware = _mapping(manifest.get("hardware"))
     architecture, features = hardware.get("architecture"), hardware.get("cpu_features")
     known = isinstance(architecture, str) and isinstance(features, list | tuple)
     saturates = known and CPU_INT8_KERNEL in kernels and int8_saturates(architecture, features)
-    return " ".join(filter(None, (comparison.base.note, INT8_SATURATES if saturates else "")))
+    moved = comparison.margins is not None and comparison.margins.changed
+    sentences = (seal_sentence(comparison.margins) if moved else "", comparison.base.note)
+    return " ".join(filter(None, (*sentences, INT8_SATURATES if saturates else "")))
 
 
 def provenance(comparison: Comparison, manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from model_serve_flow import statistics
 from model_serve_flow.charts import AVERAGE, within_margin
 from model_serve_flow.comparison import primary_metric
 from model_serve_flow.formatting import (
@@ -18,6 +19,7 @@ from model_serve_flow.formatting import (
     capacity_interval,
     capacity_text,
     change,
+    clusters,
     count,
     detectable,
     dollars,
@@ -31,6 +33,7 @@ from model_serve_flow.formatting import (
     percent,
     ratio_interval,
     recovery,
+    retention,
     shortened,
     signed,
     times,
@@ -190,9 +193,9 @@ def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
     )  # fmt: skip
     rows = tuple(
         (
-            Cell(candidate.name), Cell(task, metric), Cell(count(d.n), key=d.n),
+            Cell(candidate.name), Cell(task, metric), Cell(count(d.n), clusters(d).strip(), d.n),
             Cell(f"{value(d.base, d)} → {value(d.candidate, d)}", key=d.candidate),
-            Cell(change(d), interval(d), key=d.difference), Cell(reading(d)), Cell(margin(d), key=d.margin),
+            Cell(change(d), interval(d), key=d.difference), Cell(reading(d)), Cell(margin(d), retention(d), d.margin),
             Cell(p_value(d.mcnemar_p), key=d.mcnemar_p), Cell(flips(d.flips), key=_total(d.flips)),
             Cell(detectable(d), key=d.smallest_detectable_drop),
             Cell(recovery(d), "near chance" if d.near_chance else "", d.recovery_percent),
@@ -204,12 +207,23 @@ def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
 
 
 def reading(difference: Difference) -> str:
-    """What the interval says of the margin."""
+    """What the verdict says of the accepted drop; of a metric that does not count in it, what its interval says."""
     if difference.near_chance:
         return "near chance: decides nothing"
+    if difference.too_weak:
+        return "the base is too weak here: decides nothing"
+    if difference.too_few is not None:
+        return f"not decided: too few, at least {difference.too_few} are needed"
+    if difference.adjusted_p is not None:
+        within, beyond = (p <= statistics.ALPHA for p in difference.adjusted_p)
+        return _reading(difference, within, beyond)
     low, high = difference.ci95
-    beyond = high < -difference.margin if difference.higher_is_better else low > difference.margin
-    text = "within margin" if within_margin(difference) else "beyond margin" if beyond else "undecided"
+    beyond = high < -difference.limit if difference.higher_is_better else low > difference.limit
+    return _reading(difference, within_margin(difference), beyond)
+
+
+def _reading(difference: Difference, within: bool, beyond: bool) -> str:
+    text = "within margin" if within else "beyond margin" if beyond else "undecided"
     if text == "undecided" and difference.items_to_settle:
         text = f"undecided: about {difference.items_to_settle:,} items would settle it"
     return text

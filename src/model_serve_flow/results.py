@@ -344,6 +344,24 @@ class Flips(Record):
     wrong_to_right: Count
 
 
+class Tail(Record):
+    """Documents of a text that collapsed, and how common such documents may be: what a mean cannot tell."""
+
+    collapsed: Count = Field(description="documents whose perplexity at least doubled")
+    share_at_most: Probability = Field(description="of all such documents, with 95 % confidence (Clopper and Pearson)")
+
+
+class Clusters(Record):
+    """The groups in which the items of a task come, which make them less than independent."""
+
+    key: str = Field(description="the group of the items, e.g. 'subject'")
+    count: Annotated[int, Field(gt=1)]
+    design_effect: NonNegative | None = Field(
+        description="variance of the difference over what independent items would have; none: no item changed"
+    )
+    decide: bool = Field(description="whether interval and p-values are those of the clusters: the wider ones count")
+
+
 class Difference(Record):
     """Candidate minus base on one metric of one task, paired by item."""
 
@@ -358,6 +376,13 @@ class Difference(Record):
     chance: float | None = None
     near_chance: bool = Field(default=False, description="the base is not clearly above guessing: the task says little")
     margin: Positive = Field(description="the drop that would be accepted, in the same unit as the difference")
+    base_low: Finite | None = Field(default=None, description="lower 95 % bound of the base's score; none for texts")
+    too_weak: bool = Field(
+        default=False, description="the base is above guessing by less than the margin: the margin's test cannot fail"
+    )
+    retention: Probability | None = Field(default=None, description="share of the score above guessing to be kept")
+    retention_p: Probability | None = Field(default=None, description="one-sided, of keeping that share or less")
+    retention_limit: Positive | None = Field(default=None, description="points that may be lost to keep that share")
     noninferiority_p: Probability | None = Field(default=None, description="one-sided, of a loss of the margin or more")
     recovery_percent: Finite | None = Field(default=None, description="candidate / base; none where it would mislead")
     mcnemar_p: Probability | None = Field(default=None, description="exact, two-sided; for values of 0 and 1 only")
@@ -368,6 +393,30 @@ class Difference(Record):
     items_to_settle: Count | None = Field(
         default=None, description="items at which the interval would be clear of the margin; none: it is, or never will"
     )
+    adjusted_p: tuple[Probability, Probability] | None = Field(
+        default=None, description="Holm-adjusted, of a loss beyond the limit and within it; none: does not decide"
+    )
+    clusters: Clusters | None = Field(default=None, description="none: the items come in none, or in too few")
+    too_few: Count | None = Field(default=None, description="items that a decision needs; none: there are as many")
+    monte_carlo_error: NonNegative | None = Field(
+        default=None, description="standard error of noninferiority_p, because resamples are drawn; none: none are"
+    )
+    tail: Tail | None = Field(default=None, description="for texts only")
+
+    @property
+    def silent(self) -> bool:
+        """Whether the task cannot decide, because the base is too weak at it."""
+        return self.near_chance or self.too_weak
+
+    @property
+    def limit(self) -> float:
+        """The drop that is accepted: the margin, or what retention allows if that is less."""
+        return self.margin if self.retention_limit is None else min(self.margin, self.retention_limit)
+
+    @property
+    def decision_p(self) -> float | None:
+        """One-sided p-value of "the loss is the margin or more, or too little is kept"; none: no test was possible."""
+        return self.noninferiority_p if self.retention_p is None else max(self.noninferiority_p, self.retention_p)
 
 
 class FlippedItem(Record):
@@ -521,6 +570,16 @@ class BaseComparison(Record):
     cost_per_million_output_tokens: NonNegative | None = None
 
 
+class MarginSeal(Record):
+    """Whether the margins of the verdict are those that were fixed before the measurement."""
+
+    at: str = Field(description="when 01 wrote the margins into the manifest")
+    before_measuring: bool = Field(description="no accuracy result was there yet")
+    changed: dict[str, tuple[Finite | None, Finite | None]] = Field(
+        description="margin -> sealed and current value, of those that are not the same"
+    )
+
+
 class Comparison(Record):
     """06: the contract other tools read, `report/comparison.json`."""
 
@@ -528,6 +587,7 @@ class Comparison(Record):
     schema_version: Literal["2.0"] = SCHEMA_VERSION
     profile: str
     margin_rationale: str = Field(default="", description="how the profile's margins were chosen, in its own words")
+    margins: MarginSeal | None = Field(default=None, description="none: the margins were never sealed")
     base: BaseComparison
     candidates: tuple[CandidateComparison, ...]
     protocol: dict[Literal["accuracy", "performance"], dict[str, Any]]
@@ -567,6 +627,7 @@ class ShipRecord(Record):
     base_sha256: str
     results: dict[str, str] = Field(description="path of a result -> SHA-256")
     comparison_sha256: str = Field(description="of report/comparison.json")
+    margins: MarginSeal | None = Field(default=None, description="none: the margins were never sealed")
     candidates: tuple[ShippedCandidate, ...]
     overrides: tuple[ShipOverride, ...] = ()
 

@@ -54,6 +54,7 @@ def write_ship_records(flow: Flow, comparison: Comparison) -> Path:
         base_sha256=comparison.base.sha256,
         results=_result_digests(space, [BASE, *(candidate.name for candidate in comparison.candidates)]),
         comparison_sha256=file_digest(space.root / COMPARISON),
+        margins=comparison.margins,
         candidates=tuple(_bound(space, candidate, candidate.name == best) for candidate in comparison.candidates),
     )
     return write_json(space.root / RECORD, record)

@@ -13,14 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from model_serve_flow.bootstrap import RatioBootstrap, without_doubt
+from model_serve_flow.bootstrap import RatioBootstrap, Resamples
 
 CONFIDENCE = 0.95
 ALPHA = (1 - CONFIDENCE) / 2  # of a one-sided test
 POWER = 0.8
 Z = 1.959963984540054  # standard normal quantile at 97.5 %
 Z_POWER = 0.8416212335729143  # and at 80 %
+LEAST_Z, MOST_Z = 0.05, 8.0  # nearer to 0 than the first a p-value is 0.5, beyond the second it is 0
 MOST_ITEMS = 1e9  # a benchmark of more items than this will not be made
+FAR = 0.05  # a fall of an item that counts as far
+LEAST_LOSERS = 20  # items that must carry a loss before the bootstrap alone decides
+_STAKES = np.arange(1, 21) / 20  # shares of the capital that the gambler of `betting_p` bets
+_STAKE_SHARES = np.array([0.5 / 19] * 19 + [0.5])  # of the money, by stake
 _EDGE = 1e-9  # keeps a bracket off its own estimate, where the score's variance can be 0
 
 
@@ -61,11 +66,108 @@ def paired_binary_difference(base: ArrayLike, candidate: ArrayLike) -> Interval:
     return _tango(*_flips(base, candidate))
 
 
-def paired_mean_difference(base: ArrayLike, candidate: ArrayLike, seed: int) -> Interval:
-    """Candidate minus base in the mean of a continuous metric, over the same items.
+@dataclass(frozen=True)
+class PairedMean:
+    """A continuous metric of the same items, resampled once: its interval and every test come from one draw.
 
-    The interval is the BCa bootstrap over items, see `RatioBootstrap`. Where every item differs by the same amount the
-    sample shows no spread, and the interval is that amount alone.
+    The interval is the BCa bootstrap over items, see `RatioBootstrap`. Where few items carry the loss, the resamples
+    hold only what those few show, and the betting bound for values in [0, 1] counts too, see `betting_p`.
+    """
+
+    base: NDArray
+    candidate: NDArray
+    draws: Resamples
+
+    @classmethod
+    def of(cls, base: ArrayLike, candidate: ArrayLike, seed: int) -> PairedMean:
+        """Of n values each, item by item; ValueError for fewer than two, unequal lengths, NaN or infinity."""
+        base, candidate = _paired(base, candidate, at_least=2)
+        return cls(base, candidate, Resamples.of((base, candidate, np.ones_like(base)), seed))
+
+    @property
+    def change(self) -> RatioBootstrap:
+        """Candidate minus base in the mean."""
+        return self.draws.ratio((-1, 1, 0), (0, 0, 1))
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every value is in [0, 1], as a share or a score is."""
+        return all(bool(((side >= 0) & (side <= 1)).all()) for side in (self.base, self.candidate))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether so few items carry the loss that the bootstrap alone would not be safe.
+
+        Few is below `LEAST_LOSERS` by Kish's effective number, of the items that fell by `FAR` or more.
+        """
+        losses = self.base - self.candidate
+        far = losses[losses >= FAR]
+        few = far.size == 0 or far.sum() ** 2 / (far**2).sum() < LEAST_LOSERS
+        return self.bounded and (few or not self.change.has_spread)
+
+    def interval(self) -> Interval:
+        """Candidate minus base with its 95 % interval."""
+        change = self.change
+        low, high = change.bound(ALPHA), change.bound(1 - ALPHA)
+        if self.sparse:
+            low = min(low, -_betting_limit(self.base - self.candidate))
+            if not change.has_spread:  # nor can the items have shown a rare gain
+                high = max(high, _betting_limit(self.candidate - self.base))
+        return Interval(change.estimate, low, high)
+
+    def base_low(self) -> float:
+        """The lower bound of the base's mean, one-sided at 97.5 %."""
+        return self.draws.ratio((1, 0, 0), (0, 0, 1)).bound(ALPHA)
+
+    def retention_p(self, retained: float, chance: float) -> float:
+        """One-sided p-value of "the candidate keeps `retained` of the base's mean above `chance`, or less"."""
+        floor = (1 - retained) * chance
+        p = self.draws.ratio((-retained, 1, -floor), (0, 0, 1)).p_at_most(0.0)
+        return max(p, betting_p(retained * self.base + floor - self.candidate, 0.0)) if self.sparse else p
+
+    def noninferiority_p(self, margin: float) -> float:
+        """One-sided p-value of "the mean falls by `margin` or more"; ValueError if the margin is not above 0."""
+        change, fall = self.change, _positive(margin)
+        if not self.sparse:
+            return change.p_at_most(-fall)
+        if not change.has_spread and change.estimate < -fall:
+            return 1 - betting_p(self.candidate - self.base, -fall)
+        return max(change.p_at_most(-fall), betting_p(self.base - self.candidate, fall))
+
+
+def betting_p(losses: ArrayLike, margin: float) -> float:
+    """One-sided p-value of "the mean loss is `margin` or more", whatever the distribution of n losses in [-1, 1].
+
+    Waudby-Smith and Ramdas (2024), "Estimating means of bounded random variables by betting", Journal of the Royal
+    Statistical Society B 86:1-27. A gambler who holds the claim false bets a share f of the capital on every item: a
+    loss d multiplies it by 1 - f + f (1 - d) / (1 - margin). If the claim is true the capital does not grow on average,
+    so it reaches 1/p with a probability of at most p (Markov, Ville). Half of the gambler's money is staked with f = 1,
+    the rest spread over smaller f, since the best f is known only afterwards.
+
+    Where no item falls, the whole stake grows as (1 - margin)^-n, which is as it must be: with a mean loss of m at
+    least a share m of all items falls, because none falls by more than 1, so n items without a fall have a probability
+    of at most (1 - m)^n, and no p-value may be smaller. This one is at most twice that.
+    """
+    losses = np.asarray(losses, dtype=float)
+    growth = 1 - _STAKES[:, None] + _STAKES[:, None] * (1 - losses) / (1 - margin)
+    with np.errstate(divide="ignore"):
+        capital = np.log(np.maximum(growth, 0.0)).sum(axis=1) + np.log(_STAKE_SHARES)
+    return math.exp(-max(float(np.logaddexp.reduce(capital)), 0.0))
+
+
+def _betting_limit(losses: NDArray) -> float:
+    """The mean loss that `betting_p` just rejects at 2.5 %."""
+    from scipy.optimize import brentq
+
+    def excess(limit: float) -> float:
+        return betting_p(losses, limit) - ALPHA
+
+    highest = 1 - _EDGE
+    return 1.0 if excess(highest) > 0 else float(brentq(excess, float(losses.mean()), highest, xtol=1e-12))
+
+
+def paired_mean_difference(base: ArrayLike, candidate: ArrayLike, seed: int) -> Interval:
+    """Candidate minus base in the mean of a continuous metric, over the same items; see `PairedMean`.
 
     Args:
         base, candidate: n values, item by item, n at least 2.
@@ -74,39 +176,68 @@ def paired_mean_difference(base: ArrayLike, candidate: ArrayLike, seed: int) -> 
     Raises:
         ValueError: fewer than two values, unequal lengths, NaN or infinity.
     """
-    base, candidate = _paired(base, candidate, at_least=2)
-    return _interval(candidate - base, np.ones_like(base), seed)
+    return PairedMean.of(base, candidate, seed).interval()
+
+
+@dataclass(frozen=True)
+class PairedLoss:
+    """Loss per unit of text of the same documents, resampled once, for its interval and its test.
+
+    The loss is the ratio estimator -sum(log-likelihood) / sum(size), as in lm-eval's word_perplexity and bits_per_byte,
+    so long documents weigh more. The interval is the paired BCa bootstrap over documents. Where every document changes
+    by the same amount the sample shows no spread, and the interval is that amount alone.
+    """
+
+    rise: RatioBootstrap  # candidate minus base, in nats per unit; above 0 the candidate is worse
+
+    @classmethod
+    def of(cls, base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int) -> PairedLoss:
+        """Of the log-likelihood of each document in nats, and its size in words or bytes.
+
+        Raises:
+            ValueError: fewer than two documents, unequal lengths, NaN or infinity, a log-likelihood above 0, or a size
+                that is not above 0.
+        """
+        base, candidate, sizes = _documents(base_loglik, candidate_loglik, sizes)
+        return cls(RatioBootstrap.of(base - candidate, sizes, seed))
+
+    def interval(self) -> Interval:
+        """Candidate minus base with its 95 % interval, in nats per word or byte."""
+        return Interval(self.rise.estimate, self.rise.bound(ALPHA), self.rise.bound(1 - ALPHA))
+
+    def percent(self) -> Interval:
+        """The same as a change of corpus perplexity, in percent of the base's."""
+        rise = self.interval()
+        return Interval(*(100 * math.expm1(value) for value in (rise.difference, rise.low, rise.high)))
+
+    def noninferiority_p(self, margin: float) -> float:
+        """One-sided p-value of "the loss rises by `margin` nats or more"; ValueError if the margin is not above 0."""
+        return 1 - self.rise.p_at_most(_positive(margin))
 
 
 def paired_loss_change(base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int) -> Interval:
-    """Candidate minus base in loss per unit of text, over the same documents; above 0 the candidate is worse.
-
-    The loss is the ratio estimator -sum(log-likelihood) / sum(size), as in lm-eval's word_perplexity and bits_per_byte,
-    so long documents weigh more. The interval is the paired BCa bootstrap over documents.
-
-    Args:
-        base_loglik, candidate_loglik: log-likelihood of each document, in nats.
-        sizes: its size in words or bytes.
-        seed: of the resampling.
-
-    Returns:
-        Difference and bounds in nats per word (or byte).
-
-    Raises:
-        ValueError: fewer than two documents, unequal lengths, NaN or infinity, a log-likelihood above 0, or a size that
-            is not above 0.
-    """
-    base, candidate, sizes = _documents(base_loglik, candidate_loglik, sizes)
-    return _interval(base - candidate, sizes, seed)
+    """Candidate minus base in nats per unit of text, over the same documents; see `PairedLoss`."""
+    return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).interval()
 
 
 def paired_ratio_change(base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int) -> Interval:
-    """Change of corpus perplexity, in percent of the base's perplexity; above 0 the candidate is worse.
+    """Change of corpus perplexity, in percent of the base's perplexity; above 0 the candidate is worse."""
+    return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).percent()
 
-    Arguments and errors are those of `paired_loss_change`; the bounds are its bounds, transformed.
+
+def share_at_most(count: int, n: int) -> float:
+    """The largest share of all units that 95 % of the samples agree with, where `count` of n were seen.
+
+    Clopper and Pearson's one-sided bound (1934); where none was seen it is about 3 / n, the rule of three.
+
+    Raises:
+        ValueError: n is not positive, or the count is not in 0..n.
     """
-    change = paired_loss_change(base_loglik, candidate_loglik, sizes, seed)
-    return Interval(*(100 * math.expm1(value) for value in (change.difference, change.low, change.high)))
+    from scipy.stats import beta
+
+    if n < 1 or not 0 <= count <= n:
+        raise ValueError(f"{count} of {n} is not a share")
+    return 1.0 if count == n else float(beta.ppf(CONFIDENCE, count + 1, n - count))
 
 
 def mean_of_independent(intervals: Sequence[Interval], weights: Sequence[float] | None = None) -> Interval:
@@ -175,35 +306,63 @@ def binary_noninferiority_p(base: ArrayLike, candidate: ArrayLike, margin: float
 
 
 def mean_noninferiority_p(base: ArrayLike, candidate: ArrayLike, margin: float, seed: int) -> float:
-    """One-sided p-value of "the mean falls by `margin` or more", by inversion of the interval of the same seed.
+    """One-sided p-value of "the mean falls by `margin` or more", see `PairedMean`.
 
-    It is between 1/5000 and 1 - 1/5000, which is as fine as the bootstrap can tell. Without spread between the items it
-    is 0 above the margin, 1 below it and 0.5 on it.
+    It is between 1/100000 and 1 - 1/100000, which is as fine as the bootstrap can tell.
 
     Raises:
         ValueError: as `paired_mean_difference`, or a margin that is not above 0.
     """
-    base, candidate = _paired(base, candidate, at_least=2)
-    return RatioBootstrap.of(candidate - base, np.ones_like(base), seed).p_at_most(-_positive(margin))
+    return PairedMean.of(base, candidate, seed).noninferiority_p(margin)
 
 
 def loss_noninferiority_p(
     base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, margin: float, seed: int
 ) -> float:
-    """One-sided p-value of "the loss per unit of text rises by `margin` nats or more", as `mean_noninferiority_p`.
+    """One-sided p-value of "the loss per unit of text rises by `margin` nats or more", see `PairedLoss`."""
+    return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).noninferiority_p(margin)
+
+
+def binary_retention_p(base: ArrayLike, candidate: ArrayLike, retained: float, chance: float) -> float:
+    """One-sided p-value of "the candidate keeps `retained` of the base's score above guessing, or less".
+
+    That is a test of mean(candidate - retained * base) - (1 - retained) * chance against 0, which is the change plus
+    (1 - retained) of what the base scores above guessing. MOVER joins Tango's bound of the change and Wilson's of the
+    base's score (see `mean_of_independent`); items that were right can only fall, so the two are negatively correlated
+    and the joint bound is a little cautious. The p-value is the level at which the bound is 0.
+
+    Args:
+        base, candidate: n values of 0 or 1, 1 for right.
+        retained: above 0 and below 1.
+        chance: expected score of guessing, as a proportion.
 
     Raises:
-        ValueError: as `paired_loss_change`, or a margin that is not above 0.
+        ValueError: as `paired_binary_difference`, or `retained` out of range.
     """
-    base, candidate, sizes = _documents(base_loglik, candidate_loglik, sizes)
-    return RatioBootstrap.of(candidate - base, sizes, seed).p_at_most(-_positive(margin))
+    from scipy.optimize import brentq
+
+    gained, lost, n = _flips(base, candidate)
+    if not 0 < retained < 1:
+        raise ValueError(f"the share to retain must be between 0 and 1, not {retained}")
+    score, share = float(np.mean(base)), 1 - retained
+    estimate = (gained - lost) / n + share * (score - chance)
+    side = math.copysign(1.0, estimate)
+
+    def excess(z: float) -> float:
+        change, level = _tango(gained, lost, n, z), _wilson(score, n, z)
+        nearer = [(i.difference - i.low) if side > 0 else (i.high - i.difference) for i in (change, level)]
+        return abs(estimate) - math.hypot(nearer[0], share * nearer[1])
+
+    if excess(LEAST_Z) <= 0:
+        return 0.5
+    return _upper_tail(side * (MOST_Z if excess(MOST_Z) > 0 else float(brentq(excess, LEAST_Z, MOST_Z, xtol=1e-9))))
 
 
 def average_noninferiority_p(interval: Interval, margin: float) -> float:
     """One-sided p-value of "the average falls by `margin` or more", from its interval; higher is better.
 
     The distance to the bound on the margin's side is taken as 1.96 standard errors, which is what MOVER took it for.
-    A point interval gives 0, 1 or, on the margin, 0.5.
+    A point interval gives 0.5: without spread there is no evidence of the spread.
 
     Raises:
         ValueError: a margin that is not above 0.
@@ -211,7 +370,7 @@ def average_noninferiority_p(interval: Interval, margin: float) -> float:
     distance = interval.difference + _positive(margin)
     width = interval.difference - interval.low if distance > 0 else interval.high - interval.difference
     if width == 0:
-        return without_doubt(distance)
+        return 0.5
     return _upper_tail(Z * distance / width)
 
 
@@ -273,6 +432,29 @@ def items_to_settle(n: int, interval: Interval, margin: float, tests: int = 1) -
         return None
     needed = n * ((critical + Z_POWER) * error / distance) ** 2
     return math.ceil(needed) if needed <= MOST_ITEMS else None
+
+
+def binary_items_to_settle(gained: int, lost: int, n: int, margin: float, tests: int = 1) -> int | None:
+    """The same for values of 0 and 1, from the score test that decides: `binary_noninferiority_p` has 80 % power there.
+
+    With N items and the shares of this sample the statistic N * (change + margin) has a mean that grows with N and a
+    spread that grows with its root, both under the claim that the margin is lost and under these shares.
+
+    Args:
+        gained, lost, n: items that became right, that became wrong, and all.
+        margin: accepted drop, as a proportion.
+        tests: as in `items_to_settle`.
+    """
+    from scipy.stats import norm
+
+    change, changed = (gained - lost) / n, (gained + lost) / n
+    distance = abs(change + _positive(margin))
+    critical, claimed = float(norm.isf(ALPHA / tests)), _score_deviation(gained, lost, n, -margin) / math.sqrt(n)
+    if distance == 0 or critical * claimed < distance * math.sqrt(n):
+        return None
+    spread = critical * claimed + Z_POWER * math.sqrt(changed - change**2)
+    needed = (spread / distance) ** 2
+    return max(math.ceil(needed), n + 1) if needed <= MOST_ITEMS else None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -394,14 +576,21 @@ def _power(n: int, discordant_share: float, drop: float) -> float:
     return float(np.sum(binom.pmf(changed, n, discordant_share) * binom.sf(most_kept, changed, loss_share)))
 
 
-def _tango(gained: int, lost: int, n: int) -> Interval:
+def _wilson(share: float, n: int, z: float) -> Interval:
+    """Wilson's score interval at z, in closed form."""
+    middle, weight = share + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(share, (middle - half) / weight, (middle + half) / weight)
+
+
+def _tango(gained: int, lost: int, n: int, z: float = Z) -> Interval:
     """The two values at which the score test is just not rejected, each found by bracketed root finding."""
     from scipy.optimize import brentq
 
     estimate = (gained - lost) / n
 
     def excess(value: float, sign: float) -> float:
-        return sign * (gained - lost - n * value) - Z * _score_deviation(gained, lost, n, value)
+        return sign * (gained - lost - n * value) - z * _score_deviation(gained, lost, n, value)
 
     low, high = -1.0, 1.0
     if estimate - _EDGE > -1:

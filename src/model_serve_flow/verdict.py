@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model_serve_flow import statistics
-from model_serve_flow.differences import Differences, deciding, oriented
-from model_serve_flow.formatting import p_statement
+from model_serve_flow.differences import Differences, asked, deciding, oriented
+from model_serve_flow.formatting import clusters, p_statement
 from model_serve_flow.pairs import primary_metric
 from model_serve_flow.results import Decision, Difference
 
@@ -37,31 +37,57 @@ class _Check:
 
     def sentence(self) -> str:
         """What was found, in numbers and units."""
+        if self.difference.too_few is not None:
+            return self._too_few()
         d = self.difference
         unit = "%" if d.unit == "percent" else d.unit
-        change = "drop" if d.higher_is_better else "rise"
+        change = f"{'drop' if d.higher_is_better else 'rise'} of {d.limit:.1f} {unit}"
+        if d.limit < d.margin:
+            change += f", {100 * (1 - d.retention):.0f} % of what the base scores above guessing,"
         place = "within" if self.passes else "beyond" if self.fails else "not clearly within"
         answers = "" if d.mcnemar_p is None else f", McNemar {p_statement(d.mcnemar_p)}"
         adjusted = "Holm-adjusted " if self.tests > 1 else ""
         found = (
             f"{self.subject} changed by {d.difference:+.1f} {unit} (95 % interval {d.ci95[0]:+.1f} to "
-            f"{d.ci95[1]:+.1f}, n = {d.n}{answers}): {place} the accepted {change} of {d.margin:.1f} {unit} "
+            f"{d.ci95[1]:+.1f}, n = {d.n}{clusters(d)}{answers}): {place} the accepted {change} "
             f"({adjusted}{p_statement(self.beyond_p if self.fails else self.within_p)})."
         )
-        return f"{found} {self._needed()}" if self.unsure else found
+        return " ".join(filter(None, (found, self._needed() if self.unsure else "", _tail_sentence(d))))
 
     def items_to_settle(self) -> int | None:
         """Items at which this question would be decided; None if it is, or if no number can be told."""
-        if not self.unsure:
-            return None
         d = self.difference
-        return statistics.items_to_settle(d.n, oriented(d), d.margin, self.tests)
+        if not self.unsure or d.too_few is not None:
+            return d.too_few
+        if d.flips is None or (d.clusters is not None and d.clusters.decide):
+            return statistics.items_to_settle(d.n, oriented(d), d.limit, self.tests)
+        flips = (d.flips.wrong_to_right, d.flips.right_to_wrong)
+        return statistics.binary_items_to_settle(*flips, d.n, d.limit / 100, self.tests)
+
+    @property
+    def _noun(self) -> str:
+        return "items" if self.difference.unit == "points" else "documents"
 
     def _needed(self) -> str:
-        items, noun = self.items_to_settle(), "items" if self.difference.unit == "points" else "documents"
+        items = self.items_to_settle()
         if items is None:
-            return f"It is too close to the margin to tell how many {noun} would settle it."
-        return f"About {items:,} {noun} would settle it."
+            return f"It is too close to the margin to tell how many {self._noun} would settle it."
+        return f"About {items:,} {self._noun} would settle it."
+
+    def _too_few(self) -> str:
+        d = self.difference
+        return f"{self.subject} is not decided: too few {self._noun} (n = {d.n}; at least {d.too_few} are needed)."
+
+
+def _tail_sentence(difference: Difference) -> str:
+    """What the mean over the documents of a text does not tell; nothing where it is no text."""
+    tail = difference.tail
+    if tail is None:
+        return ""
+    most = f"with 95 % confidence at most {100 * tail.share_at_most:.1f} % of such documents do"
+    if tail.collapsed == 0:
+        return f"None of the {difference.n} documents doubled its perplexity: {most}."
+    return f"{tail.collapsed} of the {difference.n} documents at least doubled their perplexity: {most}."
 
 
 def decide(differences: Differences, suite: Difference | None) -> tuple[Decision, tuple[str, ...]]:
@@ -69,33 +95,39 @@ def decide(differences: Differences, suite: Difference | None) -> tuple[Decision
 
     SHIP: the macro average, every deciding task and every perplexity surely lose less than their margins.
     DO NOT SHIP: one of them surely loses more than its margin.
-    INCONCLUSIVE: neither, or no task can decide.
+    INCONCLUSIVE: neither, or no task can decide, or one has too few items for its test, or one that cannot decide shows
+    a loss all the same.
 
     "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities.
     """
     checks = [*([_suite_check(differences, suite)] if suite else []), *_task_checks(differences).values()]
     failing, unsure = any(check.fails for check in checks), any(check.unsure for check in checks)
-    verdict: Decision = "DO NOT SHIP" if failing else "INCONCLUSIVE" if unsure or suite is None else "SHIP"
+    silent, withheld = _silent_sentences(differences)
+    open_ = unsure or suite is None or withheld
+    verdict: Decision = "DO NOT SHIP" if failing else "INCONCLUSIVE" if open_ else "SHIP"
     ordered = sorted(checks, key=lambda check: (not check.fails, check.passes))
     reasons = [check.sentence() for check in ordered]
     if suite is None:
-        silent = "No task can decide: the base answers none clearly better than by guessing."
-        reasons.insert(len(reasons) if failing else 0, silent)
-    return verdict, (*reasons, *_near_chance_sentences(differences))
+        reasons.insert(len(reasons) if failing else 0, "No task can decide, so none speaks for the candidate.")
+    first = withheld if not (failing or unsure) else []
+    return verdict, (*first, *reasons, *(sentence for sentence in (*withheld, *silent) if sentence not in first))
 
 
 def with_items_to_settle(
     differences: Differences, suite: Difference | None
 ) -> tuple[dict[str, dict[str, Difference]], Difference | None]:
-    """The differences with the number of items at which each would be decided, where it is not.
+    """The differences with their adjusted p-values, and the number of items at which each would be decided.
 
     Those that count in the verdict are taken at its corrected level, the others by themselves.
     """
     counting = _task_checks(differences)
 
     def filled(task: str, metric: str, difference: Difference) -> Difference:
-        check = counting.get((task, metric)) or _check(task, difference)
-        return difference.model_copy(update={"items_to_settle": check.items_to_settle()})
+        check = counting.get((task, metric))
+        if check is None:
+            return difference.model_copy(update={"items_to_settle": _check(task, difference).items_to_settle()})
+        adjusted = (check.within_p, check.beyond_p)
+        return difference.model_copy(update={"items_to_settle": check.items_to_settle(), "adjusted_p": adjusted})
 
     found = {
         task: {name: filled(task, name, d) for name, d in metrics.items()} for task, metrics in differences.items()
@@ -107,7 +139,13 @@ def with_items_to_settle(
 
 def _check(subject: str, difference: Difference) -> _Check:
     """The question by itself, uncorrected."""
-    return _Check(subject, difference, difference.noninferiority_p, 1 - difference.noninferiority_p, 1)
+    return _Check(subject, difference, *_p_values(difference), 1)
+
+
+def _p_values(difference: Difference) -> tuple[float, float]:
+    """Of "the loss is the margin or more" and of "it is less"; both 1 where too few items allow no test."""
+    p = difference.decision_p
+    return (1.0, 1.0) if p is None else (p, 1 - p)
 
 
 def _suite_check(differences: Differences, suite: Difference) -> _Check:
@@ -117,21 +155,42 @@ def _suite_check(differences: Differences, suite: Difference) -> _Check:
 
 def _task_checks(differences: Differences) -> dict[tuple[str, str], _Check]:
     """The family of the correction: the primary metric of every deciding task, and every perplexity."""
-    family = {(task, primary_metric(differences[task])): (task, d) for task, d in deciding(differences).items()}
-    texts = {task: metrics[TEXT_METRIC] for task, metrics in differences.items() if TEXT_METRIC in metrics}
-    family |= {(task, TEXT_METRIC): (f"Word perplexity on {task}", d) for task, d in texts.items()}
-    within = statistics.holm([d.noninferiority_p for _, d in family.values()])
-    beyond = statistics.holm([1 - d.noninferiority_p for _, d in family.values()])
+    primaries = {task: primary_metric(metrics) for task, metrics in differences.items()}
+    family = {(task, primaries[task]): (task, d) for task, d in asked(differences).items()}
+    for task, metric in primaries.items():
+        if differences[task][metric].unit == "percent":
+            name = "Word perplexity" if metric == TEXT_METRIC else "Perplexity"
+            family[task, metric] = (f"{name} on {task}", differences[task][metric])
+    within, beyond = (statistics.holm([_p_values(d)[side] for _, d in family.values()]) for side in (0, 1))
     return {
         key: _Check(subject, d, *adjusted, len(family))
         for (key, (subject, d)), *adjusted in zip(family.items(), within, beyond, strict=True)
     }
 
 
-def _near_chance_sentences(differences: Differences) -> list[str]:
-    return [
-        f"{task} cannot decide: the base's {d.base:.1f} points are not clearly above guessing "
-        f"({d.chance:.1f} points, n = {d.n})."
-        for task, d in ((task, metrics[primary_metric(metrics)]) for task, metrics in differences.items())
-        if d.near_chance
-    ]
+def _silent_sentences(differences: Differences) -> tuple[list[str], list[str]]:
+    """Why tasks cannot decide; and of those that show a loss all the same, for which SHIP is withheld."""
+    silent, withheld = [], []
+    for task, metrics in differences.items():
+        d = metrics[primary_metric(metrics)]
+        if d.near_chance:
+            silent.append(
+                f"{task} cannot decide: the base's {d.base:.1f} points are not clearly above guessing "
+                f"({d.chance:.1f} points, n = {d.n})."
+            )
+        elif d.too_weak:
+            reason = (
+                f"{task} cannot decide: the base scores {d.base:.1f} points (lower bound {d.base_low:.1f}, n = {d.n}), "
+                f"too close to guessing ({d.chance or 0:.1f} points) to lose the accepted {d.margin:.1f}."
+            )
+            lost = 1 - d.retention_p <= statistics.ALPHA
+            (withheld if lost else silent).append(f"{reason} {_loss_sentence(d)}" if lost else reason)
+    return silent, withheld
+
+
+def _loss_sentence(difference: Difference) -> str:
+    kept, p = 100 * difference.retention, p_statement(1 - difference.retention_p)
+    return (
+        f"But the candidate scores {difference.candidate:.1f} there, clearly less than {kept:.0f} % of the base's "
+        f"score above guessing ({p}): SHIP is withheld."
+    )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import norm, t
 
-from model_serve_flow.bootstrap import RESAMPLES
+from model_serve_flow import bootstrap
 
 HALVINGS = 48  # of an interval of width 2: to 1e-14
 CHUNK = 200  # samples whose resamples are in memory together
@@ -48,7 +48,7 @@ def _deviation(gained: NDArray, lost: NDArray, n: int, value: NDArray | float) -
 
 def ratio_intervals(numerators: NDArray, denominators: NDArray, seed: int) -> tuple[NDArray, NDArray]:
     """BCa bounds of sum / sum with expanded levels; samples are rows, and all have the resamples of this seed."""
-    counts = _resamples(numerators.shape[1], seed)
+    counts = _resamples(bootstrap.RESAMPLES, numerators.shape[1], seed)
     parts = [
         _ratio_bounds(counts, numerators[i : i + CHUNK], denominators[i : i + CHUNK])
         for i in range(0, len(numerators), CHUNK)
@@ -58,9 +58,9 @@ def ratio_intervals(numerators: NDArray, denominators: NDArray, seed: int) -> tu
 
 
 @functools.cache
-def _resamples(units: int, seed: int) -> NDArray:
+def _resamples(number: int, units: int, seed: int) -> NDArray:
     """How often each unit is in each resample."""
-    drawn = np.random.default_rng(seed).integers(0, units, (RESAMPLES, units))
+    drawn = np.random.default_rng(seed).integers(0, units, (number, units))
     return np.stack([np.bincount(row, minlength=units) for row in drawn]).astype(float)
 
 

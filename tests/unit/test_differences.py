@@ -7,8 +7,10 @@ import factories
 import numpy as np
 import pytest
 from factories import compare_int8, with_task
+from statsmodels.stats.weightstats import DescrStatsW
 
 from model_serve_flow import statistics
+from model_serve_flow.clusters import cluster_key
 from model_serve_flow.config import Verdict
 from model_serve_flow.differences import compare_suite, compare_task
 from model_serve_flow.errors import FlowError
@@ -69,6 +71,62 @@ def test_sample_has_the_known_figures():
     assert "Tango" in analogies.method
 
 
+def test_a_task_decides_only_if_the_base_can_lose_the_margin_there():
+    """Lower bounds of 1 %, 29 % and 39 % against guessing at 0, 25 and 25 %, with a margin of 5 points."""
+    weak = compared(factories.choice_task(1000, 20, chance=None), factories.choice_task(1000, 20, chance=None))["acc"]
+    low = compared(factories.choice_task(1000, 310), factories.choice_task(1000, 310))["acc"]
+    able = compared(factories.choice_task(1000, 420), factories.choice_task(1000, 420))["acc"]
+    assert [d.too_weak for d in (weak, low, able)] == [True, True, False]
+    assert [d.near_chance for d in (weak, low, able)] == [False, False, False]
+    for d, right, floor in ((weak, 20, 0), (low, 310, 25), (able, 420, 25)):
+        assert d.base_low == pytest.approx(100 * statistics.wilson_interval(right, 1000).low)
+        assert d.retention_limit == pytest.approx(0.05 * (d.base - floor))
+        assert d.limit == min(5.0, d.retention_limit)
+    assert compare_suite({"weak": {"acc": weak}, "low": {"acc": low}}, MARGINS) is None
+    assert compare_suite({"weak": {"acc": weak}, "able": {"acc": able}}, MARGINS).n == 1000
+
+
+def in_subjects(right, subjects=20, key="subject"):
+    task = factories.scored_task(right)
+    items = tuple(
+        item.model_copy(update={"groups": {key: f"{key} {i % subjects}", "id": str(i)}})
+        for i, item in enumerate(task.items)
+    )
+    return task.model_copy(update={"items": items})
+
+
+def test_losses_that_come_in_clusters_count_as_clusters():
+    """16 of 400 answers are lost and 16 gained: in one subject and in four, or over all of them."""
+    number = np.arange(400)
+    base, subject = number // 20 % 5 > 0, number % 20
+    together = np.where(subject == 3, False, np.where((subject >= 7) & (subject <= 10), True, base))
+    apart = base.copy()
+    apart[20:36], apart[4:20] = False, True
+    clustered, spread = (compared(in_subjects(base), in_subjects(c))["acc"] for c in (together, apart))
+    assert clustered.flips == spread.flips and clustered.difference == spread.difference == 0
+    assert (clustered.clusters.key, clustered.clusters.count, clustered.clusters.decide) == ("subject", 20, True)
+    assert clustered.clusters.design_effect > 5 > 2 > spread.clusters.design_effect
+    assert clustered.ci95[1] - clustered.ci95[0] > 1.5 * (spread.ci95[1] - spread.ci95[0])
+    assert clustered.noninferiority_p > 5 * spread.noninferiority_p
+    assert "cluster" in clustered.method and "cluster" not in spread.method
+    d = DescrStatsW([100 * (together[subject == s].mean() - base[subject == s].mean()) for s in range(20)])
+    assert clustered.ci95 == pytest.approx(d.tconfint_mean())  # clusters of one size
+
+
+@pytest.mark.parametrize(
+    ("groups", "key"),
+    [
+        ([{"subject": f"s{i % 20}", "subject group": f"g{i % 4}"} for i in range(100)], "subject"),
+        ([{"subject": f"s{i}", "subject group": f"g{i % 4}"} for i in range(57)], None),  # single items, and strata
+        ([{"passage": f"p{i // 3}", "subject": f"s{i % 12}"} for i in range(99)], "passage"),
+        ([{"passage": f"p{i // 3}"} for i in range(99)] + [{}], None),
+        ([{}] * 30, None),
+    ],
+)
+def test_the_clusters_are_the_finest_group_of_several_items_each(groups, key):
+    assert cluster_key([Item(id=str(i), answer=None, groups=group) for i, group in enumerate(groups)]) == key
+
+
 def test_recovery_is_not_given_where_it_would_mislead():
     int8 = factories.sample_comparison().candidates[0].accuracy
     assert int8["mmlu_dev"]["acc"].near_chance
@@ -119,6 +177,29 @@ def test_a_rise_is_a_loss_where_lower_is_better():
     assert "bootstrap" in error.method
     half_width = (error.ci95[1] - error.ci95[0]) / 2
     assert error.smallest_detectable_drop == pytest.approx(half_width * 2.8016 / 1.95996, rel=1e-3)
+
+
+def test_the_perplexity_of_answers_is_a_loss_where_it_rises():
+    """LAMBADA's items carry log-likelihoods, of which higher is better, while of their perplexity lower is."""
+    rng = np.random.default_rng(3)
+    base = -rng.gamma(2, 1, 60)
+    tasks = {}
+    for name, shift in (("base", 0.0), ("better", 0.2), ("worse", -0.2)):
+        values = np.minimum(base + shift * rng.uniform(0.5, 1.5, 60), 0)
+        task = scored({"perplexity": values.tolist(), "acc": (values > -1).astype(float).tolist()})
+        figure = Metric(value=math.exp(-values.mean()), stderr=None, higher_is_better=False)
+        tasks[name] = task.model_copy(update={"metrics": {**task.metrics, "perplexity": figure}})
+    better, worse = (compared(tasks["base"], tasks[name])["perplexity"] for name in ("better", "worse"))
+    for d, name in ((better, "better"), (worse, "worse")):
+        figures = [tasks[side].metrics["perplexity"].value for side in ("base", name)]
+        assert (d.base, d.candidate) == tuple(figures)
+        assert (d.unit, d.higher_is_better, d.margin) == ("percent", False, 3.0)
+        assert d.difference == pytest.approx(100 * (figures[1] / figures[0] - 1))
+    assert better.difference < 0 < worse.difference
+    assert better.noninferiority_p < 0.001 and worse.noninferiority_p > 0.999
+    wrong = tasks["worse"].metrics | {"perplexity": tasks["base"].metrics["perplexity"]}
+    with pytest.raises(FlowError, match="task: perplexity is given as"):
+        compared(tasks["base"], tasks["worse"].model_copy(update={"metrics": wrong}))
 
 
 def test_a_figure_of_the_whole_task_only_is_left_out():

@@ -1,6 +1,8 @@
 """Intervals and tests against published examples, independent implementations, brute force, and impossible data."""
 
+import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from support.score_test import assert_interval
 
-from model_serve_flow import statistics
+from model_serve_flow import bootstrap, statistics
 from model_serve_flow.bootstrap import RatioBootstrap
 from model_serve_flow.statistics import Interval
 
@@ -85,8 +87,99 @@ def test_mean_difference_covers_and_repeats():
     assert first.high - first.low == pytest.approx(2 * half, rel=0.15)  # pairing: far below the spread of 5
 
 
-def test_mean_difference_of_equal_values_is_a_point():
-    assert statistics.paired_mean_difference([0.1, 0.2, 0.4], [0.1, 0.2, 0.4], seed=0) == Interval(0, 0, 0)
+@pytest.mark.parametrize("n", [3, 40, 1000])
+def test_equal_scores_do_not_prove_that_none_is_ever_lost(n):
+    """If a share m of all items is lost, n items show none of it with a probability of (1 - m)^n."""
+    base = np.linspace(0.1, 0.9, n)
+    interval = statistics.paired_mean_difference(base, base, seed=0)
+    assert interval.difference == 0
+    assert 0.025 / 2 <= (1 - interval.high) ** n <= 0.025
+    assert interval.low == -interval.high
+    outside_scores = statistics.paired_mean_difference(10 + base, 10 + base, seed=0)
+    assert outside_scores == Interval(0, 0, 0)  # no bound on what an item can lose, so none on the mean
+
+
+@pytest.mark.parametrize("margin", [0.02, 0.1])
+@pytest.mark.parametrize("n", [20, 183, 400])
+def test_without_a_fall_the_p_is_at_least_its_probability(n, margin):
+    p = statistics.betting_p(np.zeros(n), margin)
+    assert (1 - margin) ** n <= p <= 2 * (1 - margin) ** n
+    base = np.full(n, 0.7)
+    rising = base + 1e-4 * (np.arange(n) % 3)
+    assert statistics.mean_noninferiority_p(base, rising, margin, seed=0) >= 0.9 * (1 - margin) ** n - 1e-5
+
+
+@pytest.mark.parametrize("losses", [[-1, 1], [0, 0, 0, 1], [-0.3, 0, 0.2, 0.5, 1]])
+def test_a_bet_on_a_true_claim_seldom_wins(losses):
+    """Over all samples of four, of a claim that is just true."""
+    samples = np.array(list(itertools.product(losses, repeat=4)))
+    found = np.array([statistics.betting_p(row, float(np.mean(losses)) + 1e-9) for row in samples])
+    assert all(np.mean(found <= p) <= p for p in (0.01, 0.025, 0.05, 0.2))
+
+
+def test_the_p_of_scores_that_hardly_fall_and_the_interval_decide_alike():
+    rng = np.random.default_rng(12)
+    base = rng.uniform(0.1, 0.8, 60)
+    lost = np.where(np.arange(60) < 2, -0.1, 0.0)
+    for rise in (rng.uniform(0.0, 0.1, 60), rng.uniform(-0.02, 0.02, 60), lost):
+        low = statistics.paired_mean_difference(base, base + rise, seed=5).low
+        inside, outside = (
+            statistics.mean_noninferiority_p(base, base + rise, margin=-low + step, seed=5) for step in (-1e-6, 1e-6)
+        )
+        assert outside < 0.025 < inside
+
+
+def test_a_loss_beyond_the_margin_without_spread_is_as_sure_as_its_items_are_many():
+    base = np.full(40, 0.9)
+    p = statistics.mean_noninferiority_p(base, base - 0.5, margin=0.1, seed=0)
+    assert (1.1 / 1.5) ** 40 <= 1 - p <= 2 * (1.1 / 1.5) ** 40
+
+
+@pytest.mark.parametrize("n", [5, 20, 200])
+def test_a_spread_that_is_only_rounding_is_none(n):
+    """(x + 0.05) - x is not exactly 0.05; with 20 of them the acceleration was 0 / 0, and comparing crashed."""
+    base = np.linspace(0.1, 0.9, n)
+    interval = statistics.paired_mean_difference(base, base + 0.05, seed=0)
+    assert interval.low < interval.difference == pytest.approx(0.05)
+    assert interval.difference < interval.high
+    p = statistics.loss_noninferiority_p(-base * 3.1, -base * 3.3, base, 0.1, seed=0)
+    assert p == 1 - 0.5**n
+
+
+def test_units_of_the_same_pull_have_no_skewness():
+    """Two units, each pulling as much as the other, in either direction."""
+    resamples = RatioBootstrap.of(np.array([1.0, 3.0]), np.array([1.0, 1.0]), seed=0)
+    assert resamples.acceleration == 0
+    assert np.isfinite([resamples.bound(0.025), resamples.bound(0.975), resamples.p_at_most(1.5)]).all()
+
+
+def test_very_many_items_take_about_as_long_as_a_thousand():
+    rng = np.random.default_rng(13)
+    base = rng.beta(2, 2, 100_000)
+    candidate = np.clip(base + rng.normal(-0.002, 0.1, base.size), 0, 1)
+    started = time.process_time()
+    tested = statistics.PairedMean.of(base, candidate, seed=0)
+    interval, p = tested.interval(), tested.noninferiority_p(0.01)
+    assert time.process_time() - started < 4  # about 1; a minute and more with an index for every item
+    half = statistics.Z * np.std(candidate - base) / math.sqrt(base.size)
+    assert interval.high - interval.low == pytest.approx(2 * half, rel=0.1)
+    assert p == pytest.approx(1e-5)
+
+
+def test_the_monte_carlo_error_is_the_spread_over_seeds(monkeypatch):
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 999)
+    pairs = scores(40, 0.02)
+    margin = -statistics.paired_mean_difference(pairs[0], pairs[1] - 1, seed=0).low
+    found = [statistics.mean_noninferiority_p(pairs[0], pairs[1] - 1, margin, seed) for seed in range(200)]
+    assert np.std(found) == pytest.approx(bootstrap.monte_carlo_error(float(np.mean(found))), rel=0.5)
+
+
+def test_a_share_that_was_not_seen_is_at_most_about_three_in_n():
+    """Hanley and Lippman-Hand (1983), If nothing goes wrong, is everything all right? JAMA 249:1743-1745."""
+    assert statistics.share_at_most(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
+    assert statistics.share_at_most(0, 1000) == pytest.approx(3 / 1000, rel=0.01)
+    assert scipy.stats.binom.cdf(2, 50, statistics.share_at_most(2, 50)) == pytest.approx(0.05)
+    assert statistics.share_at_most(7, 7) == 1
 
 
 def test_perplexity_change_weighs_documents_by_length():
@@ -179,10 +272,9 @@ def scores(n: int, spread: float, seed: int = 4) -> tuple[np.ndarray, np.ndarray
 @pytest.mark.parametrize("n", [3, 12, 40, 300])
 def test_the_mean_p_and_its_interval_decide_alike(n):
     pairs = scores(n, 0.02)
-    interval = statistics.paired_mean_difference(*pairs, seed=5)
-    shift = 1.0  # brings both bounds below 0, where a margin can lie
-    low, high = interval.low - shift, interval.high - shift
-    moved = (pairs[0], pairs[1] - shift)
+    moved = (pairs[0], pairs[1] - 1.0)  # brings both bounds below 0, where a margin can lie
+    interval = statistics.paired_mean_difference(*moved, seed=5)
+    low, high = interval.low, interval.high
     for bound, level in ((low, 0.025), (high, 0.975)):
         inside, outside = (
             statistics.mean_noninferiority_p(*moved, margin=-bound + step, seed=5) for step in (-1e-7, 1e-7)
@@ -213,14 +305,17 @@ def test_the_mean_p_agrees_with_the_t_test():
         assert statistics.mean_noninferiority_p(base, candidate, margin, seed=1) == pytest.approx(expected, abs=0.015)
 
 
-def test_without_spread_the_p_is_certain():
-    for change, p in ((0.0, 0.0), (-0.25, 0.5), (-0.5, 1.0)):
+def test_without_spread_the_p_is_not_certain():
+    """The betting bound for scores; the sign test where nothing bounds a loss; no evidence where n is not known."""
+    for change, score, sign in ((0.0, 0.55, 0.5**3), (-0.25, 1.0, 0.5), (-0.5, 0.3, 1 - 0.5**3)):
         base = np.array([0.5, 0.75, 1.0])
-        assert statistics.mean_noninferiority_p(base, base + change, margin=0.25, seed=0) == p
+        assert statistics.mean_noninferiority_p(base, base + change, margin=0.25, seed=0) == pytest.approx(
+            score, abs=0.05
+        )
         words = np.array([64.0, 128.0, 256.0])
         loglik = -3 * words
-        assert statistics.loss_noninferiority_p(loglik, loglik + change * words, words, 0.25, seed=0) == p
-        assert statistics.average_noninferiority_p(Interval(change, change, change), margin=0.25) == p
+        assert statistics.loss_noninferiority_p(loglik, loglik + change * words, words, 0.25, seed=0) == sign
+        assert statistics.average_noninferiority_p(Interval(change, change, change), margin=0.25) == 0.5
 
 
 @pytest.mark.parametrize("n", [4, 25, 200])
@@ -230,7 +325,8 @@ def test_the_bootstrap_bounds_are_scipys_at_the_expanded_level(n):
     z = math.sqrt(n / (n - 1)) * scipy.stats.t.ppf(0.975, n - 1)
     expected = scipy.stats.bootstrap(
         (top, bottom), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, vectorized=True, method="BCa",
-        confidence_level=1 - 2 * scipy.stats.norm.sf(z), n_resamples=4999, batch=250, rng=np.random.default_rng(3),
+        confidence_level=1 - 2 * scipy.stats.norm.sf(z), n_resamples=bootstrap.RESAMPLES, batch=250,
+        rng=np.random.default_rng(3),
     ).confidence_interval  # fmt: skip
     found = statistics.ratio_of_sums(top, bottom, seed=3)
     assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
@@ -241,8 +337,40 @@ def test_bounds_and_p_values_of_the_bootstrap_are_inverse():
     resamples = RatioBootstrap.of(rng.gamma(1, 1, 30), rng.uniform(1, 5, 30), seed=0)
     for level in (0.001, 0.0125, 0.025, 0.5, 0.9, 0.975):
         assert resamples.p_at_most(resamples.bound(level)) == pytest.approx(level, rel=1e-6)
-    assert resamples.p_at_most(-1.0) == pytest.approx(1 / 5000)
-    assert resamples.p_at_most(99.0) == pytest.approx(1 - 1 / 5000)
+    assert resamples.p_at_most(-1.0) == pytest.approx(1 / 100_000)
+    assert resamples.p_at_most(99.0) == pytest.approx(1 - 1 / 100_000)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (2, 3), (12, 30), (40, 150)])
+def test_the_retention_p_is_that_of_the_change_where_the_base_is_known_exactly(gained, lost):
+    """With all items right the allowed drop is a constant: the test is the score test of the change, a little wider."""
+    n, retained = 600, 0.9
+    pairs = table(n - lost - gained, 0, lost, 0) if not gained else table(n - lost - gained, gained, lost, 0)
+    allowed = (1 - retained) * np.mean(pairs[0])
+    plain = statistics.binary_noninferiority_p(*pairs, margin=allowed)
+    found = statistics.binary_retention_p(*pairs, retained, chance=0.0)
+    assert abs(found - 0.5) <= abs(plain - 0.5) + 1e-9
+    assert (found <= 0.025) == (plain <= 0.02) and (found >= 0.975) == (plain >= 0.98)
+
+
+def test_retention_counts_what_lies_above_guessing():
+    pairs = table(both=60, gained=4, lost=8, neither=28)
+    scores = [statistics.binary_retention_p(*pairs, 0.8, chance) for chance in (0.0, 0.25, 0.5)]
+    assert scores == sorted(scores) and scores[0] < 0.05 < scores[2]
+    # half of the base's score above 0 is a loss of 34 points of 100, far from 4
+    assert statistics.binary_retention_p(*pairs, 0.5, 0.0) < 1e-6
+    assert statistics.binary_retention_p(*table(0, 0, 40, 60), 0.9, 0.0) > 0.999
+
+
+def test_the_retention_p_of_a_mean_agrees_with_the_t_test():
+    rng = np.random.default_rng(14)
+    base = rng.uniform(2, 4, 300)
+    candidate = base * rng.normal(0.96, 0.1, 300)
+    tested = statistics.PairedMean.of(base, candidate, seed=0)
+    for retained in (0.94, 0.95, 0.96, 0.97):
+        _, expected, _ = DescrStatsW(candidate - retained * base).ttest_mean(0, alternative="larger")
+        assert tested.retention_p(retained, 0.0) == pytest.approx(expected, abs=0.015)
+    assert tested.base_low() == pytest.approx(DescrStatsW(base).tconfint_mean()[0], abs=0.01)
 
 
 def test_the_p_of_an_average_and_its_interval_decide_alike():
@@ -293,12 +421,29 @@ def test_items_to_settle_give_the_decision_its_power():
     assert worse > items  # 1.0 beyond the margin is closer to it
 
 
+@pytest.mark.parametrize(("gained", "lost", "margin"), [(4, 9, 0.04), (0, 3, 0.03), (1, 18, 0.05), (2, 26, 0.08)])
+def test_items_to_settle_are_the_first_at_which_the_score_test_has_its_power(gained, lost, margin):
+    n = 200
+    items = statistics.binary_items_to_settle(gained, lost, n, margin)
+    change, changed = (gained - lost) / n, (gained + lost) / n
+    z = [
+        abs(change + margin) * math.sqrt(count) / (statistics._score_deviation(gained, lost, n, -margin) / math.sqrt(n))
+        for count in (items, items - 1)
+    ]
+    slack = statistics.Z_POWER * math.sqrt(changed - change**2) * math.sqrt(n)
+    slack /= statistics._score_deviation(gained, lost, n, -margin)
+    assert z[0] >= statistics.Z + slack > z[1]
+    assert items > n and statistics.binary_items_to_settle(gained, lost, n, margin, tests=4) > items
+
+
 def test_items_to_settle_of_what_is_settled_or_never_will_be():
     assert statistics.items_to_settle(400, Interval(0.0, -1.5, 1.5), margin=2.0) is None
     assert statistics.items_to_settle(400, Interval(-4.0, -5.5, -2.5), margin=2.0) is None
     assert statistics.items_to_settle(400, Interval(-2.0, -3.0, -1.0), margin=2.0) is None
     assert statistics.items_to_settle(400, Interval(-2.0001, -3.0, -1.0), margin=2.0) is None
     assert statistics.items_to_settle(400, Interval(-1.0, -1.99, 0.01), margin=2.0, tests=5) > 400
+    assert statistics.binary_items_to_settle(5, 5, 4000, margin=0.02) is None
+    assert statistics.binary_items_to_settle(0, 8, 400, margin=0.02) is None
 
 
 def test_holm_gives_the_textbook_example():
@@ -361,6 +506,8 @@ def test_impossible_data_is_refused(function, base, candidate, reason):
         (lambda: statistics.paired_ratio_change([-1, 2], [-1, -2], [3, 4], seed=0), "above 0"),
         (lambda: statistics.wilson_interval(5, 4), "5 successes of 4"),
         (lambda: statistics.wilson_interval(0, 0), "0 successes of 0"),
+        (lambda: statistics.share_at_most(3, 2), "3 of 2"),
+        (lambda: statistics.binary_retention_p([0, 1], [0, 1], 1.0, 0.0), "share to retain"),
         (lambda: statistics.mean_of_independent([]), "no intervals"),
         (lambda: statistics.mcnemar_p([0, 0.5], [0, 1]), "0 or 1"),
         (lambda: statistics.binary_noninferiority_p([0, 1], [0, 1], margin=0), "between 0 and 1"),

@@ -4,8 +4,9 @@ import factories
 import pytest
 from factories import compare_int8, with_task
 
+from model_serve_flow.report_tables import reading
 from model_serve_flow.results import Difference
-from model_serve_flow.statistics import Interval, items_to_settle
+from model_serve_flow.statistics import Interval, items_to_settle, share_at_most
 from model_serve_flow.verdict import decide, with_items_to_settle
 
 
@@ -75,6 +76,41 @@ def test_near_chance_tasks_and_other_metrics_are_not_in_the_family():
     assert reasons[-1].startswith("mmlu cannot decide")
 
 
+def test_a_task_too_weak_to_lose_its_margin_is_named_and_counts_for_nothing():
+    weak = difference(0.0001, base=1.0, candidate=1.1, too_weak=True, base_low=0.6, retention=0.95, retention_p=0.4)
+    verdict, reasons = decide({"a": {"acc": difference(0.02)}, "gsm8k": {"acc": weak}}, difference(0.001))
+    assert verdict == "SHIP"
+    assert reasons[-1] == (
+        "gsm8k cannot decide: the base scores 1.0 points (lower bound 0.6, n = 200), too close to guessing "
+        "(0.0 points) to lose the accepted 3.1."
+    )
+    assert decide({"gsm8k": {"acc": weak}}, None) == ("INCONCLUSIVE", (
+        "No task can decide, so none speaks for the candidate.", reasons[-1]))  # fmt: skip
+
+
+def test_ship_is_withheld_where_a_weak_task_shows_a_loss():
+    gone = difference(0.0001, base=1.0, candidate=0.0, too_weak=True, base_low=0.6, retention=0.95, retention_p=0.98)
+    verdict, reasons = decide({"a": {"acc": difference(0.0001)}, "gsm8k": {"acc": gone}}, difference(0.001))
+    assert verdict == "INCONCLUSIVE"
+    assert reasons[0].endswith(
+        "But the candidate scores 0.0 there, clearly less than 95 % of the base's score above guessing (p = 0.020): "
+        "SHIP is withheld."
+    )
+    assert sum("gsm8k" in reason for reason in reasons) == 1
+
+
+@pytest.mark.parametrize(
+    ("retention_p", "verdict", "place"),
+    [(0.01, "SHIP", "within"), (0.3, "INCONCLUSIVE", "not clearly within"), (0.99, "DO NOT SHIP", "beyond")],
+)
+def test_a_task_must_also_keep_its_share_of_the_score(retention_p, verdict, place):
+    task = difference(0.0001, -1.0, base=36.0, chance=25.0, retention=0.9, retention_p=retention_p, retention_limit=1.1)
+    found, reasons = decide({"a": {"acc": task}}, difference(0.001))
+    assert found == verdict
+    accepted = f"{place} the accepted drop of 1.1 points, 10 % of what the base scores above guessing, (p"
+    assert any(accepted in reason for reason in reasons)
+
+
 def test_items_to_settle_are_given_where_the_question_is_open():
     tasks = {
         "open": {"acc": difference(0.3, -2.0), "f1": difference(0.3, -2.0)},
@@ -85,6 +121,23 @@ def test_items_to_settle_are_given_where_the_question_is_open():
     assert filled["open"]["acc"].items_to_settle == items_to_settle(200, interval, 3.1, tests=2)
     assert filled["open"]["f1"].items_to_settle == items_to_settle(200, interval, 3.1) == suite.items_to_settle
     assert filled["settled"]["acc"].items_to_settle is None
+
+
+def test_the_table_reads_as_the_verdict_decides():
+    """Clear of the margin by itself, but not after Holm's correction: undecided in both."""
+    tasks = {"a": {"acc": difference(0.02, 0.0, 3.0)}, "b": {"acc": difference(0.02, 0.0, 3.0)}}
+    filled, _ = with_items_to_settle(tasks, difference(0.001))
+    assert decide(tasks, difference(0.001))[0] == "INCONCLUSIVE"
+    assert filled["a"]["acc"].adjusted_p == (0.04, 1.0)
+    assert reading(filled["a"]["acc"]).startswith("undecided")
+    assert reading(tasks["a"]["acc"]) == "within margin"  # a metric that does not count in the verdict
+
+
+def test_the_perplexity_of_answers_decides_where_it_is_all_there_is():
+    only = difference(0.999, 9.0, 1.0, unit="percent", higher_is_better=False)
+    verdict, reasons = decide({"a": {"acc": difference(0.001)}, "lambada": {"perplexity": only}}, difference(0.001))
+    assert verdict == "DO NOT SHIP"
+    assert reasons[0].startswith("Perplexity on lambada")
 
 
 def test_generated_answers_and_texts_decide_too():
@@ -104,6 +157,49 @@ def test_documents_that_would_settle_a_perplexity():
     needed = items_to_settle(200, Interval(-2.0, -3.5, -0.5), 3.1, tests=2)
     assert verdict == "INCONCLUSIVE"
     assert f"About {needed:,} documents would settle it." in reasons[0]
+
+
+def test_too_few_documents_or_items_for_a_bootstrap_leave_it_open():
+    few = difference(None, 0.1, 0.2, n=6, too_few=10, unit="percent", higher_is_better=False)
+    verdict, reasons = decide({"a": {"acc": difference(0.001)}, "wiki": {"word_perplexity": few}}, difference(0.001))
+    assert verdict == "INCONCLUSIVE"
+    assert reasons[0] == "Word perplexity on wiki is not decided: too few documents (n = 6; at least 10 are needed)."
+    f1 = difference(None, n=9, too_few=10)
+    verdict, reasons = decide({"a": {"acc": difference(0.001)}, "qa": {"f1": f1}}, difference(0.001))
+    assert (verdict, reasons[0]) == (
+        "INCONCLUSIVE",
+        "qa is not decided: too few items (n = 9; at least 10 are needed).",
+    )
+
+
+@pytest.mark.parametrize("documents", [5, 40])
+def test_few_documents_are_said_in_the_verdict_and_the_table(documents):
+    tasks = [factories.text_task(documents, loss) for loss in (0.0, 0.009)]
+    result = compare_int8(
+        base_accuracy=with_task(factories.accuracy(), "wikipedia", tasks[0]),
+        accuracy=with_task(factories.accuracy("w8a8-int8"), "wikipedia", tasks[1]),
+        base_accuracy_again=with_task(factories.accuracy_again(), "wikipedia", tasks[0]),
+    )
+    d = result.accuracy["wikipedia"]["word_perplexity"]
+    assert (result.verdict, d.too_few, d.items_to_settle) == (
+        ("INCONCLUSIVE", 10, 10) if documents < 10 else ("SHIP", None, None)
+    )
+    assert ("too few" in reading(d)) == (documents < 10)
+
+
+def test_collapsed_documents_are_counted_beside_the_mean():
+    base, fine = factories.text_task(40), factories.text_task(40, loss=0.009)
+    broken = factories.text_task(40, loss=0.9)  # the first document alone collapses
+    worse = fine.model_copy(update={"items": (broken.items[0], *fine.items[1:]), "metrics": {}})
+    for task, count, said in ((fine, 0, "None of the 40 documents doubled"), (worse, 1, "1 of the 40 documents")):
+        found = compare_int8(
+            base_accuracy=with_task(factories.accuracy(), "wikipedia", base),
+            accuracy=with_task(factories.accuracy("w8a8-int8"), "wikipedia", task),
+            base_accuracy_again=None,
+        )
+        tail = found.accuracy["wikipedia"]["word_perplexity"].tail
+        assert (tail.collapsed, tail.share_at_most) == (count, share_at_most(count, 40))
+        assert any(said in reason and "of such documents do" in reason for reason in found.reasons)
 
 
 def test_the_same_answers_on_few_items_are_never_a_reason_not_to_ship():

@@ -8,6 +8,7 @@ from model_serve_flow.accuracy import measure_accuracy, measure_accuracy_again, 
 from model_serve_flow.charts import accuracy_bars
 from model_serve_flow.distribution import measure_distribution
 from model_serve_flow.flow import Flow
+from model_serve_flow.margins import seal_margins
 from model_serve_flow.pairs import Pairs, count_flips
 from model_serve_flow.results import AccuracyResult
 from model_serve_flow.serving import serve
@@ -17,7 +18,8 @@ from model_serve_flow.tables import accuracy_table, divergence_table
 
 __all__ = [
     "Flow", "accuracy_bars", "accuracy_table", "divergence_table", "measure_accuracy", "measure_accuracy_again",
-    "measure_distribution", "noise_table", "prepare_evaluation", "sample_questions", "serve", "ways",
+    "measure_distribution", "noise_table", "prepare_evaluation", "sample_questions", "seal_margins",
+    "serve", "ways",
 ]  # fmt: skip
 
 

@@ -1,7 +1,10 @@
-"""Output tokens/s of the base model idle and beside endless loops, with threads that spin and threads that wait passively.
+"""Output tokens/s of the base model beside endless loops: threads that spin against threads that wait passively.
 
-`.environments/serve/bin/python docs/benchmarks/busy.py` prints one line per setting, after `model-serve-flow run --only 00`.
-It takes about five minutes. The engine is the one of the profile; nothing else should use the machine.
+After `model-serve-flow run --only 00`:
+
+    .environments/serve/bin/python docs/benchmarks/busy.py
+
+prints one line per setting, in about five minutes. Nothing else should use the machine.
 """
 
 from __future__ import annotations

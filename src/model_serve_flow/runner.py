@@ -31,7 +31,8 @@ from model_serve_flow.progress import Progress, failure
 from model_serve_flow.request_cache import forget_answers
 from model_serve_flow.results import Busy
 from model_serve_flow.run_lock import only_run
-from model_serve_flow.steps import STEPS, Step, expand, module_folder, select
+from model_serve_flow.ship_record import record_digest
+from model_serve_flow.steps import SHIP_RECORD, STEPS, Step, expand, module_folder, select
 from model_serve_flow.workspace import digest_once, file_digest, now, read_json, writing
 
 PERFORMANCE_RESULT = re.compile(r"results/([^/]+)/performance\.json")
@@ -169,6 +170,7 @@ class _Session:
             "sources": {name: file_digest(folder / name) for name in (step.notebook, "utils.py")},
             "locks": [file_digest(path) for path in environments.lock_paths(step.environment, self.flow.config.device)],
             "library": code_digest(folder, step.notebook),
+            "machine": self.machine if step.environment == "serve" else None,
             "inputs": {path: self.digest(path) for path in expand(step.inputs, self.flow.config)},
         }
         for path, digest in facts["inputs"].items():
@@ -179,6 +181,14 @@ class _Session:
                     f"Leave out --only and --from. {RERUN}",
                 )
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def machine(self) -> dict[str, Any]:
+        """What of this machine decides how a model is served: measurements of two machines are not compared."""
+        from model_serve_flow.machine import inspect_machine
+
+        parts = {"architecture", "cpu", "cores", "cpu_features", "gpus"}
+        return inspect_machine(self.flow.workspace.root).model_dump(mode="json", include=parts)
 
     def is_done(self, step: Step, fingerprint: str) -> bool:
         """Whether the step was finished from the same inputs and its outputs are as it left them."""
@@ -201,7 +211,8 @@ class _Session:
 
     def digest(self, path: str) -> str | None:
         """Digest of a file or folder of the workspace; none if it is missing or an empty folder."""
-        return digest_once(self.flow.workspace.root / path)
+        place = self.flow.workspace.root / path
+        return record_digest(place) if path == SHIP_RECORD else digest_once(place)
 
     def steps_done(self) -> dict[str, Any]:
         """The manifest's section `steps`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,20 @@ def require_shippable(flow: Flow, name: str, override_reason: str = "") -> ShipD
             write_json(space.root / RECORD, record.model_copy(update={"overrides": overrides}))
     verdict = entry.verdict if entry is not None else None
     return ShipDecision(name=name, sha256=combined_digest(files), verdict=verdict, override=override)
+
+
+def record_digest(path: Path) -> str | None:
+    """SHA-256 of a ship record without its overrides, which 07 adds; None if there is none.
+
+    One that is not JSON any more has the digest of its bytes.
+    """
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return protocol_hash({key: value for key, value in record.items() if key != "overrides"})
+    except (ValueError, AttributeError):
+        return file_digest(path)
 
 
 def profile_digest(config: FlowConfig) -> str:

@@ -50,6 +50,7 @@ RESULTS = (
     CANDIDATE_PERFORMANCE,
 )
 COMPRESSION = "results/{candidate}/compression.json"
+SHIP_RECORD = "report/ship-record.json"
 SERVED = ("device", "seed", "engine")
 
 STEPS: tuple[Step, ...] = (
@@ -80,10 +81,10 @@ STEPS: tuple[Step, ...] = (
     Step(
         "06_Comparison",
         "notebook",
-        ("name", "description", "seed", "model", "candidates", "verdict", "deploy.hourly_price_usd"),
+        # The ship record binds the verdict to the whole profile but `deploy`.
+        (*(name for name in FlowConfig.model_fields if name != "deploy"), "deploy.hourly_price_usd"),
         (*RESULTS, COMPRESSION),
-        # Not report/ship-record.json: 07 writes overrides into it, and checks it itself against all it was made from.
-        ("report/comparison.json", "report/report.md", "report/report.html"),
+        ("report/comparison.json", "report/report.md", "report/report.html", SHIP_RECORD),
     ),
     Step(
         "07_Deploy",

@@ -300,7 +300,7 @@ def _row_label(comparison: Comparison, row: tuple[str, str]) -> str:
 
 
 def _draw_difference(axis: Axes, difference: Difference, place: int, offset: float, look: Look) -> None:
-    margin = -difference.margin if difference.higher_is_better else difference.margin
+    margin = -difference.limit if difference.higher_is_better else difference.limit
     axis.plot([margin] * 2, [place - 0.42, place + 0.42], color=MUTED, linestyle="--", linewidth=1.3)
     low, high = difference.ci95
     whiskers = (max(difference.difference - low, 0.0), max(high - difference.difference, 0.0))

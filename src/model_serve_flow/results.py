@@ -410,8 +410,10 @@ class Difference(Record):
 
     @property
     def limit(self) -> float:
-        """The drop that is accepted: the margin, or what retention allows if that is less."""
-        return self.margin if self.retention_limit is None else min(self.margin, self.retention_limit)
+        """The drop that is accepted: the margin, or what retention allows if that is less and the task can decide."""
+        if self.silent or self.retention_limit is None:
+            return self.margin
+        return min(self.margin, self.retention_limit)
 
     @property
     def decision_p(self) -> float | None:

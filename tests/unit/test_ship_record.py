@@ -12,7 +12,7 @@ from factories import sample_comparison
 from model_serve_flow import workspace
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.results import Comparison
+from model_serve_flow.results import Comparison, MarginSeal
 from model_serve_flow.ship_record import RECORD, require_shippable, write_ship_records
 from model_serve_flow.workspace import digest_once, file_digest, folder_digest, write_json
 
@@ -81,6 +81,14 @@ def test_the_record_holds_the_digest_of_all_that_the_verdict_rests_on(flow):
     assert ships["files"]["model.safetensors"] == file_digest(space.model(SHIPS) / "model.safetensors")
     assert ships["sha256"] == folder_digest(space.model(SHIPS))
     assert ships["reason"] == space.comparison().candidates[0].reasons[0]
+
+
+def test_the_record_says_which_margins_changed_after_the_measurement(flow):
+    seal = MarginSeal(at="then", before_measuring=True, changed={"retention": (0.95, 0.5)})
+    comparison = flow.workspace.comparison().model_copy(update={"margins": seal})
+    write_json(flow.workspace.report / "comparison.json", comparison)
+    write_ship_records(flow, comparison)
+    assert record_of(flow)["margins"]["changed"] == {"retention": [0.95, 0.5]}
 
 
 def test_no_record_of_a_checkpoint_that_was_not_measured(flow):

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import requests
 from test_guidellm_mock_server import load, mock_server, tokenizer  # noqa: F401 (mock_server is a fixture)
-from test_resume import KEY, Endpoint, folder  # noqa: F401 (folder is a fixture)
+from test_resume import KEY, Endpoint, finds_out, folder  # noqa: F401
 
 from model_serve_flow import serving
 from model_serve_flow.accuracy import measure_accuracy
@@ -79,14 +79,13 @@ def test_no_question_of_lm_eval_goes_to_a_proxy(folder, proxy, monkeypatch, conc
     settings = {"accuracy.tasks": ["word_analogies"], "accuracy.limit": None, "accuracy.concurrency": concurrency}
     flow = Flow.open("ci", {**settings, "engine.max_model_len": 128}, folder)
     monkeypatch.setenv("MODEL_SERVE_FLOW_API_KEY", KEY)
-    with Endpoint() as endpoint:
+    with Endpoint(labels=False) as endpoint:
         endpoint.server.RequestHandlerClass.do_GET = healthy
         command = [sys.executable, "-c", FORWARDER, str(endpoint.server.server_port)]
-        monkeypatch.setattr(serving, "serve_command", lambda config, folder, name, port: [*command, str(port)])
-        with serving.serve(flow, "base") as server:
+        monkeypatch.setattr(serving, "serve_command", lambda config, folder, name, port, purpose: [*command, str(port)])
+        with serving.serve(flow, "base", purpose="accuracy") as server:
             assert measure_accuracy(flow, server).tasks["word_analogies"].n == 30
-        of_the_watchdog = endpoint.answered.count(("1",))
-        assert len(endpoint.answered) - of_the_watchdog == 30 * 4
+        assert sum(not finds_out([prompt]) for prompt in endpoint.answered) == 30 * 4
     assert for_our_server(proxy) == []
 
 

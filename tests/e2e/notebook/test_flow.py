@@ -130,6 +130,7 @@ def test_the_comparison_follows_from_the_items(flow):
 
     for candidate in flow.workspace.comparison().candidates:
         for task in ("mmlu_dev", "word_analogies"):
+            items = flow.workspace.accuracy("base").tasks[task].items
             base, other = (
                 {item.id: item.value("acc") for item in flow.workspace.accuracy(name).tasks[task].items}
                 for name in ("base", candidate.name)
@@ -138,10 +139,27 @@ def test_the_comparison_follows_from_the_items(flow):
             gained = sum(base[i] < other[i] for i in base)
             found = candidate.accuracy[task]["acc"]
             assert found.difference == pytest.approx(100 * (gained - lost) / len(base))
-            assert_interval(found.ci95[0] / 100, found.ci95[1] / 100, gained, lost, len(base))
+            if found.clusters is not None and found.clusters.decide:
+                labels = {item.id: item.groups[found.clusters.key] for item in items}
+                changes = {i: 100 * (other[i] - base[i]) for i in base}
+                assert found.ci95 == pytest.approx(clustered_interval(changes, labels))
+            else:
+                assert_interval(found.ci95[0] / 100, found.ci95[1] / 100, gained, lost, len(base))
             assert (found.flips.right_to_wrong, found.flips.wrong_to_right) == (lost, gained)
             exact = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
             assert found.mcnemar_p == pytest.approx(exact)
+
+
+def clustered_interval(changes, labels):
+    """Of the mean change, 95 %, t over the clusters: each cluster is left out once."""
+    from scipy.stats import t
+
+    clusters = sorted(set(labels.values()))
+    left = [mean(change for i, change in changes.items() if labels[i] != out) for out in clusters]
+    middle, count = mean(changes.values()), len(clusters)
+    error = math.sqrt((count - 1) / count * sum((value - middle) ** 2 for value in left))
+    reach = t.ppf(0.975, count - 1) * error
+    return [middle - reach, middle + reach]
 
 
 def test_the_speed_ups_follow_from_the_repeats(flow):

@@ -38,7 +38,7 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
 """  # noqa: E501
 WORKER = """
 (EngineCore pid=24419) INFO 11-29 08:25:23 [multiproc_executor.py:153] DP group leader: node_rank=0, node_rank_within_dp=0, master_addr=127.0.0.1, mq_connect_ip=192.0.2.2 (local), world_size=1, local_world_size=1
-(Worker pid=24645) INFO 11-29 08:26:07 [cpu_model_runner.py:68] Starting to load model /work/models/base...
+(Worker pid=24645) INFO 11-29 08:26:07 [cpu_model_runner.py:68] Starting to load model /srv/models/base...
 (Worker pid=24645) ERROR 11-29 08:26:07 [multiproc_executor.py:953] WorkerProc failed to start.
 (Worker pid=24645) ERROR 11-29 08:26:07 [multiproc_executor.py:953] Traceback (most recent call last):
 (Worker pid=24645) ERROR 11-29 08:26:07 [multiproc_executor.py:953]   File "/env/site-packages/vllm/v1/executor/multiproc_executor.py", line 920, in worker_main
@@ -90,10 +90,10 @@ INFO:     127.0.0.1:56320 - "POST /v1/completions HTTP/1.1" 500 Internal Server 
 INFO:     Finished server process [24897]
 """  # noqa: E501
 BAD_CONFIG = """
-(APIServer pid=10218) ERROR 11-29 07:52:29 [repo_utils.py:126] Error parsing config for /work/models/base: The checkpoint you are trying to load has model type `no-such-model` but Transformers does not recognize this architecture. This could be because of an issue with the checkpoint, or because your version of Transformers is o
+(APIServer pid=10218) ERROR 11-29 07:52:29 [repo_utils.py:126] Error parsing config for /srv/models/base: The checkpoint you are trying to load has model type `no-such-model` but Transformers does not recognize this architecture. This could be because of an issue with the checkpoint, or because your version of Transformers is o
 (APIServer pid=10218) ERROR 11-29 07:52:29 [repo_utils.py:126]
 (APIServer pid=10218) ERROR 11-29 07:52:29 [repo_utils.py:126] You can update Transformers with the command `pip install --upgrade transformers`. If this does not work, and the checkpoint is very new, then there may not be a release version that supports this model yet. In this case, you can get the most up-to-date code by insta
-(APIServer pid=10218) ERROR 11-29 07:52:31 [repo_utils.py:124] Error parsing config for /work/models/base: The checkpoint you are trying to load has model type `no-such-model` but Transformers does not recognize this architecture. This could be because of an issue with the checkpoint, or because your version of Transformers is o
+(APIServer pid=10218) ERROR 11-29 07:52:31 [repo_utils.py:124] Error parsing config for /srv/models/base: The checkpoint you are trying to load has model type `no-such-model` but Transformers does not recognize this architecture. This could be because of an issue with the checkpoint, or because your version of Transformers is o
 (APIServer pid=10218) ERROR 11-29 07:52:31 [repo_utils.py:124]
 (APIServer pid=10218) ERROR 11-29 07:52:31 [repo_utils.py:124] You can update Transformers with the command `pip install --upgrade transformers`. If this does not work, and the checkpoint is very new, then there may not be a release version that supports this model yet. In this case, you can get the most up-to-date code by insta
 Traceback (most recent call last):

@@ -71,3 +71,9 @@ def test_a_link_that_leads_nowhere_is_found():
     text = "[a](missing.md) `[b](code.md)` [c](https://h/x) [d](README.md#nowhere) [e](README.md)"
     assert links(text) == ["missing.md", "README.md#nowhere", "README.md"]
     assert [bool(problem(ROOT / "x.md", link)) for link in links(text)] == [True, True, False]
+
+
+def test_every_test_that_shows_a_promise_exists():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text()))
+    assert len(named) > 20
+    assert named <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}

@@ -6,12 +6,14 @@ BIN := $(ENVIRONMENTS)/notebook/bin
 TOOLS := $(ENVIRONMENTS)/tools
 FAST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/unit tests/soak tests/contract/notebook
 LOCK := examples/model-serve-flow/environments/notebook/$(DEVICE).txt
+# Where `make install` puts the command.
+TO ?= $(HOME)/.local/bin
 
 # As the flow sets it: threads that wait must not hold a core that others need.
 export OMP_WAIT_POLICY ?= passive
 unexport PYTHONDONTWRITEBYTECODE   # set in many images; without compiled files every import takes almost three times as long
 
-.PHONY: help demo test test-fast lab lint lock audit bench bench-accuracy soak clean bootstrap environments
+.PHONY: help demo install test test-fast lab lint lock audit bench bench-accuracy soak clean bootstrap environments
 .DEFAULT_GOAL := demo
 
 help:             ## these lines
@@ -19,6 +21,11 @@ help:             ## these lines
 
 demo: bootstrap   ## the whole flow, from nothing to the report
 	$(BIN)/model-serve-flow run $(addprefix --profile ,$(PROFILE))
+
+install: bootstrap   ## puts the command model-serve-flow into ~/.local/bin; `make install TO=DIR` elsewhere
+	@mkdir -p $(TO)
+	@ln -sf $(abspath $(BIN))/model-serve-flow $(TO)/model-serve-flow
+	@case ":$$PATH:" in *":$(TO):"*) ;; *) echo "Put $(TO) on the PATH: export PATH=\"$(TO):\$$PATH\"" ;; esac
 
 test: environments   ## unit, contract and end-to-end tests, each in the environment its folder names
 	$(FAST)

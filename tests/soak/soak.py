@@ -4,7 +4,7 @@
 
 First, unless DIR has one, an undisturbed run of the profile: the reference. Then, for each point: a copy of it without
 what one step makes, `run --only NN --force`, a fault at a random time inside the step, and `run --only NN`.
-Not part of the tests: 20 points of `ci` take an hour. See docs/Reliability.md.
+Not part of the tests: 20 points of `ci` take an hour. See tests/README.md.
 """
 
 from __future__ import annotations

@@ -30,9 +30,7 @@ def candidate(tmp_path, broken, repaired):
     ("broken", "repaired", "code", "verdict"),
     [(20, 20, 0, "SHIP: "), (300, 20, 10, "DO NOT SHIP: "), (60, 20, 20, "INCONCLUSIVE: ")],
 )
-def test_each_verdict_has_its_exit_code_and_its_sentence_first(
-    invoke, base, tmp_path, broken, repaired, code, verdict
-):
+def test_each_verdict_has_its_exit_code_and_its_sentence_first(invoke, base, tmp_path, broken, repaired, code, verdict):
     result = invoke(base, candidate(tmp_path, broken, repaired))
     assert result.exit_code == code, result.output
     assert result.stdout.startswith(verdict)
@@ -117,7 +115,14 @@ def test_a_file_of_scores_that_is_none_is_named(invoke, base, tmp_path, text, wo
 
 def test_a_file_of_no_known_kind_is_named_with_what_is_read(invoke, base, tmp_path):
     (tmp_path / "other.json").write_text('{"hello": 1}')
-    refused(invoke(base, tmp_path / "other.json"), "other.json", "lm-eval", "GuideLLM", "vllm bench", "CSV")
+    refused(
+        invoke(base, tmp_path / "other.json"),
+        "other.json",
+        "lm-eval",
+        "GuideLLM",
+        "vllm bench",
+        "CSV",
+    )
 
 
 def test_a_folder_without_results_is_named(invoke, base, tmp_path):
@@ -199,11 +204,15 @@ def test_an_advisory_task_is_shown_and_does_not_decide(invoke, tmp_path):
 @pytest.mark.parametrize("options", [("--advisory", "nothing"), ("--task-margin", "nothing=1"),
                                      ("--required", "scores", "--advisory", "scores")])  # fmt: skip
 def test_a_tier_or_margin_of_no_task_is_refused(invoke, base, tmp_path, options):
-    refused(invoke(base, candidate(tmp_path, 20, 20), *options), "nothing" if "nothing" in options[1] else "scores")
+    refused(
+        invoke(base, candidate(tmp_path, 20, 20), *options),
+        "nothing" if "nothing" in options[1] else "scores",
+    )
 
 
 def test_a_task_has_its_own_margin(invoke, tmp_path):
     one = files.lm_eval(tmp_path / "one", {"arc": files.binary(N, 1400), "soft": files.binary(N, 1400)})
-    two = files.lm_eval(tmp_path / "two", {"arc": files.binary(N, 1400), "soft": files.binary(N, 1400, 100, 20)})
-    assert invoke(one, two, "--margin", "3").exit_code == 10
-    assert invoke(one, two, "--margin", "3", "--task-margin", "soft=8").exit_code != 10
+    two = files.lm_eval(tmp_path / "two", {"arc": files.binary(N, 1400), "soft": files.binary(N, 1400, 80, 20)})
+    options = ("--margin", "1", "--retention", "0.8")
+    assert invoke(one, two, *options).exit_code == 10
+    assert invoke(one, two, *options, "--task-margin", "soft=8").exit_code == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -68,23 +68,24 @@ class _GuidellmReport(Part):
 class _VllmBench(Part):
     """One result of `vllm bench serve --save-result`."""
 
-    completed: Annotated[int, Field(gt=0)]
+    completed: Count
     failed: Count = 0
     total_input_tokens: Count
     total_output_tokens: Count
     output_throughput: NonNegative
-    request_rate: float | str
+    request_rate: Positive | Literal["inf"]
     max_concurrency: Annotated[int, Field(gt=0)] | None = None
 
     def load(self) -> Load:
         parts = [] if self.request_rate == "inf" else [f"{self.request_rate:g} requests/s"]
         if self.max_concurrency is not None:
             parts.append(concurrent(self.max_concurrency))
+        completed = max(self.completed, 1)
         return Load(
             ", ".join(parts) or "all requests at once",
             self.output_throughput,
-            self.total_input_tokens / self.completed,
-            self.total_output_tokens / self.completed,
+            self.total_input_tokens / completed,
+            self.total_output_tokens / completed,
             _problem(self.failed, self.output_throughput),
         )
 

@@ -31,6 +31,7 @@ def show(comparison: FileComparison, console: Console | None = None) -> None:
     """Prints the sentence, the tables, and the notes."""
     console = console or _console()
     console.print(Text(comparison.sentence, style=COLOUR[comparison.verdict]), soft_wrap=True)
+    console.print()
     for table in _shown(comparison):
         console.print(_rich(table, wraps=console.width < LOG_WIDTH))
     for note in comparison.notes:

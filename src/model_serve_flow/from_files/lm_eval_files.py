@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from model_serve_flow import accuracy as lm_eval_results
@@ -27,6 +29,7 @@ SETTINGS = ("output_type", "repeats", "generation_kwargs")  # of a task's config
 ASKED = {"doc_id", "doc", "target", "arguments", "doc_hash", "prompt_hash", "target_hash"}
 NO_METRICS = ASKED | {"resps", "filtered_resps", "filter", "metrics"}  # keys of every sample
 CLUSTERS = ("subject", "category")  # keys of a document that the flow takes as its groups
+FIGURES = ("results", "higher_is_better")  # parts of a results file that have a value per task
 SAME_FIGURE = 1e-6
 
 Sample = dict[str, Any]
@@ -34,7 +37,8 @@ Sample = dict[str, Any]
 
 def is_lm_eval(document: Any) -> bool:
     """Whether the JSON is lm-eval's results."""
-    return isinstance(document, dict) and {"results", "configs", "versions"} <= document.keys()
+    parts = ("results", "configs", "versions")
+    return isinstance(document, dict) and all(isinstance(document.get(p), dict) for p in parts)
 
 
 def read_lm_eval(paths: Iterable[Path]) -> Answers:
@@ -72,56 +76,55 @@ class _Run:
 
     def tasks(self) -> Iterator[tuple[str, Task]]:
         """The tasks that were asked for; a group with a figure of its own is one task."""
-        members = {member for names in self.groups.values() for member in names}
-        for name in self.document["results"]:
-            if name not in members:
-                yield from self._unit(name)
+        results = self.document["results"]
+        members = {m for group, names in self.groups.items() if group in results for m in names}
+        asked = [name for name in results if name not in members]
+        if not asked:
+            raise BadInput(f"{self.path} holds no task.", AGAIN)
+        for name in asked:
+            yield from self._unit(name)
 
     def _unit(self, name: str) -> Iterator[tuple[str, Task]]:
-        members = self.groups.get(name) or []
-        if not members:
-            yield name, self._task(name, [name])
-        elif self._is_pooled(name):
-            yield name, self._task(name, self._leaves(name))
+        leaves = self._leaves(name)
+        if leaves == [name]:
+            yield name, Task(self._single(name), self._protocol(leaves), self._questions(leaves))
+        elif pooled := self._pooled(name, leaves):
+            questions = self._questions(leaves, in_group=True)
+            yield name, Task(pooled, self._protocol(leaves), questions)
         else:
-            for member in members:
+            for member in self.groups[name]:
                 yield from self._unit(member)
 
     def _leaves(self, name: str) -> list[str]:
         members = self.groups.get(name) or []
         return [leaf for member in members for leaf in self._leaves(member)] if members else [name]
 
-    def _is_pooled(self, group: str) -> bool:
-        """Whether the group's figure is the mean over its items, so that its items are one task."""
+    def _single(self, name: str) -> TaskAccuracy:
+        """The task as the flow reads it, under the name of its file, for the error."""
+        label = f"{name} in {self._samples_path(name)}"
+        parts = {p: {label: self.document.get(p, {}).get(name, {})} for p in FIGURES}
+        return _read(label, {**self.document, **parts, "samples": {label: self._samples(name)}})
+
+    def _pooled(self, group: str, leaves: list[str]) -> TaskAccuracy | None:
+        """The group as one task, if its figure is the mean over its items."""
         if not any("," in key for key in self.document["results"].get(group, {})):
-            return False
-        found = self._read(group, self._leaves(group))
+            return None
+        samples = {leaf: self._samples(leaf) for leaf in leaves}
+        found = _read(group, {**self.document, "samples": samples})
         metric = primary_metric(found.metrics)
         values = [item.__pydantic_extra__.get(metric) for item in found.items]
         if None in values:
-            return False
-        return abs(sum(values) / len(values) - found.metrics[metric].value) <= SAME_FIGURE
+            return None
+        same = math.isclose(fmean(values), found.metrics[metric].value, abs_tol=SAME_FIGURE)
+        return found if same else None
 
-    def _task(self, name: str, leaves: list[str]) -> Task:
-        questions = {}
-        for leaf in leaves:
-            prefix = f"{leaf}/" if self.groups.get(name) else ""
-            questions |= {prefix + s["doc"]["id"]: s["question"] for s in self._samples(leaf)}
-        return Task(self._read(name, leaves), self._protocol(leaves), questions)
-
-    def _read(self, name: str, leaves: list[str]) -> TaskAccuracy:
-        """The task as the flow reads it; a single one is named by its file, for the error."""
-        raw = {**self.document, "samples": {leaf: self._samples(leaf) for leaf in leaves}}
-        label = name
-        if not self.groups.get(name):
-            label = f"{name} in {self._samples_path(name)}"
-            raw["samples"] = {label: self._samples(name)}
-            for part in ("results", "higher_is_better"):
-                raw[part] = {label: self.document.get(part, {}).get(name, {})}
-        try:
-            return lm_eval_results._task(label, raw)
-        except FlowError as error:
-            raise BadInput(error.problem, AGAIN) from error
+    def _questions(self, leaves: list[str], *, in_group: bool = False) -> dict[str, str]:
+        """Item id, as the flow forms it, -> digest of what was asked."""
+        return {
+            f"{leaf}/{sample['doc']['id']}" if in_group else sample["doc"]["id"]: sample["question"]
+            for leaf in leaves
+            for sample in self._samples(leaf)
+        }
 
     def _protocol(self, leaves: list[str]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -145,8 +148,20 @@ class _Run:
         if task not in self.samples:
             path = self._samples_path(task)
             written = self.document["configs"].get(task, {}).get("output_type") == "generate_until"
-            self.samples[task] = _identified(path, [_restored(s, written) for s in _lines(path)])
+            try:
+                samples = [_restored(sample, written) for sample in _lines(path)]
+                self.samples[task] = _identified(path, samples)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                problem = f"{path} is not as lm-eval 0.4 writes it: {error!r}."
+                raise BadInput(problem, AGAIN) from error
         return self.samples[task]
+
+
+def _read(name: str, raw: dict[str, Any]) -> TaskAccuracy:
+    try:
+        return lm_eval_results._task(name, raw)
+    except FlowError as error:
+        raise BadInput(error.problem, AGAIN) from error
 
 
 def _lines(path: Path) -> Iterator[Sample]:

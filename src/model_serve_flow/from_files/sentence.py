@@ -48,9 +48,9 @@ def _fails(asked: Mapping[str, Difference]) -> str:
 def _open(asked: Mapping[str, Difference]) -> str:
     unsure = {name: d for name, d in asked.items() if min(_p_values(d)) > ALPHA}
     if AVERAGE not in asked:
-        return "no task can decide, because the base is too weak at it or there are too few items."
+        return _nothing_decides(asked)
     if not unsure:
-        return "a task that cannot decide shows a loss."
+        return f"{_lost(asked)} cannot decide, and shows a loss all the same."
     name = _worst(unsure)
     d = unsure[name]
     if d.too_few is not None:
@@ -59,6 +59,19 @@ def _open(asked: Mapping[str, Difference]) -> str:
     accepted = _amount(d.limit, d)
     found = f"{_changed(name, d)} ({interval(d)})"
     return f"{found}, which may or may not exceed the accepted {accepted}{needed}."
+
+
+def _nothing_decides(asked: Mapping[str, Difference]) -> str:
+    if not asked:
+        return "every task is advisory, so none decides."
+    if all(difference.unit == "percent" for difference in asked.values()):
+        return "only perplexities were compared, which do not show what a model answers."
+    return "no task can decide: the base is too weak at them, or there are too few items."
+
+
+def _lost(asked: Mapping[str, Difference]) -> str:
+    """The task that cannot decide and for which the verdict withholds SHIP."""
+    return next(n for n, d in asked.items() if d.too_weak and 1 - d.retention_p <= ALPHA)
 
 
 def _p_values(difference: Difference) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import result_files as files
 from click.testing import CliRunner
 
 from model_serve_flow.cli import main
+from model_serve_flow.compare.tiers import Tiers
 from model_serve_flow.config import Verdict
 from model_serve_flow.differences import compare_suite, compare_task
 from model_serve_flow.errors import BadInput
@@ -74,6 +75,23 @@ def test_too_few_items_do_not_decide(tmp_path):
     found = compared(base, files.scores(tmp_path / "b.csv", [0.5, 0.75, 0.3]))
     assert found.verdict == "INCONCLUSIVE"
     assert found.tasks["scores"].difference.too_few == 10
+
+
+def test_a_lost_task_at_which_the_base_is_weak_withholds_ship_and_is_named(tmp_path):
+    strong = files.binary(N, 1400)
+    weak = [1.0 if number < 20 else 0.0 for number in range(N)]  # 1 %: too weak to lose 2 points
+    for name, values in (("one", weak), ("two", [0.0] * N)):
+        files.scores(tmp_path / name / "gsm8k.csv", values)
+        files.scores(tmp_path / name / "arc.csv", strong)
+    found = compared(tmp_path / "one", tmp_path / "two")
+    assert found.verdict == "INCONCLUSIVE"
+    assert found.sentence == "INCONCLUSIVE: gsm8k cannot decide, and shows a loss all the same."
+
+
+def test_all_advisory_decides_nothing(tmp_path):
+    one, two = (files.scores(tmp_path / f"{n}.csv", files.binary(N, 1400)) for n in "ab")
+    found = compared(one, two, tiers=Tiers(advisory=("scores",)))
+    assert found.sentence == "INCONCLUSIVE: every task is advisory, so none decides."
 
 
 def test_clusters_widen_the_interval(tmp_path):

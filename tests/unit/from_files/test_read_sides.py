@@ -67,6 +67,15 @@ def test_a_group_whose_figure_is_not_that_of_its_items_is_its_tasks(tmp_path):
     assert list(read_side(folder).answers.tasks) == ["part_a", "part_b"]
 
 
+def test_tasks_under_a_tag_are_tasks_of_their_own(tmp_path):
+    folder = files.lm_eval(tmp_path / "one", {"easy": [1.0, 0.0], "hard": [0.0, 0.0]})
+    (path,) = folder.glob("results_*")
+    results = json.loads(path.read_text())
+    results["group_subtasks"]["arc"] = ["easy", "hard"]  # a tag has no figures
+    path.write_text(json.dumps(results))
+    assert list(read_side(folder).answers.tasks) == ["easy", "hard"]
+
+
 def test_several_runs_in_a_folder_are_one_side_unless_they_share_a_task(tmp_path):
     folder = files.lm_eval(tmp_path / "out" / "some-model", {"arc": [1.0, 0.0]})
     files.lm_eval(folder, {"hella": [1.0, 1.0]}, date="2026-11-30T10-00-00.000000")

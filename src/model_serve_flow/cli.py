@@ -1,4 +1,4 @@
-"""The command line: `model-serve-flow run | plan | doctor | mirror | report | lab`."""
+"""The command line: `model-serve-flow compare | run | plan | doctor | mirror | report | lab`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from rich.table import Table
 from model_serve_flow import environments
 from model_serve_flow.checkout import MODULES, checkout
 from model_serve_flow.config import parse_set, profiles_folder
-from model_serve_flow.errors import FlowError
+from model_serve_flow.errors import EXIT_CODES, BadInput, FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.from_files.command import compare
 from model_serve_flow.offline import VARIABLE
 from model_serve_flow.processor import default_profile
 from model_serve_flow.runner import Request
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from model_serve_flow.machine import Machine
 
 PROFILE = click.option(
@@ -37,11 +40,14 @@ QUIET_LAB = (  # no news, no look for a newer version, no list of extensions fro
     "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
     "--LabApp.extension_manager=readonly",
 )
+GATE = click.option(
+    "--gate", is_flag=True, help="Ends with 0 SHIP, 10 DO NOT SHIP, 20 INCONCLUSIVE; 1 an error, 2 bad input."
+)
 ARTIFACTS = click.option("--artifacts", type=click.Path(path_type=Path), help="Folder of all results.")
 
 
 class FlowGroup(click.Group):
-    """Shows a FlowError as a message, without a traceback, and ends with status 1."""
+    """Shows a FlowError as a message, without a traceback, and ends with its exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -51,7 +57,7 @@ class FlowGroup(click.Group):
             console.print(error.problem, style="red", markup=False, highlight=False, soft_wrap=True)
             if error.hint:
                 console.print(error.hint, markup=False, highlight=False, soft_wrap=True)
-            ctx.exit(1)
+            ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("Interrupted; everything that was started has been stopped.", err=True)
             ctx.exit(130)
@@ -63,6 +69,9 @@ def main() -> None:
     """Should this compressed model replace the base model? Measure, compress, measure again, decide, deploy."""
 
 
+main.add_command(compare)
+
+
 @main.command()
 @PROFILE
 @SET
@@ -71,6 +80,7 @@ def main() -> None:
 @click.option("--from", "start", metavar="03", help="Starts at this module.")
 @click.option("--force", is_flag=True, help="Runs finished steps again.")
 @click.option("--mirror", metavar="DIR", help=f"Takes all from this folder, with the network off [{VARIABLE}].")
+@GATE
 def run(
     profile: str,
     assignments: tuple[str, ...],
@@ -79,6 +89,7 @@ def run(
     start: str | None,
     force: bool,
     mirror: str | None,
+    gate: bool,
 ) -> None:
     """Runs the notebooks and shows the verdicts; a finished step whose inputs are unchanged is skipped."""
     from model_serve_flow import runner
@@ -87,9 +98,13 @@ def run(
         os.environ[VARIABLE] = mirror
     request = _request(profile, assignments, artifacts)
     names = [name.strip() for name in only.split(",") if name.strip()]
+    if gate:
+        _require_usable(request, names, start)
     runner.run(request, names, start, force)
     if runner.report_is_current(request):
         _show_result(request)
+    if gate:
+        _end_with_verdict(request)
 
 
 @main.command()
@@ -157,13 +172,18 @@ def mirror(profile: str, assignments: tuple[str, ...], to: Path, only_list: bool
 @PROFILE
 @SET
 @ARTIFACTS
-def report(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> None:
+@GATE
+def report(profile: str, assignments: tuple[str, ...], artifacts: Path | None, gate: bool) -> None:
     """Writes the report again from existing results."""
     from model_serve_flow import runner
 
     request = _request(profile, assignments, artifacts)
+    if gate:
+        _require_usable(request)
     runner.run(request, ["06"], force=True)
     _show_result(request)
+    if gate:
+        _end_with_verdict(request)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -199,6 +219,31 @@ def gpu_note(flow: Flow, machine: Machine) -> str:
 def _request(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> Request:
     command = shlex.join(["model-serve-flow", *sys.argv[1:]])
     return Request(profile, parse_set(assignments), artifacts, command)
+
+
+def _require_usable(request: Request, only: Sequence[str] = (), start: str | None = None) -> None:
+    """BadInput, before anything runs, where the profile or the choice of modules is wrong."""
+    from model_serve_flow.steps import select
+
+    try:
+        select(only, start)
+        _ = request.flow  # loads the profile
+    except FlowError as error:
+        raise BadInput(error.problem, error.hint) from error
+
+
+def _end_with_verdict(request: Request) -> None:
+    """Ends the command with the exit code of the verdict; FlowError if no report is of the present results."""
+    from model_serve_flow import runner
+    from model_serve_flow.compare.gate import gate_verdict
+
+    if not runner.report_is_current(request):
+        raise FlowError(
+            "--gate: there is no verdict, because the report is not of the present results.",
+            "Run all modules up to 06: model-serve-flow run --gate.",
+        )
+    verdict = gate_verdict(request.flow.workspace.comparison(), request.flow.config.deploy.candidate)
+    click.get_current_context().exit(EXIT_CODES[verdict])
 
 
 def _show_result(request: Request) -> None:

@@ -1,0 +1,154 @@
+"""Two sides from files in, a verdict with its reasons out. The statistics are those of the flow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from model_serve_flow.compare.tiers import Tier, Tiers, withheld
+from model_serve_flow.differences import compare_suite, compare_task
+from model_serve_flow.errors import EXIT_CODES
+from model_serve_flow.from_files.paces import compare_loads
+from model_serve_flow.from_files.records import ComparedTask, FileComparison, GrossLoss, Source
+from model_serve_flow.from_files.rules import Rules
+from model_serve_flow.from_files.same_items import (
+    other_surroundings,
+    require_same_items,
+    require_two_sides,
+    shared_tasks,
+)
+from model_serve_flow.from_files.sentence import sentence
+from model_serve_flow.from_files.sides import Side, as_bad_input
+from model_serve_flow.pairs import Pairs, flipped_items, pair, primary_metric
+from model_serve_flow.results import Decision, Difference
+from model_serve_flow.statistics import wilson_interval
+from model_serve_flow.verdict import decide, with_items_to_settle
+
+NO_ANSWERS = "Only speed was compared. Speed alone never decides whether a candidate may ship."
+VALUES = "Is each value what its tool wrote?"
+
+ByMetric = Mapping[str, Difference]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What the answers of both sides say."""
+
+    verdict: Decision
+    reasons: tuple[str, ...]
+    tasks: dict[str, ComparedTask]
+    suite: Difference | None = None
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+
+
+def compare_sides(base: Side, candidate: Side, rules: Rules) -> FileComparison:
+    """Compares two sides: answers decide, speed is shown beside them.
+
+    Raises:
+        BadInput: the sides cannot be compared, or an option names an unknown task.
+    """
+    require_two_sides(base, candidate)
+    found = _Outcome("INCONCLUSIVE", (NO_ANSWERS,), {}, blocks=(NO_ANSWERS,))
+    if base.answers and candidate.answers:
+        found = _compare_answers(base, candidate, rules)
+    return FileComparison(
+        verdict=found.verdict,
+        exit_code=EXIT_CODES[found.verdict],
+        sentence=sentence(found.verdict, found.tasks, found.suite, found.blocks),
+        reasons=found.reasons,
+        base=_source(base),
+        candidate=_source(candidate),
+        suite=found.suite,
+        tasks=found.tasks,
+        missing=found.missing,
+        speed=compare_loads(base.loads, candidate.loads),
+        notes=(*found.notes, *_one_sided(base, candidate)),
+    )
+
+
+def _compare_answers(base: Side, candidate: Side, rules: Rules) -> _Outcome:
+    ours, theirs = base.answers.tasks, candidate.answers.tasks
+    tiers = rules.tiers
+    rules.require_known({*ours, *theirs})
+    shared = shared_tasks(base, candidate, (*tiers.required, *tiers.advisory))
+    for task in shared:
+        require_same_items(task, base, candidate)
+    with as_bad_input(VALUES):
+        pairs = {task: pair(task, ours[task].accuracy, theirs[task].accuracy) for task in shared}
+        found = {t: compare_task(p, rules.of_task(t), rules.seed) for t, p in pairs.items()}
+    counting = tiers.counting(found)
+    counting, suite = with_items_to_settle(
+        counting,
+        compare_suite(counting, rules.of_average(counting)),
+    )
+    verdict, reasons = decide(counting, suite)
+    blocks = tuple(tiers.blockers(shared, _able(counting)))
+    every = {task: counting.get(task) or _alone(task, found[task]) for task in shared}
+    return _Outcome(
+        withheld(verdict, blocks),
+        (*reasons, *blocks) if verdict == "DO NOT SHIP" else (*blocks, *reasons),
+        {task: _compared(pairs[task], metrics, tiers.of(task)) for task, metrics in every.items()},
+        suite,
+        tuple(task for task in tiers.required if task not in shared),
+        (*_left_out(base, candidate, tiers), *other_surroundings(base.answers, candidate.answers)),
+        blocks,
+    )
+
+
+def _able(differences: Mapping[str, ByMetric]) -> list[str]:
+    """The tasks that can decide: the base is strong enough at them, and there are enough items."""
+    primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
+    return [task for task, d in primaries.items() if not d.silent and d.too_few is None]
+
+
+def _alone(task: str, metrics: ByMetric) -> ByMetric:
+    """The differences of an advisory task, read by themselves."""
+    return with_items_to_settle({task: metrics}, None)[0][task]
+
+
+def _left_out(base: Side, candidate: Side, tiers: Tiers) -> Iterable[str]:
+    """Sentences on the advisory tasks that only one side has."""
+    for task in tiers.advisory:
+        if (task in base.answers.tasks) != (task in candidate.answers.tasks):
+            yield f"Only one side has the advisory task {task}."
+
+
+def _compared(pairs: Pairs, metrics: ByMetric, tier: Tier) -> ComparedTask:
+    primary = primary_metric(metrics)
+    return ComparedTask(
+        tier=tier,
+        primary=primary,
+        metrics=dict(metrics),
+        gross_loss=_gross_loss(metrics[primary], pairs),
+        flipped=flipped_items(pairs),
+    )
+
+
+def _gross_loss(difference: Difference, pairs: Pairs) -> GrossLoss | None:
+    """Which share of the base's right answers the candidate broke."""
+    if difference.flips is None or not (right := int(pairs.right()[0].sum())):
+        return None
+    broken = difference.flips.right_to_wrong
+    interval = wilson_interval(broken, right)
+    return GrossLoss(
+        broken=broken,
+        right=right,
+        share=broken / right,
+        ci95=(interval.low, interval.high),
+    )
+
+
+def _source(side: Side) -> Source:
+    model = side.answers.model if side.answers else ""
+    return Source(path=str(side.path), kinds=side.kinds, model=model)
+
+
+def _one_sided(base: Side, candidate: Side) -> Iterable[str]:
+    """What only one side holds, so that the reader does not take it for compared."""
+    for side, other in ((base, candidate), (candidate, base)):
+        if side.answers and not other.answers:
+            yield f"Answers are not compared: only {side.path} holds them."
+        if side.loads and not other.loads:
+            yield f"Speed is not compared: only {side.path} holds it."

@@ -1,0 +1,255 @@
+"""Reads what lm-eval 0.4 writes with `--output_path` and `--log_samples`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from model_serve_flow import accuracy as lm_eval_results
+from model_serve_flow.errors import BadInput, FlowError
+from model_serve_flow.from_files.sides import Answers, Task
+from model_serve_flow.pairs import primary_metric
+from model_serve_flow.results import TaskAccuracy
+from model_serve_flow.workspace import read_json
+
+KIND = "lm-eval"
+SAMPLES_HINT = (
+    "lm-eval writes one samples_<task>_<date>.jsonl for each task beside its results_<date>.json. "
+    "Run it with --log_samples and --output_path."
+)
+AGAIN = "Compare files that lm-eval 0.4 wrote, as it wrote them."
+DATE = re.compile(r"_(\d{4}-\d{2}-\d{2}T[\d.:-]+)\.json$")
+SETTINGS = ("output_type", "repeats", "generation_kwargs")  # of a task's config, must be equal
+ASKED = {"doc_id", "doc", "target", "arguments", "doc_hash", "prompt_hash", "target_hash"}
+NO_METRICS = ASKED | {"resps", "filtered_resps", "filter", "metrics"}  # keys of every sample
+CLUSTERS = ("subject", "category")  # keys of a document that the flow takes as its groups
+FIGURES = ("results", "higher_is_better")  # parts of a results file that have a value per task
+SAME_FIGURE = 1e-6
+
+Sample = dict[str, Any]
+
+
+def is_lm_eval(document: Any) -> bool:
+    """Whether the JSON is lm-eval's results."""
+    parts = ("results", "configs", "versions")
+    return isinstance(document, dict) and all(isinstance(document.get(p), dict) for p in parts)
+
+
+def read_lm_eval(paths: Iterable[Path]) -> Answers:
+    """Reads one or several results files with the samples of their tasks; they are one side.
+
+    Raises:
+        BadInput: a file is missing or not as lm-eval writes it, or two files have the same task.
+    """
+    tasks: dict[str, Task] = {}
+    places: dict[str, Path] = {}
+    model, around = "", {}
+    for path in paths:
+        run = _Run(path)
+        for name, task in run.tasks():
+            if name in tasks:
+                problem = f"{places[name]} and {path} both hold the task {name}."
+                raise BadInput(problem, "Name one of the two files in place of the folder.")
+            tasks[name], places[name] = task, path
+        model, around = run.model, {"lm_eval_version": run.document.get("lm_eval_version")}
+    return Answers(KIND, tasks, model, around)
+
+
+class _Run:
+    """One results file and its samples."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.document = path, read_json(path, AGAIN)
+        self.groups: Mapping[str, list[str]] = self.document.get("group_subtasks", {})
+        self.samples: dict[str, list[Sample]] = {}
+
+    @property
+    def model(self) -> str:
+        """The model's name, as lm-eval was told it."""
+        return str(self.document.get("model_name") or "")
+
+    def tasks(self) -> Iterator[tuple[str, Task]]:
+        """The tasks that were asked for; a group with a figure of its own is one task."""
+        results = self.document["results"]
+        members = {m for group, names in self.groups.items() if group in results for m in names}
+        asked = [name for name in results if name not in members]
+        if not asked:
+            raise BadInput(f"{self.path} holds no task.", AGAIN)
+        for name in asked:
+            yield from self._unit(name)
+
+    def _unit(self, name: str) -> Iterator[tuple[str, Task]]:
+        leaves = self._leaves(name)
+        if leaves == [name]:
+            yield name, Task(self._single(name), self._protocol(leaves), self._questions(leaves))
+        elif pooled := self._pooled(name, leaves):
+            questions = self._questions(leaves, in_group=True)
+            yield name, Task(pooled, self._protocol(leaves), questions)
+        else:
+            for member in self.groups[name]:
+                yield from self._unit(member)
+
+    def _leaves(self, name: str) -> list[str]:
+        members = self.groups.get(name) or []
+        return [leaf for member in members for leaf in self._leaves(member)] if members else [name]
+
+    def _single(self, name: str) -> TaskAccuracy:
+        """The task as the flow reads it, under the name of its file, for the error."""
+        label = f"{name} in {self._samples_path(name)}"
+        parts = {p: {label: self.document.get(p, {}).get(name, {})} for p in FIGURES}
+        return _read(label, {**self.document, **parts, "samples": {label: self._samples(name)}})
+
+    def _pooled(self, group: str, leaves: list[str]) -> TaskAccuracy | None:
+        """The group as one task, if its figure is the mean over its items."""
+        if not any("," in key for key in self.document["results"].get(group, {})):
+            return None
+        samples = {leaf: self._samples(leaf) for leaf in leaves}
+        found = _read(group, {**self.document, "samples": samples})
+        metric = primary_metric(found.metrics)
+        values = [item.__pydantic_extra__.get(metric) for item in found.items]
+        if None in values:
+            return None
+        same = math.isclose(fmean(values), found.metrics[metric].value, abs_tol=SAME_FIGURE)
+        return found if same else None
+
+    def _questions(self, leaves: list[str], *, in_group: bool = False) -> dict[str, str]:
+        """Item id, as the flow forms it, -> digest of what was asked."""
+        return {
+            f"{leaf}/{sample['doc']['id']}" if in_group else sample["doc"]["id"]: sample["question"]
+            for leaf in leaves
+            for sample in self._samples(leaf)
+        }
+
+    def _protocol(self, leaves: list[str]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for leaf in leaves:
+            of = f" of {leaf}" if len(leaves) > 1 else ""
+            config = self.document["configs"].get(leaf, {})
+            found[f"task version{of}"] = self.document["versions"].get(leaf)
+            found[f"few-shot examples{of}"] = self.document.get("n-shot", {}).get(leaf)
+            found |= {f"{key}{of}": config.get(key) for key in SETTINGS}
+        return found
+
+    def _samples_path(self, task: str) -> Path:
+        date = DATE.search(self.path.name)
+        if date is None:
+            problem = f"{self.path}: its name does not end in the date that tells its samples."
+            raise BadInput(problem, SAMPLES_HINT)
+        return self.path.with_name(f"samples_{task}_{date[1]}.jsonl")
+
+    def _samples(self, task: str) -> list[Sample]:
+        """The task's samples, as lm-eval holds them in memory, each with a stable id."""
+        if task not in self.samples:
+            path = self._samples_path(task)
+            written = self.document["configs"].get(task, {}).get("output_type") == "generate_until"
+            try:
+                samples = [_restored(sample, written) for sample in _lines(path)]
+                self.samples[task] = _identified(path, samples)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                problem = f"{path} is not as lm-eval 0.4 writes it: {error!r}."
+                raise BadInput(problem, AGAIN) from error
+        return self.samples[task]
+
+
+def _read(name: str, raw: dict[str, Any]) -> TaskAccuracy:
+    try:
+        return lm_eval_results._task(name, raw)
+    except FlowError as error:
+        raise BadInput(error.problem, AGAIN) from error
+
+
+def _lines(path: Path) -> Iterator[Sample]:
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                yield _sample(path, number, line)
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} is missing.", SAMPLES_HINT) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read: {error}.", SAMPLES_HINT) from error
+
+
+def _sample(path: Path, number: int, line: str) -> Sample:
+    try:
+        sample = json.loads(line)
+        if not {"doc_id", "doc", "arguments", "filtered_resps"} <= sample.keys():
+            raise ValueError("it is not a sample of lm-eval")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise BadInput(f"{path}, line {number}: {error}.", AGAIN) from error
+    return sample
+
+
+def _restored(sample: Sample, written: bool) -> Sample:
+    """A sample as it was in memory: lm-eval writes tuples as mappings, and numbers as text."""
+    answers, arguments = sample["filtered_resps"], sample["arguments"]
+    if isinstance(arguments, dict):
+        arguments = [tuple(given.values()) for given in arguments.values()]
+    if written:  # text of the model, of which several may have been drawn
+        answers = [drawn[0] if isinstance(drawn, list) and drawn else drawn for drawn in answers]
+    metrics = sample.get("metrics") or [key for key in sample if key not in NO_METRICS]
+    target = sample.get("target")
+    if not written and isinstance(target, str) and target.isdecimal():
+        target = int(target)  # the number of the right choice
+    changed = {
+        "arguments": arguments,
+        "filtered_resps": answers,
+        "metrics": metrics,
+        "target": target,
+    }
+    return {**sample, "filter": sample.get("filter", "none"), **changed}
+
+
+def _identified(path: Path, samples: list[Sample]) -> list[Sample]:
+    """The samples in the order of their documents, each with an id that is the same in every run.
+
+    The id is lm-eval's hash of the document, with a number where a dataset has a document twice.
+    Without that hash it is the number of the document, which is only safe because the prompt is
+    compared as well.
+    """
+    seen: dict[tuple[str, str], int] = {}
+    _require_once(path, samples)
+    for sample in sorted(samples, key=_place):
+        sample["question"] = _asked(path, sample)
+        name = sample["doc_hash"][:16] if sample.get("doc_hash") else f"document {sample['doc_id']}"
+        count = seen[sample["filter"], name] = seen.get((sample["filter"], name), 0) + 1
+        document = sample["doc"] if isinstance(sample["doc"], dict) else {}
+        groups = {key: document[key] for key in CLUSTERS if isinstance(document.get(key), str)}
+        sample["doc"] = {"id": name if count == 1 else f"{name}-{count}", **groups}
+    return samples
+
+
+def _require_once(path: Path, samples: list[Sample]) -> None:
+    seen = set()
+    for sample in samples:
+        place = sample["filter"], str(sample["doc_id"])
+        if place in seen:
+            problem = f"{path}: document {place[1]} has two samples of the filter {place[0]!r}."
+            raise BadInput(problem, AGAIN)
+        seen.add(place)
+
+
+def _place(sample: Sample) -> tuple[int, str]:
+    number = sample["doc_id"]
+    return (number, "") if isinstance(number, int) else (0, str(number))
+
+
+def _asked(path: Path, sample: Sample) -> str:
+    """A digest of the prompt and of what was expected."""
+    prompt = sample.get("prompt_hash") or _digest(sample["arguments"], lambda given: given[0][0])
+    if prompt is None:
+        problem = f"{path}: document {sample['doc_id']} has neither prompt_hash nor arguments."
+        raise BadInput(problem, "Items are paired only where their prompts can be compared.")
+    return f"{prompt} {sample.get('target_hash') or sample.get('target')}"
+
+
+def _digest(arguments: list[Any], prompt: Callable[[list[Any]], Any]) -> str | None:
+    try:
+        return hashlib.sha256(str(prompt(arguments)).encode()).hexdigest()
+    except LookupError:
+        return None

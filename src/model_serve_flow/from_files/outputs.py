@@ -1,0 +1,159 @@
+"""Writes a comparison from files: for the terminal, and as HTML, Markdown, JSON and JUnit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from model_serve_flow.from_files import tables
+from model_serve_flow.from_files.records import ComparedLoad, ComparedTask, FileComparison
+from model_serve_flow.report import COLOUR, template
+from model_serve_flow.report_tables import Table
+from model_serve_flow.statistics import ALPHA
+from model_serve_flow.workspace import write_json, write_text
+
+LOG_WIDTH = 110  # columns of a log, where no terminal tells its own
+LEAST_WIDTH = 14  # of a column with longer text
+XML = '<?xml version="1.0" encoding="UTF-8"?>'
+SUITE, SPEED = "model-serve-flow compare", "model-serve-flow compare: speed"
+
+Case = tuple[str, str | None, str]  # name; 'failure', 'skipped' or None; what is said of it
+
+
+def show(comparison: FileComparison, console: Console | None = None) -> None:
+    """Prints the sentence, the tables, and the notes."""
+    console = console or _console()
+    console.print(Text(comparison.sentence, style=COLOUR[comparison.verdict]), soft_wrap=True)
+    console.print()
+    for table in _shown(comparison):
+        console.print(_rich(table, wraps=console.width < LOG_WIDTH))
+    for note in comparison.notes:
+        console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def write_html(path: Path, comparison: FileComparison) -> None:
+    """Writes one self-contained page."""
+    write_text(path, template("compare.html.j2", escaped=True).render(_facts(comparison)))
+
+
+def write_markdown(path: Path, comparison: FileComparison) -> None:
+    """Writes the same as Markdown, for a comment or a job's summary."""
+    write_text(path, template("compare.md.j2").render(_facts(comparison)))
+
+
+def write_junit(path: Path, comparison: FileComparison) -> None:
+    """Writes a test case for the verdict, for each task and for each load."""
+    root = ElementTree.Element("testsuites", name=SUITE)
+    _add_suite(root, SUITE, [_verdict_case(comparison), *_task_cases(comparison)])
+    if comparison.speed:
+        _add_suite(root, SPEED, [_speed_case(load) for load in comparison.speed])
+    ElementTree.indent(root)
+    document = ElementTree.tostring(root, encoding="unicode")
+    write_text(path, f"{XML}\n{document}\n")
+
+
+WRITERS: dict[str, Callable[[Path, FileComparison], object]] = {
+    "html": write_html,
+    "markdown": write_markdown,
+    "json": write_json,
+    "junit": write_junit,
+}
+
+
+def _shown(comparison: FileComparison) -> Iterator[Table]:
+    if comparison.tasks or comparison.missing:
+        yield tables.task_table(comparison)
+    if comparison.speed:
+        yield tables.speed_table(comparison)
+
+
+def _facts(comparison: FileComparison) -> dict[str, object]:
+    """What both templates are given."""
+    others, flipped = tables.metric_table(comparison), tables.answers_table(comparison)
+    folded = [table for table in (others, flipped) if table.rows]
+    return {"c": comparison, "tables": list(_shown(comparison)), "folded": folded}
+
+
+# --- The terminal ---
+
+
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = LOG_WIDTH
+    return console
+
+
+def _rich(table: Table, *, wraps: bool) -> RichTable:
+    """The table for a console; where there is room, only longer text wraps."""
+    shown = RichTable(title=table.caption, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name, kind in table.headings:
+        shown.add_column(
+            name.replace(", ", ",\n").replace("→ ", "→\n"),
+            justify="right" if kind == "n" else "left",
+            no_wrap=kind != "long" and not wraps,
+            min_width=LEAST_WIDTH if kind == "long" else None,
+            overflow="fold",
+        )
+    for row in table.rows:
+        shown.add_row(*(Text("\n".join(filter(None, (cell.text, cell.sub)))) for cell in row))
+    return shown
+
+
+# --- JUnit ---
+
+
+def _verdict_case(comparison: FileComparison) -> Case:
+    return "verdict", None if comparison.verdict == "SHIP" else "failure", comparison.sentence
+
+
+def _task_cases(comparison: FileComparison) -> Iterator[Case]:
+    for name, task in comparison.tasks.items():
+        yield name, _outcome(task), _task_words(task)
+    for name in comparison.missing:
+        yield name, "failure", "required, and missing"
+
+
+def _outcome(task: ComparedTask) -> str | None:
+    """A task that does not decide is skipped; one that is not surely within its margin fails."""
+    difference = task.difference
+    undecided = difference.silent or difference.too_few is not None
+    if task.tier == "advisory" or (undecided and task.tier == "deciding"):
+        return "skipped"
+    within = difference.adjusted_p is not None and difference.adjusted_p[0] <= ALPHA
+    return None if within and not undecided else "failure"
+
+
+def _task_words(task: ComparedTask) -> str:
+    _, *cells = tables.task_row("", task)
+    headings = (name for name, _ in tables.HEADINGS[1:])
+    words = (f"{cell.text} ({cell.sub})" if cell.sub else cell.text for cell in cells)
+    return "; ".join(f"{name}: {text}" for name, text in zip(headings, words, strict=True))
+
+
+def _speed_case(load: ComparedLoad) -> Case:
+    return load.load, None, f"{load.pace} {load.reason}".strip()
+
+
+def _add_suite(root: ElementTree.Element, name: str, cases: list[Case]) -> None:
+    counts = {
+        "tests": len(cases),
+        "failures": sum(outcome == "failure" for _, outcome, _ in cases),
+        "skipped": sum(outcome == "skipped" for _, outcome, _ in cases),
+        "errors": 0,
+    }
+    attributes = {"name": name, **{key: str(count) for key, count in counts.items()}}
+    suite = ElementTree.SubElement(root, "testsuite", attributes)
+    for case, outcome, words in cases:
+        element = ElementTree.SubElement(suite, "testcase", classname=name, name=case, time="0")
+        if outcome is None:
+            ElementTree.SubElement(element, "system-out").text = words
+        else:
+            ElementTree.SubElement(element, outcome, message=words)

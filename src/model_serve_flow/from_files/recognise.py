@@ -1,0 +1,119 @@
+"""Finds out by their content which files make up a side, and reads them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from model_serve_flow.errors import BadInput
+from model_serve_flow.from_files import own_results
+from model_serve_flow.from_files.lm_eval_files import KIND as LM_EVAL
+from model_serve_flow.from_files.lm_eval_files import is_lm_eval, read_lm_eval
+from model_serve_flow.from_files.load_files import (
+    GUIDELLM,
+    VLLM,
+    is_guidellm,
+    is_vllm_bench,
+    json_documents,
+    read_guidellm,
+    read_vllm_bench,
+)
+from model_serve_flow.from_files.own_results import ACCURACY, PERFORMANCE
+from model_serve_flow.from_files.score_files import KIND as SCORES
+from model_serve_flow.from_files.score_files import is_score_file, read_scores
+from model_serve_flow.from_files.sides import EXPECTED, Answers, Load, Side, as_bad_input
+
+OWN_ANSWERS, OWN_SPEED = "accuracy of this flow", "performance of this flow"
+ANSWERS = (OWN_ANSWERS, LM_EVAL, SCORES)  # kinds that tell what was answered: a side has one
+SAMPLES = "samples_"  # how the names of lm-eval's samples begin
+NAME_ONE = "Name one of these files."
+SUFFIXES = (".json", ".jsonl", ".csv")
+
+Found = Mapping[str, list[Path]]  # kind -> its files, in the order of their names
+
+
+def read_side(path: Path) -> Side:
+    """Reads one side: a file, or a folder with files of one or several kinds.
+
+    Raises:
+        BadInput: names the file that is wrong, or the folder in which nothing is known.
+    """
+    found = _look(path)
+    answering = [kind for kind in ANSWERS if found.get(kind)]
+    if len(answering) > 1:
+        files = ", ".join(str(found[kind][0]) for kind in answering)
+        raise BadInput(f"{path} holds answers of several kinds: {files}.", NAME_ONE)
+    with as_bad_input():
+        answers = _answers(answering[0], found[answering[0]]) if answering else None
+        return Side(path, answers, _loads(found), tuple(kind for kind in found if found[kind]))
+
+
+def kind_of(path: Path) -> str | None:
+    """What wrote the file, by its content; None if it is nothing that is read here.
+
+    Raises:
+        BadInput: a .json file that is no JSON.
+    """
+    if path.suffix != ".json":
+        return SCORES if path.suffix in SUFFIXES and is_score_file(path) else None
+    document = next(json_documents(path), None)
+    own = document.get("kind") if isinstance(document, dict) else None
+    if own in ("accuracy", "performance"):
+        return OWN_ANSWERS if own == "accuracy" else OWN_SPEED
+    known = {LM_EVAL: is_lm_eval, GUIDELLM: is_guidellm, VLLM: is_vllm_bench}
+    return next((kind for kind, is_kind in known.items() if is_kind(document)), None)
+
+
+def _look(path: Path) -> Found:
+    if path.is_dir():
+        return _look_into(path)
+    if path.name.startswith(SAMPLES):
+        raise BadInput(f"{path} holds samples only.", "Name the results_*.json beside it.")
+    if path.suffix in (".csv", ".jsonl"):  # its reader says what is wrong with it
+        return {SCORES: [path]}
+    kind = kind_of(path)
+    if kind is None:
+        raise BadInput(f"{path} is of no known kind.", EXPECTED)
+    return {kind: [path]}
+
+
+def _look_into(folder: Path) -> Found:
+    """The folder's files by kind, or those of its subfolders: lm-eval makes one per model."""
+    own = [folder / name for name in (ACCURACY, PERFORMANCE) if (folder / name).is_file()]
+    if found := _by_kind(own):
+        return found
+    for pattern in ("*", "*/*"):
+        if found := _by_kind(sorted(folder.glob(pattern))):
+            return found
+    raise BadInput(f"{folder} holds no file of a known kind.", EXPECTED)
+
+
+def _by_kind(files: Iterable[Path]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        samples = path.name.startswith(SAMPLES)  # read with the results they belong to
+        if path.is_file() and path.suffix in SUFFIXES and not samples and (kind := kind_of(path)):
+            found[kind].append(path)
+    return dict(found)
+
+
+def _answers(kind: str, files: list[Path]) -> Answers:
+    if kind == LM_EVAL:
+        return read_lm_eval(files)
+    if kind == SCORES:
+        return read_scores(files)
+    if len(files) > 1:
+        raise BadInput(f"{files[0]} and {files[1]} are both accuracy results.", NAME_ONE)
+    return own_results.read_accuracy(files[0])
+
+
+def _loads(found: Found) -> tuple[Load, ...]:
+    readers: dict[str, Any] = {
+        OWN_SPEED: own_results.read_performance,
+        GUIDELLM: read_guidellm,
+        VLLM: read_vllm_bench,
+    }
+    kinds = [kind for kind in found if kind in readers]
+    return tuple(load for kind in kinds for path in found[kind] for load in readers[kind](path))

@@ -1,0 +1,122 @@
+"""Refuses two sides whose items are not the same, or were not asked in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from model_serve_flow.errors import BadInput
+from model_serve_flow.from_files.sides import Answers, Side, Task
+
+SHOWN = 3  # items named in a message
+SAME_WORK = "Measure both sides with the same items, prompts and settings."
+
+
+def require_two_sides(base: Side, candidate: Side) -> None:
+    """Refuses sides that have nothing in common, or are one and the same.
+
+    Raises:
+        BadInput: names both, and what each of them is.
+    """
+    if base.path.resolve() == candidate.path.resolve():
+        raise BadInput(f"Base and candidate are the same: {base.path}.", "Name two results.")
+    if base.answers and candidate.answers:
+        if base.answers.kind != candidate.answers.kind:
+            problem = (
+                f"{base.path} is of {base.answers.kind} and {candidate.path} of "
+                f"{candidate.answers.kind}: their items have other ids."
+            )
+            raise BadInput(problem, "Give two results of the same tool.")
+    elif not (base.loads and candidate.loads):
+        kinds = [f"{side.path} holds {', '.join(side.kinds)}" for side in (base, candidate)]
+        raise BadInput(f"{' and '.join(kinds)}: there is nothing to compare.", SAME_WORK)
+
+
+def shared_tasks(base: Side, candidate: Side, may_miss: Collection[str]) -> list[str]:
+    """The tasks of both sides, in the base's order.
+
+    Args:
+        may_miss: tasks that one side need not have.
+
+    Raises:
+        BadInput: another task is missing on one side.
+    """
+    ours, theirs = base.answers.tasks, candidate.answers.tasks
+    for side, other in ((base, candidate), (candidate, base)):
+        lacking = sorted(other.answers.tasks.keys() - side.answers.tasks.keys() - set(may_miss))
+        if lacking:
+            raise BadInput(
+                f"{side.path} lacks the task {', '.join(lacking)}, which {other.path} has.",
+                f"Measure it as well, or let it not decide: --advisory {lacking[0]}",
+            )
+    return [task for task in ours if task in theirs]
+
+
+def require_same_items(task: str, base: Side, candidate: Side) -> None:
+    """Refuses a task whose items differ in id or prompt, or that was set up otherwise.
+
+    Raises:
+        BadInput: names the task, what differs, and items or values of both sides.
+    """
+    ours, theirs = (side.answers.tasks[task] for side in (base, candidate))
+    _require_same_protocol(task, ours, theirs)
+    _require_same_ids(task, base, candidate)
+    _require_same_questions(task, ours, theirs)
+    if ours.accuracy.chance != theirs.accuracy.chance:
+        chances = f"{ours.accuracy.chance} for the base, {theirs.accuracy.chance} for the candidate"
+        raise BadInput(f"Task {task}: guessing scores {chances}.", SAME_WORK)
+    lacking = sorted(ours.accuracy.metrics.keys() ^ theirs.accuracy.metrics.keys())
+    if lacking:
+        raise BadInput(f"Task {task}: only one side has the metric {lacking[0]}.", SAME_WORK)
+
+
+def other_surroundings(base: Answers, candidate: Answers) -> list[str]:
+    """Sentences on what else differs: allowed, but part of the difference that is found."""
+    keys = dict.fromkeys([*base.surroundings, *candidate.surroundings])
+    values = {key: (base.surroundings.get(key), candidate.surroundings.get(key)) for key in keys}
+    return [
+        f"{key} differs, so the difference holds its effect too: {_short(one)} for the base, "
+        f"{_short(other)} for the candidate."
+        for key, (one, other) in values.items()
+        if one != other
+    ]
+
+
+def _require_same_protocol(task: str, base: Task, candidate: Task) -> None:
+    for key in dict.fromkeys([*base.protocol, *candidate.protocol]):
+        ours, theirs = base.protocol.get(key), candidate.protocol.get(key)
+        if ours != theirs:
+            values = f"{_short(ours)} for the base and {_short(theirs)} for the candidate"
+            raise BadInput(f"Task {task}: {key} is {values}.", SAME_WORK)
+
+
+def _require_same_ids(task: str, base: Side, candidate: Side) -> None:
+    for side, other in ((base, candidate), (candidate, base)):
+        ids = _ids(task, other)
+        lacking = sorted(ids - _ids(task, side))
+        if lacking:
+            count = f"{len(lacking)} item{'s' if len(lacking) > 1 else ''} of {len(ids)}"
+            raise BadInput(f"Task {task}: {side.path} lacks {count}: {_names(lacking)}.", SAME_WORK)
+
+
+def _require_same_questions(task: str, base: Task, candidate: Task) -> None:
+    other = candidate.questions
+    odd = [id for id, asked in base.questions.items() if other.get(id, asked) != asked]
+    if odd:
+        count = f"{len(odd)} of {base.accuracy.n} items"
+        problem = f"Task {task}: {count} have another prompt or right answer"
+        reasons = "a chat template, the few-shot examples or their seed, another data set."
+        raise BadInput(f"{problem}: {_names(odd)}.", f"What may differ: {reasons} {SAME_WORK}")
+
+
+def _ids(task: str, side: Side) -> set[str]:
+    return {item.id for item in side.answers.tasks[task].accuracy.items}
+
+
+def _names(ids: list[str]) -> str:
+    return ", ".join(ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

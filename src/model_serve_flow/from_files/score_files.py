@@ -1,0 +1,120 @@
+"""Reads plain scores: a CSV or JSONL of `id, score`, with optional columns `task` and `cluster`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from model_serve_flow.errors import BadInput
+from model_serve_flow.from_files.sides import Answers, Task
+from model_serve_flow.results import Item, Metric, TaskAccuracy
+
+KIND = "scores"
+TASK = "scores"  # the name of the one task of a file without a column `task`
+METRIC = "score"
+FORMAT = (
+    "Expected a CSV with the columns id and score, or a JSONL with these keys, and optionally task "
+    "and cluster. A score is a number from 0 to 1, or true or false. Higher is better."
+)
+BOOLEANS = {"true": 1.0, "false": 0.0}
+
+Row = tuple[int, Mapping[str, Any]]  # the line of the file, and its values by name
+
+
+def is_score_file(path: Path) -> bool:
+    """Whether the file holds ids and scores, by its first line."""
+    try:
+        first = next(_rows(path), None)
+    except BadInput:
+        return False
+    return first is not None and {"id", "score"} <= first[1].keys()
+
+
+def read_scores(paths: Iterable[Path]) -> Answers:
+    """Reads the scores of one side. Of several files, one without tasks is named by its name.
+
+    Raises:
+        BadInput: names the file, the line and the value that is wrong.
+    """
+    files = list(paths)
+    items: dict[str, dict[str, Item]] = {}
+    for path in files:
+        name = TASK if len(files) == 1 else path.stem
+        _read_file(path, name, items)
+    return Answers(KIND, {task: Task(_task(found)) for task, found in items.items()})
+
+
+def _read_file(path: Path, name: str, items: dict[str, dict[str, Item]]) -> None:
+    for line, row in _rows(path):
+        place = f"{path}, line {line}"
+        if lacking := sorted({"id", "score"} - row.keys()):
+            raise BadInput(f"{place}: {' and '.join(lacking)} is missing.", FORMAT)
+        task, item = str(row.get("task") or name), _item(place, row)
+        if item.id in items.setdefault(task, {}):
+            raise BadInput(f"{place}: the id {item.id!r} occurs twice in {task}.", FORMAT)
+        items[task][item.id] = item
+    if not items:
+        raise BadInput(f"{path} is empty.", FORMAT)
+
+
+def _item(place: str, row: Mapping[str, Any]) -> Item:
+    identity = row["id"]
+    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
+        raise BadInput(f"{place}: the id is {identity!r}.", FORMAT)
+    cluster = row.get("cluster")
+    groups = {} if cluster in (None, "") else {"cluster": str(cluster)}
+    values = {METRIC: _score(place, row["score"])}
+    return Item(id=str(identity), answer=None, groups=groups, **values)
+
+
+def _score(place: str, value: Any) -> float:
+    try:
+        score = BOOLEANS.get(value.strip().lower(), value) if isinstance(value, str) else value
+        number = float(score)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{place}: the score {value!r} is not a number.", FORMAT) from error
+    if not math.isfinite(number) or not 0 <= number <= 1:
+        raise BadInput(f"{place}: the score {value!r} is not in the range of 0 to 1.", FORMAT)
+    return number
+
+
+def _task(items: Mapping[str, Item]) -> TaskAccuracy:
+    values = [item.value(METRIC) for item in items.values()]
+    metric = Metric(value=math.fsum(values) / len(values), stderr=None, higher_is_better=True)
+    every = tuple(items.values())
+    return TaskAccuracy(n=len(items), chance=None, metrics={METRIC: metric}, items=every)
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """Every row with the number of its line."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from (_json_rows(path, file) if path.suffix == ".jsonl" else _csv_rows(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{path} cannot be read: {error}.", FORMAT) from error
+
+
+def _csv_rows(file: Iterable[str]) -> Iterator[Row]:
+    reader = csv.DictReader(file, skipinitialspace=True)
+    for row in reader:
+        yield (
+            reader.line_num,
+            {str(key).strip(): value for key, value in row.items() if value is not None},
+        )
+
+
+def _json_rows(path: Path, file: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{path}, line {number} is not valid JSON: {error}.", FORMAT) from error
+        if not isinstance(row, dict):
+            raise BadInput(f"{path}, line {number} is not an object with id and score.", FORMAT)
+        yield number, row

@@ -1,0 +1,108 @@
+"""The verdict in one plain sentence, for the first line of a log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from model_serve_flow.formatting import interval, number, unit
+from model_serve_flow.from_files.records import ComparedTask
+from model_serve_flow.results import Decision, Difference
+from model_serve_flow.statistics import ALPHA
+
+AVERAGE = "the average"
+
+
+def sentence(
+    verdict: Decision,
+    tasks: Mapping[str, ComparedTask],
+    suite: Difference | None,
+    blocks: Sequence[str],
+) -> str:
+    """The verdict, and what decided it."""
+    counting = {name: task.difference for name, task in tasks.items() if task.tier != "advisory"}
+    asked = {**({} if suite is None else {AVERAGE: suite}), **counting}
+    words = {"SHIP": _ships, "DO NOT SHIP": _fails, "INCONCLUSIVE": _open}[verdict](asked)
+    if blocks and verdict == "INCONCLUSIVE":
+        words = blocks[0]
+    return f"{verdict}: {words}"
+
+
+def _ships(asked: Mapping[str, Difference]) -> str:
+    decided = [name for name, d in asked.items() if name != AVERAGE and d.adjusted_p is not None]
+    count = "the one task that decides"
+    if len(decided) > 1:
+        count = f"each of the {len(decided)} tasks that decide"
+    items = sum(asked[name].n for name in decided)
+    return f"the candidate surely loses less than the accepted margin on {count} ({items:,} items)."
+
+
+def _fails(asked: Mapping[str, Difference]) -> str:
+    failing = {name: d for name, d in asked.items() if _p_values(d)[1] <= ALPHA}
+    name = _worst(failing)
+    others = len(failing) - 1
+    more = f"; so is the loss on {others} other{'s' if others > 1 else ''}" if others else ""
+    d = failing[name]
+    return f"{_changed(name, d)}, surely more than the accepted {_amount(d.limit, d)}{more}."
+
+
+def _open(asked: Mapping[str, Difference]) -> str:
+    unsure = {name: d for name, d in asked.items() if min(_p_values(d)) > ALPHA}
+    if AVERAGE not in asked:
+        return _nothing_decides(asked)
+    if not unsure:
+        return f"{_lost(asked)} cannot decide, and shows a loss all the same."
+    name = _worst(unsure)
+    d = unsure[name]
+    if d.too_few is not None:
+        return f"{name} has too few items to decide ({d.n}; at least {d.too_few} are needed)."
+    needed = f"; about {d.items_to_settle:,} items would settle it" if d.items_to_settle else ""
+    accepted = _amount(d.limit, d)
+    found = f"{_changed(name, d)} ({interval(d)})"
+    return f"{found}, which may or may not exceed the accepted {accepted}{needed}."
+
+
+def _nothing_decides(asked: Mapping[str, Difference]) -> str:
+    if not asked:
+        return "every task is advisory, so none decides."
+    if all(difference.unit == "percent" for difference in asked.values()):
+        return "only perplexities were compared, which do not show what a model answers."
+    return "no task can decide: the base is too weak at them, or there are too few items."
+
+
+def _lost(asked: Mapping[str, Difference]) -> str:
+    """The task that cannot decide and for which the verdict withholds SHIP."""
+    return next(n for n, d in asked.items() if d.too_weak and 1 - d.retention_p <= ALPHA)
+
+
+def _p_values(difference: Difference) -> tuple[float, float]:
+    """Of a loss beyond the limit, and of one within it; a task that cannot decide has neither."""
+    if difference.adjusted_p is not None:
+        return difference.adjusted_p
+    if difference.silent:
+        return 0.0, 1.0
+    p = difference.decision_p
+    return (1.0, 1.0) if p is None else (p, 1 - p)
+
+
+def _worst(asked: Mapping[str, Difference]) -> str:
+    """The task with the largest loss against its limit; the average only where it is alone."""
+
+    def badness(name: str) -> tuple[bool, float]:
+        return name != AVERAGE, _loss(asked[name]) / asked[name].limit
+
+    return max(asked, key=badness)
+
+
+def _loss(difference: Difference) -> float:
+    return -difference.difference if difference.higher_is_better else difference.difference
+
+
+def _changed(name: str, difference: Difference) -> str:
+    """'gsm8k fell by 3.1 points'."""
+    subject = name if difference.unit != "percent" else f"the perplexity on {name}"
+    verb = "fell" if difference.difference < 0 else "rose"
+    return f"{subject} {verb} by {_amount(abs(difference.difference), difference)}"
+
+
+def _amount(value: float, difference: Difference) -> str:
+    return f"{number(value)} {unit(difference)}"

@@ -1,0 +1,93 @@
+"""One side of a comparison, whatever tool wrote its files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model_serve_flow.errors import BadInput, FlowError
+from model_serve_flow.results import TaskAccuracy
+
+EXPECTED = (
+    "Each side is a file, or a folder that holds such files: accuracy.json or performance.json of "
+    "this flow; results_*.json of lm-eval 0.4 beside its samples_*.jsonl (--log_samples); a CSV or "
+    "JSONL of id and score; the JSON of GuideLLM 0.8 or of vllm bench serve."
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The scored items of one task.
+
+    Attributes:
+        protocol: what must be equal on both sides to compare them, e.g. 'task version' -> 2.
+        questions: item id -> digest of what was asked and expected; items without one are missing.
+    """
+
+    accuracy: TaskAccuracy
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    questions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one side answered.
+
+    Attributes:
+        kind: what wrote the file; both sides must have the same, because their ids differ.
+        surroundings: what may differ and is said to the reader, e.g. 'engine_version' -> '0.32.0'.
+    """
+
+    kind: str
+    tasks: Mapping[str, Task]
+    model: str = ""
+    surroundings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Load:
+    """One measurement at one load.
+
+    Attributes:
+        load: what was put on the server, e.g. '8 concurrent requests'.
+        problem: why it must not be compared; empty if it may.
+    """
+
+    load: str
+    output_tokens_per_s: float
+    prompt_tokens: float
+    output_tokens: float
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Base or candidate: its answers, its measurements of speed, or both."""
+
+    path: Path
+    answers: Answers | None = None
+    loads: tuple[Load, ...] = ()
+    kinds: tuple[str, ...] = ()
+
+
+def concurrent(requests: int) -> str:
+    """The load of so many requests at once, in words."""
+    return f"{requests} concurrent request{'' if requests == 1 else 's'}"
+
+
+@contextlib.contextmanager
+def as_bad_input(hint: str = EXPECTED) -> Iterator[None]:
+    """Turns a FlowError of the block into BadInput: the user's files are wrong, not the program.
+
+    Raises:
+        BadInput: the block raised a FlowError.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except FlowError as error:
+        raise BadInput(error.problem, hint) from error

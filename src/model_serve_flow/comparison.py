@@ -151,8 +151,7 @@ def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -
 def _distribution_shift(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> dict[str, Any]:
     if base.distribution is None or candidate.distribution is None:
         return {}
-    kl, agreement = measure_shift(base.distribution, candidate.distribution, config.seed)
-    return {"kl": kl, "top1_agreement": agreement}
+    return measure_shift(base.distribution, candidate.distribution, config.seed).fields()
 
 
 def _noise_sentence(differences: Differences, noise: NoiseFloor | None) -> list[str]:

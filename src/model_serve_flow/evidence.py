@@ -83,7 +83,8 @@ def shift_note(comparison: Comparison) -> str:
         return f"{floor}Next-token distributions were not compared."
     return (
         f"{floor}KL divergence is that of the next-token distributions on {known.tokens:,} tokens of held-out text: a "
-        f"lower bound, k = {known.k} (the {known.k} likeliest tokens of each side are known, the rest is one bucket)."
+        f"lower bound, k = {known.k} (the {known.k} likeliest tokens of each side are known, and the text's own; no "
+        "other token can be likelier than the last of these). Intervals are over documents."
     )
 
 
@@ -173,7 +174,8 @@ TESTS = {
     "slices": ("Parts of tasks", "McNemar p with Holm's correction over the parts large enough", "Slices"),
     "noise": ("Noise floor", "items of the base asked twice, the second time in other batches; Wilson intervals "
               "of the tasks joined by MOVER, weighted by their items", "Noise floor"),
-    "kl": ("KL divergence", "k likeliest tokens and one bucket: a lower bound; bootstrap over documents",
+    "kl": ("KL divergence, same likeliest token", "the smallest divergence that the k likeliest tokens of both sides "
+           "allow; mean: bootstrap over documents; 99th percentile and agreement: cluster-robust over documents",
            "Distribution shift"),
     "speed": ("Speed-up", "ratio of the geometric means over the repeats, Welch's t on the logarithms", "Speed-up"),
     "capacity": ("Capacity", "GuideLLM's goodput search; Wilson interval of the share that met the objectives",

@@ -284,20 +284,18 @@ def shift_table(comparison: Comparison) -> Table:
     tasks = list(dict.fromkeys(task for counted in counts.values() if counted for task in counted))
     floor = _noise(comparison)
     twice = floor and {task: (one, floor.items[task]) for task, one in floor.flips.items()}
-    models = [("base, asked again", twice, _noise_cell(comparison), floor and floor.kl, floor and floor.top1_agreement)]
-    models += [
-        (c.name, counts[c.name], _flips_cell(counts[c.name]), c.kl, c.top1_agreement) for c in comparison.candidates
-    ]
+    models = [("base, asked again", twice, _noise_cell(comparison), floor)]
+    models += [(c.name, counts[c.name], _flips_cell(counts[c.name]), c) for c in comparison.candidates]
     columns = (
         "Measured against the base", "Answers flipped#", *(f"{task}, became wrong / right#" for task in tasks),
         "KL divergence, mean, nats/token#", "KL, 99th percentile#", "Same likeliest token#",
     )  # fmt: skip
     rows = tuple(
         (
-            Cell(name), share, *(_task_flips(counted, task) for task in tasks), *_divergence_cells(kl),
-            Cell(NOT_MEASURED if agreement is None else percent(agreement, 1), key=agreement),
+            Cell(name), share, *(_task_flips(counted, task) for task in tasks),
+            *_divergence_cells(found and found.kl), _agreement_cell(found),
         )
-        for name, counted, share, kl, agreement in models
+        for name, counted, share, found in models
     )  # fmt: skip
     return Table("Flips and distribution shift beside the noise floor", columns, rows)
 
@@ -310,8 +308,21 @@ def _task_flips(counted: Counted | None, task: str) -> Cell:
 def _divergence_cells(kl: Divergence | None) -> tuple[Cell, Cell]:
     if kl is None:
         return Cell(NOT_MEASURED), Cell("–")
-    between = f"{nats(kl.ci95[0])} to {nats(kl.ci95[1])}"
-    return Cell(nats(kl.mean), between, key=kl.mean), Cell(nats(kl.p99), key=kl.p99)
+    between, tail = (_nats_between(bounds) for bounds in (kl.ci95, kl.p99_ci95))
+    return Cell(nats(kl.mean), between, key=kl.mean), Cell(nats(kl.p99), tail, key=kl.p99)
+
+
+def _nats_between(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"{nats(bounds[0])} to {nats(bounds[1])}"
+
+
+def _agreement_cell(found: CandidateComparison | NoiseFloor | None) -> Cell:
+    """The share of tokens with the same likeliest token, with its interval."""
+    if found is None or found.top1_agreement is None:
+        return Cell(NOT_MEASURED)
+    bounds = found.top1_ci95
+    between = "" if bounds is None else f"{percent(bounds[0], 1)} to {percent(bounds[1], 1)}"
+    return Cell(percent(found.top1_agreement, 1), between, key=found.top1_agreement)
 
 
 def flipped_table(items: Sequence[FlippedItem], limit: int = EMBEDDED_FLIPS) -> Table:

@@ -154,6 +154,9 @@ class TokenTops(Record):
     tokens: tuple[int, ...] = Field(description="N token ids")
     top_ids: tuple[tuple[int, ...], ...] = Field(description="N - 1 rows of k token ids, the likeliest first")
     top_logprobs: tuple[tuple[Finite, ...], ...] = Field(description="N - 1 rows of k natural log-probabilities")
+    own_logprobs: tuple[Finite, ...] = Field(
+        default=(), description="N - 1 natural log-probabilities of the text's own tokens; none: not recorded"
+    )
 
 
 class DistributionResult(Measurement):
@@ -170,6 +173,8 @@ class DistributionResult(Measurement):
             widths = {len(row) for row in (*document.top_ids, *document.top_logprobs)}
             if (len(document.top_ids), len(document.top_logprobs)) != rows or widths - {self.k}:
                 raise ValueError(f"document {document.id!r} has not {rows[0]} rows of {self.k} tokens")
+            if document.own_logprobs and len(document.own_logprobs) != rows[0]:
+                raise ValueError(f"document {document.id!r} has not {rows[0]} own log-probabilities")
         return self
 
 
@@ -455,6 +460,9 @@ class Divergence(Record):
     mean: NonNegative
     p99: NonNegative
     ci95: tuple[NonNegative, NonNegative] = Field(description="of the mean, by bootstrap over documents")
+    p99_ci95: tuple[NonNegative, NonNegative] | None = Field(
+        default=None, description="of the 99th percentile, cluster-robust over documents; none: made without it"
+    )
     k: Annotated[int, Field(gt=0, description="likeliest tokens known of each side; the rest is one bucket")]
     tokens: Count
 
@@ -476,6 +484,7 @@ class NoiseFloor(Record):
     )
     kl: Divergence | None
     top1_agreement: Probability | None
+    top1_ci95: tuple[Probability, Probability] | None = None
 
 
 class UnmeasuredLoad(Record):
@@ -543,6 +552,9 @@ class CandidateComparison(Record):
     kl: Divergence | None = None
     top1_agreement: Probability | None = Field(
         default=None, description="share of tokens with the same likeliest token"
+    )
+    top1_ci95: tuple[Probability, Probability] | None = Field(
+        default=None, description="its 95 % interval, cluster-robust over documents"
     )
     noise_floor: NoiseFloor | None = None
     performance: tuple[SpeedPoint, ...]

@@ -220,10 +220,12 @@ def distribution(name: str = "base", noise: float | None = None, protocol: dict 
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     top = np.argsort(-logprobs, axis=-1)[..., :5]
     likeliest = np.take_along_axis(logprobs, top, axis=-1)
+    own = np.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
     documents = tuple(
-        TokenTops(id=str(i), tokens=row.tolist(), top_ids=ids.tolist(), top_logprobs=values.tolist())
-        for i, (row, ids, values) in enumerate(zip(tokens, top, likeliest, strict=True))
-    )
+        TokenTops(id=str(i), tokens=row.tolist(), top_ids=ids.tolist(), top_logprobs=values.tolist(),
+                  own_logprobs=given.tolist())
+        for i, (row, ids, values, given) in enumerate(zip(tokens, top, likeliest, own, strict=True))
+    )  # fmt: skip
     return DistributionResult(**_measurement(name, protocol or DISTRIBUTION_PROTOCOL), k=5, documents=documents)
 
 

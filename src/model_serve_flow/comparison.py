@@ -13,6 +13,7 @@ from model_serve_flow.comparability import (
     read_candidate,
     require_comparable,
 )
+from model_serve_flow.compare.soft import soft_scores, soft_sentence
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.diagnosis import diagnose, held_in_float32
 from model_serve_flow.differences import Differences, compare_suite, compare_task
@@ -108,7 +109,7 @@ def _compare_one(
         size_bytes=made.model.size_bytes,
         size_ratio=made.model.size_bytes / size,
         verdict=verdict,
-        reasons=(*reasons, *_noise_sentence(answers["accuracy"], noise), *closing),
+        reasons=(*reasons, *_secondary(answers, noise), *closing),
         noise_floor=noise,
         **answers,
         **_distribution_shift(config, base, candidate),
@@ -124,6 +125,7 @@ def _answers(config: FlowConfig, base: BaseResults, candidate: CandidateResults)
     return {
         "accuracy": differences,
         "suite": suite,
+        "soft": soft_scores(tasks),
         "slices": compare_slices(tasks, config.verdict),
         "flipped": tuple(item for pairs in tasks for item in flipped_items(pairs)),
     }
@@ -152,6 +154,11 @@ def _distribution_shift(config: FlowConfig, base: BaseResults, candidate: Candid
     if base.distribution is None or candidate.distribution is None:
         return {}
     return measure_shift(base.distribution, candidate.distribution, config.seed).fields()
+
+
+def _secondary(answers: dict[str, Any], noise: NoiseFloor | None) -> list[str]:
+    """Sentences on what does not decide."""
+    return [*_noise_sentence(answers["accuracy"], noise), *filter(None, [soft_sentence(answers["soft"])])]
 
 
 def _noise_sentence(differences: Differences, noise: NoiseFloor | None) -> list[str]:

@@ -24,6 +24,11 @@ SAME_LOAD = (
     "Base and candidates got the same prompts at the same number of concurrent requests. 'Limits' marks a load "
     "point at which the load generator took CPU that the server needed: there the server could do better."
 )
+SOFT = (
+    "Secondary endpoint, it decides nothing: the probability that a model gives the right one of the "
+    "choices. It moves also where the answer stays, so it sees losses that right or wrong cannot see, "
+    "and gains of no use to a reader of the answers."
+)
 UNSAID = "What the verdict does not say stands in docs/Statistics.md, in the section of that name."
 
 
@@ -57,6 +62,7 @@ def sections(comparison: Comparison, flips_shown: int = tables.EMBEDDED_FLIPS) -
     found = [
         Section("Accuracy", _margins(comparison), (tables.accuracy_table(candidates),),
                 ((slice_finding(candidates), slices),) if slices.rows else ()),
+        _soft(candidates),
         Section("Which answers changed", (Note(shift_note(comparison)),), (tables.shift_table(comparison),),
                 _flipped(candidates, flips_shown)),
         Section("Speed under the same load", (Note(SAME_LOAD),), (tables.speed_table(candidates),)),
@@ -66,6 +72,12 @@ def sections(comparison: Comparison, flips_shown: int = tables.EMBEDDED_FLIPS) -
         Section("How the numbers are made", (Note(UNSAID),), (methods(comparison),)),
     ]  # fmt: skip
     return [section for section in found if section.notes or section.tables]
+
+
+def _soft(candidates: Iterable[CandidateComparison]) -> Section:
+    """The secondary endpoint, where a task has it."""
+    table = tables.soft_table(candidates)
+    return Section("How sure is it of the right answer?", (Note(SOFT),), (table,)) if table.rows else Section("")
 
 
 def slice_finding(candidates: Iterable[CandidateComparison]) -> str:
@@ -170,6 +182,8 @@ INTERVALS = "Paired differences"
 TESTS = {
     "mcnemar": ("McNemar p", "exact, two-sided: could so uneven flips be chance?", "Flips and McNemar's test"),
     "verdict": ("Verdict", "non-inferiority to the margins, one-sided at 2.5 %, Holm over the tasks", "The verdict"),
+    "soft": ("Probability of the right choice", "exp(log-likelihood) over its sum over the choices; paired "
+             "t over items, or over clusters where that is wider", "The soft score"),
     "power": ("Smallest detectable drop", "true drop found with 80 % power", "What n items can tell"),
     "slices": ("Parts of tasks", "McNemar p with Holm's correction over the parts large enough", "Slices"),
     "noise": ("Noise floor", "items of the base asked twice, the second time in other batches; Wilson intervals "
@@ -202,6 +216,7 @@ def _used(comparison: Comparison) -> dict[str, bool]:
     return {
         "mcnemar": any(d.mcnemar_p is not None for d in differences),
         "verdict": bool(differences),
+        "soft": any(candidate.soft for candidate in candidates),
         "power": any(d.smallest_detectable_drop is not None for d in differences),
         "slices": any(candidate.slices for candidate in candidates),
         "noise": any(candidate.noise_floor is not None for candidate in candidates),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from model_serve_flow.results import Capacity, Difference, Flips, SpeedPoint
+from model_serve_flow.results import Capacity, Difference, Flips, SoftScore, SpeedPoint
 
 NOT_RECORDED = "not recorded"
 NOT_MEASURED = "not measured"
@@ -104,7 +104,7 @@ def margin(difference: Difference) -> str:
     return f"{number(difference.margin, digits(difference))} {unit(difference)}"
 
 
-def clusters(difference: Difference) -> str:
+def clusters(difference: Difference | SoftScore) -> str:
     """In which clusters the items come, with the design effect; empty where they come in none."""
     found = difference.clusters
     if found is None:

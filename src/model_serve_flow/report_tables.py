@@ -50,6 +50,7 @@ from model_serve_flow.results import (
     Flips,
     NoiseFloor,
     Slice,
+    SoftScore,
     SpeedPoint,
 )
 
@@ -227,6 +228,40 @@ def _reading(difference: Difference, within: bool, beyond: bool) -> str:
     if text == "undecided" and difference.items_to_settle:
         text = f"undecided: about {difference.items_to_settle:,} items would settle it"
     return text
+
+
+def soft_table(candidates: Iterable[CandidateComparison]) -> Table:
+    """The secondary endpoint: the probability of the right choice, beside right or wrong."""
+    columns = (
+        "Candidate", "Task", "n#", "Base → candidate, %#", "Difference, points, 95 % interval#", "Reading¶",
+        "Width of the interval over that of right or wrong#",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            Cell(candidate.name), Cell(task), Cell(count(s.n), clusters(s).strip(), s.n),
+            Cell(f"{number(s.base, 2)} → {number(s.candidate, 2)}", key=s.candidate),
+            Cell(signed(s.difference, 2), f"{signed(s.ci95[0], 2)} to {signed(s.ci95[1], 2)}", s.difference),
+            Cell(soft_reading(s)), _width_cell(s, candidate.accuracy.get(task)),
+        )
+        for candidate in candidates
+        for task, s in candidate.soft.items()
+    )  # fmt: skip
+    return Table("Secondary, decides nothing: the probability of the right choice", columns, rows)
+
+
+def soft_reading(score: SoftScore) -> str:
+    """What the interval says of equality."""
+    if score.ci95[1] < 0:
+        return "less probable"
+    return "more probable" if score.ci95[0] > 0 else "no difference shown"
+
+
+def _width_cell(score: SoftScore, metrics: dict[str, Difference] | None) -> Cell:
+    low, high = metrics[primary_metric(metrics)].ci95 if metrics else (0.0, 0.0)
+    if high == low:
+        return Cell("–")
+    ratio = (score.ci95[1] - score.ci95[0]) / (high - low)
+    return Cell(times(ratio), key=ratio)
 
 
 # --- Flips, distribution shift, noise ---

@@ -12,6 +12,7 @@ from model_serve_flow.errors import RERUN, FlowError
 
 SCHEMA_VERSION = "2.0"
 NOT_REACHED = "the measurement was interrupted before it"
+RIGHT_CHOICE = "right_choice_probability"  # of an item's values; no metric of lm-eval has this name
 
 Unit = Literal["points", "percent", "bits/byte"]
 Decision = Literal["SHIP", "DO NOT SHIP", "INCONCLUSIVE"]
@@ -426,6 +427,21 @@ class Difference(Record):
         return self.noninferiority_p if self.retention_p is None else max(self.noninferiority_p, self.retention_p)
 
 
+class SoftScore(Record):
+    """Secondary endpoint of a task with choices: the mean probability of the right one, in percent.
+
+    It never decides.
+    """
+
+    n: Annotated[int, Field(gt=0)]
+    base: Finite
+    candidate: Finite
+    difference: Finite = Field(description="candidate minus base, in points, paired item by item")
+    ci95: tuple[Finite, Finite]
+    method: str = Field(description="how the interval was computed")
+    clusters: Clusters | None = Field(default=None, description="none: the items come in none")
+
+
 class FlippedItem(Record):
     """One item whose answer became right or wrong."""
 
@@ -547,6 +563,9 @@ class CandidateComparison(Record):
     size_ratio: Positive
     accuracy: dict[str, dict[str, Difference]]
     suite: Difference | None = Field(default=None, description="mean over the tasks that decide; none: no task can")
+    soft: dict[str, SoftScore] = Field(
+        default={}, description="task -> secondary endpoint: probability of the right choice"
+    )
     slices: tuple[Slice, ...] = ()
     flipped: tuple[FlippedItem, ...] = ()
     kl: Divergence | None = None

@@ -160,9 +160,10 @@ def scored_task(right: Sequence[bool], chance: float | None = 0.25, asks: Callab
     """A multiple-choice task whose i-th item is right or wrong as given; a wrong answer is the next letter."""
     n, share = len(right), float(np.mean(right))
     items = tuple(
-        Item(id=str(i), answer="ABCD"[(i + (not value)) % 4], acc=float(value), **asks(i))
+        Item(id=str(i), answer="ABCD"[(i + (not value)) % 4], acc=float(value), **asks(i),
+             right_choice_probability=0.55 + 0.01 * (i % 30) if value else 0.2 + 0.005 * (i % 20))
         for i, value in enumerate(right)
-    )
+    )  # fmt: skip
     stderr = math.sqrt(share * (1 - share) / (n - 1))
     return TaskAccuracy(
         n=n, chance=chance, items=items, metrics={"acc": Metric(value=share, stderr=stderr, higher_is_better=True)}

@@ -296,7 +296,8 @@ def _panels(comparison: Comparison) -> dict[tuple[str, bool], list[tuple[str, st
 def _row_label(comparison: Comparison, row: tuple[str, str]) -> str:
     shown = [found[row] for c in comparison.candidates if row in (found := main_differences(c))]
     near, weak = any(d.near_chance for d in shown), any(d.too_weak for d in shown)
-    return f"{row[0]}\n{row[1]}{', near chance' if near else ', cannot decide' if weak else ''}"
+    advisory = ", advisory" if any(d.tier == "advisory" for d in shown) else ""
+    return f"{row[0]}\n{row[1]}{', near chance' if near else ', cannot decide' if weak else advisory}"
 
 
 def _draw_difference(axis: Axes, difference: Difference, place: int, offset: float, look: Look) -> None:

@@ -142,6 +142,14 @@ def flips(flips: Flips | None) -> str:
     return "–" if flips is None else f"{flips.right_to_wrong} / {flips.wrong_to_right}"
 
 
+def gross_loss(difference: Difference) -> str:
+    """'4.1 % of the right ones (2.3 to 7.3)' became wrong; empty where that is not known."""
+    found = difference.gross_loss
+    if found is None:
+        return ""
+    return f"{found.percent:.1f} % of the right ones ({found.ci95[0]:.1f} to {found.ci95[1]:.1f})"
+
+
 def ratio_interval(point: SpeedPoint) -> str:
     """The 95 % interval of a speed-up, or that one repeat gives none."""
     return "one repeat" if point.speedup_ci95 is None else "{:.2f} to {:.2f}".format(*point.speedup_ci95)

@@ -198,7 +198,7 @@ def worst(candidate: CandidateComparison) -> tuple[str, str, Difference] | None:
     Tasks that cannot decide do not count while there are others; none without accuracy.
     """
     rows = [(*row, d) for row, d in charts.main_differences(candidate).items() if row != charts.AVERAGE]
-    telling = [row for row in rows if not row[2].silent] or rows
+    telling = [row for row in rows if row[2].decides] or rows
     return max(telling, key=lambda row: _loss(row[2]) / row[2].limit, default=None)
 
 

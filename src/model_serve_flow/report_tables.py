@@ -24,6 +24,7 @@ from model_serve_flow.formatting import (
     detectable,
     dollars,
     flips,
+    gross_loss,
     interval,
     margin,
     memory,
@@ -109,6 +110,7 @@ def summary(comparison: Comparison) -> Table:
         ("Average score, difference and 95 % interval", Cell("–"), average_cell),
         ("Answers that flipped", _noise_cell(comparison), flip_cell),
         ("Speed-up in output tokens/s, 95 % intervals by concurrent requests", Cell("–"), speed_cell),
+        ("Faster than the base?", Cell("–"), speed_verdict_cell),
         ("Capacity: concurrent requests within the latency objectives, 95 % interval", _capacity(base.capacity),
          lambda c: capacity_cell(base, c)),
         ("Cost per million output tokens at capacity", cost_cell(base.capacity, base.cost_per_million_output_tokens),
@@ -150,6 +152,16 @@ def speed_cell(candidate: CandidateComparison) -> Cell:
     ends = ordered if len(ordered) < 3 else [ordered[0], ordered[-1]]
     intervals = [f"at {point.concurrency}: {ratio_interval(point)}" for point in ends]
     return Cell(speedup_range(candidate), "; ".join([*intervals, *unmeasured]), struck=must_not_ship(candidate))
+
+
+def speed_verdict_cell(candidate: CandidateComparison) -> Cell:
+    """FASTER, NOT FASTER or UNSURE, with the mean speed-up and its interval."""
+    found = candidate.speed
+    if found is None:
+        return Cell(NOT_MEASURED)
+    between = "one repeat" if found.ci95 is None else "{:.2f} to {:.2f}".format(*found.ci95)
+    mean = f"{times(found.speedup)} on average, {between}; margin {times(found.margin)}"
+    return Cell(found.reading, mean, key=found.speedup, struck=must_not_ship(candidate))
 
 
 def speedup_range(candidate: CandidateComparison) -> str:
@@ -197,7 +209,8 @@ def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
             Cell(candidate.name), Cell(task, metric), Cell(count(d.n), clusters(d).strip(), d.n),
             Cell(f"{value(d.base, d)} → {value(d.candidate, d)}", key=d.candidate),
             Cell(change(d), interval(d), key=d.difference), Cell(reading(d)), Cell(margin(d), retention(d), d.margin),
-            Cell(p_value(d.mcnemar_p), key=d.mcnemar_p), Cell(flips(d.flips), key=_total(d.flips)),
+            Cell(p_value(d.mcnemar_p), key=d.mcnemar_p),
+            Cell(flips(d.flips), gross_loss(d), key=_total(d.flips)),
             Cell(detectable(d), key=d.smallest_detectable_drop),
             Cell(recovery(d), "near chance" if d.near_chance else "", d.recovery_percent),
         )
@@ -209,6 +222,11 @@ def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
 
 def reading(difference: Difference) -> str:
     """What the verdict says of the accepted drop; of a metric that does not count in it, what its interval says."""
+    found = _reading_of(difference)
+    return f"advisory, decides nothing: {found}" if difference.tier == "advisory" else found
+
+
+def _reading_of(difference: Difference) -> str:
     if difference.near_chance:
         return "near chance: decides nothing"
     if difference.too_weak:

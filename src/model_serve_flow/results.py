@@ -15,6 +15,7 @@ NOT_REACHED = "the measurement was interrupted before it"
 RIGHT_CHOICE = "right_choice_probability"  # of an item's values; no metric of lm-eval has this name
 
 Unit = Literal["points", "percent", "bits/byte"]
+Tier = Literal["required", "deciding", "advisory"]
 Decision = Literal["SHIP", "DO NOT SHIP", "INCONCLUSIVE"]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -368,6 +369,14 @@ class Clusters(Record):
     decide: bool = Field(description="whether interval and p-values are those of the clusters: the wider ones count")
 
 
+class GrossLoss(Record):
+    """Share of the base's right answers that became wrong, in percent. Gains do not make up for it."""
+
+    percent: Annotated[float, Field(ge=0, le=100)]
+    ci95: tuple[NonNegative, NonNegative]
+    right: Count = Field(description="items that the base had right")
+
+
 class Difference(Record):
     """Candidate minus base on one metric of one task, paired by item."""
 
@@ -408,11 +417,18 @@ class Difference(Record):
         default=None, description="standard error of noninferiority_p, because resamples are drawn; none: none are"
     )
     tail: Tail | None = Field(default=None, description="for texts only")
+    tier: Tier = "deciding"
+    gross_loss: GrossLoss | None = Field(default=None, description="for values of 0 and 1 only")
 
     @property
     def silent(self) -> bool:
         """Whether the task cannot decide, because the base is too weak at it."""
         return self.near_chance or self.too_weak
+
+    @property
+    def decides(self) -> bool:
+        """Whether the task counts in the verdict: it is able to decide and not advisory."""
+        return not self.silent and self.tier != "advisory"
 
     @property
     def limit(self) -> float:
@@ -503,6 +519,23 @@ class NoiseFloor(Record):
     top1_ci95: tuple[Probability, Probability] | None = None
 
 
+class SpeedVerdict(Record):
+    """Whether the candidate is faster, over all load points that are compared. It decides nothing."""
+
+    reading: Literal["FASTER", "NOT FASTER", "UNSURE"]
+    speedup: Positive = Field(description="geometric mean over the load points, in output tokens/s")
+    ci95: tuple[Positive, Positive] | None = Field(description="none: a load point has one repeat")
+    margin: Positive
+
+
+class Warned(Record):
+    """A secondary margin that was compared with what was found."""
+
+    subject: str
+    reading: Literal["within", "beyond", "unsure"]
+    sentence: str
+
+
 class UnmeasuredLoad(Record):
     """A load point at which base and candidate cannot be compared."""
 
@@ -563,6 +596,10 @@ class CandidateComparison(Record):
     size_ratio: Positive
     accuracy: dict[str, dict[str, Difference]]
     suite: Difference | None = Field(default=None, description="mean over the tasks that decide; none: no task can")
+    speed: SpeedVerdict | None = Field(default=None, description="none: no load point is compared")
+    secondary: tuple[Warned, ...] = Field(
+        default=(), description="KL divergence, top-1 agreement and gross loss against their margins"
+    )
     soft: dict[str, SoftScore] = Field(
         default={}, description="task -> secondary endpoint: probability of the right choice"
     )
@@ -608,7 +645,7 @@ class MarginSeal(Record):
 
     at: str = Field(description="when 01 wrote the margins into the manifest")
     before_measuring: bool = Field(description="no accuracy result was there yet")
-    changed: dict[str, tuple[Finite | None, Finite | None]] = Field(
+    changed: dict[str, tuple[Finite | str | None, Finite | str | None]] = Field(
         description="margin -> sealed and current value, of those that are not the same"
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model_serve_flow import statistics
+from model_serve_flow.compare.tiers import EVERY_TASK_DECIDES, Tiers
+from model_serve_flow.compare.tiers import withheld as blocked_by
 from model_serve_flow.differences import Differences, asked, deciding, oriented
 from model_serve_flow.formatting import clusters, p_statement
 from model_serve_flow.pairs import primary_metric
@@ -90,37 +92,43 @@ def _tail_sentence(difference: Difference) -> str:
     return f"{tail.collapsed} of the {difference.n} documents at least doubled their perplexity: {most}."
 
 
-def decide(differences: Differences, suite: Difference | None) -> tuple[Decision, tuple[str, ...]]:
+def decide(
+    differences: Differences, suite: Difference | None, tiers: Tiers = EVERY_TASK_DECIDES
+) -> tuple[Decision, tuple[str, ...]]:
     """The verdict by non-inferiority, and its reasons, the deciding one first.
 
     SHIP: the macro average, every deciding task and every perplexity surely lose less than their margins.
     DO NOT SHIP: one of them surely loses more than its margin.
     INCONCLUSIVE: neither, or no task can decide, or one has too few items for its test, or one that cannot decide shows
-    a loss all the same.
+    a loss all the same, or a required task is missing or cannot decide.
 
     "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities.
     """
-    checks = [*([_suite_check(differences, suite)] if suite else []), *_task_checks(differences).values()]
+    measured, differences = differences, tiers.counting(differences)
+    family = _task_checks(differences)
+    checks = [*([_suite_check(differences, suite)] if suite else []), *family.values()]
+    blocked = tiers.blockers(measured, {task for task, _ in family})
     failing, unsure = any(check.fails for check in checks), any(check.unsure for check in checks)
     silent, withheld = _silent_sentences(differences)
     open_ = unsure or suite is None or withheld
-    verdict: Decision = "DO NOT SHIP" if failing else "INCONCLUSIVE" if open_ else "SHIP"
+    verdict = blocked_by("DO NOT SHIP" if failing else "INCONCLUSIVE" if open_ else "SHIP", blocked)
     ordered = sorted(checks, key=lambda check: (not check.fails, check.passes))
     reasons = [check.sentence() for check in ordered]
     if suite is None:
         reasons.insert(len(reasons) if failing else 0, "No task can decide, so none speaks for the candidate.")
-    first = withheld if not (failing or unsure) else []
-    return verdict, (*first, *reasons, *(sentence for sentence in (*withheld, *silent) if sentence not in first))
+    first = [*blocked, *withheld] if not (failing or unsure) else []
+    rest = [sentence for sentence in (*blocked, *withheld, *silent) if sentence not in first]
+    return verdict, (*first, *reasons, *rest)
 
 
 def with_items_to_settle(
-    differences: Differences, suite: Difference | None
+    differences: Differences, suite: Difference | None, tiers: Tiers = EVERY_TASK_DECIDES
 ) -> tuple[dict[str, dict[str, Difference]], Difference | None]:
     """The differences with their adjusted p-values, and the number of items at which each would be decided.
 
     Those that count in the verdict are taken at its corrected level, the others by themselves.
     """
-    counting = _task_checks(differences)
+    counting = _task_checks(tiers.counting(differences))
 
     def filled(task: str, metric: str, difference: Difference) -> Difference:
         check = counting.get((task, metric))

@@ -390,8 +390,6 @@ class FlowConfig(Section):
             raise ValueError(f"two candidates have the same name in {names}")
         if self.deploy.candidate is not None and self.deploy.candidate not in names:
             raise ValueError(f"deploy.candidate is {self.deploy.candidate!r}; candidates are {names}")
-        if unknown := sorted(set(self.verdict.advisory) - set(self.accuracy.tasks)):
-            raise ValueError(f"verdict.advisory names {unknown[0]!r}; accuracy.tasks are {list(self.accuracy.tasks)}")
         if self.engine.start_together and self.device == "gpu":
             raise ValueError("engine.start_together is for a CPU: one GPU does not hold several servers")
         if self.performance.prompt_tokens + self.performance.output_tokens >= self.engine.max_model_len:

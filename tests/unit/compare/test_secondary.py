@@ -115,8 +115,6 @@ def test_tiers_of_the_profile_reach_the_verdict():
 def test_the_profile_refuses_tiers_that_contradict():
     with pytest.raises(FlowError, match="wikipedia is named both as required and as advisory"):
         load_profile("ci", {"verdict.required": ["wikipedia"], "verdict.advisory": ["wikipedia"]})
-    with pytest.raises(FlowError, match=r"verdict\.advisory names 'hellaswg'"):
-        load_profile("ci", {"verdict.advisory": ["hellaswg"]})
 
 
 def test_a_tier_that_is_changed_after_the_measurement_is_seen(tmp_path):

@@ -16,8 +16,9 @@ from model_serve_flow.results import CandidateComparison, Comparison
 
 READING = (
     "'Reading' is the verdict's own: "
-    "corrected for the number of tasks (Holm), and with the share of the base's score that must be kept. The interval "
-    "is that of one task by itself, so it can be within the margin where the reading is 'undecided'. "
+    "corrected for the number of tasks (Holm), and with the share of the base's score that must be kept. The intervals "
+    "of the deciding tasks hold together (simultaneous 95 %): one is clear of the accepted drop exactly where the "
+    "reading says so. Where some tasks are open, the interval of a task that is decided ends at its accepted drop. "
     "Smallest detectable drop: the true drop that so many items find with 80 % power."
 )
 SAME_LOAD = (

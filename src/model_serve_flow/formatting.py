@@ -94,8 +94,8 @@ def change(difference: Difference) -> str:
 
 
 def interval(difference: Difference) -> str:
-    """The 95 % interval in the difference's unit."""
-    low, high = difference.ci95
+    """The 95 % interval in the difference's unit, the one that agrees with the decision."""
+    low, high = difference.shown_ci95
     return f"{signed(low, digits(difference))} to {signed(high, digits(difference))}"
 
 

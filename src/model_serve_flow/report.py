@@ -148,7 +148,8 @@ def draw(comparison: Comparison) -> list[Picture]:
 
 
 CAPTIONS = {
-    "accuracy": "Marks: candidate minus base, paired item by item; whiskers: 95 % interval; dashed: the accepted drop.",
+    "accuracy": "Marks: candidate minus base, paired item by item; whiskers: 95 % interval, simultaneous over the "
+    "deciding tasks; dashed: the accepted drop.",
     "speed": "Further right: more tokens per second. Further down: less waiting. Each mark is one load point.",
     "cost": "Further up: more accurate. Further left: cheaper. Whiskers: 95 % interval of the difference from base.",
     "size": "Size counts the weight files. Peak memory is the server's, KV cache included.",

@@ -411,6 +411,11 @@ class Difference(Record):
     adjusted_p: tuple[Probability, Probability] | None = Field(
         default=None, description="Holm-adjusted, of a loss beyond the limit and within it; none: does not decide"
     )
+    simultaneous_ci95: tuple[Finite, Finite] | None = Field(
+        default=None,
+        description="holds together with those of the other deciding tasks, and is clear of the limit exactly where "
+        "the verdict says so; none: does not decide",
+    )
     clusters: Clusters | None = Field(default=None, description="none: the items come in none, or in too few")
     too_few: Count | None = Field(default=None, description="items that a decision needs; none: there are as many")
     monte_carlo_error: NonNegative | None = Field(
@@ -424,6 +429,11 @@ class Difference(Record):
     def silent(self) -> bool:
         """Whether the task cannot decide, because the base is too weak at it."""
         return self.near_chance or self.too_weak
+
+    @property
+    def shown_ci95(self) -> tuple[float, float]:
+        """The interval that tables, charts and sentences show: the one that agrees with the decision."""
+        return self.ci95 if self.simultaneous_ci95 is None else self.simultaneous_ci95
 
     @property
     def decides(self) -> bool:

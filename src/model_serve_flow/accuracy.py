@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from model_serve_flow.checkpoint import verify_same_tokenizer
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.measure.right_choice import keep_whole, right_choice_probability
 from model_serve_flow.measurement import earlier, proven_facts, provenance, require_arguments, say_kept
 from model_serve_flow.offline import working_folder
 from model_serve_flow.packaged_data import TASKS
 from model_serve_flow.request_cache import forget_answers, request_cache
-from model_serve_flow.results import AccuracyResult, Item, Metric, TaskAccuracy
+from model_serve_flow.results import RIGHT_CHOICE, AccuracyResult, Item, Metric, TaskAccuracy
 from model_serve_flow.serving import ACCURACY, Server, engine_arguments
 from model_serve_flow.subsample import subsample
 from model_serve_flow.workspace import describe_model, file_digest, read_json, write_json
@@ -328,7 +329,9 @@ def _task(task: str, raw: dict[str, Any]) -> TaskAccuracy:
 
 def _read_task(task: str, raw: dict[str, Any]) -> TaskAccuracy:
     paths = [path for path in _paths(task, raw) if path[-1] in raw["samples"]]
-    items = [item for path in paths for item in _items(path, raw["samples"][path[-1]])]
+    records = [record for path in paths for record in _records(path, raw["samples"][path[-1]])]
+    keep_whole(records)
+    items = [Item(**record) for record in records]
     metrics = _metrics(task, raw)
     if not items or not metrics:
         raise FlowError(f"lm-eval returned no scored items for task {task!r}.", "See its samples, or drop the task.")
@@ -368,8 +371,8 @@ def _metrics(task: str, raw: dict[str, Any]) -> dict[str, Metric]:
     return metrics
 
 
-def _items(path: tuple[str, ...], samples: list[dict[str, Any]]) -> Iterator[Item]:
-    """One item per document; a task with several filters has one sample per filter and document."""
+def _records(path: tuple[str, ...], samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The fields of one item per document; a task with several filters has one sample per filter and document."""
     by_document: dict[str, dict[str, Any]] = {}
     owners: dict[str, Any] = {}
     for number, sample in enumerate(samples):
@@ -381,10 +384,11 @@ def _items(path: tuple[str, ...], samples: list[dict[str, Any]]) -> Iterator[Ite
             if identity not in by_document:
                 by_document[identity] = {"id": identity, "groups": _groups(path, sample["doc"]), **_texts(sample)}
             by_document[identity].update(_values(sample))
+            if (probability := right_choice_probability(sample)) is not None:
+                by_document[identity][RIGHT_CHOICE] = probability
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"sample {number} of {path[-1]}: {type(error).__name__}: {error}") from error
-    for record in by_document.values():
-        yield Item(**record)
+    return list(by_document.values())
 
 
 def _groups(path: tuple[str, ...], document: dict[str, Any]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from model_serve_flow.results import (
     LoadPoint,
     PerformanceResult,
 )
+from model_serve_flow.statistics import ALPHA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -243,7 +244,7 @@ def accuracy_differences(comparison: Comparison) -> Figure:
     """Forest plot: candidate minus base per task with 95 % intervals and the margin, one axis per unit.
 
     Shown are the average over the deciding tasks and the primary metric of each task. A filled marker means that the
-    whole interval is within the margin.
+    whole interval is within the margin. Whiskers of the deciding tasks are simultaneous, as the verdict is.
     """
     panels = _panels(comparison)
     heights = [max(len(rows), 1) * (0.3 + 0.22 * len(comparison.candidates)) for rows in panels.values()]
@@ -268,7 +269,9 @@ def unit_text(unit: str) -> str:
 
 
 def within_margin(difference: Difference) -> bool:
-    """Whether the worse end of the interval is inside the accepted drop."""
+    """Whether the verdict, or else the worse end of the interval, is inside the accepted drop."""
+    if difference.adjusted_p is not None:
+        return difference.adjusted_p[0] <= ALPHA
     if difference.higher_is_better:
         return difference.ci95[0] > -difference.limit
     return difference.ci95[1] < difference.limit
@@ -296,13 +299,14 @@ def _panels(comparison: Comparison) -> dict[tuple[str, bool], list[tuple[str, st
 def _row_label(comparison: Comparison, row: tuple[str, str]) -> str:
     shown = [found[row] for c in comparison.candidates if row in (found := main_differences(c))]
     near, weak = any(d.near_chance for d in shown), any(d.too_weak for d in shown)
-    return f"{row[0]}\n{row[1]}{', near chance' if near else ', cannot decide' if weak else ''}"
+    advisory = ", advisory" if any(d.tier == "advisory" for d in shown) else ""
+    return f"{row[0]}\n{row[1]}{', near chance' if near else ', cannot decide' if weak else advisory}"
 
 
 def _draw_difference(axis: Axes, difference: Difference, place: int, offset: float, look: Look) -> None:
     margin = -difference.limit if difference.higher_is_better else difference.limit
     axis.plot([margin] * 2, [place - 0.42, place + 0.42], color=MUTED, linestyle="--", linewidth=1.3)
-    low, high = difference.ci95
+    low, high = difference.shown_ci95
     whiskers = (max(difference.difference - low, 0.0), max(high - difference.difference, 0.0))
     _point(axis, difference.difference, place + offset, look, whiskers, filled=within_margin(difference))
 

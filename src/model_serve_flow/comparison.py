@@ -13,7 +13,10 @@ from model_serve_flow.comparability import (
     read_candidate,
     require_comparable,
 )
-from model_serve_flow.config import FlowConfig
+from model_serve_flow.compare.secondary import secondary_readings, speed_verdict, warnings
+from model_serve_flow.compare.soft import soft_scores, soft_sentence
+from model_serve_flow.compare.tiers import WITHHELD, Tiers, withheld
+from model_serve_flow.config import FlowConfig, Verdict
 from model_serve_flow.diagnosis import diagnose, held_in_float32
 from model_serve_flow.differences import Differences, compare_suite, compare_task
 from model_serve_flow.flow import Flow
@@ -26,11 +29,14 @@ from model_serve_flow.results import (
     Comparison,
     Decision,
     Difference,
+    GrossLoss,
     NoiseFloor,
     SpeedPoint,
+    SpeedVerdict,
     UnmeasuredLoad,
+    Warned,
 )
-from model_serve_flow.shift import measure_shift, noise_floor
+from model_serve_flow.shift import Shift, measure_shift, noise_floor
 from model_serve_flow.slices import compare_slices
 from model_serve_flow.speed import cost, mean_speedup, memory, speed_points
 from model_serve_flow.verdict import decide, with_items_to_settle
@@ -96,7 +102,9 @@ def _compare_one(
 ) -> CandidateComparison:
     made, size = candidate.compression, base.accuracy.model.size_bytes
     answers, speed = _answers(config, base, candidate), _speed(config, base, candidate)
-    verdict, reasons = decide(answers["accuracy"], answers["suite"])
+    shift = _distribution_shift(config, base, candidate)
+    secondary = secondary_readings(config.verdict.secondary, shift, _gross_losses(answers["accuracy"]))
+    verdict, reasons = _decided(config.verdict, answers, secondary)
     closing = _closing_sentences(verdict, speed, made.model.size_bytes, size)
     return CandidateComparison(
         name=candidate.name,
@@ -108,22 +116,47 @@ def _compare_one(
         size_bytes=made.model.size_bytes,
         size_ratio=made.model.size_bytes / size,
         verdict=verdict,
-        reasons=(*reasons, *_noise_sentence(answers["accuracy"], noise), *closing),
+        reasons=(*reasons, *_secondary(answers, noise), *closing),
         noise_floor=noise,
+        secondary=secondary,
         **answers,
-        **_distribution_shift(config, base, candidate),
+        **(shift.fields() if shift else {}),
         **speed,
     )
+
+
+def _decided(
+    margins: Verdict, answers: dict[str, Any], secondary: Sequence[Warned]
+) -> tuple[Decision, tuple[str, ...]]:
+    """The verdict with its reasons; secondary margins warn, or withhold SHIP where the profile says so."""
+    verdict, reasons = decide(answers["accuracy"], answers["suite"], _tiers(margins))
+    told = warnings(margins.secondary, secondary)
+    if margins.secondary.action == "withhold" and told and verdict == "SHIP":
+        return withheld(verdict, told), (*(f"{sentence} {WITHHELD}" for sentence in told), *reasons)
+    return verdict, (*reasons, *told)
+
+
+def _tiers(margins: Verdict) -> Tiers:
+    return Tiers(margins.required, margins.advisory)
+
+
+def _gross_losses(differences: Differences) -> dict[str, GrossLoss]:
+    """Task -> gross loss by its primary metric, of the tasks that decide."""
+    primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
+    return {task: d.gross_loss for task, d in primaries.items() if d.gross_loss and d.decides}
 
 
 def _answers(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> dict[str, Any]:
     """Fields on what the candidate answers: differences, slices and flipped items."""
     tasks = [pair(task, base.accuracy.tasks[task], candidate.accuracy.tasks[task]) for task in base.accuracy.tasks]
     differences = {pairs.task: compare_task(pairs, config.verdict, config.seed) for pairs in tasks}
-    differences, suite = with_items_to_settle(differences, compare_suite(differences, config.verdict))
+    tiers = _tiers(config.verdict)
+    suite = compare_suite(tiers.counting(differences), config.verdict)
+    differences, suite = with_items_to_settle(differences, suite, tiers)
     return {
         "accuracy": differences,
         "suite": suite,
+        "soft": soft_scores(tasks),
         "slices": compare_slices(tasks, config.verdict),
         "flipped": tuple(item for pairs in tasks for item in flipped_items(pairs)),
     }
@@ -138,6 +171,7 @@ def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -
         sizes = held_in_float32(*sizes, made.bits_per_weight)
     return {
         "performance": compared,
+        "speed": speed_verdict(config.verdict.secondary, compared),
         "unmeasured": unmeasured,
         "capacity": performance.capacity,
         "cost_per_million_output_tokens": cost(config.deploy.hourly_price_usd, performance.capacity),
@@ -148,11 +182,15 @@ def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -
     }
 
 
-def _distribution_shift(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> dict[str, Any]:
+def _distribution_shift(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> Shift | None:
     if base.distribution is None or candidate.distribution is None:
-        return {}
-    kl, agreement = measure_shift(base.distribution, candidate.distribution, config.seed)
-    return {"kl": kl, "top1_agreement": agreement}
+        return None
+    return measure_shift(base.distribution, candidate.distribution, config.seed)
+
+
+def _secondary(answers: dict[str, Any], noise: NoiseFloor | None) -> list[str]:
+    """Sentences on what does not decide."""
+    return [*_noise_sentence(answers["accuracy"], noise), *filter(None, [soft_sentence(answers["soft"])])]
 
 
 def _noise_sentence(differences: Differences, noise: NoiseFloor | None) -> list[str]:
@@ -182,15 +220,18 @@ def _closing_sentences(verdict: Decision, measured: dict[str, Any], size: int, b
     size_sentence = f"Size: {size / 1e6:,.0f} MB, {whole}."
     if verdict == "DO NOT SHIP":
         return [size_sentence]
-    return [*_speed_sentences(measured["performance"], measured["unmeasured"]), size_sentence]
+    speed = _speed_sentences(measured["performance"], measured["unmeasured"], measured["speed"])
+    return [*speed, size_sentence]
 
 
-def _speed_sentences(points: Sequence[SpeedPoint], unmeasured: Sequence[UnmeasuredLoad]) -> list[str]:
+def _speed_sentences(
+    points: Sequence[SpeedPoint], unmeasured: Sequence[UnmeasuredLoad], verdict: SpeedVerdict | None
+) -> list[str]:
     sentences = [f"Not measured at {load.concurrency} concurrent requests: {load.reason}." for load in unmeasured]
     if points:
         loads = ", ".join(f"{point.speedup:.2f}x at {point.concurrency}" for point in points)
         speed = f"Output tokens/s: {mean_speedup(points):.2f}x the base's in the geometric mean"
-        sentences.insert(0, f"{speed} ({loads} concurrent requests).")
+        sentences.insert(0, f"{speed} ({loads} concurrent requests): {verdict.reading}.")
     taken = [share for point in points if point.others_share for share in point.others_share.values()]
     if taken and max(taken) >= BUSY_SHARE:
         sentences.append(f"The machine was busy: other programs took up to {max(taken):.0%} of its CPU during a load. "

@@ -304,6 +304,21 @@ class Engine(Section):
         return arguments
 
 
+class Secondary(Section):
+    """The margins of what does not decide by itself. Beyond one of them the report warns."""
+
+    kl_nats: Annotated[float, Field(gt=0, description="mean KL divergence per token")] = 0.1
+    top1_points: Annotated[float, Field(gt=0, le=100, description="tokens whose likeliest next token changed")] = 10.0
+    gross_loss_percent: Annotated[
+        float, Field(gt=0, le=100, description="of the base's right answers that became wrong")
+    ] = 10.0
+    speedup: Annotated[float, Field(gt=0, description="in output tokens/s; a candidate above it is FASTER")] = 1.0
+    action: Literal["warn", "withhold"] = Field(
+        default="warn",
+        description="withhold: SHIP needs divergence, top-1 and gross loss surely within their margins",
+    )
+
+
 class Verdict(Section):
     """The margins of the decision: a drop whose interval stays within them is accepted."""
 
@@ -313,7 +328,26 @@ class Verdict(Section):
     retention: Annotated[
         float, Field(gt=0, lt=1, description="share of the base's score above guessing that a candidate must keep")
     ] = 0.95
+    required: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=operator.not_,  # a profile without it keeps the digest that it had before
+        description="tasks without which there is no SHIP: they must be measured and able to decide",
+    )
+    advisory: tuple[str, ...] = Field(
+        default=(), exclude_if=operator.not_, description="tasks that are shown and never decide"
+    )
+    secondary: Secondary = Field(
+        default=Secondary(),
+        exclude_if=lambda found: found == Secondary(),
+        description="margins of divergence, top-1 agreement, gross loss and speed",
+    )
     rationale: str = Field(default="", description="how the margins were chosen, for the reader of the report")
+
+    @model_validator(mode="after")
+    def one_tier_a_task(self) -> Verdict:
+        if both := sorted(set(self.required) & set(self.advisory)):
+            raise ValueError(f"{both[0]} is named both as required and as advisory: choose one")
+        return self
 
 
 class Deploy(Section):

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from model_serve_flow import bootstrap, statistics
 from model_serve_flow.clusters import ClusteredMean, cluster_key
 from model_serve_flow.comparability import REMEASURE
+from model_serve_flow.compare.secondary import gross_loss
+from model_serve_flow.compare.tiers import Tiers
 from model_serve_flow.config import Verdict
 from model_serve_flow.errors import FlowError
 from model_serve_flow.pairs import PRIMARY_METRICS, Pairs, count_flips, primary_metric
@@ -40,10 +42,11 @@ def compare_task(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Differe
     Raises:
         FlowError: a value is NaN or infinite, or a task's figure is not that of its items.
     """
+    tier = Tiers(margins.required, margins.advisory).of(pairs.task)
     try:
-        if all(pairs.values(key) is not None for key in TEXT_KEYS):
-            return _text_differences(pairs, margins, seed)
-        return _answer_differences(pairs, margins, seed)
+        text = all(pairs.values(key) is not None for key in TEXT_KEYS)
+        found = (_text_differences if text else _answer_differences)(pairs, margins, seed)
+        return {name: d.model_copy(update={"tier": tier}) for name, d in found.items()}
     except ValueError as error:
         raise FlowError(f"Task {pairs.task} cannot be compared: {error}.", REMEASURE) from error
 
@@ -119,6 +122,7 @@ def _answer_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -
         higher_is_better=higher_is_better,
         chance=None if pairs.base.chance is None else 100 * pairs.base.chance,
         margin=margins.task_margin_points,
+        gross_loss=gross_loss(pairs, metric) if binary else None,
         recovery_percent=None if misleading else _recovery(base.mean(), candidate.mean()),
         **tested,
     )

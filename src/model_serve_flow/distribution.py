@@ -88,6 +88,7 @@ def distribution_protocol(
         "documents_sha256": hashlib.sha256(content.encode()).hexdigest(),
         "tokens": settings.tokens,
         "top_k": settings.top_k,
+        "own_tokens": True,
         "concurrency": concurrency,
         "engine_arguments": engine_arguments(flow.config, ACCURACY),
         "engine_version": engine_version,
@@ -192,26 +193,30 @@ def _ask(client: httpx.Client, server: Server, document: Document, k: int) -> To
 def token_tops(document: Document, positions: list[dict[str, dict[str, Any]] | None], k: int) -> TokenTops:
     """vLLM's `prompt_logprobs` as the k likeliest tokens of every position from the second on.
 
-    vLLM gives none for the first token, and beside the k likeliest the token that really came: where it is not among
-    them its rank is beyond k, and it is left out, so that all models give the same number of tokens.
+    vLLM gives none for the first token, and beside the k likeliest the text's own token: where it is not among them its
+    rank is beyond k. It is kept apart, so that all models give the same number of tokens.
 
     Raises:
-        FlowError: not one entry per token, or a position without k tokens.
+        FlowError: not one entry per token, or a position without k tokens or without the text's own.
     """
     if len(positions) != len(document.tokens) or positions[0] is not None:
         raise FlowError(
             f"vLLM scored {len(positions)} positions of {len(document.tokens)} tokens of document {document.id}.",
             "Does this version of vLLM give 'prompt_logprobs' in another form?",
         )
-    ids, logprobs = [], []
+    ids, logprobs, own = [], [], []
     for place, position in enumerate(positions[1:], start=1):
         ranked = sorted((entry["rank"], int(token), entry["logprob"]) for token, entry in position.items())
         top = [entry for entry in ranked if entry[0] <= k]
-        if len(top) != k:
+        token = str(document.tokens[place])
+        if len(top) != k or token not in position:
+            lacking = f"{len(top)} of the {k} likeliest tokens" if len(top) != k else f"nothing of token {token}"
             raise FlowError(
-                f"vLLM gave {len(top)} of the {k} likeliest tokens at place {place} of document {document.id}.",
+                f"vLLM gave {lacking} at place {place} of document {document.id}.",
                 "Does this version of vLLM give 'prompt_logprobs' in another form?",
             )
         ids.append(tuple(token for _, token, _ in top))
         logprobs.append(tuple(round(logprob, DECIMALS) for _, _, logprob in top))
-    return TokenTops(id=document.id, tokens=document.tokens, top_ids=tuple(ids), top_logprobs=tuple(logprobs))
+        own.append(round(position[token]["logprob"], DECIMALS))
+    rows = {"top_ids": tuple(ids), "top_logprobs": tuple(logprobs), "own_logprobs": tuple(own)}
+    return TokenTops(id=document.id, tokens=document.tokens, **rows)

@@ -16,13 +16,19 @@ from model_serve_flow.results import CandidateComparison, Comparison
 
 READING = (
     "'Reading' is the verdict's own: "
-    "corrected for the number of tasks (Holm), and with the share of the base's score that must be kept. The interval "
-    "is that of one task by itself, so it can be within the margin where the reading is 'undecided'. "
+    "corrected for the number of tasks (Holm), and with the share of the base's score that must be kept. The intervals "
+    "of the deciding tasks hold together (simultaneous 95 %): one is clear of the accepted drop exactly where the "
+    "reading says so. Where some tasks are open, the interval of a task that is decided ends at its accepted drop. "
     "Smallest detectable drop: the true drop that so many items find with 80 % power."
 )
 SAME_LOAD = (
     "Base and candidates got the same prompts at the same number of concurrent requests. 'Limits' marks a load "
     "point at which the load generator took CPU that the server needed: there the server could do better."
+)
+SOFT = (
+    "Secondary endpoint, it decides nothing: the probability that a model gives the right one of the "
+    "choices. It moves also where the answer stays, so it sees losses that right or wrong cannot see, "
+    "and gains of no use to a reader of the answers."
 )
 UNSAID = "What the verdict does not say stands in docs/Statistics.md, in the section of that name."
 
@@ -57,6 +63,7 @@ def sections(comparison: Comparison, flips_shown: int = tables.EMBEDDED_FLIPS) -
     found = [
         Section("Accuracy", _margins(comparison), (tables.accuracy_table(candidates),),
                 ((slice_finding(candidates), slices),) if slices.rows else ()),
+        _soft(candidates),
         Section("Which answers changed", (Note(shift_note(comparison)),), (tables.shift_table(comparison),),
                 _flipped(candidates, flips_shown)),
         Section("Speed under the same load", (Note(SAME_LOAD),), (tables.speed_table(candidates),)),
@@ -66,6 +73,12 @@ def sections(comparison: Comparison, flips_shown: int = tables.EMBEDDED_FLIPS) -
         Section("How the numbers are made", (Note(UNSAID),), (methods(comparison),)),
     ]  # fmt: skip
     return [section for section in found if section.notes or section.tables]
+
+
+def _soft(candidates: Iterable[CandidateComparison]) -> Section:
+    """The secondary endpoint, where a task has it."""
+    table = tables.soft_table(candidates)
+    return Section("How sure is it of the right answer?", (Note(SOFT),), (table,)) if table.rows else Section("")
 
 
 def slice_finding(candidates: Iterable[CandidateComparison]) -> str:
@@ -83,7 +96,8 @@ def shift_note(comparison: Comparison) -> str:
         return f"{floor}Next-token distributions were not compared."
     return (
         f"{floor}KL divergence is that of the next-token distributions on {known.tokens:,} tokens of held-out text: a "
-        f"lower bound, k = {known.k} (the {known.k} likeliest tokens of each side are known, the rest is one bucket)."
+        f"lower bound, k = {known.k} (the {known.k} likeliest tokens of each side are known, and the text's own; no "
+        "other token can be likelier than the last of these). Intervals are over documents."
     )
 
 
@@ -169,11 +183,14 @@ INTERVALS = "Paired differences"
 TESTS = {
     "mcnemar": ("McNemar p", "exact, two-sided: could so uneven flips be chance?", "Flips and McNemar's test"),
     "verdict": ("Verdict", "non-inferiority to the margins, one-sided at 2.5 %, Holm over the tasks", "The verdict"),
+    "soft": ("Probability of the right choice", "exp(log-likelihood) over its sum over the choices; paired "
+             "t over items, or over clusters where that is wider", "The soft score"),
     "power": ("Smallest detectable drop", "true drop found with 80 % power", "What n items can tell"),
     "slices": ("Parts of tasks", "McNemar p with Holm's correction over the parts large enough", "Slices"),
     "noise": ("Noise floor", "items of the base asked twice, the second time in other batches; Wilson intervals "
               "of the tasks joined by MOVER, weighted by their items", "Noise floor"),
-    "kl": ("KL divergence", "k likeliest tokens and one bucket: a lower bound; bootstrap over documents",
+    "kl": ("KL divergence, same likeliest token", "the smallest divergence that the k likeliest tokens of both sides "
+           "allow; mean: bootstrap over documents; 99th percentile and agreement: cluster-robust over documents",
            "Distribution shift"),
     "speed": ("Speed-up", "ratio of the geometric means over the repeats, Welch's t on the logarithms", "Speed-up"),
     "capacity": ("Capacity", "GuideLLM's goodput search; Wilson interval of the share that met the objectives",
@@ -200,6 +217,7 @@ def _used(comparison: Comparison) -> dict[str, bool]:
     return {
         "mcnemar": any(d.mcnemar_p is not None for d in differences),
         "verdict": bool(differences),
+        "soft": any(candidate.soft for candidate in candidates),
         "power": any(d.smallest_detectable_drop is not None for d in differences),
         "slices": any(candidate.slices for candidate in candidates),
         "noise": any(candidate.noise_floor is not None for candidate in candidates),

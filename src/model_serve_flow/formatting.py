@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from model_serve_flow.results import Capacity, Difference, Flips, SpeedPoint
+from model_serve_flow.results import Capacity, Difference, Flips, SoftScore, SpeedPoint
 
 NOT_RECORDED = "not recorded"
 NOT_MEASURED = "not measured"
@@ -94,8 +94,8 @@ def change(difference: Difference) -> str:
 
 
 def interval(difference: Difference) -> str:
-    """The 95 % interval in the difference's unit."""
-    low, high = difference.ci95
+    """The 95 % interval in the difference's unit, the one that agrees with the decision."""
+    low, high = difference.shown_ci95
     return f"{signed(low, digits(difference))} to {signed(high, digits(difference))}"
 
 
@@ -104,7 +104,7 @@ def margin(difference: Difference) -> str:
     return f"{number(difference.margin, digits(difference))} {unit(difference)}"
 
 
-def clusters(difference: Difference) -> str:
+def clusters(difference: Difference | SoftScore) -> str:
     """In which clusters the items come, with the design effect; empty where they come in none."""
     found = difference.clusters
     if found is None:
@@ -140,6 +140,14 @@ def recovery(difference: Difference) -> str:
 def flips(flips: Flips | None) -> str:
     """'8 / 7': right to wrong, wrong to right."""
     return "–" if flips is None else f"{flips.right_to_wrong} / {flips.wrong_to_right}"
+
+
+def gross_loss(difference: Difference) -> str:
+    """'4.1 % of the right ones (2.3 to 7.3)' became wrong; empty where that is not known."""
+    found = difference.gross_loss
+    if found is None:
+        return ""
+    return f"{found.percent:.1f} % of the right ones ({found.ci95[0]:.1f} to {found.ci95[1]:.1f})"
 
 
 def ratio_interval(point: SpeedPoint) -> str:

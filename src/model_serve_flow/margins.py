@@ -56,10 +56,16 @@ def seal_sentence(seal: MarginSeal | None) -> str:
     return "The margins are the profile's and were fixed before anything was measured."
 
 
-def _values(config: FlowConfig) -> dict[str, float]:
-    """The `verdict` section without its rationale, which decides nothing."""
-    return config.verdict.model_dump(mode="json", exclude={"rationale"})
+def _values(config: FlowConfig) -> dict[str, float | str]:
+    """The `verdict` section without its rationale, which decides nothing; a list of tasks as text."""
+    found = config.verdict.model_dump(mode="json", exclude={"rationale"})
+    inner = {f"secondary.{key}": value for key, value in found.pop("secondary", {}).items()}
+    return {
+        key: ", ".join(sorted(value)) if isinstance(value, list) else value for key, value in {**found, **inner}.items()
+    }
 
 
-def _text(value: float | None) -> str:
-    return "nothing" if value is None else f"{value:g}"
+def _text(value: float | str | None) -> str:
+    if value is None:
+        return "nothing"
+    return value if isinstance(value, str) else f"{value:g}"

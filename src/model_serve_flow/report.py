@@ -148,7 +148,8 @@ def draw(comparison: Comparison) -> list[Picture]:
 
 
 CAPTIONS = {
-    "accuracy": "Marks: candidate minus base, paired item by item; whiskers: 95 % interval; dashed: the accepted drop.",
+    "accuracy": "Marks: candidate minus base, paired item by item; whiskers: 95 % interval, simultaneous over the "
+    "deciding tasks; dashed: the accepted drop.",
     "speed": "Further right: more tokens per second. Further down: less waiting. Each mark is one load point.",
     "cost": "Further up: more accurate. Further left: cheaper. Whiskers: 95 % interval of the difference from base.",
     "size": "Size counts the weight files. Peak memory is the server's, KV cache included.",
@@ -198,7 +199,7 @@ def worst(candidate: CandidateComparison) -> tuple[str, str, Difference] | None:
     Tasks that cannot decide do not count while there are others; none without accuracy.
     """
     rows = [(*row, d) for row, d in charts.main_differences(candidate).items() if row != charts.AVERAGE]
-    telling = [row for row in rows if not row[2].silent] or rows
+    telling = [row for row in rows if row[2].decides] or rows
     return max(telling, key=lambda row: _loss(row[2]) / row[2].limit, default=None)
 
 

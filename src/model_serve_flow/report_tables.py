@@ -24,6 +24,7 @@ from model_serve_flow.formatting import (
     detectable,
     dollars,
     flips,
+    gross_loss,
     interval,
     margin,
     memory,
@@ -50,6 +51,7 @@ from model_serve_flow.results import (
     Flips,
     NoiseFloor,
     Slice,
+    SoftScore,
     SpeedPoint,
 )
 
@@ -108,6 +110,7 @@ def summary(comparison: Comparison) -> Table:
         ("Average score, difference and 95 % interval", Cell("–"), average_cell),
         ("Answers that flipped", _noise_cell(comparison), flip_cell),
         ("Speed-up in output tokens/s, 95 % intervals by concurrent requests", Cell("–"), speed_cell),
+        ("Faster than the base?", Cell("–"), speed_verdict_cell),
         ("Capacity: concurrent requests within the latency objectives, 95 % interval", _capacity(base.capacity),
          lambda c: capacity_cell(base, c)),
         ("Cost per million output tokens at capacity", cost_cell(base.capacity, base.cost_per_million_output_tokens),
@@ -149,6 +152,16 @@ def speed_cell(candidate: CandidateComparison) -> Cell:
     ends = ordered if len(ordered) < 3 else [ordered[0], ordered[-1]]
     intervals = [f"at {point.concurrency}: {ratio_interval(point)}" for point in ends]
     return Cell(speedup_range(candidate), "; ".join([*intervals, *unmeasured]), struck=must_not_ship(candidate))
+
+
+def speed_verdict_cell(candidate: CandidateComparison) -> Cell:
+    """FASTER, NOT FASTER or UNSURE, with the mean speed-up and its interval."""
+    found = candidate.speed
+    if found is None:
+        return Cell(NOT_MEASURED)
+    between = "one repeat" if found.ci95 is None else "{:.2f} to {:.2f}".format(*found.ci95)
+    mean = f"{times(found.speedup)} on average, {between}; margin {times(found.margin)}"
+    return Cell(found.reading, mean, key=found.speedup, struck=must_not_ship(candidate))
 
 
 def speedup_range(candidate: CandidateComparison) -> str:
@@ -196,7 +209,8 @@ def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
             Cell(candidate.name), Cell(task, metric), Cell(count(d.n), clusters(d).strip(), d.n),
             Cell(f"{value(d.base, d)} → {value(d.candidate, d)}", key=d.candidate),
             Cell(change(d), interval(d), key=d.difference), Cell(reading(d)), Cell(margin(d), retention(d), d.margin),
-            Cell(p_value(d.mcnemar_p), key=d.mcnemar_p), Cell(flips(d.flips), key=_total(d.flips)),
+            Cell(p_value(d.mcnemar_p), key=d.mcnemar_p),
+            Cell(flips(d.flips), gross_loss(d), key=_total(d.flips)),
             Cell(detectable(d), key=d.smallest_detectable_drop),
             Cell(recovery(d), "near chance" if d.near_chance else "", d.recovery_percent),
         )
@@ -208,6 +222,11 @@ def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
 
 def reading(difference: Difference) -> str:
     """What the verdict says of the accepted drop; of a metric that does not count in it, what its interval says."""
+    found = _reading_of(difference)
+    return f"advisory, decides nothing: {found}" if difference.tier == "advisory" else found
+
+
+def _reading_of(difference: Difference) -> str:
     if difference.near_chance:
         return "near chance: decides nothing"
     if difference.too_weak:
@@ -227,6 +246,40 @@ def _reading(difference: Difference, within: bool, beyond: bool) -> str:
     if text == "undecided" and difference.items_to_settle:
         text = f"undecided: about {difference.items_to_settle:,} items would settle it"
     return text
+
+
+def soft_table(candidates: Iterable[CandidateComparison]) -> Table:
+    """The secondary endpoint: the probability of the right choice, beside right or wrong."""
+    columns = (
+        "Candidate", "Task", "n#", "Base → candidate, %#", "Difference, points, 95 % interval#", "Reading¶",
+        "Width of the interval over that of right or wrong#",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            Cell(candidate.name), Cell(task), Cell(count(s.n), clusters(s).strip(), s.n),
+            Cell(f"{number(s.base, 2)} → {number(s.candidate, 2)}", key=s.candidate),
+            Cell(signed(s.difference, 2), f"{signed(s.ci95[0], 2)} to {signed(s.ci95[1], 2)}", s.difference),
+            Cell(soft_reading(s)), _width_cell(s, candidate.accuracy.get(task)),
+        )
+        for candidate in candidates
+        for task, s in candidate.soft.items()
+    )  # fmt: skip
+    return Table("Secondary, decides nothing: the probability of the right choice", columns, rows)
+
+
+def soft_reading(score: SoftScore) -> str:
+    """What the interval says of equality."""
+    if score.ci95[1] < 0:
+        return "less probable"
+    return "more probable" if score.ci95[0] > 0 else "no difference shown"
+
+
+def _width_cell(score: SoftScore, metrics: dict[str, Difference] | None) -> Cell:
+    low, high = metrics[primary_metric(metrics)].ci95 if metrics else (0.0, 0.0)
+    if high == low:
+        return Cell("–")
+    ratio = (score.ci95[1] - score.ci95[0]) / (high - low)
+    return Cell(times(ratio), key=ratio)
 
 
 # --- Flips, distribution shift, noise ---
@@ -284,20 +337,18 @@ def shift_table(comparison: Comparison) -> Table:
     tasks = list(dict.fromkeys(task for counted in counts.values() if counted for task in counted))
     floor = _noise(comparison)
     twice = floor and {task: (one, floor.items[task]) for task, one in floor.flips.items()}
-    models = [("base, asked again", twice, _noise_cell(comparison), floor and floor.kl, floor and floor.top1_agreement)]
-    models += [
-        (c.name, counts[c.name], _flips_cell(counts[c.name]), c.kl, c.top1_agreement) for c in comparison.candidates
-    ]
+    models = [("base, asked again", twice, _noise_cell(comparison), floor)]
+    models += [(c.name, counts[c.name], _flips_cell(counts[c.name]), c) for c in comparison.candidates]
     columns = (
         "Measured against the base", "Answers flipped#", *(f"{task}, became wrong / right#" for task in tasks),
         "KL divergence, mean, nats/token#", "KL, 99th percentile#", "Same likeliest token#",
     )  # fmt: skip
     rows = tuple(
         (
-            Cell(name), share, *(_task_flips(counted, task) for task in tasks), *_divergence_cells(kl),
-            Cell(NOT_MEASURED if agreement is None else percent(agreement, 1), key=agreement),
+            Cell(name), share, *(_task_flips(counted, task) for task in tasks),
+            *_divergence_cells(found and found.kl), _agreement_cell(found),
         )
-        for name, counted, share, kl, agreement in models
+        for name, counted, share, found in models
     )  # fmt: skip
     return Table("Flips and distribution shift beside the noise floor", columns, rows)
 
@@ -310,8 +361,21 @@ def _task_flips(counted: Counted | None, task: str) -> Cell:
 def _divergence_cells(kl: Divergence | None) -> tuple[Cell, Cell]:
     if kl is None:
         return Cell(NOT_MEASURED), Cell("–")
-    between = f"{nats(kl.ci95[0])} to {nats(kl.ci95[1])}"
-    return Cell(nats(kl.mean), between, key=kl.mean), Cell(nats(kl.p99), key=kl.p99)
+    between, tail = (_nats_between(bounds) for bounds in (kl.ci95, kl.p99_ci95))
+    return Cell(nats(kl.mean), between, key=kl.mean), Cell(nats(kl.p99), tail, key=kl.p99)
+
+
+def _nats_between(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"{nats(bounds[0])} to {nats(bounds[1])}"
+
+
+def _agreement_cell(found: CandidateComparison | NoiseFloor | None) -> Cell:
+    """The share of tokens with the same likeliest token, with its interval."""
+    if found is None or found.top1_agreement is None:
+        return Cell(NOT_MEASURED)
+    bounds = found.top1_ci95
+    between = "" if bounds is None else f"{percent(bounds[0], 1)} to {percent(bounds[1], 1)}"
+    return Cell(percent(found.top1_agreement, 1), between, key=found.top1_agreement)
 
 
 def flipped_table(items: Sequence[FlippedItem], limit: int = EMBEDDED_FLIPS) -> Table:

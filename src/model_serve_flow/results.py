@@ -12,8 +12,10 @@ from model_serve_flow.errors import RERUN, FlowError
 
 SCHEMA_VERSION = "2.0"
 NOT_REACHED = "the measurement was interrupted before it"
+RIGHT_CHOICE = "right_choice_probability"  # of an item's values; no metric of lm-eval has this name
 
 Unit = Literal["points", "percent", "bits/byte"]
+Tier = Literal["required", "deciding", "advisory"]
 Decision = Literal["SHIP", "DO NOT SHIP", "INCONCLUSIVE"]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -154,6 +156,9 @@ class TokenTops(Record):
     tokens: tuple[int, ...] = Field(description="N token ids")
     top_ids: tuple[tuple[int, ...], ...] = Field(description="N - 1 rows of k token ids, the likeliest first")
     top_logprobs: tuple[tuple[Finite, ...], ...] = Field(description="N - 1 rows of k natural log-probabilities")
+    own_logprobs: tuple[Finite, ...] = Field(
+        default=(), description="N - 1 natural log-probabilities of the text's own tokens; none: not recorded"
+    )
 
 
 class DistributionResult(Measurement):
@@ -170,6 +175,8 @@ class DistributionResult(Measurement):
             widths = {len(row) for row in (*document.top_ids, *document.top_logprobs)}
             if (len(document.top_ids), len(document.top_logprobs)) != rows or widths - {self.k}:
                 raise ValueError(f"document {document.id!r} has not {rows[0]} rows of {self.k} tokens")
+            if document.own_logprobs and len(document.own_logprobs) != rows[0]:
+                raise ValueError(f"document {document.id!r} has not {rows[0]} own log-probabilities")
         return self
 
 
@@ -362,6 +369,14 @@ class Clusters(Record):
     decide: bool = Field(description="whether interval and p-values are those of the clusters: the wider ones count")
 
 
+class GrossLoss(Record):
+    """Share of the base's right answers that became wrong, in percent. Gains do not make up for it."""
+
+    percent: Annotated[float, Field(ge=0, le=100)]
+    ci95: tuple[NonNegative, NonNegative]
+    right: Count = Field(description="items that the base had right")
+
+
 class Difference(Record):
     """Candidate minus base on one metric of one task, paired by item."""
 
@@ -396,17 +411,34 @@ class Difference(Record):
     adjusted_p: tuple[Probability, Probability] | None = Field(
         default=None, description="Holm-adjusted, of a loss beyond the limit and within it; none: does not decide"
     )
+    simultaneous_ci95: tuple[Finite, Finite] | None = Field(
+        default=None,
+        description="holds together with those of the other deciding tasks, and is clear of the limit exactly where "
+        "the verdict says so; none: does not decide",
+    )
     clusters: Clusters | None = Field(default=None, description="none: the items come in none, or in too few")
     too_few: Count | None = Field(default=None, description="items that a decision needs; none: there are as many")
     monte_carlo_error: NonNegative | None = Field(
         default=None, description="standard error of noninferiority_p, because resamples are drawn; none: none are"
     )
     tail: Tail | None = Field(default=None, description="for texts only")
+    tier: Tier = "deciding"
+    gross_loss: GrossLoss | None = Field(default=None, description="for values of 0 and 1 only")
 
     @property
     def silent(self) -> bool:
         """Whether the task cannot decide, because the base is too weak at it."""
         return self.near_chance or self.too_weak
+
+    @property
+    def shown_ci95(self) -> tuple[float, float]:
+        """The interval that tables, charts and sentences show: the one that agrees with the decision."""
+        return self.ci95 if self.simultaneous_ci95 is None else self.simultaneous_ci95
+
+    @property
+    def decides(self) -> bool:
+        """Whether the task counts in the verdict: it is able to decide and not advisory."""
+        return not self.silent and self.tier != "advisory"
 
     @property
     def limit(self) -> float:
@@ -419,6 +451,21 @@ class Difference(Record):
     def decision_p(self) -> float | None:
         """One-sided p-value of "the loss is the margin or more, or too little is kept"; none: no test was possible."""
         return self.noninferiority_p if self.retention_p is None else max(self.noninferiority_p, self.retention_p)
+
+
+class SoftScore(Record):
+    """Secondary endpoint of a task with choices: the mean probability of the right one, in percent.
+
+    It never decides.
+    """
+
+    n: Annotated[int, Field(gt=0)]
+    base: Finite
+    candidate: Finite
+    difference: Finite = Field(description="candidate minus base, in points, paired item by item")
+    ci95: tuple[Finite, Finite]
+    method: str = Field(description="how the interval was computed")
+    clusters: Clusters | None = Field(default=None, description="none: the items come in none")
 
 
 class FlippedItem(Record):
@@ -455,6 +502,9 @@ class Divergence(Record):
     mean: NonNegative
     p99: NonNegative
     ci95: tuple[NonNegative, NonNegative] = Field(description="of the mean, by bootstrap over documents")
+    p99_ci95: tuple[NonNegative, NonNegative] | None = Field(
+        default=None, description="of the 99th percentile, cluster-robust over documents; none: made without it"
+    )
     k: Annotated[int, Field(gt=0, description="likeliest tokens known of each side; the rest is one bucket")]
     tokens: Count
 
@@ -476,6 +526,24 @@ class NoiseFloor(Record):
     )
     kl: Divergence | None
     top1_agreement: Probability | None
+    top1_ci95: tuple[Probability, Probability] | None = None
+
+
+class SpeedVerdict(Record):
+    """Whether the candidate is faster, over all load points that are compared. It decides nothing."""
+
+    reading: Literal["FASTER", "NOT FASTER", "UNSURE"]
+    speedup: Positive = Field(description="geometric mean over the load points, in output tokens/s")
+    ci95: tuple[Positive, Positive] | None = Field(description="none: a load point has one repeat")
+    margin: Positive
+
+
+class Warned(Record):
+    """A secondary margin that was compared with what was found."""
+
+    subject: str
+    reading: Literal["within", "beyond", "unsure"]
+    sentence: str
 
 
 class UnmeasuredLoad(Record):
@@ -538,11 +606,21 @@ class CandidateComparison(Record):
     size_ratio: Positive
     accuracy: dict[str, dict[str, Difference]]
     suite: Difference | None = Field(default=None, description="mean over the tasks that decide; none: no task can")
+    speed: SpeedVerdict | None = Field(default=None, description="none: no load point is compared")
+    secondary: tuple[Warned, ...] = Field(
+        default=(), description="KL divergence, top-1 agreement and gross loss against their margins"
+    )
+    soft: dict[str, SoftScore] = Field(
+        default={}, description="task -> secondary endpoint: probability of the right choice"
+    )
     slices: tuple[Slice, ...] = ()
     flipped: tuple[FlippedItem, ...] = ()
     kl: Divergence | None = None
     top1_agreement: Probability | None = Field(
         default=None, description="share of tokens with the same likeliest token"
+    )
+    top1_ci95: tuple[Probability, Probability] | None = Field(
+        default=None, description="its 95 % interval, cluster-robust over documents"
     )
     noise_floor: NoiseFloor | None = None
     performance: tuple[SpeedPoint, ...]
@@ -577,7 +655,7 @@ class MarginSeal(Record):
 
     at: str = Field(description="when 01 wrote the margins into the manifest")
     before_measuring: bool = Field(description="no accuracy result was there yet")
-    changed: dict[str, tuple[Finite | None, Finite | None]] = Field(
+    changed: dict[str, tuple[Finite | str | None, Finite | str | None]] = Field(
         description="margin -> sealed and current value, of those that are not the same"
     )
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_serve_flow import divergence, statistics
 from model_serve_flow.comparability import REMEASURE, BaseResults
+from model_serve_flow.compare.stats.shares import quantile_over_documents, share_over_documents
 from model_serve_flow.errors import FlowError
 from model_serve_flow.pairs import Pairs, count_flips, only, pair
 from model_serve_flow.results import (
@@ -23,8 +26,21 @@ from model_serve_flow.results import (
 )
 
 
-def measure_shift(base: DistributionResult, other: DistributionResult, seed: int) -> tuple[Divergence, float]:
-    """KL divergence base -> other with its interval, and the share of tokens at which both expect the same next token.
+@dataclass(frozen=True)
+class Shift:
+    """KL divergence base -> other, and the share of tokens at which both expect the same next token."""
+
+    kl: Divergence
+    agreement: float
+    agreement_ci95: tuple[float, float]
+
+    def fields(self) -> dict[str, Any]:
+        """The shift under the names that the results give it."""
+        return {"kl": self.kl, "top1_agreement": self.agreement, "top1_ci95": self.agreement_ci95}
+
+
+def measure_shift(base: DistributionResult, other: DistributionResult, seed: int) -> Shift:
+    """Measures how far the next-token distributions moved from base to other, with 95 % intervals over documents.
 
     Raises:
         FlowError: as `compare_tokens`, or fewer than two documents.
@@ -32,15 +48,17 @@ def measure_shift(base: DistributionResult, other: DistributionResult, seed: int
     per_document, agreement = compare_tokens(base, other)
     with _refusing(other):
         mean = divergence.mean_over_documents(per_document, seed)
-    tokens = np.concatenate(per_document)
+    p99 = quantile_over_documents(per_document, 0.99)
     found = Divergence(
         mean=mean.difference,
-        p99=float(np.quantile(tokens, 0.99)),
+        p99=p99.difference,
         ci95=(mean.low, mean.high),
+        p99_ci95=(p99.low, p99.high),
         k=base.k,
-        tokens=tokens.size,
+        tokens=sum(one.size for one in per_document),
     )
-    return found, agreement
+    same = share_over_documents(_same_first(base, other))
+    return Shift(found, agreement, (same.low, same.high))
 
 
 def compare_tokens(base: DistributionResult, other: DistributionResult) -> tuple[list[NDArray], float]:
@@ -54,9 +72,23 @@ def compare_tokens(base: DistributionResult, other: DistributionResult) -> tuple
     """
     pairs = list(_documents(base, other))
     with _refusing(other):
-        per_document = [divergence.kl_lower_bound(*_tops(one), *_tops(two)) for one, two in pairs]
-    same = [ours[0] == theirs[0] for one, two in pairs for ours, theirs in zip(one.top_ids, two.top_ids, strict=True)]
-    return per_document, float(np.mean(same))
+        per_document = [divergence.kl_lower_bound(*_tops(one), *_tops(two), _own(one, two)) for one, two in pairs]
+    return per_document, float(np.mean(np.concatenate(_same_first(base, other))))
+
+
+def _same_first(base: DistributionResult, other: DistributionResult) -> list[NDArray]:
+    """One vector per document: whether both expect the same next token first."""
+    return [
+        np.array([ours[0] == theirs[0] for ours, theirs in zip(one.top_ids, two.top_ids, strict=True)])
+        for one, two in zip(base.documents, other.documents, strict=True)
+    ]
+
+
+def _own(one: TokenTops, two: TokenTops) -> divergence.OwnTokens | None:
+    """The text's own tokens with their log-probabilities; None if a side did not record them."""
+    if not (one.own_logprobs and two.own_logprobs):
+        return None
+    return divergence.OwnTokens(np.array(one.tokens[1:]), np.array(one.own_logprobs), np.array(two.own_logprobs))
 
 
 def noise_floor(base: BaseResults, seed: int) -> NoiseFloor | None:
@@ -67,15 +99,15 @@ def noise_floor(base: BaseResults, seed: int) -> NoiseFloor | None:
     """
     if base.accuracy_again is None:
         return None
-    kl, agreement = None, None
+    shift: dict[str, Any] = {"kl": None, "top1_agreement": None}
     if base.distribution is not None and base.distribution_again is not None:
-        kl, agreement = measure_shift(base.distribution, base.distribution_again, seed)
+        shift = measure_shift(base.distribution, base.distribution_again, seed).fields()
     flips, items = {}, {}
     for task, pairs in pairs_of_second(base.accuracy, base.accuracy_again).items():
         if (right := pairs.right()) is not None:
             flips[task], items[task] = count_flips(*right), len(pairs.rows)
     rate = _flip_rate(flips, items, base.accuracy)
-    return NoiseFloor(flips=flips, items=items, rate=rate, kl=kl, top1_agreement=agreement)
+    return NoiseFloor(flips=flips, items=items, rate=rate, **shift)
 
 
 def pairs_of_second(first: AccuracyResult, second: AccuracyResult) -> dict[str, Pairs]:

@@ -63,7 +63,7 @@ def paired_binary_difference(base: ArrayLike, candidate: ArrayLike) -> Interval:
     Raises:
         ValueError: no values, unequal lengths, NaN or infinity, or a value that is neither 0 nor 1.
     """
-    return _tango(*_flips(base, candidate))
+    return score_interval(*_flips(base, candidate))
 
 
 @dataclass(frozen=True)
@@ -349,7 +349,7 @@ def binary_retention_p(base: ArrayLike, candidate: ArrayLike, retained: float, c
     side = math.copysign(1.0, estimate)
 
     def excess(z: float) -> float:
-        change, level = _tango(gained, lost, n, z), _wilson(score, n, z)
+        change, level = score_interval(gained, lost, n, z), _wilson(score, n, z)
         nearer = [(i.difference - i.low) if side > 0 else (i.high - i.difference) for i in (change, level)]
         return abs(estimate) - math.hypot(nearer[0], share * nearer[1])
 
@@ -583,8 +583,12 @@ def _wilson(share: float, n: int, z: float) -> Interval:
     return Interval(share, (middle - half) / weight, (middle + half) / weight)
 
 
-def _tango(gained: int, lost: int, n: int, z: float = Z) -> Interval:
-    """The two values at which the score test is just not rejected, each found by bracketed root finding."""
+def score_interval(gained: int, lost: int, n: int, z: float = Z) -> Interval:
+    """Tango's interval at z: the two values at which the score test is just not rejected, by bracketed root finding.
+
+    Args:
+        gained, lost, n: items that became right, that became wrong, and all.
+    """
     from scipy.optimize import brentq
 
     estimate = (gained - lost) / n

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model_serve_flow import statistics
+from model_serve_flow.compare.intervals import simultaneous
+from model_serve_flow.compare.tiers import EVERY_TASK_DECIDES, Tiers
+from model_serve_flow.compare.tiers import withheld as blocked_by
 from model_serve_flow.differences import Differences, asked, deciding, oriented
 from model_serve_flow.formatting import clusters, p_statement
 from model_serve_flow.pairs import primary_metric
@@ -48,8 +51,8 @@ class _Check:
         answers = "" if d.mcnemar_p is None else f", McNemar {p_statement(d.mcnemar_p)}"
         adjusted = "Holm-adjusted " if self.tests > 1 else ""
         found = (
-            f"{self.subject} changed by {d.difference:+.1f} {unit} (95 % interval {d.ci95[0]:+.1f} to "
-            f"{d.ci95[1]:+.1f}, n = {d.n}{clusters(d)}{answers}): {place} the accepted {change} "
+            f"{self.subject} changed by {d.difference:+.1f} {unit} ({self._interval()}, "
+            f"n = {d.n}{clusters(d)}{answers}): {place} the accepted {change} "
             f"({adjusted}{p_statement(self.beyond_p if self.fails else self.within_p)})."
         )
         return " ".join(filter(None, (found, self._needed() if self.unsure else "", _tail_sentence(d))))
@@ -63,6 +66,11 @@ class _Check:
             return statistics.items_to_settle(d.n, oriented(d), d.limit, self.tests)
         flips = (d.flips.wrong_to_right, d.flips.right_to_wrong)
         return statistics.binary_items_to_settle(*flips, d.n, d.limit / 100, self.tests)
+
+    def _interval(self) -> str:
+        low, high = self.difference.shown_ci95
+        kind = "simultaneous 95 %" if self.tests > 1 else "95 %"
+        return f"{kind} interval {low:+.1f} to {high:+.1f}"
 
     @property
     def _noun(self) -> str:
@@ -90,44 +98,55 @@ def _tail_sentence(difference: Difference) -> str:
     return f"{tail.collapsed} of the {difference.n} documents at least doubled their perplexity: {most}."
 
 
-def decide(differences: Differences, suite: Difference | None) -> tuple[Decision, tuple[str, ...]]:
+def decide(
+    differences: Differences, suite: Difference | None, tiers: Tiers = EVERY_TASK_DECIDES
+) -> tuple[Decision, tuple[str, ...]]:
     """The verdict by non-inferiority, and its reasons, the deciding one first.
 
     SHIP: the macro average, every deciding task and every perplexity surely lose less than their margins.
     DO NOT SHIP: one of them surely loses more than its margin.
     INCONCLUSIVE: neither, or no task can decide, or one has too few items for its test, or one that cannot decide shows
-    a loss all the same.
+    a loss all the same, or a required task is missing or cannot decide.
 
     "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities.
     """
-    checks = [*([_suite_check(differences, suite)] if suite else []), *_task_checks(differences).values()]
+    measured, differences = differences, tiers.counting(differences)
+    family = _task_checks(differences)
+    checks = [*([_suite_check(differences, suite)] if suite else []), *family.values()]
+    blocked = tiers.blockers(measured, {task for task, _ in family})
     failing, unsure = any(check.fails for check in checks), any(check.unsure for check in checks)
     silent, withheld = _silent_sentences(differences)
     open_ = unsure or suite is None or withheld
-    verdict: Decision = "DO NOT SHIP" if failing else "INCONCLUSIVE" if open_ else "SHIP"
+    verdict = blocked_by("DO NOT SHIP" if failing else "INCONCLUSIVE" if open_ else "SHIP", blocked)
     ordered = sorted(checks, key=lambda check: (not check.fails, check.passes))
     reasons = [check.sentence() for check in ordered]
     if suite is None:
         reasons.insert(len(reasons) if failing else 0, "No task can decide, so none speaks for the candidate.")
-    first = withheld if not (failing or unsure) else []
-    return verdict, (*first, *reasons, *(sentence for sentence in (*withheld, *silent) if sentence not in first))
+    first = [*blocked, *withheld] if not (failing or unsure) else []
+    rest = [sentence for sentence in (*blocked, *withheld, *silent) if sentence not in first]
+    return verdict, (*first, *reasons, *rest)
 
 
 def with_items_to_settle(
-    differences: Differences, suite: Difference | None
+    differences: Differences, suite: Difference | None, tiers: Tiers = EVERY_TASK_DECIDES
 ) -> tuple[dict[str, dict[str, Difference]], Difference | None]:
-    """The differences with their adjusted p-values, and the number of items at which each would be decided.
+    """The differences with adjusted p-values, simultaneous intervals, and the items at which each would be decided.
 
     Those that count in the verdict are taken at its corrected level, the others by themselves.
     """
-    counting = _task_checks(differences)
+    counting = _task_checks(tiers.counting(differences))
 
     def filled(task: str, metric: str, difference: Difference) -> Difference:
         check = counting.get((task, metric))
         if check is None:
             return difference.model_copy(update={"items_to_settle": _check(task, difference).items_to_settle()})
-        adjusted = (check.within_p, check.beyond_p)
-        return difference.model_copy(update={"items_to_settle": check.items_to_settle(), "adjusted_p": adjusted})
+        return difference.model_copy(
+            update={
+                "items_to_settle": check.items_to_settle(),
+                "adjusted_p": (check.within_p, check.beyond_p),
+                "simultaneous_ci95": check.difference.simultaneous_ci95,
+            }
+        )
 
     found = {
         task: {name: filled(task, name, d) for name, d in metrics.items()} for task, metrics in differences.items()
@@ -162,9 +181,10 @@ def _task_checks(differences: Differences) -> dict[tuple[str, str], _Check]:
             name = "Word perplexity" if metric == TEXT_METRIC else "Perplexity"
             family[task, metric] = (f"{name} on {task}", differences[task][metric])
     within, beyond = (statistics.holm([_p_values(d)[side] for _, d in family.values()]) for side in (0, 1))
+    intervals = simultaneous([d for _, d in family.values()])
     return {
-        key: _Check(subject, d, *adjusted, len(family))
-        for (key, (subject, d)), *adjusted in zip(family.items(), within, beyond, strict=True)
+        key: _Check(subject, d.model_copy(update={"simultaneous_ci95": shown}), *adjusted, len(family))
+        for (key, (subject, d)), shown, *adjusted in zip(family.items(), intervals, within, beyond, strict=True)
     }
 
 

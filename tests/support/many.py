@@ -27,19 +27,19 @@ def score_intervals(gained: NDArray, lost: NDArray, n: int) -> tuple[NDArray, ND
 
 def score_p_values(gained: NDArray, lost: NDArray, n: int, margin: float) -> NDArray:
     """One-sided p-value of "the share falls by `margin` or more", of as many tables."""
-    return ndtr(-(gained - lost + n * margin) / _deviation(gained, lost, n, -margin))
+    return ndtr(-(gained - lost + n * margin) / score_deviation(gained, lost, n, -margin))
 
 
 def _bisect(inside: NDArray, outside: NDArray, gained: NDArray, lost: NDArray, n: int) -> NDArray:
     for _ in range(HALVINGS):
         middle = (inside + outside) / 2
         distance = np.abs(gained - lost - n * middle)
-        rejected = distance > norm.ppf(0.975) * _deviation(gained, lost, n, middle)
+        rejected = distance > norm.ppf(0.975) * score_deviation(gained, lost, n, middle)
         inside, outside = np.where(rejected, inside, middle), np.where(rejected, middle, outside)
     return (inside + outside) / 2
 
 
-def _deviation(gained: NDArray, lost: NDArray, n: int, value: NDArray | float) -> NDArray:
+def score_deviation(gained: NDArray, lost: NDArray, n: int, value: NDArray | float) -> NDArray:
     """Standard deviation of gained - lost if the true difference is `value` (Tango 1998, equation 3)."""
     half = (gained + lost - (2 * n - gained + lost) * value) / 2
     losses = (half + np.sqrt(np.maximum(half**2 + 2 * n * lost * value * (1 - value), 0))) / (2 * n)

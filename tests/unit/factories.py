@@ -160,9 +160,10 @@ def scored_task(right: Sequence[bool], chance: float | None = 0.25, asks: Callab
     """A multiple-choice task whose i-th item is right or wrong as given; a wrong answer is the next letter."""
     n, share = len(right), float(np.mean(right))
     items = tuple(
-        Item(id=str(i), answer="ABCD"[(i + (not value)) % 4], acc=float(value), **asks(i))
+        Item(id=str(i), answer="ABCD"[(i + (not value)) % 4], acc=float(value), **asks(i),
+             right_choice_probability=0.55 + 0.01 * (i % 30) if value else 0.2 + 0.005 * (i % 20))
         for i, value in enumerate(right)
-    )
+    )  # fmt: skip
     stderr = math.sqrt(share * (1 - share) / (n - 1))
     return TaskAccuracy(
         n=n, chance=chance, items=items, metrics={"acc": Metric(value=share, stderr=stderr, higher_is_better=True)}
@@ -220,10 +221,12 @@ def distribution(name: str = "base", noise: float | None = None, protocol: dict 
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     top = np.argsort(-logprobs, axis=-1)[..., :5]
     likeliest = np.take_along_axis(logprobs, top, axis=-1)
+    own = np.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
     documents = tuple(
-        TokenTops(id=str(i), tokens=row.tolist(), top_ids=ids.tolist(), top_logprobs=values.tolist())
-        for i, (row, ids, values) in enumerate(zip(tokens, top, likeliest, strict=True))
-    )
+        TokenTops(id=str(i), tokens=row.tolist(), top_ids=ids.tolist(), top_logprobs=values.tolist(),
+                  own_logprobs=given.tolist())
+        for i, (row, ids, values, given) in enumerate(zip(tokens, top, likeliest, own, strict=True))
+    )  # fmt: skip
     return DistributionResult(**_measurement(name, protocol or DISTRIBUTION_PROTOCOL), k=5, documents=documents)
 
 

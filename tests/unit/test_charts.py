@@ -89,7 +89,7 @@ def test_within_margin_looks_at_the_worse_end(interval, higher_is_better, within
     difference = (
         COMPARISON.candidates[0]
         .accuracy["word_analogies"]["acc"]
-        .model_copy(update={"ci95": interval, "higher_is_better": higher_is_better, "margin": 5.0})
+        .model_copy(update={"ci95": interval, "higher_is_better": higher_is_better, "margin": 5.0, "adjusted_p": None})
     )
     assert charts.within_margin(difference) is within
 

@@ -96,9 +96,10 @@ def opened(folder, **overrides):
 
 
 def test_the_k_likeliest_are_kept_by_rank_and_the_token_that_came_is_not_one_more():
-    entry = dict(reversed(position([7, 3, 5]).items()))
-    tops = token_tops(Document("d", (1, 2, 7)), [None, entry, position([9, 8, 7], actual=2)], K)
+    entry = dict(reversed(position([7, 3, 5], actual=2).items()))
+    tops = token_tops(Document("d", (1, 2, 7)), [None, entry, position([9, 8, 7], actual=4)], K)
     assert tops.top_ids == ((7, 3, 5), (9, 8, 7))
+    assert tops.own_logprobs == (-9.5, -3.123457)
     assert tops.top_logprobs[0] == (-1.123457, -2.123457, -3.123457)
 
 
@@ -107,7 +108,8 @@ def test_the_k_likeliest_are_kept_by_rank_and_the_token_that_came_is_not_one_mor
     [
         ([None, position([1, 2, 3])], "2 positions of 3 tokens"),
         ([position([1, 2, 3])] * 3, "3 positions of 3 tokens"),
-        ([None, position([1, 2, 3]), position([1, 2], actual=5)], "2 of the 3 likeliest tokens at place 2"),
+        ([None, position([1, 2, 3]), position([1, 2], actual=3)], "2 of the 3 likeliest tokens at place 2"),
+        ([None, position([1, 2, 3]), position([1, 2, 4])], "nothing of token 7 at place 2"),
     ],
 )
 def test_an_answer_of_another_form_is_refused(positions, problem):

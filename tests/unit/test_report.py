@@ -131,8 +131,11 @@ def test_the_numbers_are_those_of_the_comparison(html):
                 assert row[2] == str(d.n)
                 assert _value(row[4]) == pytest.approx(d.difference, abs=0.51 * 10**-digits)
                 low, high = (_value(text) for text in re.sub(r"^\S+ (points|%|bits/byte)", "", row[4]).split(" to "))
-                assert (low, high) == pytest.approx(d.ci95, abs=0.51 * 10**-digits)
-                assert row[8] == (f"{d.flips.right_to_wrong} / {d.flips.wrong_to_right}" if d.flips else "–")
+                assert (low, high) == pytest.approx(d.shown_ci95, abs=0.51 * 10**-digits)
+                lost = d.gross_loss and "{:.1f} % of the right ones ({:.1f} to {:.1f})".format(
+                    d.gross_loss.percent, *d.gross_loss.ci95
+                )
+                assert row[8] == (f"{d.flips.right_to_wrong} / {d.flips.wrong_to_right}{lost}" if d.flips else "–")
         for p in candidate.performance:
             row = next(r for r in rows if len(r) == 11 and r[:2] == (candidate.name, str(p.concurrency)))
             shown = [_value(text) for cell in (row[3], *row[5:8]) for text in cell.split(" → ")]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from model_serve_flow import statistics
+from model_serve_flow.divergence import OwnTokens, kl_lower_bound
 from model_serve_flow.errors import FlowError
 from model_serve_flow.results import Flips
 from model_serve_flow.shift import measure_shift, noise_floor
@@ -25,23 +26,36 @@ def bucketed(ours, theirs):
 @pytest.mark.parametrize("name", ["w8a8-int8", "w4a16-int4"])
 def test_shift_recomputed_token_by_token(name):
     other = factories.distribution(name)
-    divergences, agreements = [], []
+    divergences, buckets, agreements = [], [], []
     for one, two in zip(BASE.documents, other.documents, strict=True):
         for place in range(39):
             ours, theirs = (dict(zip(d.top_ids[place], np.exp(d.top_logprobs[place]), strict=True)) for d in (one, two))
-            divergences.append(bucketed(ours, theirs))
+            buckets.append(bucketed(ours, theirs))
+            rows = [np.array([row[place]]) for d in (one, two) for row in (d.top_ids, d.top_logprobs)]
+            own = [np.array([value]) for value in (one.tokens[place + 1], *(d.own_logprobs[place] for d in (one, two)))]
+            divergences.extend(kl_lower_bound(*rows, OwnTokens(*own)))
             agreements.append(max(ours, key=ours.get) == max(theirs, key=theirs.get))
-    kl, agreement = measure_shift(BASE, other, 0)
-    assert kl.mean == pytest.approx(np.mean(divergences))
+    found = measure_shift(BASE, other, 0)
+    kl, (low, high) = found.kl, found.agreement_ci95
+    assert kl.mean == pytest.approx(np.mean(divergences)) and kl.mean > np.mean(buckets)
     assert kl.p99 == pytest.approx(np.quantile(divergences, 0.99))
-    assert kl.ci95[0] < kl.mean < kl.ci95[1]
+    assert kl.ci95[0] < kl.mean < kl.ci95[1] and kl.p99_ci95[0] < kl.p99 <= kl.p99_ci95[1]
     assert (kl.k, kl.tokens) == (5, 6 * 39)
-    assert agreement == pytest.approx(np.mean(agreements))
+    assert found.agreement == pytest.approx(np.mean(agreements))
+    assert low < found.agreement < high
 
 
 def test_equal_distributions_do_not_diverge():
-    kl, agreement = measure_shift(BASE, factories.distribution("w8a8-int8", noise=0.0), 0)
-    assert (kl.mean, kl.p99, agreement) == (pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12), 1.0)
+    found = measure_shift(BASE, factories.distribution("w8a8-int8", noise=0.0), 0)
+    assert (found.kl.mean, found.kl.p99, found.agreement) == (0, 0, 1.0)
+    assert found.agreement_ci95 == (pytest.approx(0.025 ** (1 / 6)), 1.0)  # six documents: no exception seen
+
+
+def test_results_without_the_texts_own_tokens_are_compared_by_the_likeliest_alone():
+    other = factories.distribution("w4a16-int4")
+    bare = [document.model_copy(update={"own_logprobs": ()}) for document in other.documents]
+    without = measure_shift(BASE, other.model_copy(update={"documents": tuple(bare)}), 0)
+    assert 0 < without.kl.mean < measure_shift(BASE, other, 0).kl.mean
 
 
 def test_sample_tells_the_engines_noise_from_the_candidates():

@@ -4,6 +4,7 @@ import factories
 import pytest
 from factories import compare_int8, with_task
 
+from model_serve_flow.compare.tiers import Tiers
 from model_serve_flow.report_tables import reading
 from model_serve_flow.results import Difference
 from model_serve_flow.statistics import Interval, items_to_settle, share_at_most
@@ -109,6 +110,34 @@ def test_a_task_must_also_keep_its_share_of_the_score(retention_p, verdict, plac
     assert found == verdict
     accepted = f"{place} the accepted drop of 1.1 points, 10 % of what the base scores above guessing, (p"
     assert any(accepted in reason for reason in reasons)
+
+
+def test_an_advisory_task_is_shown_and_decides_nothing():
+    tiers = Tiers(advisory=("bad",))
+    tasks = {"a": {"acc": difference(0.02)}, "bad": {"acc": difference(0.9999, -9.0, tier="advisory")}}
+    assert decide(tasks, difference(0.001))[0] == "DO NOT SHIP"
+    verdict, reasons = decide(tasks, difference(0.001), tiers)
+    assert verdict == "SHIP" and not any("bad" in reason for reason in reasons)
+    filled, _ = with_items_to_settle(tasks, difference(0.001), tiers)
+    assert filled["a"]["acc"].adjusted_p == (0.02, 0.98)  # a family of one
+    assert reading(filled["bad"]["acc"]) == "advisory, decides nothing: beyond margin"
+
+
+def test_a_required_task_that_is_missing_or_cannot_decide_withholds_ship():
+    tiers = Tiers(required=("gsm8k", "mmlu"))
+    tasks = {"a": {"acc": difference(0.0001)}, "mmlu": {"acc": difference(0.6, near_chance=True, chance=25.0)}}
+    verdict, reasons = decide(tasks, difference(0.001), tiers)
+    assert verdict == "INCONCLUSIVE"
+    assert reasons[:2] == (
+        "gsm8k is required, but it was not measured: SHIP is withheld.",
+        "mmlu is required, but it cannot decide: SHIP is withheld.",
+    )
+    lost = {**tasks, "a": {"acc": difference(0.9999, -9.0)}}
+    verdict, reasons = decide(lost, difference(0.001), tiers)
+    assert verdict == "DO NOT SHIP" and reasons[0].startswith("a changed by -9.0")
+    assert sum("is required" in reason for reason in reasons) == 2
+    healthy = {"gsm8k": {"acc": difference(0.0001)}, "mmlu": {"acc": difference(0.0001)}}
+    assert decide(healthy, difference(0.001), tiers)[0] == "SHIP"
 
 
 def test_items_to_settle_are_given_where_the_question_is_open():

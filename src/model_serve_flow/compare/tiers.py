@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from model_serve_flow.results import Decision
+from model_serve_flow.results import Decision, Tier
 
-Tier = Literal["required", "deciding", "advisory"]
 Found = TypeVar("Found")
 
 WITHHELD = "SHIP is withheld."
@@ -60,6 +59,9 @@ class Tiers:
             elif task not in able:
                 sentences.append(f"{task} is required, but it cannot decide: {WITHHELD}")
         return sentences
+
+
+EVERY_TASK_DECIDES = Tiers()
 
 
 def withheld(verdict: Decision, blockers: Collection[str]) -> Decision:

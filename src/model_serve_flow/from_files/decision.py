@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from model_serve_flow.compare.tiers import Tier, Tiers, withheld
+from model_serve_flow.compare.tiers import Tiers, withheld
+from model_serve_flow.results import Tier
 from model_serve_flow.differences import compare_suite, compare_task
 from model_serve_flow.errors import EXIT_CODES
 from model_serve_flow.from_files.paces import compare_loads

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from model_serve_flow.compare.tiers import Tier
+from model_serve_flow.results import Tier
 from model_serve_flow.results import (
     Count,
     Decision,

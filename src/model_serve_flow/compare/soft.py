@@ -1,0 +1,71 @@
+"""The soft score: what accuracy cannot see, because a choice became less probable and stayed the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from model_serve_flow import statistics
+from model_serve_flow.bootstrap import LEAST_UNITS
+from model_serve_flow.clusters import ClusteredMean, cluster_key
+from model_serve_flow.pairs import Pairs
+from model_serve_flow.results import RIGHT_CHOICE, Clusters, SoftScore
+
+ITEMS = "paired t interval over items"
+CLUSTERED = "cluster-robust standard error, t over the clusters"
+
+
+def soft_scores(tasks: Iterable[Pairs]) -> dict[str, SoftScore]:
+    """Compares the probability of the right choice in every task that has it for all items."""
+    found = {pairs.task: soft_score(pairs) for pairs in tasks}
+    return {task: score for task, score in found.items() if score is not None}
+
+
+def soft_score(pairs: Pairs) -> SoftScore | None:
+    """Compares the mean probability of the right choice, paired item by item.
+
+    The interval is the wider one of t over the items and, where the items come in clusters, of the
+    cluster-robust t(G - 1), as for the task's score.
+
+    Returns:
+        None for fewer than 10 items, and where a side lacks the probability of an item.
+    """
+    values = [[row[side].__pydantic_extra__.get(RIGHT_CHOICE) for row in pairs.rows] for side in (0, 1)]
+    if len(pairs.rows) < LEAST_UNITS or any(one is None for side in values for one in side):
+        return None
+    base, candidate = (np.array(side, dtype=float) for side in values)
+    change, key = candidate - base, cluster_key(pairs.base.items)
+    single = ClusteredMean.of(change, [str(place) for place in range(change.size)])
+    interval, method, clusters = single.interval(), ITEMS, None
+    if key is not None:
+        whole = ClusteredMean.of(change, [item.groups[key] for item in pairs.base.items])
+        wider = _width(whole.interval()) > _width(interval)
+        interval, method = (whole.interval(), CLUSTERED) if wider else (interval, method)
+        effect = (whole.error / single.error) ** 2 if single.error else None
+        clusters = Clusters(key=key, count=whole.clusters, design_effect=effect, decide=wider)
+    return SoftScore(
+        n=change.size,
+        base=100 * base.mean(),
+        candidate=100 * candidate.mean(),
+        difference=100 * interval.difference,
+        ci95=(100 * interval.low, 100 * interval.high),
+        method=method,
+        clusters=clusters,
+    )
+
+
+def soft_sentence(scores: Mapping[str, SoftScore]) -> str:
+    """Says on which tasks the right choice became less probable beyond chance; empty where on none."""
+    fell = [
+        f"{task} by {s.difference:+.2f} points [{s.ci95[0]:+.2f}, {s.ci95[1]:+.2f}]"
+        for task, s in scores.items()
+        if s.ci95[1] < 0
+    ]
+    if not fell:
+        return ""
+    return f"The right choice became less probable (secondary, decides nothing): {', '.join(fell)}."
+
+
+def _width(interval: statistics.Interval) -> float:
+    return interval.high - interval.low

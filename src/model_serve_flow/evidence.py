@@ -11,18 +11,22 @@ from model_serve_flow import report_tables as tables
 from model_serve_flow.charts import offers
 from model_serve_flow.formatting import dollars, number, objectives
 from model_serve_flow.margins import seal_sentence
-from model_serve_flow.report_tables import Cell, Table
+from model_serve_flow.report_tables import BASE, Cell, Table
 from model_serve_flow.results import CandidateComparison, Comparison
 
 READING = (
     "'Reading' is the verdict's own: "
-    "corrected for the number of tasks (Holm), and with the share of the base's score that must be kept. The interval "
-    "is that of one task by itself, so it can be within the margin where the reading is 'undecided'. "
+    "corrected for the number of tasks and candidates (Holm), and with the share of the base's "
+    "score that must be kept. The interval is that of one task by itself, so it can be within the margin where the reading is 'undecided'. "
     "Smallest detectable drop: the true drop that so many items find with 80 % power."
 )
 SAME_LOAD = (
     "Base and candidates got the same prompts at the same number of concurrent requests. 'Limits' marks a load "
     "point at which the load generator took CPU that the server needed: there the server could do better."
+)
+SHARED = (
+    "A model is ranked behind those that are surely better: all intervals of differences hold together in 95 %, and "
+    "models that cannot be told apart share a rank."
 )
 UNSAID = "What the verdict does not say stands in docs/Statistics.md, in the section of that name."
 
@@ -139,10 +143,11 @@ def ranking(comparison: Comparison) -> list[str]:
     front = _front(comparison, able)
     lines = [f"Worth its cost, the cheapest first: {', '.join(front)}."] if front else []
     lines += [
-        f"{c.name} is dominated by {c.dominated_by}, which is at least as accurate and as cheap, and better in one."
+        f"{c.name} is dominated by {c.dominated_by}, which is surely more accurate and surely cheaper."
         for c in able
         if c.dominated_by is not None
     ]
+    lines += _rank_sentences(comparison, able)
     for c in comparison.candidates:
         if tables.must_not_ship(c):
             lines.append(f"{c.name} is not ranked: it must not ship.")
@@ -151,8 +156,26 @@ def ranking(comparison: Comparison) -> list[str]:
     return lines
 
 
+def _rank_sentences(comparison: Comparison, able: Iterable[CandidateComparison]) -> list[str]:
+    """The ranks by score and by cost; nothing where there is nobody to compare with."""
+    places = {BASE: comparison.base.ranks, **{c.name: c.ranks for c in able}}
+    known = {name: rank for name, rank in places.items() if rank is not None}
+    if not known:
+        return []
+    score, cost = (
+        _places({name: getattr(rank, kind) for name, rank in known.items()}) for kind in ("score", "economy")
+    )
+    return [f"Rank by score: {score}. Rank by economy: {cost}. {SHARED}"]
+
+
+def _places(places: dict[str, int]) -> str:
+    """'1 base and w8a8-int8, 3 w4a16-int4'."""
+    names = {rank: [name for name, place in places.items() if place == rank] for rank in sorted(set(places.values()))}
+    return ", ".join(f"{rank} {' and '.join(found)}" for rank, found in names.items())
+
+
 def _front(comparison: Comparison, able: Iterable[CandidateComparison]) -> list[str]:
-    """The models that no other dominates, with score and cost where these are known, the cheapest first."""
+    """The models that no other surely dominates, with score and cost where these are known, the cheapest first."""
     costs = {offer.name: offer for offer in offers(comparison)}
     front = [c.name for c in able if c.dominated_by is None]
     front += [offer.name for offer in costs.values() if offer.verdict is None and offer.on_front]
@@ -168,7 +191,6 @@ def _front(comparison: Comparison, able: Iterable[CandidateComparison]) -> list[
 INTERVALS = "Paired differences"
 TESTS = {
     "mcnemar": ("McNemar p", "exact, two-sided: could so uneven flips be chance?", "Flips and McNemar's test"),
-    "verdict": ("Verdict", "non-inferiority to the margins, one-sided at 2.5 %, Holm over the tasks", "The verdict"),
     "power": ("Smallest detectable drop", "true drop found with 80 % power", "What n items can tell"),
     "slices": ("Parts of tasks", "McNemar p with Holm's correction over the parts large enough", "Slices"),
     "noise": ("Noise floor", "items of the base asked twice, the second time in other batches; Wilson intervals "
@@ -188,10 +210,18 @@ def methods(comparison: Comparison) -> Table:
         for task, metric, d in tables.all_differences(candidate):
             uses[d.method][f"{task} {metric}"] = None
     rows = [("95 % interval of " + ", ".join(names), method, INTERVALS) for method, names in uses.items()]
-    rows += [TESTS[key] for key, used in _used(comparison).items() if used]
+    tests = TESTS | {"verdict": _verdict_method(len(comparison.candidates))}
+    rows += [tests[key] for key, used in _used(comparison).items() if used]
     cells = tuple(tuple(Cell(text) for text in row) for row in rows)
     columns = ("Number¶", "Method¶", "Section of docs/Statistics.md¶")
     return Table("Methods", columns, cells, sortable=False)
+
+
+def _verdict_method(candidates: int) -> tuple[str, str, str]:
+    over = "Holm over the tasks"
+    if candidates > 1:
+        over = f"SHIP: Holm over the tasks and averages of all {candidates} candidates; DO NOT SHIP: over the tasks"
+    return "Verdict", f"non-inferiority to the margins, one-sided at 2.5 %, {over}", "The verdict"
 
 
 def _used(comparison: Comparison) -> dict[str, bool]:

@@ -525,6 +525,15 @@ class Memory(Record):
     kv_cache_tokens: Count | None
 
 
+class Ranks(Record):
+    """1 + the number of models that are surely better: two that cannot be told apart can share a rank."""
+
+    score: Annotated[int, Field(gt=0)]
+    economy: Annotated[int, Field(gt=0)] = Field(
+        description="what a token costs, or what it is ordered by in its place"
+    )
+
+
 class CandidateComparison(Record):
     """Everything the report says of one candidate."""
 
@@ -553,9 +562,8 @@ class CandidateComparison(Record):
     cost_per_million_output_tokens: NonNegative | None = Field(default=None, description="in US dollars, at capacity")
     diagnosis: Diagnosis | None = None
     memory: Memory
-    dominated_by: str | None = Field(
-        default=None, description="a model at least as accurate and cheap, and better in one"
-    )
+    dominated_by: str | None = Field(default=None, description="a model that is surely more accurate and cheaper")
+    ranks: Ranks | None = Field(default=None, description="among the base and the candidates that may ship; none: not")
     verdict: Decision
     reasons: tuple[str, ...]
 
@@ -570,6 +578,8 @@ class BaseComparison(Record):
     memory: Memory
     capacity: Capacity | None = None
     cost_per_million_output_tokens: NonNegative | None = None
+    dominated_by: str | None = Field(default=None, description="as of a candidate")
+    ranks: Ranks | None = Field(default=None, description="as of a candidate")
 
 
 class MarginSeal(Record):

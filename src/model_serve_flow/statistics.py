@@ -47,7 +47,7 @@ def is_binary(values: ArrayLike) -> bool:
     return bool(np.isin(np.asarray(values, dtype=float), (0.0, 1.0)).all())
 
 
-def paired_binary_difference(base: ArrayLike, candidate: ArrayLike) -> Interval:
+def paired_binary_difference(base: ArrayLike, candidate: ArrayLike, level: float = ALPHA) -> Interval:
     """Candidate minus base in the proportion of ones, over the same items.
 
     The interval is the score interval of Tango (1998), "Equivalence test and confidence interval for the difference in
@@ -56,6 +56,7 @@ def paired_binary_difference(base: ArrayLike, candidate: ArrayLike) -> Interval:
 
     Args:
         base, candidate: n values of 0 or 1, item by item.
+        level: error of each bound; 0.025 for the two of a 95 % interval.
 
     Returns:
         Difference and bounds as proportions, in [-1, 1].
@@ -63,7 +64,9 @@ def paired_binary_difference(base: ArrayLike, candidate: ArrayLike) -> Interval:
     Raises:
         ValueError: no values, unequal lengths, NaN or infinity, or a value that is neither 0 nor 1.
     """
-    return _tango(*_flips(base, candidate))
+    from scipy.stats import norm
+
+    return _tango(*_flips(base, candidate), Z if level == ALPHA else float(norm.isf(level)))
 
 
 @dataclass(frozen=True)

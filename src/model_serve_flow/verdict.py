@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model_serve_flow import statistics
@@ -10,6 +11,8 @@ from model_serve_flow.formatting import clusters, p_statement
 from model_serve_flow.pairs import primary_metric
 from model_serve_flow.results import Decision, Difference
 
+Key = tuple[str, str]  # task and metric
+SUITE: Key = ("", "")
 TEXT_METRIC = "word_perplexity"  # bits per byte is the same test in another unit
 
 
@@ -21,7 +24,8 @@ class _Check:
     difference: Difference
     within_p: float  # adjusted, of "the loss is the margin or more"
     beyond_p: float  # adjusted, of "the loss is less than the margin"
-    tests: int  # over which the p-values are adjusted
+    tests: int  # over which "the loss is the margin or more" is adjusted
+    key: Key = SUITE
 
     @property
     def passes(self) -> bool:
@@ -90,7 +94,9 @@ def _tail_sentence(difference: Difference) -> str:
     return f"{tail.collapsed} of the {difference.n} documents at least doubled their perplexity: {most}."
 
 
-def decide(differences: Differences, suite: Difference | None) -> tuple[Decision, tuple[str, ...]]:
+def decide(
+    differences: Differences, suite: Difference | None, others: Sequence[float] = ()
+) -> tuple[Decision, tuple[str, ...]]:
     """The verdict by non-inferiority, and its reasons, the deciding one first.
 
     SHIP: the macro average, every deciding task and every perplexity surely lose less than their margins.
@@ -98,9 +104,15 @@ def decide(differences: Differences, suite: Difference | None) -> tuple[Decision
     INCONCLUSIVE: neither, or no task can decide, or one has too few items for its test, or one that cannot decide shows
     a loss all the same.
 
-    "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities.
+    "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities. Where there are
+    other candidates, "surely less" is adjusted over all questions of all candidates, the averages among them: with
+    20 candidates on the margin, one of them would else ship by chance in 39 % of all cases.
+
+    Args:
+        differences, suite: of this candidate.
+        others: the `loss_p_values` of all other candidates.
     """
-    checks = [*([_suite_check(differences, suite)] if suite else []), *_task_checks(differences).values()]
+    checks = _checks(differences, suite, others)
     failing, unsure = any(check.fails for check in checks), any(check.unsure for check in checks)
     silent, withheld = _silent_sentences(differences)
     open_ = unsure or suite is None or withheld
@@ -113,14 +125,20 @@ def decide(differences: Differences, suite: Difference | None) -> tuple[Decision
     return verdict, (*first, *reasons, *(sentence for sentence in (*withheld, *silent) if sentence not in first))
 
 
+def loss_p_values(differences: Differences, suite: Difference | None) -> list[float]:
+    """The p-values of one candidate that SHIP needs to be small, uncorrected: of every task, perplexity and average."""
+    asked_for = [difference for _, difference in _family(differences).values()]
+    return [_p_values(difference)[0] for difference in (*asked_for, *filter(None, [suite]))]
+
+
 def with_items_to_settle(
-    differences: Differences, suite: Difference | None
+    differences: Differences, suite: Difference | None, others: Sequence[float] = ()
 ) -> tuple[dict[str, dict[str, Difference]], Difference | None]:
     """The differences with their adjusted p-values, and the number of items at which each would be decided.
 
-    Those that count in the verdict are taken at its corrected level, the others by themselves.
+    Those that count in the verdict are taken at its corrected level, the others by themselves; `others` as in `decide`.
     """
-    counting = _task_checks(differences)
+    counting = {check.key: check for check in _checks(differences, suite, others)}
 
     def filled(task: str, metric: str, difference: Difference) -> Difference:
         check = counting.get((task, metric))
@@ -134,7 +152,9 @@ def with_items_to_settle(
     }
     if suite is None:
         return found, None
-    return found, suite.model_copy(update={"items_to_settle": _check("", suite).items_to_settle()})
+    check = counting[SUITE]
+    adjusted = (check.within_p, check.beyond_p) if others else None
+    return found, suite.model_copy(update={"items_to_settle": check.items_to_settle(), "adjusted_p": adjusted})
 
 
 def _check(subject: str, difference: Difference) -> _Check:
@@ -148,24 +168,44 @@ def _p_values(difference: Difference) -> tuple[float, float]:
     return (1.0, 1.0) if p is None else (p, 1 - p)
 
 
-def _suite_check(differences: Differences, suite: Difference) -> _Check:
+def _suite_subject(differences: Differences) -> str:
     count = len(deciding(differences))
-    return _check(f"The average score over {'1 task' if count == 1 else f'{count} tasks'}", suite)
+    return f"The average score over {'1 task' if count == 1 else f'{count} tasks'}"
 
 
-def _task_checks(differences: Differences) -> dict[tuple[str, str], _Check]:
-    """The family of the correction: the primary metric of every deciding task, and every perplexity."""
+def _checks(differences: Differences, suite: Difference | None, others: Sequence[float]) -> list[_Check]:
+    """The questions of one candidate: first the average, then the primary metric of every task, and every perplexity.
+
+    One candidate: the tasks and perplexities are the family of the correction, and the average has its own level.
+    Several: the family of "surely less" is every question of every candidate.
+    """
+    family = _family(differences)
+    if suite is not None:
+        family = {SUITE: (_suite_subject(differences), suite), **family}
+    joint = [key for key in family if key != SUITE or others]
+    alone = [key for key in family if key != SUITE]
+    raw = {key: _p_values(difference) for key, (_, difference) in family.items()}
+    within = {key: p[0] for key, p in raw.items()} | _holm({key: raw[key][0] for key in joint}, others)
+    beyond = {key: p[1] for key, p in raw.items()} | _holm({key: raw[key][1] for key in alone})
+    tests = {key: len(joint) + len(others) if key in joint else 1 for key in family}
+    return [_Check(*family[key], within[key], beyond[key], tests[key], key) for key in family]
+
+
+def _holm(p_values: dict[Key, float], others: Sequence[float] = ()) -> dict[Key, float]:
+    """Holm's adjusted p-values; `others` belong to the family, and what they become is not asked."""
+    adjusted = statistics.holm([*p_values.values(), *others])
+    return dict(zip(p_values, adjusted[: len(p_values)], strict=True))
+
+
+def _family(differences: Differences) -> dict[Key, tuple[str, Difference]]:
+    """(subject, difference) of the primary metric of every deciding task, and of every perplexity."""
     primaries = {task: primary_metric(metrics) for task, metrics in differences.items()}
     family = {(task, primaries[task]): (task, d) for task, d in asked(differences).items()}
     for task, metric in primaries.items():
         if differences[task][metric].unit == "percent":
             name = "Word perplexity" if metric == TEXT_METRIC else "Perplexity"
             family[task, metric] = (f"{name} on {task}", differences[task][metric])
-    within, beyond = (statistics.holm([_p_values(d)[side] for _, d in family.values()]) for side in (0, 1))
-    return {
-        key: _Check(subject, d, *adjusted, len(family))
-        for (key, (subject, d)), *adjusted in zip(family.items(), within, beyond, strict=True)
-    }
+    return family
 
 
 def _silent_sentences(differences: Differences) -> tuple[list[str], list[str]]:

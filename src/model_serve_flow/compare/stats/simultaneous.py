@@ -1,0 +1,81 @@
+"""Which of several models differ: intervals of all differences that hold together. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_serve_flow import statistics
+from model_serve_flow.clusters import ClusteredMean
+from model_serve_flow.statistics import ALPHA, Interval
+
+Model = TypeVar("Model", bound=Hashable)
+Gaps = Mapping[tuple[Model, Model], Interval]  # (one, other) -> other minus one; each pair once
+
+
+def level_of_each(models: int) -> float:
+    """One-sided error of each interval, so that those of all pairs hold together in 95 % (Bonferroni).
+
+    The models are compared on the same items or in the same blocks, so no independence is assumed.
+    """
+    return ALPHA / max(1, models * (models - 1) // 2)
+
+
+def score_gap(one: NDArray, other: NDArray, labels: Sequence[str] | None, level: float) -> Interval:
+    """Other minus one in the mean of the same items, with its interval of two-sided error 2 * level.
+
+    Right or wrong: Tango's score interval. Other values: the jackknife over items, with t. Where the
+    items come in clusters, the clustered interval counts if it is wider, as in the verdict.
+
+    Args:
+        one, other: n values, item by item; higher is better.
+        labels: the cluster of every item; none: the items come in none.
+        level: one-sided, from `level_of_each`.
+    """
+    binary = statistics.is_binary(one) and statistics.is_binary(other)
+    found = []
+    if binary:
+        found.append(statistics.paired_binary_difference(one, other, level))
+    if labels is not None or not binary:
+        places = labels if labels is not None else np.arange(one.size)
+        found.append(ClusteredMean.of(other - one, places).interval(level))
+    return max(found, key=lambda interval: interval.high - interval.low)
+
+
+def log_gap(one: NDArray, other: NDArray, level: float, paired: bool) -> Interval | None:
+    """Other minus one in the mean logarithm of repeats, with its t interval; none for fewer than two repeats.
+
+    Args:
+        one, other: values above 0, one per repeat.
+        level: one-sided, from `level_of_each`.
+        paired: the repeats are blocks in which both were measured, one after the other.
+    """
+    from scipy.stats import ttest_ind, ttest_rel
+
+    first, second = np.log(one), np.log(other)
+    change = float(second.mean() - first.mean())
+    if min(first.size, second.size) < 2:
+        return None
+    spread = np.ptp(second - first) if paired else max(np.ptp(first), np.ptp(second))
+    if spread == 0:
+        return Interval(change, change, change)
+    test = ttest_rel(second, first) if paired else ttest_ind(second, first, equal_var=False)
+    bounds = test.confidence_interval(1 - 2 * level)
+    return Interval(change, float(bounds.low), float(bounds.high))
+
+
+def better(gaps: Gaps, model: Model) -> set[Model]:
+    """The models that are surely better than this one: the whole interval is on their side."""
+    above = {other for (one, other), gap in gaps.items() if one == model and gap.low > 0}
+    return above | {one for (one, other), gap in gaps.items() if other == model and gap.high < 0}
+
+
+def ranks(gaps: Gaps, models: Sequence[Model]) -> dict[Model, int]:
+    """1 + the number of models that are surely better, so that two that cannot be told apart can share a rank.
+
+    With probability 95 % no model is ranked behind one that is not truly better.
+    """
+    return {model: 1 + len(better(gaps, model)) for model in models}

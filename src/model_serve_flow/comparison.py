@@ -34,7 +34,7 @@ from model_serve_flow.results import (
 )
 from model_serve_flow.shift import measure_shift, noise_floor
 from model_serve_flow.slices import compare_slices
-from model_serve_flow.speed import cost, mean_speedup, memory, speed_points
+from model_serve_flow.speed import cost, cost_interval, mean_speedup, memory, speed_points
 from model_serve_flow.verdict import decide, loss_p_values, with_items_to_settle
 from model_serve_flow.workspace import write_json
 
@@ -109,6 +109,7 @@ def _base(config: FlowConfig, base: BaseResults) -> BaseComparison:
         memory=memory(base.performance),
         capacity=capacity,
         cost_per_million_output_tokens=cost(config.deploy.hourly_price_usd, capacity),
+        cost_ci95=cost_interval(config.deploy.hourly_price_usd, capacity),
     )
 
 
@@ -186,6 +187,7 @@ def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -
         "unmeasured": unmeasured,
         "capacity": performance.capacity,
         "cost_per_million_output_tokens": cost(config.deploy.hourly_price_usd, performance.capacity),
+        "cost_ci95": cost_interval(config.deploy.hourly_price_usd, performance.capacity),
         "diagnosis": diagnose(base.performance, performance, *sizes, ", ".join(performance.engine.kernels))
         if compared
         else None,

@@ -17,7 +17,8 @@ from model_serve_flow.results import CandidateComparison, Comparison
 READING = (
     "'Reading' is the verdict's own: "
     "corrected for the number of tasks and candidates (Holm), and with the share of the base's "
-    "score that must be kept. The interval is that of one task by itself, so it can be within the margin where the reading is 'undecided'. "
+    "score that must be kept. The interval is that of one task by itself, so it can be within the "
+    "margin where the reading is 'undecided'. "
     "Smallest detectable drop: the true drop that so many items find with 80 % power."
 )
 SAME_LOAD = (
@@ -28,6 +29,12 @@ SHARED = (
     "A model is ranked behind those that are surely better: all intervals of differences hold together in 95 %, and "
     "models that cannot be told apart share a rank."
 )
+WHAT_IT_HOLDS = {  # several blocks
+    True: "The interval of a speed-up holds what differs between starts of a server and over time on this machine; "
+    "not what differs between machines.",
+    False: "Each model was measured on one server: the interval of a speed-up holds what differs between repeats, not "
+    "between two starts, which can be more (performance.blocks measures that).",
+}
 UNSAID = "What the verdict does not say stands in docs/Statistics.md, in the section of that name."
 
 
@@ -63,7 +70,8 @@ def sections(comparison: Comparison, flips_shown: int = tables.EMBEDDED_FLIPS) -
                 ((slice_finding(candidates), slices),) if slices.rows else ()),
         Section("Which answers changed", (Note(shift_note(comparison)),), (tables.shift_table(comparison),),
                 _flipped(candidates, flips_shown)),
-        Section("Speed under the same load", (Note(SAME_LOAD),), (tables.speed_table(candidates),)),
+        Section("Speed under the same load", (Note(SAME_LOAD), Note(WHAT_IT_HOLDS[blocks_of(comparison) > 1])),
+                (tables.speed_table(candidates),)),
         _diagnosis(candidates),
         _capacity(comparison),
         Section("The models", tables=(tables.model_table(comparison),)),
@@ -197,8 +205,8 @@ TESTS = {
               "of the tasks joined by MOVER, weighted by their items", "Noise floor"),
     "kl": ("KL divergence", "k likeliest tokens and one bucket: a lower bound; bootstrap over documents",
            "Distribution shift"),
-    "speed": ("Speed-up", "ratio of the geometric means over the repeats, Welch's t on the logarithms", "Speed-up"),
-    "capacity": ("Capacity", "GuideLLM's goodput search; Wilson interval of the share that met the objectives",
+    "capacity": ("Capacity", "GuideLLM's goodput search, on every server that was started anew; t over the servers on "
+                 "the logarithms, and half the gap between the loads that passed and failed. One search: no interval",
                  "Capacity and cost"),
 }  # fmt: skip
 
@@ -210,7 +218,7 @@ def methods(comparison: Comparison) -> Table:
         for task, metric, d in tables.all_differences(candidate):
             uses[d.method][f"{task} {metric}"] = None
     rows = [("95 % interval of " + ", ".join(names), method, INTERVALS) for method, names in uses.items()]
-    tests = TESTS | {"verdict": _verdict_method(len(comparison.candidates))}
+    tests = TESTS | {"verdict": _verdict_method(len(comparison.candidates)), "speed": _speed_method(comparison)}
     rows += [tests[key] for key, used in _used(comparison).items() if used]
     cells = tuple(tuple(Cell(text) for text in row) for row in rows)
     columns = ("Number¶", "Method¶", "Section of docs/Statistics.md¶")
@@ -222,6 +230,21 @@ def _verdict_method(candidates: int) -> tuple[str, str, str]:
     if candidates > 1:
         over = f"SHIP: Holm over the tasks and averages of all {candidates} candidates; DO NOT SHIP: over the tasks"
     return "Verdict", f"non-inferiority to the margins, one-sided at 2.5 %, {over}", "The verdict"
+
+
+def _speed_method(comparison: Comparison) -> tuple[str, str, str]:
+    blocks = blocks_of(comparison)
+    spread = f"paired t over {blocks} blocks" if blocks > 1 else "Welch's t over the repeats"
+    return (
+        "Speed-up",
+        f"ratio of the geometric means, {spread}, on the logarithms. {WHAT_IT_HOLDS[blocks > 1]}",
+        "Speed-up",
+    )
+
+
+def blocks_of(comparison: Comparison) -> int:
+    """How many times every server was started anew for the speed-up; 1 without one."""
+    return max((point.blocks for candidate in comparison.candidates for point in candidate.performance), default=1)
 
 
 def _used(comparison: Comparison) -> dict[str, bool]:

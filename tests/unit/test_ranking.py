@@ -1,4 +1,4 @@
-"""Who is surely worse is named, two that cannot be told apart share a rank, and the cheapest that ships is recommended."""
+"""Who is surely worse is named, equal models share a rank, and the cheapest that ships is recommended."""
 
 import factories
 import numpy as np
@@ -83,6 +83,22 @@ def test_one_search_of_the_capacity_tells_no_gap_but_repeated_loads_do():
     assert 0 < gap.low < np.log(1.33) < gap.high
     nothing = {name: result.model_copy(update={"points": ()}) for name, result in without.items()}
     assert economy_gaps(nothing, {"base": 300, "w8a8-int8": 150})["base", "w8a8-int8"].low == pytest.approx(np.log(2))
+
+
+def test_capacities_searched_in_several_blocks_tell_a_gap():
+    def searched(name, factor):
+        result = factories.performance(name)
+        searches = {
+            block: factories.capacity(name).model_copy(update={
+                "output_tokens_per_s": 100 * factor * start,
+                "probes": tuple(p.model_copy(update={"output_tokens_per_s": 102 * factor * start})
+                                for p in result.capacity.probes)})
+            for block, start in enumerate((1.0, 1.1, 0.95), 1)
+        }  # fmt: skip
+        return result.model_copy(update={"searches": searches})
+
+    gap = economy_gaps({"base": searched("base", 1.0), "a": searched("w8a8-int8", 1.5)}, {})["base", "a"]
+    assert gap.difference == pytest.approx(np.log(1.5)) and 0 < gap.low < gap.difference < gap.high
 
 
 def comparison(*candidates):

@@ -326,7 +326,13 @@ def test_a_processor_whose_int8_sums_saturate_is_a_caveat_only_where_int8_was_se
 )
 def test_where_there_is_no_cost_the_report_says_why(streams, why):
     found = None if streams is None else FAILS.capacity.model_copy(update={"streams": streams})
-    assert cost_cell(found, None, struck=True) == Cell(why)
+    free = FAILS.model_copy(update={"capacity": found, "cost_per_million_output_tokens": None})
+    assert cost_cell(free, struck=True) == Cell(why)
+
+
+def test_the_cost_has_its_interval_beside_it():
+    known = FAILS.model_copy(update={"cost_per_million_output_tokens": 0.31, "cost_ci95": (0.2, 0.5)})
+    assert cost_cell(known) == Cell("$0.31", "$0.2 to $0.5", 0.31)
 
 
 def test_comparison_with_nothing_optional_is_still_a_report(tmp_path):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from model_serve_flow import statistics
 from model_serve_flow.clusters import ClusteredMean
-from model_serve_flow.statistics import ALPHA, Interval
+from model_serve_flow.statistics import ALPHA, ROUNDING, Interval
 
 Model = TypeVar("Model", bound=Hashable)
 Gaps = Mapping[tuple[Model, Model], Interval]  # (one, other) -> other minus one; each pair once
@@ -60,7 +60,7 @@ def log_gap(one: NDArray, other: NDArray, level: float, paired: bool) -> Interva
     if min(first.size, second.size) < 2:
         return None
     spread = np.ptp(second - first) if paired else max(np.ptp(first), np.ptp(second))
-    if spread == 0:
+    if spread <= ROUNDING:
         return Interval(change, change, change)
     test = ttest_rel(second, first) if paired else ttest_ind(second, first, equal_var=False)
     bounds = test.confidence_interval(1 - 2 * level)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,12 @@ from pathlib import Path
 from model_serve_flow import processes
 from model_serve_flow.machine import usable_cores
 from model_serve_flow.results import Busy
+from model_serve_flow.system.throttling import throttled_seconds
 
 SAMPLE_SECONDS = 2.0
 # Shares of the CPU below which the figures are those of a machine that does nothing else.
 BUSY_SHARE, STEAL_SHARE = 0.1, 0.02
+THROTTLED_SHARE = 0.02
 STATISTICS = Path("/proc/stat")
 # The columns of a line of /proc/stat, see proc_stat(5); the two after them are part of the first two.
 _COLUMNS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
@@ -30,6 +32,7 @@ class _Moment:
     used: float
     stolen: float
     own: float
+    throttled: float | None = None
 
 
 class MachineWatch:
@@ -74,6 +77,24 @@ def is_busy(busy: Busy) -> bool:
     return busy.others_share >= BUSY_SHARE or busy.steal_share >= STEAL_SHARE
 
 
+def disturbed(busy: Busy | None) -> bool:
+    """Whether what was measured meanwhile is worth measuring once more: others took the CPU, or it was held back."""
+    return busy is not None and (is_busy(busy) or (busy.throttled_share or 0.0) >= THROTTLED_SHARE)
+
+
+def less_disturbed(one: Busy, other: Busy) -> bool:
+    """Whether the first was disturbed less."""
+    lost = [(busy.taken or 0.0) + (busy.throttled_share or 0.0) for busy in (one, other)]
+    return lost[0] < lost[1]
+
+
+def disturbance(disturbed: Sequence[Busy]) -> str:
+    """What disturbed loads, in words: the most that others took, and the longest that cores were held back."""
+    taken = max((busy.taken or 0.0) for busy in disturbed)
+    held = max((busy.throttled_share or 0.0) for busy in disturbed)
+    return f"other programs took up to {taken:.0%} of the CPU, and it was held back for {held:.0%} of the time"
+
+
 def in_words(busy: Busy) -> str:
     """One sentence on who uses the CPU, and one on what that does to the figures."""
     if busy.others_share is None or busy.steal_share is None:
@@ -96,7 +117,7 @@ def _effect(busy: Busy) -> str:
 def _look() -> _Moment:
     total, used, stolen = _machine(STATISTICS.read_text(encoding="utf-8"), os.sched_getaffinity(0))
     own = processes.cpu_seconds(processes.own(), ended_children=True)
-    return _Moment(time.monotonic(), total, used, stolen, own)
+    return _Moment(time.monotonic(), total, used, stolen, own, throttled_seconds(os.sched_getaffinity(0)))
 
 
 def _machine(statistics: str, cores: set[int]) -> tuple[float, float, float]:
@@ -123,5 +144,12 @@ def _between(start: _Moment, end: _Moment) -> Busy:
         cores=usable_cores(),
         others_share=min(others / total, 1.0) if told else None,
         steal_share=min(max(end.stolen - start.stolen, 0.0) / total, 1.0) if told else None,
+        throttled_share=_throttled(start, end),
         seconds=end.when - start.when,
     )
+
+
+def _throttled(start: _Moment, end: _Moment) -> float | None:
+    if start.throttled is None or end.throttled is None or end.when <= start.when:
+        return None
+    return min(max(end.throttled - start.throttled, 0.0) / (end.when - start.when) / usable_cores(), 1.0)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from model_serve_flow import formatting
+from model_serve_flow.compare.stats.capacity import bracket_interval
 from model_serve_flow.config import Objectives
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
@@ -18,8 +22,10 @@ from model_serve_flow.workspace import read_document
 NO_REQUEST_COMPLETED = "No request produced a determined verdict"
 
 
-def measure_capacity(flow: Flow, server: Server, generator: LoadGenerator) -> Capacity | None:
-    """Searches the server's capacity with GuideLLM and leaves GuideLLM's file (`raw/goodput.json`).
+def measure_capacity(flow: Flow, server: Server, generator: LoadGenerator, name: str = "goodput") -> Capacity | None:
+    """Searches the server's capacity with GuideLLM and leaves GuideLLM's file (`raw/<name>.json`).
+
+    Every request that completes after the warm-up counts.
 
     GuideLLM doubles the concurrency until too many requests miss an objective, then halves the gap between the highest
     load that passed and the lowest that failed. A request that failed counts as missed; one that the end of a load cut
@@ -40,14 +46,14 @@ def measure_capacity(flow: Flow, server: Server, generator: LoadGenerator) -> Ca
     ladder = ((objectives.initial_streams, objectives.max_streams), (1, objectives.initial_streams), (1, 1))
     for initial, highest in dict.fromkeys(ladder):
         loads = objectives.model_copy(update={"initial_streams": initial, "max_streams": highest})
-        if (capacity := _search(flow, server, generator, loads)) is not None:
+        if (capacity := _search(flow, server, generator, loads, name)) is not None:
             return capacity
     return _capacity(objectives, (), None, _unanswered(flow, objectives))
 
 
-def _search(flow: Flow, server: Server, generator: LoadGenerator, objectives: Objectives) -> Capacity | None:
+def _search(flow: Flow, server: Server, generator: LoadGenerator, objectives: Objectives, name: str) -> Capacity | None:
     """One goodput search; None if GuideLLM gave up because a load answered no request."""
-    path = flow.workspace.raw(server.model_name) / "goodput.json"
+    path = flow.workspace.raw(server.model_name) / f"{name}.json"
     command = search_command(flow.config, objectives, server.url, server.model_name, str(server.folder), str(path))
     try:
         generator.run(server, command, path)
@@ -91,16 +97,14 @@ def _probe(probe: SearchedProbe, load: SearchedLoad) -> Probe:
 
 
 def _capacity(objectives: Objectives, probes: tuple[Probe, ...], streams: int | None, stopped: str) -> Capacity:
-    """The interval comes from the probes that are settled: their whole interval is on one side of the target."""
-    target = objectives.attainment
-    fails = [probe.streams for probe in probes if probe.ci95[1] < target]
+    """Of one search. The next higher load that failed is the other end of what it tells."""
+    above = [probe.streams for probe in probes if not probe.passed and probe.streams > (streams or 0)]
     return Capacity(
         ttft_ms=objectives.ttft_ms,
         itl_ms=objectives.itl_ms,
-        attainment=target,
+        attainment=objectives.attainment,
         streams=streams,
-        low=max((probe.streams for probe in probes if probe.ci95[0] >= target), default=0),
-        high=min(fails) - 1 if fails else None,
+        failed=min(above, default=None),
         output_tokens_per_s=next((probe.output_tokens_per_s for probe in probes if probe.streams == streams), 0.0),
         probes=probes,
         stopped=stopped,
@@ -111,15 +115,63 @@ def capacity_sentence(capacity: Capacity) -> str:
     """The capacity and its interval in words."""
     if not capacity.measured:
         return f"Not measured: {capacity.stopped}. The next run searches again."
-    low = f"surely up to {capacity.low}" if capacity.low else "no load surely passed"
-    high = "no load surely failed" if capacity.high is None else f"surely not above {capacity.high}"
-    interval = f"{low}; {high}; the search ended: {capacity.stopped}"
+    interval = f"{formatting.capacity_interval(capacity)}; {formatting.search_end(capacity)}"
     if capacity.streams == 0:
         return f"No load was found at which {formatting.objectives(capacity)} ({interval})."
     return (
         f"Up to {capacity.streams} requests at once, {formatting.objectives(capacity)}: "
         f"{capacity.output_tokens_per_s:.0f} output tokens/s ({interval})."
     )
+
+
+def pooled(searches: Sequence[Capacity]) -> Capacity:
+    """Several searches, each on a server started anew, as one capacity with its interval.
+
+    The figures are geometric means. A search that measured nothing leaves the whole unmeasured.
+
+    Raises:
+        ValueError: no search.
+    """
+    first, *others = searches
+    if not others:
+        return first
+    if (lacking := next((search for search in searches if not search.measured), None)) is not None:
+        return lacking
+    means = {key: _mean([getattr(s, key) for s in searches]) for key in ("streams", "output_tokens_per_s")}
+    streams = bracket_interval([s.streams for s in searches], [s.failed for s in searches])
+    ends = [output_bracket(search) for search in searches]
+    output = bracket_interval(*zip(*ends, strict=True)) if all(low > 0 for low, _ in ends) else None
+    return first.model_copy(
+        update={
+            "streams": round(means["streams"]),
+            "failed": None if any(s.failed is None for s in searches) else max(s.failed for s in searches),
+            "output_tokens_per_s": means["output_tokens_per_s"],
+            "probes": tuple(probe for search in searches for probe in search.probes),
+            "stopped": "; ".join(dict.fromkeys(search.stopped for search in searches)),
+            "searches": len(searches),
+            "ci95": _whole(streams),
+            "output_ci95": output,
+        }
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Geometric; 0 where a value is 0."""
+    return math.exp(fmean(map(math.log, values))) if min(values) > 0 else 0.0
+
+
+def output_bracket(search: Capacity) -> tuple[float, float | None]:
+    """Output tokens/s between which the capacity's are: at the load that passed, and at the one that failed."""
+    if search.failed is None:
+        return search.output_tokens_per_s, None
+    other = next(probe.output_tokens_per_s for probe in search.probes if probe.streams == search.failed)
+    return min(search.output_tokens_per_s, other), max(search.output_tokens_per_s, other)
+
+
+def _whole(interval: tuple[float, float | None]) -> tuple[int, int | None]:
+    """Rounded outwards to whole requests."""
+    low, high = interval
+    return math.floor(low), None if high is None else math.ceil(high)
 
 
 def cost_per_million_output_tokens(hourly_price_usd: float, output_tokens_per_s: float) -> float:

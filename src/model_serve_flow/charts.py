@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from model_serve_flow.comparison import primary_metric
 from model_serve_flow.formatting import byte_text
-from model_serve_flow.ranking import dominates
 from model_serve_flow.results import (
     AccuracyResult,
     CandidateComparison,
@@ -358,7 +357,7 @@ class Offer:
 
     @property
     def on_front(self) -> bool:
-        """Whether no other model is at least as accurate and as cheap, and it may be bought at all."""
+        """Whether no other model is surely more accurate and cheaper, and it may be bought at all."""
         return self.verdict != "DO NOT SHIP" and self.dominated_by is None
 
 
@@ -374,8 +373,16 @@ def offers(comparison: Comparison) -> list[Offer]:
     if not found or cost is None:
         return found
     score = next(c.suite.base for c in comparison.candidates if c.suite is not None)
-    better = (offer.name for offer in found if offer.on_front and dominates((offer.score, -offer.cost), (score, -cost)))
-    return [Offer(BASE, score, (score, score), cost, None, next(better, None)), *found]
+    return [Offer(BASE, score, (score, score), cost, None, comparison.base.dominated_by), *found]
+
+
+def _front(offers: Iterable[Offer]) -> list[tuple[float, float]]:
+    """(cost, score) of the offers that score more than every cheaper one, as measured."""
+    front: list[tuple[float, float]] = []
+    for cost, minus_score in sorted((offer.cost, -offer.score) for offer in offers if offer.on_front):
+        if not front or -minus_score > front[-1][1]:
+            front.append((cost, -minus_score))
+    return front
 
 
 @house_style()
@@ -388,8 +395,9 @@ def accuracy_cost(comparison: Comparison) -> Figure:
     figure = _figure("Which model gives the most accuracy for the money?", 4.4)
     axis = figure.subplots()
     drawn, style = offers(comparison), _looks_of(comparison)
-    front = sorted((offer.cost, offer.score) for offer in drawn if offer.on_front)
-    axis.plot(*zip(*front, strict=True), color=MUTED, linestyle=":", linewidth=1.4, drawstyle="steps-post", marker="")
+    axis.plot(
+        *zip(*_front(drawn), strict=True), color=MUTED, linestyle=":", linewidth=1.4, drawstyle="steps-post", marker=""
+    )
     for offer in drawn:
         look = style[offer.name]
         whiskers = [[max(offer.score - offer.ci95[0], 0.0)], [max(offer.ci95[1] - offer.score, 0.0)]]

@@ -45,7 +45,7 @@ class ClusteredMean:
     clusters: int
 
     @classmethod
-    def of(cls, values: NDArray, labels: Sequence[str]) -> ClusteredMean:
+    def of(cls, values: NDArray, labels: Sequence[str] | NDArray) -> ClusteredMean:
         """Of a value and the cluster of every item."""
         _, places = np.unique(labels, return_inverse=True)
         return cls.from_sums(np.bincount(places, values), np.bincount(places))
@@ -58,11 +58,11 @@ class ClusteredMean:
         error = math.sqrt((count - 1) / count * float(np.sum(moved**2)))
         return cls(float(total / n), error, count)
 
-    def interval(self) -> Interval:
-        """The mean with its 95 % interval."""
+    def interval(self, level: float = ALPHA) -> Interval:
+        """The mean with its 95 % interval, or with bounds of another one-sided error each."""
         from scipy.stats import t
 
-        half = float(t.isf(ALPHA, self.clusters - 1)) * self.error
+        half = float(t.isf(level, self.clusters - 1)) * self.error
         return Interval(self.mean, self.mean - half, self.mean + half)
 
     def p_at_most(self, value: float) -> float:

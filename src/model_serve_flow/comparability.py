@@ -74,7 +74,7 @@ def read_base(space: Workspace, config: FlowConfig) -> BaseResults:
     again, shift = config.accuracy.again is not None, config.accuracy.distribution is not None
     results = BaseResults(
         accuracy=space.accuracy("base"),
-        performance=space.performance("base"),
+        performance=space.performance("base") if config.performance.blocks == 1 else space.performance_in_blocks(),
         accuracy_again=space.accuracy_again() if again else None,
         distribution=space.distribution("base") if shift else None,
         distribution_again=space.distribution_again() if again and shift else None,

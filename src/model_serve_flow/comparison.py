@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from model_serve_flow.busy import BUSY_SHARE
@@ -13,16 +14,17 @@ from model_serve_flow.comparability import (
     read_candidate,
     require_comparable,
 )
+from model_serve_flow.compare.gaps import Evidence, economy_gaps, score_gaps
 from model_serve_flow.compare.secondary import secondary_readings, speed_verdict, warnings
 from model_serve_flow.compare.soft import soft_scores, soft_sentence
 from model_serve_flow.compare.tiers import WITHHELD, Tiers, withheld
 from model_serve_flow.config import FlowConfig, Verdict
 from model_serve_flow.diagnosis import diagnose, held_in_float32
-from model_serve_flow.differences import Differences, compare_suite, compare_task
+from model_serve_flow.differences import Differences, compare_suite, compare_task, deciding
 from model_serve_flow.flow import Flow
 from model_serve_flow.margins import check_seal
-from model_serve_flow.pairs import flipped_items, pair, primary_metric
-from model_serve_flow.ranking import ranked, recommended
+from model_serve_flow.pairs import Pairs, flipped_items, pair, primary_metric
+from model_serve_flow.ranking import BASE, rankable, ranked, recommended
 from model_serve_flow.results import (
     BaseComparison,
     CandidateComparison,
@@ -38,8 +40,8 @@ from model_serve_flow.results import (
 )
 from model_serve_flow.shift import Shift, measure_shift, noise_floor
 from model_serve_flow.slices import compare_slices
-from model_serve_flow.speed import cost, mean_speedup, memory, speed_points
-from model_serve_flow.verdict import decide, with_items_to_settle
+from model_serve_flow.speed import cost, cost_interval, mean_speedup, memory, speed_points
+from model_serve_flow.verdict import decide, loss_p_values, with_items_to_settle
 from model_serve_flow.workspace import write_json
 
 __all__ = ["compare", "compare_workspace", "mean_speedup", "primary_metric", "recommended"]
@@ -72,15 +74,34 @@ def compare(config: FlowConfig, base: BaseResults, candidates: Sequence[Candidat
     """
     require_comparable(base, candidates)
     noise = noise_floor(base, config.seed)
-    compared = [_compare_one(config, base, candidate, noise) for candidate in candidates]
-    described = _base(config, base)
+    answered = [_Answered.of(config, base, candidate) for candidate in candidates]
+    compared = [
+        _compare_one(config, base, candidate, noise, answers, _others(answers, answered))
+        for candidate, answers in zip(candidates, answered, strict=True)
+    ]
+    described, compared = ranked(_base(config, base), compared, _evidence(base, candidates, compared))
     return Comparison(
         profile=config.name,
         margin_rationale=config.verdict.rationale,
         base=described,
-        candidates=ranked(described, compared),
+        candidates=compared,
         protocol={"accuracy": base.accuracy.protocol, "performance": base.performance.protocol},
         protocol_hash={"accuracy": base.accuracy.protocol_hash, "performance": base.performance.protocol_hash},
+    )
+
+
+def _evidence(
+    base: BaseResults, candidates: Sequence[CandidateResults], compared: Sequence[CandidateComparison]
+) -> Evidence:
+    """How far the base and the candidates that are ranked are apart, on the tasks that decide for all of them."""
+    able = {c.name: c for c in rankable(compared)}
+    measured = {BASE: base, **{c.name: c for c in candidates if c.name in able}}
+    common = [set(deciding(candidate.accuracy)) for candidate in able.values()]
+    tasks = [task for task in base.accuracy.tasks if common and all(task in found for found in common)]
+    sizes = {name: results.accuracy.model.size_bytes for name, results in measured.items()}
+    return Evidence(
+        score_gaps({name: results.accuracy for name, results in measured.items()}, tasks),
+        economy_gaps({name: results.performance for name, results in measured.items()}, sizes),
     )
 
 
@@ -94,17 +115,46 @@ def _base(config: FlowConfig, base: BaseResults) -> BaseComparison:
         memory=memory(base.performance),
         capacity=capacity,
         cost_per_million_output_tokens=cost(config.deploy.hourly_price_usd, capacity),
+        cost_ci95=cost_interval(config.deploy.hourly_price_usd, capacity),
     )
 
 
+@dataclass(frozen=True)
+class _Answered:
+    """What base and one candidate answered, item by item, before anything is corrected for what others did."""
+
+    tasks: list[Pairs]
+    differences: Differences
+    counting: Differences  # without the advisory tasks
+    suite: Difference | None
+
+    @classmethod
+    def of(cls, config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> _Answered:
+        measured = (base.accuracy.tasks, candidate.accuracy.tasks)
+        tasks = [pair(task, *(side[task] for side in measured)) for task in base.accuracy.tasks]
+        differences = {pairs.task: compare_task(pairs, config.verdict, config.seed) for pairs in tasks}
+        counting = _tiers(config.verdict).counting(differences)
+        return cls(tasks, differences, counting, compare_suite(counting, config.verdict))
+
+
+def _others(answers: _Answered, everyone: Sequence[_Answered]) -> list[float]:
+    """The p-values of all other candidates, for which SHIP is corrected too."""
+    return [p for other in everyone if other is not answers for p in loss_p_values(other.counting, other.suite)]
+
+
 def _compare_one(
-    config: FlowConfig, base: BaseResults, candidate: CandidateResults, noise: NoiseFloor | None
+    config: FlowConfig,
+    base: BaseResults,
+    candidate: CandidateResults,
+    noise: NoiseFloor | None,
+    answered: _Answered,
+    others: Sequence[float],
 ) -> CandidateComparison:
     made, size = candidate.compression, base.accuracy.model.size_bytes
-    answers, speed = _answers(config, base, candidate), _speed(config, base, candidate)
+    answers, speed = _answers(config, answered, others), _speed(config, base, candidate)
     shift = _distribution_shift(config, base, candidate)
     secondary = secondary_readings(config.verdict.secondary, shift, _gross_losses(answers["accuracy"]))
-    verdict, reasons = _decided(config.verdict, answers, secondary)
+    verdict, reasons = _decided(config.verdict, answered, others, secondary)
     closing = _closing_sentences(verdict, speed, made.model.size_bytes, size)
     return CandidateComparison(
         name=candidate.name,
@@ -126,10 +176,10 @@ def _compare_one(
 
 
 def _decided(
-    margins: Verdict, answers: dict[str, Any], secondary: Sequence[Warned]
+    margins: Verdict, answered: _Answered, others: Sequence[float], secondary: Sequence[Warned]
 ) -> tuple[Decision, tuple[str, ...]]:
     """The verdict with its reasons; secondary margins warn, or withhold SHIP where the profile says so."""
-    verdict, reasons = decide(answers["accuracy"], answers["suite"], _tiers(margins))
+    verdict, reasons = decide(answered.differences, answered.suite, _tiers(margins), others)
     told = warnings(margins.secondary, secondary)
     if margins.secondary.action == "withhold" and told and verdict == "SHIP":
         return withheld(verdict, told), (*(f"{sentence} {WITHHELD}" for sentence in told), *reasons)
@@ -146,19 +196,16 @@ def _gross_losses(differences: Differences) -> dict[str, GrossLoss]:
     return {task: d.gross_loss for task, d in primaries.items() if d.gross_loss and d.decides}
 
 
-def _answers(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> dict[str, Any]:
+def _answers(config: FlowConfig, answered: _Answered, others: Sequence[float]) -> dict[str, Any]:
     """Fields on what the candidate answers: differences, slices and flipped items."""
-    tasks = [pair(task, base.accuracy.tasks[task], candidate.accuracy.tasks[task]) for task in base.accuracy.tasks]
-    differences = {pairs.task: compare_task(pairs, config.verdict, config.seed) for pairs in tasks}
     tiers = _tiers(config.verdict)
-    suite = compare_suite(tiers.counting(differences), config.verdict)
-    differences, suite = with_items_to_settle(differences, suite, tiers)
+    differences, suite = with_items_to_settle(answered.differences, answered.suite, tiers, others)
     return {
         "accuracy": differences,
         "suite": suite,
-        "soft": soft_scores(tasks),
-        "slices": compare_slices(tasks, config.verdict),
-        "flipped": tuple(item for pairs in tasks for item in flipped_items(pairs)),
+        "soft": soft_scores(answered.tasks),
+        "slices": compare_slices(answered.tasks, config.verdict),
+        "flipped": tuple(item for pairs in answered.tasks for item in flipped_items(pairs)),
     }
 
 
@@ -175,6 +222,7 @@ def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -
         "unmeasured": unmeasured,
         "capacity": performance.capacity,
         "cost_per_million_output_tokens": cost(config.deploy.hourly_price_usd, performance.capacity),
+        "cost_ci95": cost_interval(config.deploy.hourly_price_usd, performance.capacity),
         "diagnosis": diagnose(base.performance, performance, *sizes, ", ".join(performance.engine.kernels))
         if compared
         else None,

@@ -236,6 +236,9 @@ class Performance(Section):
     min_requests: Annotated[int, Field(gt=0, description="completed requests that make a load point")] = 5
     client_processes: Annotated[int, Field(gt=0)] = 1
     repeats: Annotated[int, Field(gt=0, description="times every load point is measured, in turns")] = 3
+    blocks: Annotated[
+        int, Field(gt=0, description="05 spreads the repeats over so many blocks; in each, every server starts anew")
+    ] = 3
     slo: Objectives | None = Field(default=None, description="none: no capacity is searched")
 
     @field_validator("concurrency")
@@ -250,6 +253,19 @@ class Performance(Section):
         if self.max_seconds is not None and self.max_seconds < self.seconds:
             raise ValueError(f"max_seconds is {self.max_seconds:g}, less than seconds, which is {self.seconds:g}")
         return self
+
+    @model_validator(mode="after")
+    def blocks_share_the_repeats(self) -> Performance:
+        if self.repeats % self.blocks:
+            raise ValueError(
+                f"repeats is {self.repeats} and blocks is {self.blocks}: every block measures every load point equally "
+                "often, so blocks must divide repeats (blocks: 1 starts each server once)"
+            )
+        return self
+
+    def block(self, repeat: int) -> int:
+        """The block in which this repeat, counted from 1, is measured."""
+        return 1 + (repeat - 1) * self.blocks // self.repeats
 
     @property
     def longest_seconds(self) -> float:

@@ -11,12 +11,13 @@ from model_serve_flow import report_tables as tables
 from model_serve_flow.charts import offers
 from model_serve_flow.formatting import dollars, number, objectives
 from model_serve_flow.margins import seal_sentence
-from model_serve_flow.report_tables import Cell, Table
+from model_serve_flow.report_tables import BASE, Cell, Table
 from model_serve_flow.results import CandidateComparison, Comparison
 
 READING = (
     "'Reading' is the verdict's own: "
-    "corrected for the number of tasks (Holm), and with the share of the base's score that must be kept. The intervals "
+    "corrected for the number of tasks and candidates (Holm), and with the share of the base's "
+    "score that must be kept. The intervals "
     "of the deciding tasks hold together (simultaneous 95 %): one is clear of the accepted drop exactly where the "
     "reading says so. Where some tasks are open, the interval of a task that is decided ends at its accepted drop. "
     "Smallest detectable drop: the true drop that so many items find with 80 % power."
@@ -30,6 +31,16 @@ SOFT = (
     "choices. It moves also where the answer stays, so it sees losses that right or wrong cannot see, "
     "and gains of no use to a reader of the answers."
 )
+SHARED = (
+    "A model is ranked behind those that are surely better: all intervals of differences hold together in 95 %, and "
+    "models that cannot be told apart share a rank."
+)
+WHAT_IT_HOLDS = {  # several blocks
+    True: "The interval of a speed-up holds what differs between starts of a server and over time on this machine; "
+    "not what differs between machines.",
+    False: "Each model was measured on one server: the interval of a speed-up holds what differs between repeats, not "
+    "between two starts, which can be more (performance.blocks measures that).",
+}
 UNSAID = "What the verdict does not say stands in docs/Statistics.md, in the section of that name."
 
 
@@ -66,7 +77,8 @@ def sections(comparison: Comparison, flips_shown: int = tables.EMBEDDED_FLIPS) -
         _soft(candidates),
         Section("Which answers changed", (Note(shift_note(comparison)),), (tables.shift_table(comparison),),
                 _flipped(candidates, flips_shown)),
-        Section("Speed under the same load", (Note(SAME_LOAD),), (tables.speed_table(candidates),)),
+        Section("Speed under the same load", (Note(SAME_LOAD), Note(WHAT_IT_HOLDS[blocks_of(comparison) > 1])),
+                (tables.speed_table(candidates),)),
         _diagnosis(candidates),
         _capacity(comparison),
         Section("The models", tables=(tables.model_table(comparison),)),
@@ -153,10 +165,11 @@ def ranking(comparison: Comparison) -> list[str]:
     front = _front(comparison, able)
     lines = [f"Worth its cost, the cheapest first: {', '.join(front)}."] if front else []
     lines += [
-        f"{c.name} is dominated by {c.dominated_by}, which is at least as accurate and as cheap, and better in one."
+        f"{c.name} is dominated by {c.dominated_by}, which is surely more accurate and surely cheaper."
         for c in able
         if c.dominated_by is not None
     ]
+    lines += _rank_sentences(comparison, able)
     for c in comparison.candidates:
         if tables.must_not_ship(c):
             lines.append(f"{c.name} is not ranked: it must not ship.")
@@ -165,8 +178,26 @@ def ranking(comparison: Comparison) -> list[str]:
     return lines
 
 
+def _rank_sentences(comparison: Comparison, able: Iterable[CandidateComparison]) -> list[str]:
+    """The ranks by score and by cost; nothing where there is nobody to compare with."""
+    places = {BASE: comparison.base.ranks, **{c.name: c.ranks for c in able}}
+    known = {name: rank for name, rank in places.items() if rank is not None}
+    if not known:
+        return []
+    score, cost = (
+        _places({name: getattr(rank, kind) for name, rank in known.items()}) for kind in ("score", "economy")
+    )
+    return [f"Rank by score: {score}. Rank by economy: {cost}. {SHARED}"]
+
+
+def _places(places: dict[str, int]) -> str:
+    """'1 base and w8a8-int8, 3 w4a16-int4'."""
+    names = {rank: [name for name, place in places.items() if place == rank] for rank in sorted(set(places.values()))}
+    return ", ".join(f"{rank} {' and '.join(found)}" for rank, found in names.items())
+
+
 def _front(comparison: Comparison, able: Iterable[CandidateComparison]) -> list[str]:
-    """The models that no other dominates, with score and cost where these are known, the cheapest first."""
+    """The models that no other surely dominates, with score and cost where these are known, the cheapest first."""
     costs = {offer.name: offer for offer in offers(comparison)}
     front = [c.name for c in able if c.dominated_by is None]
     front += [offer.name for offer in costs.values() if offer.verdict is None and offer.on_front]
@@ -182,7 +213,6 @@ def _front(comparison: Comparison, able: Iterable[CandidateComparison]) -> list[
 INTERVALS = "Paired differences"
 TESTS = {
     "mcnemar": ("McNemar p", "exact, two-sided: could so uneven flips be chance?", "Flips and McNemar's test"),
-    "verdict": ("Verdict", "non-inferiority to the margins, one-sided at 2.5 %, Holm over the tasks", "The verdict"),
     "soft": ("Probability of the right choice", "exp(log-likelihood) over its sum over the choices; paired "
              "t over items, or over clusters where that is wider", "The soft score"),
     "power": ("Smallest detectable drop", "true drop found with 80 % power", "What n items can tell"),
@@ -192,8 +222,8 @@ TESTS = {
     "kl": ("KL divergence, same likeliest token", "the smallest divergence that the k likeliest tokens of both sides "
            "allow; mean: bootstrap over documents; 99th percentile and agreement: cluster-robust over documents",
            "Distribution shift"),
-    "speed": ("Speed-up", "ratio of the geometric means over the repeats, Welch's t on the logarithms", "Speed-up"),
-    "capacity": ("Capacity", "GuideLLM's goodput search; Wilson interval of the share that met the objectives",
+    "capacity": ("Capacity", "GuideLLM's goodput search, on every server that was started anew; t over the servers on "
+                 "the logarithms, and half the gap between the loads that passed and failed. One search: no interval",
                  "Capacity and cost"),
 }  # fmt: skip
 
@@ -205,10 +235,33 @@ def methods(comparison: Comparison) -> Table:
         for task, metric, d in tables.all_differences(candidate):
             uses[d.method][f"{task} {metric}"] = None
     rows = [("95 % interval of " + ", ".join(names), method, INTERVALS) for method, names in uses.items()]
-    rows += [TESTS[key] for key, used in _used(comparison).items() if used]
+    tests = TESTS | {"verdict": _verdict_method(len(comparison.candidates)), "speed": _speed_method(comparison)}
+    rows += [tests[key] for key, used in _used(comparison).items() if used]
     cells = tuple(tuple(Cell(text) for text in row) for row in rows)
     columns = ("Number¶", "Method¶", "Section of docs/Statistics.md¶")
     return Table("Methods", columns, cells, sortable=False)
+
+
+def _verdict_method(candidates: int) -> tuple[str, str, str]:
+    over = "Holm over the tasks"
+    if candidates > 1:
+        over = f"SHIP: Holm over the tasks and averages of all {candidates} candidates; DO NOT SHIP: over the tasks"
+    return "Verdict", f"non-inferiority to the margins, one-sided at 2.5 %, {over}", "The verdict"
+
+
+def _speed_method(comparison: Comparison) -> tuple[str, str, str]:
+    blocks = blocks_of(comparison)
+    spread = f"paired t over {blocks} blocks" if blocks > 1 else "Welch's t over the repeats"
+    return (
+        "Speed-up",
+        f"ratio of the geometric means, {spread}, on the logarithms. {WHAT_IT_HOLDS[blocks > 1]}",
+        "Speed-up",
+    )
+
+
+def blocks_of(comparison: Comparison) -> int:
+    """How many times every server was started anew for the speed-up; 1 without one."""
+    return max((point.blocks for candidate in comparison.candidates for point in candidate.performance), default=1)
 
 
 def _used(comparison: Comparison) -> dict[str, bool]:

@@ -161,10 +161,23 @@ def capacity_text(capacity: Capacity) -> str:
 
 
 def capacity_interval(capacity: Capacity) -> str:
-    """'7 to 9', or '7 or more' where no load surely failed; why where nothing was measured."""
+    """'7 to 9', or '7 or more' where a search ended without a failure; of one search the load that failed.
+
+    Why, where nothing was measured.
+    """
     if not capacity.measured:
         return capacity.stopped
-    return f"{capacity.low} or more" if capacity.high is None else f"{capacity.low} to {capacity.high}"
+    if capacity.ci95 is None:
+        failed = "no load failed" if capacity.failed is None else f"{capacity.failed} failed"
+        return f"{failed}; one search gives no interval"
+    low, high = capacity.ci95
+    between = f"{low} or more" if high is None else f"{low} to {high}"
+    return f"{between}, {capacity.searches} searches"
+
+
+def search_end(capacity: Capacity) -> str:
+    """Why the search or searches ended."""
+    return f"the {'search' if capacity.searches == 1 else 'searches'} ended: {capacity.stopped}"
 
 
 def objectives(capacity: Capacity) -> str:

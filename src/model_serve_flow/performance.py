@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from model_serve_flow import live
-from model_serve_flow.busy import watch_machine
-from model_serve_flow.capacity import measure_capacity
+from model_serve_flow.busy import disturbance, disturbed, less_disturbed, watch_machine
+from model_serve_flow.capacity import measure_capacity, pooled
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
@@ -29,7 +29,7 @@ Place = tuple[int, int]  # concurrency, and the turn it was measured in
 
 
 def measure_performance(flow: Flow, server: Server, generator: LoadGenerator) -> PerformanceResult:
-    """Puts the profile's load on the server, then searches its capacity, and writes `performance.json`.
+    """Puts the profile's load on one server, then searches its capacity, and writes `performance.json`.
 
     What an earlier run measured of the same model in the same way is kept, load point by load point. A load point that
     is not valid is measured once more; if it stays so, this is printed, and the next run measures it again. The result
@@ -40,27 +40,45 @@ def measure_performance(flow: Flow, server: Server, generator: LoadGenerator) ->
             served that is not the checkpoint's.
         ServerGone: the server ended meanwhile.
     """
-    facts = proven_facts(server)
-    work = _Work(flow, server, generator, performance_protocol(flow.config, facts.version))
-    require_arguments(server, work.protocol)
-    found = earlier(work.destination, PerformanceResult, server, facts)
-    if found is not None and found.protocol == work.protocol and not found.unmeasured():
-        say_kept(work.destination)
-        return found
-    if found is not None:
-        work.take_over(found)
-    return work.measure()
+    work = PerformanceWork(flow, generator, "performance.json", blocks=1)
+    work.use(server)
+    return work.measure(1)
 
 
-class _Work:
-    """The performance measurement of one model, as far as it is."""
+class PerformanceWork:
+    """The performance measurement of one model, as far as it is; `use` a server, then `measure` on it.
 
-    def __init__(self, flow: Flow, server: Server, generator: LoadGenerator, protocol: dict[str, Any]) -> None:
-        self.flow, self.server, self.generator, self.protocol = flow, server, generator, protocol
-        self.destination = flow.workspace.results(server.model_name) / "performance.json"
+    Args:
+        file: in the model's folder of results.
+        blocks: how many times the model's server is started anew for it.
+    """
+
+    def __init__(self, flow: Flow, generator: LoadGenerator, file: str, blocks: int) -> None:
+        self.flow, self.generator, self.file, self.blocks = flow, generator, file, blocks
         self.points: dict[Place, LoadPoint] = {}
-        self.capacity: Capacity | None = None
-        self.started, self.seconds, self.peak_memory = time.monotonic(), 0.0, 0
+        self.searches: dict[int, Capacity] = {}  # block -> its search
+        self.server: Server | None = None
+        self.kept: PerformanceResult | None = None  # an earlier run's, that lacks nothing
+        self.seconds, self.peak_memory = 0.0, 0
+
+    def use(self, server: Server) -> None:
+        """Measures on this server from now on; with the first one, keeps what was measured before.
+
+        Raises:
+            FlowError: a kernel served that is not the checkpoint's, or the server has other arguments.
+        """
+        facts = proven_facts(server)
+        protocol = performance_protocol(self.flow.config, facts.version, self.blocks)
+        require_arguments(server, protocol)
+        first, self.server, self.started = self.server is None, server, time.monotonic()
+        self.protocol = protocol
+        self.destination = self.flow.workspace.results(server.model_name) / self.file
+        found = earlier(self.destination, PerformanceResult, server, facts) if first else None
+        if found is not None and found.protocol == protocol and not found.unmeasured():
+            say_kept(self.destination)
+            self.kept = found
+        elif found is not None:
+            self.take_over(found)
 
     def take_over(self, found: PerformanceResult) -> None:
         """Keeps what was measured before and would be measured in the same way now; says what."""
@@ -68,9 +86,13 @@ class _Work:
             return
         wanted = set(self.places())
         places = {(point.concurrency, point.repeat): point for point in found.points if not point.problem}
-        self.points = {place: point for place, point in places.items() if place in wanted}
+        self.points = {
+            place: point for place, point in places.items() if place in wanted and point.block == self.block(place[1])
+        }
         if found.protocol["performance"]["slo"] == self.protocol["performance"]["slo"]:
-            self.capacity = found.capacity if found.capacity is None or found.capacity.measured else None
+            single = {} if found.capacity is None else {1: found.capacity}
+            searches = single if self.blocks == 1 else found.searches
+            self.searches = {block: search for block, search in searches.items() if search.measured}
         self.seconds, self.peak_memory = found.seconds, found.engine.peak_memory_bytes or 0
         print(f"kept: {len(self.points)} of {len(wanted)} loads of {self.server.model_name}, measured before")
 
@@ -83,18 +105,52 @@ class _Work:
         load = self.flow.config.performance
         return [(concurrency, turn) for turn in range(1, load.repeats + 1) for concurrency in load.concurrency]
 
-    def measure(self) -> PerformanceResult:
-        """Measures what is missing, turn by turn, what is not valid once more, and then the capacity."""
-        for turn in range(1, self.flow.config.performance.repeats + 1):
-            self.load([place for place in self.places() if place[1] == turn and place not in self.points], str(turn))
-        self.load([place for place in self.places() if self.points[place].problem], "once-more")
+    def block(self, turn: int) -> int:
+        """The block in which a turn is measured."""
+        return 1 if self.blocks == 1 else self.flow.config.performance.block(turn)
+
+    def lacks(self, block: int) -> bool:
+        """Whether anything of this block is not measured."""
+        if self.kept is not None:
+            return False
+        loads = any(self.block(place[1]) == block and place not in self.points for place in self.places())
+        return loads or (self.flow.config.performance.slo is not None and block not in self.searches)
+
+    def measure(self, block: int) -> PerformanceResult:
+        """Measures what is missing of a block, turn by turn, what is not valid once more, and then the capacity."""
+        if self.kept is not None:
+            return self.kept
+        places = [place for place in self.places() if self.block(place[1]) == block]
+        for turn in sorted({turn for _, turn in places}):
+            self.load([place for place in places if place[1] == turn and place not in self.points], str(turn))
+        self.load([place for place in places if self.points[place].problem], "once-more")
+        if self.blocks > 1:
+            self.again_if_busy(places)
         for (concurrency, repeat), why in self.result().problems().items():
-            print(f"{self.server.model_name}: load point {concurrency}, repeat {repeat}, is not measured: {why}. "
-                  "The next run measures it again.")  # fmt: skip
-        if self.capacity is None:
+            if (concurrency, repeat) in places:
+                print(f"{self.server.model_name}: load point {concurrency}, repeat {repeat}, is not measured: {why}. "
+                      "The next run measures it again.")  # fmt: skip
+        if block not in self.searches:
             live.report(f"{self.server.model_name}: capacity search", 0, 0)
-            self.capacity = measure_capacity(self.flow, self.server, self.generator)
-        return self.write()
+            name = "goodput" if self.blocks == 1 else f"block-{block}-goodput"
+            search = measure_capacity(self.flow, self.server, self.generator, name)
+            self.searches |= {} if search is None else {block: search}
+        result = self.write()
+        self.seconds += time.monotonic() - self.started
+        return result
+
+    def again_if_busy(self, places: list[Place]) -> None:
+        """Measures the loads once more that others disturbed, and keeps the less disturbed of both."""
+        before = {place: self.points[place] for place in places if disturbed(self.points[place].busy)}
+        if not before:
+            return
+        print(f"{self.server.model_name}: {disturbance([point.busy for point in before.values()])}. "
+              f"{len(before)} loads are measured once more.")  # fmt: skip
+        self.load(list(before), "undisturbed")
+        for place, point in before.items():
+            if self.points[place].problem or less_disturbed(point.busy, self.points[place].busy):
+                self.points[place] = point
+        self.write()
 
     def load(self, places: list[Place], name: str) -> None:
         """Puts these loads on the server, one after the other, and writes the result so far."""
@@ -103,13 +159,14 @@ class _Work:
         done, loads = len(self.points), len(self.places())
         live.report(f"{self.server.model_name}: load points", min(done, loads - 1), loads)
         config, server = self.flow.config, self.server
-        path = self.flow.workspace.raw(server.model_name) / f"guidellm-{name}.json"
+        name = f"guidellm-{name}" if self.blocks == 1 else f"block-{self.block(places[0][1])}-{name}"
+        path = self.flow.workspace.raw(server.model_name) / f"{name}.json"
         where = (server.url, server.model_name, str(server.folder), str(path))
         with watch_machine() as watch:
             client = self.generator.run(server, load_command(config, *where, [load for load, _ in places]), path)
         points = read_load_points(path, config, client, places)
-        busy = {"busy": watch.result()}
-        self.points |= {place: point.model_copy(update=busy) for place, point in zip(places, points, strict=True)}
+        for place, point in zip(places, points, strict=True):
+            self.points[place] = point.model_copy(update={"busy": watch.result(), "block": self.block(place[1])})
         # Before the search: the load points are the same for every model, the loads of the search are not.
         self.peak_memory = max(self.peak_memory, proven_facts(server).peak_memory_bytes or 0)
         self.write()
@@ -119,7 +176,10 @@ class _Work:
         facts = proven_facts(self.server).model_copy(update={"peak_memory_bytes": self.peak_memory or None})
         source = provenance(self.server, facts, self.protocol, self.started - self.seconds)
         points = tuple(self.points[place] for place in self.places() if place in self.points)
-        return PerformanceResult(**source, points=points, capacity=self.capacity)
+        searches = dict(sorted(self.searches.items()))
+        capacity = pooled(list(searches.values())) if len(searches) == self.blocks else None
+        kept = searches if self.blocks > 1 else {}
+        return PerformanceResult(**source, points=points, capacity=capacity, searches=kept)
 
     def write(self) -> PerformanceResult:
         """Writes it."""
@@ -134,13 +194,18 @@ def _manner(protocol: dict[str, Any]) -> dict[str, Any]:
     return {**protocol, "performance": load}
 
 
-def performance_protocol(config: FlowConfig, engine_version: str) -> dict[str, Any]:
-    """All that must be equal for two performance results to be comparable."""
+def performance_protocol(config: FlowConfig, engine_version: str, blocks: int = 1) -> dict[str, Any]:
+    """All that must be equal for two performance results to be comparable.
+
+    Args:
+        blocks: how many times each server was started anew; a result of one server does not say it.
+    """
     return {
+        **({} if blocks == 1 else {"blocks": blocks}),
         "engine_arguments": engine_arguments(config),
         "engine_version": engine_version,
         "guidellm_version": importlib.metadata.version("guidellm"),
-        "performance": config.performance.model_dump(mode="json"),
+        "performance": config.performance.model_dump(mode="json", exclude={"blocks"}),
         "seed": config.seed,
     }
 

@@ -43,6 +43,8 @@ def commands(step: Step, request: Request) -> list[list[str]]:
     names = (
         ["base"] if step.module in ("01_Base_Accuracy", "02_Base_Performance") else [c.name for c in config.candidates]
     )
+    if step.module == "05_Compressed_Performance" and config.performance.blocks > 1:
+        names.insert(0, "base")
     if step.module == "07_Deploy":
         names = [config.deploy.candidate or "CHOSEN"]
     if step.environment == "serve":

@@ -113,8 +113,8 @@ def summary(comparison: Comparison) -> Table:
         ("Faster than the base?", Cell("–"), speed_verdict_cell),
         ("Capacity: concurrent requests within the latency objectives, 95 % interval", _capacity(base.capacity),
          lambda c: capacity_cell(base, c)),
-        ("Cost per million output tokens at capacity", cost_cell(base.capacity, base.cost_per_million_output_tokens),
-         lambda c: cost_cell(c.capacity, c.cost_per_million_output_tokens, struck=must_not_ship(c))),
+        ("Cost per million output tokens at capacity", cost_cell(base),
+         lambda c: cost_cell(c, struck=must_not_ship(c))),
         ("Size on disk", Cell(byte_text(base.size_bytes)),
          lambda c: Cell(byte_text(c.size_bytes), f"{percent(c.size_ratio)} of the base")),
         ("Peak memory while serving", Cell(memory(base.memory.peak_bytes)),
@@ -182,10 +182,12 @@ def capacity_cell(base: BaseComparison, candidate: CandidateComparison) -> Cell:
     return Cell(before + cell.text, cell.sub, struck=must_not_ship(candidate))
 
 
-def cost_cell(capacity: Capacity | None, cost: float | None, *, struck: bool = False) -> Cell:
-    """US dollars, or why there is no cost."""
+def cost_cell(model: BaseComparison | CandidateComparison, *, struck: bool = False) -> Cell:
+    """US dollars with the 95 % interval, or why there is no cost."""
+    cost, capacity = model.cost_per_million_output_tokens, model.capacity
     if cost is not None:
-        return Cell(dollars(cost), key=cost, struck=struck)
+        between = "" if model.cost_ci95 is None else "{} to {}".format(*map(dollars, model.cost_ci95))
+        return Cell(dollars(cost), between, cost, struck)
     if capacity is None or not capacity.measured:
         return Cell(NOT_MEASURED)
     return Cell("no load met the objectives" if capacity.streams == 0 else "no price given")
@@ -457,13 +459,17 @@ def _load_rows(candidate: CandidateComparison, width: int) -> list[tuple[Cell, .
 def _speed_cells(point: SpeedPoint, struck: bool) -> tuple[Cell, ...]:
     throughput = {BASE: point.base_output_tokens_per_s, "candidate": point.candidate_output_tokens_per_s}
     return (
-        Cell(str(point.concurrency), key=point.concurrency), Cell(str(point.repeats), key=point.repeats),
+        Cell(str(point.concurrency), key=point.concurrency), _repeats(point),
         _pair(throughput, number), Cell(times(point.speedup), ratio_interval(point), point.speedup, struck),
         _pair(point.ttft_ms_p95, lambda x: number(x, 0)), _pair(point.itl_ms_p95, number),
         _pair(point.request_latency_s_p50, lambda x: number(x, 2)), _pair(point.client_cpu_share, percent),
         Cell("limits" if point.client_limited else "–"),
         Cell(NOT_RECORDED) if point.others_share is None else _pair(point.others_share, percent),
     )  # fmt: skip
+
+
+def _repeats(point: SpeedPoint) -> Cell:
+    return Cell(str(point.repeats), f"in {point.blocks} blocks" if point.blocks > 1 else "", point.repeats)
 
 
 def _pair(values: dict[str, float], text: Callable[[float], str]) -> Cell:
@@ -501,9 +507,9 @@ def capacity_table(comparison: Comparison) -> Table:
             Cell(name), Cell(capacity_text(found), capacity_interval(found), found.streams, struck),
             Cell(number(found.output_tokens_per_s) if found.measured else "–", key=found.output_tokens_per_s,
                  struck=struck),
-            cost_cell(found, cost, struck=struck), Cell(found.stopped),
+            cost_cell(model, struck=struck), Cell(found.stopped),
         )
-        for name, found, cost, struck in _capacities(comparison)
+        for name, found, model, struck in _capacities(comparison)
     )  # fmt: skip
     return Table("Capacity and cost within the latency objectives", columns, rows)
 
@@ -525,11 +531,13 @@ def probe_table(comparison: Comparison) -> Table:
     return Table("Loads tried, in order", columns, rows)
 
 
-def _capacities(comparison: Comparison) -> list[tuple[str, Capacity, float | None, bool]]:
-    """(model, capacity, cost, struck) of the models whose capacity was searched."""
+def _capacities(
+    comparison: Comparison,
+) -> list[tuple[str, Capacity, BaseComparison | CandidateComparison, bool]]:
+    """(name, capacity, model, struck) of the models whose capacity was searched."""
     base = comparison.base
-    models = [(BASE, base.capacity, base.cost_per_million_output_tokens, False)]
-    models += [(c.name, c.capacity, c.cost_per_million_output_tokens, must_not_ship(c)) for c in comparison.candidates]
+    models = [(BASE, base.capacity, base, False)]
+    models += [(c.name, c.capacity, c, must_not_ship(c)) for c in comparison.candidates]
     return [row for row in models if row[1] is not None]
 
 

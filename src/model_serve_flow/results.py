@@ -71,6 +71,9 @@ class Busy(Record):
     steal_share: Probability | None = Field(
         description="wanted by this machine and given to another by the hypervisor; none: the system does not tell"
     )
+    throttled_share: Probability | None = Field(
+        default=None, description="in which the cores were slowed by heat or stopped by a quota; none: not told"
+    )
     seconds: NonNegative = Field(description="length of the time that was looked at")
 
     @property
@@ -194,6 +197,7 @@ class LoadPoint(Record):
 
     concurrency: Annotated[int, Field(gt=0)]
     repeat: Annotated[int, Field(gt=0, description="1 for the first time this concurrency was measured")] = 1
+    block: Annotated[int, Field(gt=0, description="the start of the server that it was measured on")] = 1
     seconds: Positive
     completed_requests: Count
     errored_requests: Count
@@ -229,7 +233,9 @@ class Probe(Record):
     streams: Annotated[int, Field(gt=0)]
     requests: Count
     attainment: NonNegative = Field(description="share of the requests that met every objective")
-    ci95: tuple[NonNegative, NonNegative] = Field(description="Wilson interval of the attainment")
+    ci95: tuple[NonNegative, NonNegative] = Field(
+        description="Wilson interval of the attainment, of requests that have nothing in common"
+    )
     passed: bool
     output_tokens_per_s: NonNegative
 
@@ -241,13 +247,20 @@ class Capacity(Record):
     itl_ms: Positive
     attainment: Positive = Field(description="share of requests that must meet both objectives")
     streams: Count | None = Field(
-        description="highest concurrency that passed; 0: not even one request at a time; none: not measured"
+        description="highest concurrency that passed (of several searches their geometric mean); 0: not even one "
+        "request at a time; none: not measured"
     )
-    low: Count = Field(description="highest concurrency that surely passes: the interval lies above the target")
-    high: Count | None = Field(description="one below the lowest that surely fails; none: no load surely failed")
+    failed: Count | None = Field(description="lowest concurrency above `streams` that failed; none: no load failed")
     output_tokens_per_s: NonNegative = Field(description="at `streams`")
     probes: tuple[Probe, ...]
     stopped: str = Field(description="why the search ended, in GuideLLM's words, or why nothing was measured")
+    searches: Annotated[int, Field(gt=0, description="each on a server started anew")] = 1
+    ci95: tuple[Count, Count | None] | None = Field(
+        default=None, description="over the searches, open above where one ended without a failure; none: one search"
+    )
+    output_ci95: tuple[NonNegative, NonNegative | None] | None = Field(
+        default=None, description="of output_tokens_per_s at the capacity, in the same way"
+    )
 
     @property
     def measured(self) -> bool:
@@ -260,7 +273,13 @@ class PerformanceResult(Measurement):
 
     kind: Literal["performance"] = "performance"
     points: tuple[LoadPoint, ...] = Field(description="every load point of every repeat, in the order measured")
-    capacity: Capacity | None = Field(default=None, description="none: the profile has no objectives")
+    capacity: Capacity | None = Field(default=None, description="over all blocks; none: the profile has no objectives")
+    searches: dict[int, Capacity] = Field(default={}, description="block -> its search, of several blocks")
+
+    @property
+    def blocks(self) -> int:
+        """How many times the server was started anew for this."""
+        return self.protocol.get("blocks", 1)
 
     def by_concurrency(self) -> dict[int, list[LoadPoint]]:
         """Concurrency, lowest first -> the repeats of that load point in their order, valid or not."""
@@ -293,11 +312,17 @@ class PerformanceResult(Measurement):
     def unmeasured(self) -> list[str]:
         """Everything that was asked for and is not measured, with the reason."""
         found = [f"load point {load}: {why}" for load, why in self.unmeasured_loads().items()]
-        if self.capacity is not None and not self.capacity.measured:
-            found.append(f"capacity: {self.capacity.stopped}")
-        if self.capacity is None and self.protocol.get("performance", {}).get("slo"):
-            found.append(f"capacity: {NOT_REACHED}")
-        return found
+        return [*found, *self._unmeasured_searches()]
+
+    def _unmeasured_searches(self) -> list[str]:
+        if self.blocks == 1:
+            searches = {"capacity": self.capacity}
+        else:
+            searches = {f"capacity, block {b}": self.searches.get(b) for b in range(1, self.blocks + 1)}
+        asked = self.protocol.get("performance", {}).get("slo")
+        found = {name: search.stopped for name, search in searches.items() if search and not search.measured}
+        found |= {name: NOT_REACHED for name, search in searches.items() if search is None and asked}
+        return [f"{name}: {why}" for name, why in found.items()]
 
 
 class Overlap(Record):
@@ -558,10 +583,14 @@ class SpeedPoint(Record):
 
     concurrency: int
     repeats: Annotated[int, Field(gt=0)]
+    blocks: Annotated[int, Field(gt=0, description="in each, every server was started anew; 1: one server each")] = 1
     base_output_tokens_per_s: Positive
     candidate_output_tokens_per_s: Positive
     speedup: Positive = Field(description="ratio of the geometric means over the repeats")
-    speedup_ci95: tuple[Positive, Positive] | None = Field(description="Welch's t on the logarithms; none: one repeat")
+    speedup_ci95: tuple[Positive, Positive] | None = Field(
+        description="on the logarithms: paired t over the blocks, or Welch's over the repeats of one server each; "
+        "none: one repeat"
+    )
     ttft_ms_p95: dict[Literal["base", "candidate"], NonNegative]
     itl_ms_p95: dict[Literal["base", "candidate"], NonNegative]
     request_latency_s_p50: dict[Literal["base", "candidate"], NonNegative]
@@ -591,6 +620,15 @@ class Memory(Record):
 
     peak_bytes: Count | None
     kv_cache_tokens: Count | None
+
+
+class Ranks(Record):
+    """1 + the number of models that are surely better: two that cannot be told apart can share a rank."""
+
+    score: Annotated[int, Field(gt=0)]
+    economy: Annotated[int, Field(gt=0)] = Field(
+        description="what a token costs, or what it is ordered by in its place"
+    )
 
 
 class CandidateComparison(Record):
@@ -629,11 +667,11 @@ class CandidateComparison(Record):
     )
     capacity: Capacity | None = None
     cost_per_million_output_tokens: NonNegative | None = Field(default=None, description="in US dollars, at capacity")
+    cost_ci95: tuple[NonNegative, NonNegative] | None = Field(default=None, description="none: one search, or no cost")
     diagnosis: Diagnosis | None = None
     memory: Memory
-    dominated_by: str | None = Field(
-        default=None, description="a model at least as accurate and cheap, and better in one"
-    )
+    dominated_by: str | None = Field(default=None, description="a model that is surely more accurate and cheaper")
+    ranks: Ranks | None = Field(default=None, description="among the base and the candidates that may ship; none: not")
     verdict: Decision
     reasons: tuple[str, ...]
 
@@ -648,6 +686,9 @@ class BaseComparison(Record):
     memory: Memory
     capacity: Capacity | None = None
     cost_per_million_output_tokens: NonNegative | None = None
+    cost_ci95: tuple[NonNegative, NonNegative] | None = None
+    dominated_by: str | None = Field(default=None, description="as of a candidate")
+    ranks: Ranks | None = Field(default=None, description="as of a candidate")
 
 
 class MarginSeal(Record):

@@ -29,13 +29,13 @@ from model_serve_flow.manifest import set_aside_damaged
 from model_serve_flow.notebooks import Notebooks, end_leftovers
 from model_serve_flow.progress import Progress, failure
 from model_serve_flow.request_cache import forget_answers
-from model_serve_flow.results import Busy
+from model_serve_flow.results import Busy, PerformanceResult
 from model_serve_flow.run_lock import only_run
 from model_serve_flow.ship_record import record_digest
 from model_serve_flow.steps import SHIP_RECORD, STEPS, Step, expand, module_folder, select
-from model_serve_flow.workspace import digest_once, file_digest, now, read_json, writing
+from model_serve_flow.workspace import digest_once, file_digest, now, read_json, read_result, writing
 
-PERFORMANCE_RESULT = re.compile(r"results/([^/]+)/performance\.json")
+PERFORMANCE_RESULT = re.compile(r"results/([^/]+)/performance(?:_in_blocks)?\.json")
 ACCURACY_RESULT = re.compile(r"results/([^/]+)/accuracy(.*)\.json")  # the model, and what tells its measurements apart
 VERSIONED = (
     "vllm",
@@ -199,10 +199,10 @@ class _Session:
 
     def unmeasured(self, step: Step) -> list[str]:
         """What the finished step was asked to measure and could not: the next run tries again."""
-        models = [
-            found[1] for path in expand(step.outputs, self.flow.config) if (found := PERFORMANCE_RESULT.match(path))
-        ]
-        return [f"{name}, {what}" for name in models for what in self.flow.workspace.performance(name).unmeasured()]
+        outputs = expand(step.outputs, self.flow.config)
+        models = {path: found[1] for path in outputs if (found := PERFORMANCE_RESULT.match(path))}
+        results = {path: read_result(self.flow.workspace.root / path, PerformanceResult) for path in models}
+        return [f"{models[path]}, {what}" for path, result in results.items() for what in result.unmeasured()]
 
     def is_current(self, step: Step) -> bool:
         """Whether the step is done; not where something that it reads is missing."""

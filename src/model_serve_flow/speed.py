@@ -69,6 +69,18 @@ def cost(hourly_price_usd: float | None, found: Capacity | None) -> float | None
     return capacity.cost_per_million_output_tokens(hourly_price_usd, found.output_tokens_per_s)
 
 
+def cost_interval(hourly_price_usd: float | None, found: Capacity | None) -> tuple[float, float] | None:
+    """The 95 % interval of `cost`, from that of the tokens/s at capacity; none after one search.
+
+    Where a search ended without a load that failed, the cost may be any smaller: the lower end is 0.
+    """
+    if cost(hourly_price_usd, found) is None or found.output_ci95 is None:
+        return None
+    slow, fast = found.output_ci95
+    cheap = 0.0 if fast is None else capacity.cost_per_million_output_tokens(hourly_price_usd, fast)
+    return cheap, capacity.cost_per_million_output_tokens(hourly_price_usd, slow)
+
+
 def _speed_point(base: list[LoadPoint], candidate: list[LoadPoint]) -> SpeedPoint:
     sides = {"base": base, "candidate": candidate}
 
@@ -76,8 +88,13 @@ def _speed_point(base: list[LoadPoint], candidate: list[LoadPoint]) -> SpeedPoin
         return {side: combine([figure(point) for point in points]) for side, points in sides.items()}
 
     ours, theirs = ([point.output_tokens_per_s for point in points] for points in sides.values())
-    speedup, interval = statistics.geometric_ratio(ours, theirs)
+    blocks = min(len({point.block for point in points}) for points in sides.values())
+    if blocks == 1:
+        speedup, interval = statistics.geometric_ratio(ours, theirs)
+    else:
+        speedup, interval = statistics.paired_ratio(*map(block_means, sides.values()))
     return SpeedPoint(
+        blocks=blocks,
         concurrency=base[0].concurrency,
         repeats=len(base),
         base_output_tokens_per_s=fmean(ours),
@@ -91,6 +108,14 @@ def _speed_point(base: list[LoadPoint], candidate: list[LoadPoint]) -> SpeedPoin
         client_limited=any(point.client_limited for point in (*base, *candidate)),
         others_share=_others_share(sides),
     )
+
+
+def block_means(points: list[LoadPoint]) -> list[float]:
+    """Output tokens/s of each block: the geometric mean over its repeats."""
+    blocks: dict[int, list[float]] = {}
+    for point in points:
+        blocks.setdefault(point.block, []).append(math.log(point.output_tokens_per_s))
+    return [math.exp(fmean(blocks[block])) for block in sorted(blocks)]
 
 
 def _others_share(sides: dict[str, list[LoadPoint]]) -> dict[str, float] | None:

@@ -36,6 +36,7 @@ class Step:
 
 BASE, CANDIDATE, DATA = "models/base", "models/{candidate}", "data"
 ACCURACY, PERFORMANCE = "results/base/accuracy.json", "results/base/performance.json"
+IN_BLOCKS = "results/base/performance_in_blocks.json"
 DISTRIBUTION = "results/base/distribution.json"
 AGAIN = ("results/base/accuracy_again.json", "results/base/distribution_again.json")
 CANDIDATE_ACCURACY, CANDIDATE_PERFORMANCE = "results/{candidate}/accuracy.json", "results/{candidate}/performance.json"
@@ -48,6 +49,7 @@ RESULTS = (
     CANDIDATE_ACCURACY,
     CANDIDATE_DISTRIBUTION,
     CANDIDATE_PERFORMANCE,
+    IN_BLOCKS,
 )
 COMPRESSION = "results/{candidate}/compression.json"
 SHIP_RECORD = "report/ship-record.json"
@@ -75,8 +77,8 @@ STEPS: tuple[Step, ...] = (
         "05_Compressed_Performance",
         "serve",
         (*SERVED, "candidates", "performance"),
-        (CANDIDATE,),
-        (CANDIDATE_PERFORMANCE,),
+        (BASE, CANDIDATE),
+        (CANDIDATE_PERFORMANCE, IN_BLOCKS),
     ),
     Step(
         "06_Comparison",
@@ -135,7 +137,9 @@ def _measured(path: str, config: FlowConfig) -> bool:
     """Whether the profile asks for what this file would hold."""
     distribution = "/distribution" in path
     return not (
-        (distribution and config.accuracy.distribution is None) or (path in AGAIN and config.accuracy.again is None)
+        (path == IN_BLOCKS and config.performance.blocks == 1)
+        or (distribution and config.accuracy.distribution is None)
+        or (path in AGAIN and config.accuracy.again is None)
     )
 
 

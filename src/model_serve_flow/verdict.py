@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model_serve_flow import statistics
-from model_serve_flow.compare.intervals import simultaneous
+from model_serve_flow.compare.intervals import Key, simultaneous
 from model_serve_flow.compare.tiers import EVERY_TASK_DECIDES, Tiers
 from model_serve_flow.compare.tiers import withheld as blocked_by
 from model_serve_flow.differences import Differences, asked, deciding, oriented
@@ -13,6 +14,7 @@ from model_serve_flow.formatting import clusters, p_statement
 from model_serve_flow.pairs import primary_metric
 from model_serve_flow.results import Decision, Difference
 
+SUITE: Key = ("", "")
 TEXT_METRIC = "word_perplexity"  # bits per byte is the same test in another unit
 
 
@@ -24,7 +26,8 @@ class _Check:
     difference: Difference
     within_p: float  # adjusted, of "the loss is the margin or more"
     beyond_p: float  # adjusted, of "the loss is less than the margin"
-    tests: int  # over which the p-values are adjusted
+    tests: int  # over which "the loss is the margin or more" is adjusted
+    key: Key = SUITE
 
     @property
     def passes(self) -> bool:
@@ -99,7 +102,10 @@ def _tail_sentence(difference: Difference) -> str:
 
 
 def decide(
-    differences: Differences, suite: Difference | None, tiers: Tiers = EVERY_TASK_DECIDES
+    differences: Differences,
+    suite: Difference | None,
+    tiers: Tiers = EVERY_TASK_DECIDES,
+    others: Sequence[float] = (),
 ) -> tuple[Decision, tuple[str, ...]]:
     """The verdict by non-inferiority, and its reasons, the deciding one first.
 
@@ -108,12 +114,17 @@ def decide(
     INCONCLUSIVE: neither, or no task can decide, or one has too few items for its test, or one that cannot decide shows
     a loss all the same, or a required task is missing or cannot decide.
 
-    "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities.
+    "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities. Where there are
+    other candidates, "surely less" is adjusted over all questions of all candidates, the averages among them: with
+    20 candidates on the margin, one of them would else ship by chance in 39 % of all cases.
+
+    Args:
+        differences, suite: of this candidate.
+        others: the `loss_p_values` of all other candidates.
     """
     measured, differences = differences, tiers.counting(differences)
-    family = _task_checks(differences)
-    checks = [*([_suite_check(differences, suite)] if suite else []), *family.values()]
-    blocked = tiers.blockers(measured, {task for task, _ in family})
+    checks = _checks(differences, suite, others)
+    blocked = tiers.blockers(measured, {check.key[0] for check in checks})
     failing, unsure = any(check.fails for check in checks), any(check.unsure for check in checks)
     silent, withheld = _silent_sentences(differences)
     open_ = unsure or suite is None or withheld
@@ -127,14 +138,23 @@ def decide(
     return verdict, (*first, *reasons, *rest)
 
 
+def loss_p_values(differences: Differences, suite: Difference | None) -> list[float]:
+    """The p-values of one candidate that SHIP needs to be small, uncorrected: of every task, perplexity and average."""
+    asked_for = [difference for _, difference in _family(differences).values()]
+    return [_p_values(difference)[0] for difference in (*asked_for, *filter(None, [suite]))]
+
+
 def with_items_to_settle(
-    differences: Differences, suite: Difference | None, tiers: Tiers = EVERY_TASK_DECIDES
+    differences: Differences,
+    suite: Difference | None,
+    tiers: Tiers = EVERY_TASK_DECIDES,
+    others: Sequence[float] = (),
 ) -> tuple[dict[str, dict[str, Difference]], Difference | None]:
     """The differences with adjusted p-values, simultaneous intervals, and the items at which each would be decided.
 
-    Those that count in the verdict are taken at its corrected level, the others by themselves.
+    Those that count in the verdict are taken at its corrected level, the others by themselves; `others` as in `decide`.
     """
-    counting = _task_checks(tiers.counting(differences))
+    counting = {check.key: check for check in _checks(tiers.counting(differences), suite, others)}
 
     def filled(task: str, metric: str, difference: Difference) -> Difference:
         check = counting.get((task, metric))
@@ -153,7 +173,9 @@ def with_items_to_settle(
     }
     if suite is None:
         return found, None
-    return found, suite.model_copy(update={"items_to_settle": _check("", suite).items_to_settle()})
+    check = counting[SUITE]
+    shown = {"adjusted_p": (check.within_p, check.beyond_p), "simultaneous_ci95": check.difference.simultaneous_ci95}
+    return found, suite.model_copy(update={"items_to_settle": check.items_to_settle(), **(shown if others else {})})
 
 
 def _check(subject: str, difference: Difference) -> _Check:
@@ -167,25 +189,55 @@ def _p_values(difference: Difference) -> tuple[float, float]:
     return (1.0, 1.0) if p is None else (p, 1 - p)
 
 
-def _suite_check(differences: Differences, suite: Difference) -> _Check:
+def _suite_subject(differences: Differences) -> str:
     count = len(deciding(differences))
-    return _check(f"The average score over {'1 task' if count == 1 else f'{count} tasks'}", suite)
+    return f"The average score over {'1 task' if count == 1 else f'{count} tasks'}"
 
 
-def _task_checks(differences: Differences) -> dict[tuple[str, str], _Check]:
-    """The family of the correction: the primary metric of every deciding task, and every perplexity."""
+def _checks(differences: Differences, suite: Difference | None, others: Sequence[float]) -> list[_Check]:
+    """The questions of one candidate: first the average, then the primary metric of every task, and every perplexity.
+
+    One candidate: the tasks and perplexities are the family of the correction, and the average has its own level.
+    Several: the family of "surely less" is every question of every candidate.
+    """
+    family = _family(differences)
+    if suite is not None:
+        family = {SUITE: (_suite_subject(differences), suite), **family}
+    joint = [key for key in family if key != SUITE or others]
+    alone = [key for key in family if key != SUITE]
+    shown = simultaneous({key: family[key][1] for key in joint}, alone, others)
+    raw = {key: _p_values(difference) for key, (_, difference) in family.items()}
+    within = {key: p[0] for key, p in raw.items()} | _holm({key: raw[key][0] for key in joint}, others)
+    beyond = {key: p[1] for key, p in raw.items()} | _holm({key: raw[key][1] for key in alone})
+    tests = {key: len(joint) + len(others) if key in joint else 1 for key in family}
+    return [
+        _Check(
+            subject,
+            d.model_copy(update={"simultaneous_ci95": shown.get(key)}),
+            within[key],
+            beyond[key],
+            tests[key],
+            key,
+        )
+        for key, (subject, d) in family.items()
+    ]
+
+
+def _holm(p_values: dict[Key, float], others: Sequence[float] = ()) -> dict[Key, float]:
+    """Holm's adjusted p-values; `others` belong to the family, and what they become is not asked."""
+    adjusted = statistics.holm([*p_values.values(), *others])
+    return dict(zip(p_values, adjusted[: len(p_values)], strict=True))
+
+
+def _family(differences: Differences) -> dict[Key, tuple[str, Difference]]:
+    """(subject, difference) of the primary metric of every deciding task, and of every perplexity."""
     primaries = {task: primary_metric(metrics) for task, metrics in differences.items()}
     family = {(task, primaries[task]): (task, d) for task, d in asked(differences).items()}
     for task, metric in primaries.items():
         if differences[task][metric].unit == "percent":
             name = "Word perplexity" if metric == TEXT_METRIC else "Perplexity"
             family[task, metric] = (f"{name} on {task}", differences[task][metric])
-    within, beyond = (statistics.holm([_p_values(d)[side] for _, d in family.values()]) for side in (0, 1))
-    intervals = simultaneous([d for _, d in family.values()])
-    return {
-        key: _Check(subject, d.model_copy(update={"simultaneous_ci95": shown}), *adjusted, len(family))
-        for (key, (subject, d)), shown, *adjusted in zip(family.items(), intervals, within, beyond, strict=True)
-    }
+    return family
 
 
 def _silent_sentences(differences: Differences) -> tuple[list[str], list[str]]:

@@ -92,6 +92,10 @@ class Workspace:
     def performance(self, model: str) -> PerformanceResult:
         return read_result(self.results(model) / "performance.json", PerformanceResult)
 
+    def performance_in_blocks(self) -> PerformanceResult:
+        """The base's performance measured in 05, in blocks beside the candidates'."""
+        return read_result(self.results("base") / "performance_in_blocks.json", PerformanceResult)
+
     def accuracy_again(self) -> AccuracyResult:
         """The base's second measurement, for the noise floor."""
         return read_result(self.results("base") / "accuracy_again.json", AccuracyResult)

@@ -2,6 +2,7 @@
 
 import json
 
+import factories
 import psutil
 import pytest
 
@@ -10,6 +11,7 @@ from model_serve_flow.capacity import (
     capacity_sentence,
     cost_per_million_output_tokens,
     measure_capacity,
+    pooled,
     read_capacity,
 )
 from model_serve_flow.config import Objectives, load_profile
@@ -17,8 +19,9 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.formatting import capacity_interval, capacity_text
 from model_serve_flow.guidellm import search_command
+from model_serve_flow.results import Probe
 from model_serve_flow.serving import Server
-from model_serve_flow.speed import cost
+from model_serve_flow.speed import cost, cost_interval
 
 OBJECTIVES = Objectives(ttft_ms=1000, itl_ms=50, attainment=0.9, seconds=20, initial_streams=8, max_streams=64)
 PASSES = (1.0, 0.95, 1.0)  # attainment and its Wilson interval: settled, and not
@@ -70,10 +73,10 @@ def searched(tmp_path):
     return write
 
 
-def test_the_interval_spans_the_loads_that_could_not_be_settled(searched):
+def test_a_search_tells_the_load_that_passed_and_the_next_that_failed(searched):
     path = searched([(8, PASSES), (16, LIKELY_PASSES), (32, FAILS), (24, FAILS), (20, LIKELY_FAILS)])
     capacity = read_capacity(path, OBJECTIVES)
-    assert (capacity.low, capacity.streams, capacity.high) == (8, 16, 23)
+    assert (capacity.streams, capacity.failed, capacity.ci95) == (16, 20, None)
     assert capacity.output_tokens_per_s == 320.0
     assert [one.streams for one in capacity.probes] == [8, 16, 32, 24, 20]
     assert capacity.probes[1].ci95 == (0.81, 0.97) and capacity.probes[1].passed
@@ -82,23 +85,23 @@ def test_the_interval_spans_the_loads_that_could_not_be_settled(searched):
 def test_a_machine_that_cannot_keep_the_objectives_at_all_is_a_result(searched):
     path = searched([(8, FAILS), (4, FAILS), (2, FAILS), (1, FAILS)], "objectives_unmet_at_minimum")
     capacity = read_capacity(path, OBJECTIVES)
-    assert (capacity.low, capacity.streams, capacity.high) == (0, 0, 0)
+    assert (capacity.streams, capacity.failed) == (0, 1)
     assert capacity.output_tokens_per_s == 0.0
     sentence = capacity_sentence(capacity)
-    assert "No load was found" in sentence and "no load surely passed; surely not above 0" in sentence
+    assert "No load was found" in sentence and "1 failed; one search gives no interval" in sentence
 
 
 def test_without_a_load_that_surely_failed_there_is_no_upper_end(searched):
     capacity = read_capacity(searched([(32, PASSES), (64, PASSES)], "max_streams_reached"), OBJECTIVES)
-    assert (capacity.low, capacity.streams, capacity.high) == (64, 64, None)
-    assert "no load surely failed" in capacity_sentence(capacity)
+    assert (capacity.streams, capacity.failed) == (64, None)
+    assert "no load failed" in capacity_sentence(capacity)
 
 
 def test_the_sentence_gives_the_promise_the_capacity_and_its_interval(searched):
     path = searched([(8, PASSES), (16, LIKELY_PASSES), (32, FAILS)])
     sentence = capacity_sentence(read_capacity(path, OBJECTIVES))
     assert "Up to 16 requests at once" in sentence and "90 % of the requests" in sentence
-    assert "surely up to 8" in sentence and "surely not above 31" in sentence and "converged" in sentence
+    assert "32 failed; one search gives no interval; the search ended: converged" in sentence
 
 
 def test_a_file_without_a_search_is_an_error(searched, tmp_path):
@@ -152,7 +155,7 @@ def test_where_a_load_answers_nothing_the_search_starts_lower(search, answered, 
 def test_no_answer_even_to_one_request_leaves_the_capacity_unknown(search):
     measure, _ = search(0)
     capacity = measure()
-    assert not capacity.measured and (capacity.streams, capacity.low, capacity.high) == (None, 0, None)
+    assert not capacity.measured and (capacity.streams, capacity.failed) == (None, None)
     sentence = capacity_sentence(capacity)
     assert sentence.startswith("Not measured: no request was answered within 21 s, even one at a time.")
     assert capacity_text(capacity) == "not measured" and capacity_interval(capacity) == capacity.stopped
@@ -195,3 +198,52 @@ def test_cost_of_a_million_tokens():
     assert cost_per_million_output_tokens(3.6, 1000) == pytest.approx(1.0)
     with pytest.raises(ValueError, match="not above 0"):
         cost_per_million_output_tokens(3.6, 0)
+
+
+# --- Several searches, each on a server started anew ---
+
+
+def searched_thrice(*brackets):
+    """Pooled searches of these (passed, failed) loads, at 20 tokens/s per stream."""
+    return pooled([
+        factories.capacity().model_copy(update={
+            "streams": passed, "failed": failed, "output_tokens_per_s": 20.0 * passed, "ci95": None, "searches": 1,
+            "probes": tuple(Probe(streams=load, requests=80, attainment=0.9, ci95=(0.8, 1.0), passed=load == passed,
+                                  output_tokens_per_s=20.0 * load) for load in (passed, failed) if load),
+        })
+        for passed, failed in brackets
+    ])  # fmt: skip
+
+
+def test_several_searches_have_an_interval_and_their_cost_too():
+    found = searched_thrice((16, 20), (20, 22), (18, 20))
+    assert (found.streams, found.searches, len(found.probes)) == (18, 3, 6)
+    low, high = found.ci95
+    assert low <= 16 and high >= 22
+    assert found.output_ci95[0] == pytest.approx(20 * 18.86, rel=0.3)
+    cheap, dear = cost_interval(0.36, found)
+    assert cheap < cost(0.36, found) < dear
+    assert dear == pytest.approx(0.36e6 / 3600 / found.output_ci95[0])
+    assert f"{low} to {high}, 3 searches" in capacity_sentence(found)
+
+
+def test_an_open_search_leaves_the_interval_open():
+    found = searched_thrice((16, 20), (64, None), (18, 20))
+    assert found.ci95[1] is None and found.failed is None
+    assert cost_interval(0.36, found)[0] == 0.0
+    assert "or more, 3 searches" in capacity_sentence(found)
+
+
+def test_a_server_that_meets_the_objectives_at_no_load_counts_as_below_one():
+    found = searched_thrice((2, 3), (0, 1), (2, 3))
+    assert (found.streams, found.ci95[0], cost(0.36, found)) == (0, 0, None)
+
+
+def test_one_search_has_neither_interval_nor_one_of_its_cost():
+    found = searched_thrice((16, 20))
+    assert (found.ci95, cost_interval(0.36, found)) == (None, None)
+
+
+def test_a_search_that_measured_nothing_leaves_the_capacity_unmeasured():
+    unknown = factories.capacity().model_copy(update={"streams": None, "failed": None, "stopped": "no answer"})
+    assert not pooled([factories.capacity(), unknown]).measured

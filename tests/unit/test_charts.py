@@ -137,9 +137,8 @@ def test_pareto_chart_has_cost_against_score_and_leaves_a_lossy_candidate_off_th
 
 
 def test_a_dominated_model_is_named_so():
-    ships, fails = COMPARISON.candidates
-    suite = ships.suite.model_copy(update={"candidate": ships.suite.base + 1})
-    better = COMPARISON.model_copy(update={"candidates": (ships.model_copy(update={"suite": suite}), fails)})
+    worse = COMPARISON.base.model_copy(update={"dominated_by": "w8a8-int8"})
+    better = COMPARISON.model_copy(update={"base": worse})
     assert {offer.name: offer.dominated_by for offer in charts.offers(better)}["base"] == "w8a8-int8"
     texts = [text.get_text() for text in charts.accuracy_cost(better).axes[0].texts]
     assert "base, dominated by w8a8-int8" in texts

@@ -175,7 +175,8 @@ def test_gains_of_a_candidate_that_must_not_ship_appear_nowhere_unstruck(html, w
 def test_ranking_names_the_front_and_leaves_out_what_must_not_ship():
     lines = ranking(COMPARISON)
     assert lines[0].startswith("Worth its cost, the cheapest first: w8a8-int8 (") and "base (" in lines[0]
-    assert lines[1:] == ["w4a16-int4 is not ranked: it must not ship."]
+    assert lines[1].startswith("Rank by score: 1 base and w8a8-int8. Rank by economy: 1 base and w8a8-int8. A model is")
+    assert lines[2:] == ["w4a16-int4 is not ranked: it must not ship."]
     third = SHIPS.model_copy(update={"name": "w4a16-awq", "dominated_by": "w8a8-int8", "verdict": "INCONCLUSIVE"})
     more = ranking(COMPARISON.model_copy(update={"candidates": (SHIPS, FAILS, third)}))
     assert any(line.startswith("w4a16-awq is dominated by w8a8-int8") for line in more)
@@ -256,7 +257,7 @@ def test_load_points_where_the_client_limits_are_marked():
     ],
 )
 def test_reading_of_an_interval_against_the_margin(ci95, changes, text):
-    fresh = {"ci95": ci95, "margin": 3.0, "items_to_settle": None, **changes}
+    fresh = {"ci95": ci95, "margin": 3.0, "items_to_settle": None, "adjusted_p": None, **changes}
     assert reading(SHIPS.suite.model_copy(update=fresh)) == text
 
 
@@ -328,7 +329,13 @@ def test_a_processor_whose_int8_sums_saturate_is_a_caveat_only_where_int8_was_se
 )
 def test_where_there_is_no_cost_the_report_says_why(streams, why):
     found = None if streams is None else FAILS.capacity.model_copy(update={"streams": streams})
-    assert cost_cell(found, None, struck=True) == Cell(why)
+    free = FAILS.model_copy(update={"capacity": found, "cost_per_million_output_tokens": None})
+    assert cost_cell(free, struck=True) == Cell(why)
+
+
+def test_the_cost_has_its_interval_beside_it():
+    known = FAILS.model_copy(update={"cost_per_million_output_tokens": 0.31, "cost_ci95": (0.2, 0.5)})
+    assert cost_cell(known) == Cell("$0.31", "$0.2 to $0.5", 0.31)
 
 
 def test_comparison_with_nothing_optional_is_still_a_report(tmp_path):

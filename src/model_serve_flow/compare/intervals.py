@@ -2,45 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from scipy.stats import norm, t
 
 from model_serve_flow import statistics
-from model_serve_flow.compare.stats.simultaneous import Claim, holm_bounds
+from model_serve_flow.compare.stats.holm_bounds import Claim, holm_bounds
 from model_serve_flow.results import Difference
 from model_serve_flow.statistics import ALPHA, Interval
 
+Key = tuple[str, str]  # task and metric
 
-def simultaneous(family: Sequence[Difference]) -> list[tuple[float, float] | None]:
-    """Computes the 95 % intervals of the tasks of a family that hold together.
+
+def simultaneous(
+    family: Mapping[Key, Difference], beyond: Collection[Key], others: Sequence[float] = ()
+) -> dict[Key, tuple[float, float] | None]:
+    """Computes the 95 % intervals of the questions of a family that hold together.
 
     The lower bound belongs to "the loss is within the limit", the upper one to "it is beyond", each
     by Holm at 2.5 %. Higher is better in both; the result is turned back to the difference's own
     direction and is in its unit.
 
+    Args:
+        family: the questions whose "within" is corrected together.
+        beyond: those of them whose "beyond" is corrected together; each other one stands alone.
+        others: p-values of "within" of other candidates, which belong to the family too.
+
     Returns:
-        One interval per difference; none where too few items allow no test.
+        One interval per question; none where too few items allow no test.
     """
-    tested = [d for d in family if d.decision_p is not None]
-    absent = len(family) - len(tested)
-    claims = [(_within(d), _beyond(d)) for d in tested]
-    sides = [holm_bounds([*side, *[_UNKNOWN] * absent]) for side in zip(*claims, strict=True)]
-    found = iter(zip(*sides, strict=True))
-    return [_turned(d, *next(found)) if d.decision_p is not None else None for d in family]
+    lows = _bounds({key: _within(d) for key, d in family.items()}, [_claim(p) for p in others])
+    highs = _bounds({key: _beyond(family[key]) for key in beyond}, [])
+    for key in family.keys() - set(beyond):
+        highs |= _bounds({key: _beyond(family[key])}, [])
+    tested = {key: d for key, d in family.items() if d.decision_p is not None}
+    return dict.fromkeys(family) | {key: _turned(d, lows[key], highs[key]) for key, d in tested.items()}
 
 
-# A task with too few items: it counts in the family, and its claim is never shown.
-_UNKNOWN = Claim(estimate=0.0, limit=0.0, p=1.0, bound=lambda _: -1.0)
+def _bounds(claims: Mapping[Key, Claim], others: Sequence[Claim]) -> dict[Key, float]:
+    return dict(zip(claims, holm_bounds([*claims.values(), *others]), strict=False))
+
+
+def _claim(p: float) -> Claim:
+    """A claim of which only the p-value is known; its bound is not asked."""
+    return Claim(estimate=0.0, limit=0.0, p=p, bound=lambda _: -1.0)
 
 
 def _within(d: Difference) -> Claim:
+    if d.decision_p is None:  # too few items: it counts in the family and is never shown
+        return _claim(1.0)
     estimate = d.difference if d.higher_is_better else -d.difference
     return Claim(estimate, -d.limit, d.decision_p, lambda level: _at(d, level).low)
 
 
 def _beyond(d: Difference) -> Claim:
     """The opposite claim, mirrored so that it has a lower bound too."""
+    if d.decision_p is None:
+        return _claim(1.0)
     estimate = d.difference if d.higher_is_better else -d.difference
     return Claim(-estimate, d.limit, 1 - d.decision_p, lambda level: -_at(d, level).high)
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from model_serve_flow.compare.tiers import Tiers, withheld
-from model_serve_flow.results import Tier
 from model_serve_flow.differences import compare_suite, compare_task
 from model_serve_flow.errors import EXIT_CODES
 from model_serve_flow.from_files.paces import compare_loads
@@ -21,7 +20,7 @@ from model_serve_flow.from_files.same_items import (
 from model_serve_flow.from_files.sentence import sentence
 from model_serve_flow.from_files.sides import Side, as_bad_input
 from model_serve_flow.pairs import Pairs, flipped_items, pair, primary_metric
-from model_serve_flow.results import Decision, Difference
+from model_serve_flow.results import Decision, Difference, Tier
 from model_serve_flow.statistics import wilson_interval
 from model_serve_flow.verdict import decide, with_items_to_settle
 

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from model_serve_flow.results import Tier
 from model_serve_flow.results import (
     Count,
     Decision,
@@ -16,6 +15,7 @@ from model_serve_flow.results import (
     Positive,
     Probability,
     Record,
+    Tier,
 )
 
 Pace = Literal["FASTER", "NOT FASTER", "UNSURE"]

@@ -26,6 +26,7 @@ from model_serve_flow.flow import Flow
 from model_serve_flow.guidellm import GENERATOR_VARIABLE, load_command, load_generator
 from model_serve_flow.guidellm_driver import with_values
 from model_serve_flow.machine import free_port
+from model_serve_flow.measure import blocks
 from model_serve_flow.performance import measure_performance, read_load_points
 from model_serve_flow.serving import Server
 
@@ -156,6 +157,26 @@ def test_what_is_measured_is_kept_load_by_load(measured, generator, capsys):
     assert loads_run(flow) == {"guidellm-1": [1, 2], "guidellm-2": [1, 2]}
 
 
+def test_blocks_of_real_loads_are_kept_and_their_searches_give_an_interval(measured, generator, monkeypatch):
+    slo = {"ttft_ms": 5000, "itl_ms": 1000, "attainment": 0.5, "seconds": 1, "initial_streams": 1, "max_streams": 1}
+    flow, server = measured(**LOAD | {"concurrency": [1], "blocks": 2, "slo": slo})
+    base, started = served(flow, server), []
+
+    @contextlib.contextmanager
+    def serve(flow, name, purpose):
+        started.append(name)
+        yield base
+
+    monkeypatch.setattr(blocks, "serve", serve)
+    result = blocks.measure_in_blocks(flow, [], generator, lambda server: None)["base"]
+    assert [(point.repeat, point.block) for point in result.points] == [(1, 1), (2, 2)] and started == ["base", "base"]
+    assert sorted(result.searches) == [1, 2] and result.capacity.searches == 2
+    assert result.capacity.ci95 == (1, None) and result.unmeasured() == []
+    assert flow.workspace.performance_in_blocks() == result
+    assert blocks.measure_in_blocks(flow, [], generator, lambda server: None)["base"] == result
+    assert started == ["base"] * 3
+
+
 def test_a_slow_load_lasts_until_it_has_its_requests(measured, generator, slow_mock_server):
     flow, server = measured(slow_mock_server, **LOAD | {"concurrency": [1], "repeats": 1, "min_requests": 3})
     (point,) = measure_performance(flow, served(flow, server), generator).points
@@ -193,7 +214,7 @@ def test_a_search_that_every_load_passes_ends_at_the_highest(measured, generator
     flow, server = measured(slo=slo)
     capacity = measure_capacity(flow, server, generator)
     assert [(probe.streams, probe.passed) for probe in capacity.probes] == [(1, True), (2, True)]
-    assert (capacity.low, capacity.streams, capacity.high) == (2, 2, None)
+    assert (capacity.streams, capacity.failed) == (2, None)
     assert capacity.stopped == "max_streams_reached" and capacity.output_tokens_per_s > 0
 
 
@@ -202,7 +223,7 @@ def test_objectives_that_no_load_keeps_are_a_result(measured, generator):
     flow, server = measured(slo=slo)
     capacity = measure_capacity(flow, server, generator)
     assert [(probe.streams, probe.passed) for probe in capacity.probes] == [(2, False), (1, False)]
-    assert (capacity.low, capacity.streams, capacity.high) == (0, 0, 0)
+    assert (capacity.streams, capacity.failed) == (0, 1)
     assert capacity.stopped == "objectives_unmet_at_minimum" and capacity.output_tokens_per_s == 0
 
 

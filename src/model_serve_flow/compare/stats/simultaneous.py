@@ -1,62 +1,81 @@
-"""Bounds that hold for all tasks at once and agree with Holm's decisions. No I/O."""
+"""Which of several models differ: intervals of all differences that hold together. No I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
-from scipy.stats import norm
+import numpy as np
+from numpy.typing import NDArray
 
-from model_serve_flow.statistics import ALPHA, holm
+from model_serve_flow import statistics
+from model_serve_flow.clusters import ClusteredMean
+from model_serve_flow.statistics import ALPHA, ROUNDING, Interval
 
-NO_EVIDENCE = 1e-6  # a z below it tells nothing of the distance
+Model = TypeVar("Model", bound=Hashable)
+Gaps = Mapping[tuple[Model, Model], Interval]  # (one, other) -> other minus one; each pair once
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One claim of a family: a figure lies above `limit`, as far as its data tell.
+def level_of_each(models: int) -> float:
+    """One-sided error of each interval, so that those of all pairs hold together in 95 % (Bonferroni).
 
-    Attributes:
-        estimate: of the figure.
-        limit: the value that the figure must surely exceed.
-        p: one-sided p-value of "the figure is the limit or less".
-        bound: one-sided level -> lower confidence bound of the figure by itself.
+    The models are compared on the same items or in the same blocks, so no independence is assumed.
     """
-
-    estimate: float
-    limit: float
-    p: float
-    bound: Callable[[float], float]
-
-    def below(self, level: float) -> float:
-        """Returns the bound at a level at which the claim is not shown: always below the limit.
-
-        Where the decision rests on more than the data of `bound` (retention), that bound can lie
-        above the limit. Then the distance from estimate to limit, over the z of the p-value, is
-        taken for the standard error.
-        """
-        bound = self.bound(level)
-        if bound < self.limit:
-            return bound
-        distance, z = abs(self.estimate - self.limit), float(norm.isf(min(self.p, 0.5)))
-        if z <= NO_EVIDENCE:
-            return self.limit - distance
-        return self.estimate - float(norm.isf(level)) * distance / z
+    return ALPHA / max(1, models * (models - 1) // 2)
 
 
-def holm_bounds(claims: Sequence[Claim]) -> list[float]:
-    """Computes lower bounds of all figures that hold together with 97.5 % confidence.
+def score_gap(one: NDArray, other: NDArray, labels: Sequence[str] | None, level: float) -> Interval:
+    """Other minus one in the mean of the same items, with its interval of two-sided error 2 * level.
 
-    A bound is at or above its limit exactly where Holm's test shows the claim at 2.5 %. If all
-    claims are shown, each has its bound at 0.025 / m, or its limit if that is higher. Else those
-    that are shown have their limit, and the k others their bound at 0.025 / k.
+    Right or wrong: Tango's score interval. Other values: the jackknife over items, with t. Where the
+    items come in clusters, the clustered interval counts if it is wider, as in the verdict.
 
-    Strassburger and Bretz (2008), "Compatible simultaneous lower confidence bounds for the Holm
-    procedure and other Bonferroni-based closed tests", Statistics in Medicine 27:4914-4927.
+    Args:
+        one, other: n values, item by item; higher is better.
+        labels: the cluster of every item; none: the items come in none.
+        level: one-sided, from `level_of_each`.
     """
-    shown = [p <= ALPHA for p in holm([claim.p for claim in claims])]
-    open_ = shown.count(False)
-    if not open_:
-        level = ALPHA / len(claims)
-        return [max(claim.limit, claim.bound(level)) for claim in claims]
-    return [claim.limit if done else claim.below(ALPHA / open_) for claim, done in zip(claims, shown, strict=True)]
+    binary = statistics.is_binary(one) and statistics.is_binary(other)
+    found = []
+    if binary:
+        found.append(statistics.paired_binary_difference(one, other, level))
+    if labels is not None or not binary:
+        places = labels if labels is not None else np.arange(one.size)
+        found.append(ClusteredMean.of(other - one, places).interval(level))
+    return max(found, key=lambda interval: interval.high - interval.low)
+
+
+def log_gap(one: NDArray, other: NDArray, level: float, paired: bool) -> Interval | None:
+    """Other minus one in the mean logarithm of repeats, with its t interval; none for fewer than two repeats.
+
+    Args:
+        one, other: values above 0, one per repeat.
+        level: one-sided, from `level_of_each`.
+        paired: the repeats are blocks in which both were measured, one after the other.
+    """
+    from scipy.stats import ttest_ind, ttest_rel
+
+    first, second = np.log(one), np.log(other)
+    change = float(second.mean() - first.mean())
+    if min(first.size, second.size) < 2:
+        return None
+    spread = np.ptp(second - first) if paired else max(np.ptp(first), np.ptp(second))
+    if spread <= ROUNDING:
+        return Interval(change, change, change)
+    test = ttest_rel(second, first) if paired else ttest_ind(second, first, equal_var=False)
+    bounds = test.confidence_interval(1 - 2 * level)
+    return Interval(change, float(bounds.low), float(bounds.high))
+
+
+def better(gaps: Gaps, model: Model) -> set[Model]:
+    """The models that are surely better than this one: the whole interval is on their side."""
+    above = {other for (one, other), gap in gaps.items() if one == model and gap.low > 0}
+    return above | {one for (one, other), gap in gaps.items() if other == model and gap.high < 0}
+
+
+def ranks(gaps: Gaps, models: Sequence[Model]) -> dict[Model, int]:
+    """1 + the number of models that are surely better, so that two that cannot be told apart can share a rank.
+
+    With probability 95 % no model is ranked behind one that is not truly better.
+    """
+    return {model: 1 + len(better(gaps, model)) for model in models}

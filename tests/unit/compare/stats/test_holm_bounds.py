@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from model_serve_flow.compare.stats.simultaneous import Claim, holm_bounds
+from model_serve_flow.compare.stats.holm_bounds import Claim, holm_bounds
 from model_serve_flow.statistics import ALPHA, holm
 
 

@@ -1,0 +1,71 @@
+"""Performance in blocks: in each, the servers of all models are started anew and measured one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from model_serve_flow.flow import Flow
+from model_serve_flow.guidellm import LoadGenerator
+from model_serve_flow.performance import PerformanceWork, measure_performance
+from model_serve_flow.results import PerformanceResult
+from model_serve_flow.serving import Server, serve, serve_each
+
+BASE = "base"
+
+
+def schedule(names: Sequence[str], blocks: int) -> list[tuple[int, str]]:
+    """(block, model) in the order of measuring: forwards and backwards in turn (ABBA).
+
+    A machine that slows down steadily then slows every model alike, over every two blocks.
+    """
+    order = list(names)
+    return [(block, name) for block in range(1, blocks + 1) for name in (order if block % 2 else reversed(order))]
+
+
+def measure_in_blocks(
+    flow: Flow, candidates: Sequence[str], generator: LoadGenerator, look: Callable[[Server], object]
+) -> dict[str, PerformanceResult]:
+    """The performance of the base and the candidates, in the profile's `performance.blocks`.
+
+    With one block each candidate's server is started once, and the base's result is that of 02. With several the base
+    is measured again, beside the candidates, and its result is `performance_in_blocks.json`. What an earlier run
+    measured is kept: a server whose block lacks nothing is not started, but for the first of each model, which proves
+    that its engine and kernels are still those of the result.
+
+    Args:
+        look: called with the first server of each model, before it is measured.
+
+    Returns:
+        'base' and the candidates -> result.
+
+    Raises:
+        FlowError, ServerGone: as `measure_performance`.
+    """
+    blocks = flow.config.performance.blocks
+    if blocks == 1:
+        return _one_block(flow, candidates, generator, look)
+    work: dict[str, PerformanceWork] = {}
+    results: dict[str, PerformanceResult] = {}
+    for block, name in schedule([BASE, *candidates], blocks):
+        if name in work and not work[name].lacks(block):
+            continue
+        with serve(flow, name, purpose="performance") as server:
+            if name not in work:
+                file = "performance_in_blocks.json" if name == BASE else "performance.json"
+                work[name] = PerformanceWork(flow, generator, file, blocks)
+                look(server)
+            print(f"block {block} of {blocks}: {name}")
+            work[name].use(server)
+            results[name] = work[name].measure(block)
+    return results
+
+
+def _one_block(
+    flow: Flow, candidates: Sequence[str], generator: LoadGenerator, look: Callable[[Server], object]
+) -> dict[str, PerformanceResult]:
+    results = {BASE: flow.workspace.performance(BASE)}
+    with serve_each(flow, candidates, purpose="performance") as servers:
+        for server in servers:
+            look(server)
+            results[server.model_name] = measure_performance(flow, server, generator)
+    return results

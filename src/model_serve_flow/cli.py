@@ -19,7 +19,6 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.offline import VARIABLE
 from model_serve_flow.processor import default_profile
-from model_serve_flow.runner import Request
 
 if TYPE_CHECKING:
     from model_serve_flow.machine import Machine
@@ -85,11 +84,11 @@ def run(
 
     if mirror:
         os.environ[VARIABLE] = mirror
-    request = _request(profile, assignments, artifacts)
+    flow = _open(profile, assignments, artifacts)
     names = [name.strip() for name in only.split(",") if name.strip()]
-    runner.run(request, names, start, force)
-    if runner.report_is_current(request):
-        _show_result(request)
+    runner.run(flow, names, start, force)
+    if runner.report_is_current(flow):
+        _show_result(flow)
 
 
 @main.command()
@@ -100,7 +99,7 @@ def plan(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> 
     """Prints every step, its environment and command lines, and the memory and disk the profile needs."""
     from model_serve_flow.plan import plan as describe
 
-    click.echo(describe(_request(profile, assignments, artifacts)))
+    click.echo(describe(_open(profile, assignments, artifacts)))
 
 
 @main.command()
@@ -112,7 +111,7 @@ def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -
     from model_serve_flow.busy import in_words, sample_machine
     from model_serve_flow.machine import check, gib, inspect_machine, require
 
-    flow = _request(profile, assignments, artifacts).flow
+    flow = _open(profile, assignments, artifacts)
     machine = inspect_machine(flow.workspace.root)
     checks = check(flow, machine)
     facts, table = (
@@ -141,7 +140,7 @@ def mirror(profile: str, assignments: tuple[str, ...], to: Path, only_list: bool
     from model_serve_flow import mirror
 
     os.environ.pop(VARIABLE, None)  # the mirror is filled from the network, not from itself
-    config, folder = _request(profile, assignments, None).flow.config, to.expanduser().resolve()
+    config, folder = _open(profile, assignments, None).config, to.expanduser().resolve()
     for piece in mirror.pieces(config):
         fault = mirror.lack(piece, folder)
         click.echo(f"{piece}: {fault or 'there'}")
@@ -161,9 +160,9 @@ def report(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -
     """Writes the report again from existing results."""
     from model_serve_flow import runner
 
-    request = _request(profile, assignments, artifacts)
-    runner.run(request, ["06"], force=True)
-    _show_result(request)
+    flow = _open(profile, assignments, artifacts)
+    runner.run(flow, ["06"], force=True)
+    _show_result(flow)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -196,15 +195,15 @@ def gpu_note(flow: Flow, machine: Machine) -> str:
     )
 
 
-def _request(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> Request:
+def _open(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> Flow:
     command = shlex.join(["model-serve-flow", *sys.argv[1:]])
-    return Request(profile, parse_set(assignments), artifacts, command)
+    return Flow.open(profile, parse_set(assignments), artifacts, command)
 
 
-def _show_result(request: Request) -> None:
+def _show_result(flow: Flow) -> None:
     from model_serve_flow.report import verdict_table
 
-    workspace = request.flow.workspace
+    workspace = flow.workspace
     console = Console()
     console.print(verdict_table(workspace.comparison()))
     console.print(f"Report: {workspace.report / 'report.html'}", soft_wrap=True, highlight=False)

@@ -14,6 +14,7 @@ from model_serve_flow.comparison import primary_metric
 from model_serve_flow.formatting import byte_text
 from model_serve_flow.ranking import dominates
 from model_serve_flow.results import (
+    BASE,
     AccuracyResult,
     CandidateComparison,
     Comparison,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BASE = "base"
 AVERAGE = ("average", "of deciding tasks")
 INK, MUTED, GRID, PAPER, BASE_COLOUR = "#20262e", "#5b6470", "#dfe3e8", "#ffffff", "#4a4f57"
 FADED = "#8a939e"  # a candidate that must not ship, where speed or cost is drawn

@@ -18,9 +18,10 @@ from model_serve_flow.config import FlowConfig
 from model_serve_flow.endpoint import ANSWER_TOKENS, QUESTION, EndpointCheck, require_checks
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.machine import usable_cores
+from model_serve_flow.machine import GIB, usable_cores
 from model_serve_flow.ranking import recommended
 from model_serve_flow.results import (
+    BASE,
     SCHEMA_VERSION,
     BaseComparison,
     CandidateComparison,
@@ -32,14 +33,12 @@ from model_serve_flow.results import (
     ShipDecision,
 )
 from model_serve_flow.serving import engine_arguments, engine_environment
-from model_serve_flow.ship_record import BASE
 from model_serve_flow.workspace import describe_model, now, write_json, write_text
 
 PORT = 8080
 MODEL_FOLDER = "/mnt/models"  # where KServe puts the checkpoint, whatever the storage URI
 SECRET_KEY = "api-key"
 NAME_LENGTH = 40  # KServe adds "-predictor" and the like, and a DNS label ends at 63
-GIB = 1024**3
 KINDS = {
     ("serving.kserve.io/v1alpha1", "ServingRuntime"): "V1alpha1ServingRuntime",
     ("serving.kserve.io/v1beta1", "InferenceService"): "V1beta1InferenceService",

@@ -40,6 +40,7 @@ from model_serve_flow.formatting import (
     value,
 )
 from model_serve_flow.results import (
+    BASE,
     BaseComparison,
     CandidateComparison,
     Capacity,
@@ -53,7 +54,6 @@ from model_serve_flow.results import (
     SpeedPoint,
 )
 
-BASE = "base"
 BOUND = {"decode": "decoding", "prefill": "reading the prompt"}
 EMBEDDED_FLIPS = 200
 ALPHA = 0.05

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model_serve_flow.errors import RERUN, FlowError
 
 SCHEMA_VERSION = "2.0"
+BASE = "base"  # the name of the base model in results, folders and servers
 NOT_REACHED = "the measurement was interrupted before it"
 
 Unit = Literal["points", "percent", "bits/byte"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from model_serve_flow.comparison import primary_metric
 from model_serve_flow.formatting import byte_text
+from model_serve_flow.pairs import primary_metric
 from model_serve_flow.ranking import dominates
 from model_serve_flow.results import (
     BASE,

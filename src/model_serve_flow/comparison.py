@@ -19,7 +19,7 @@ from model_serve_flow.differences import Differences, compare_suite, compare_tas
 from model_serve_flow.flow import Flow
 from model_serve_flow.margins import check_seal
 from model_serve_flow.pairs import flipped_items, pair, primary_metric
-from model_serve_flow.ranking import ranked, recommended
+from model_serve_flow.ranking import ranked
 from model_serve_flow.results import (
     BaseComparison,
     CandidateComparison,
@@ -35,8 +35,6 @@ from model_serve_flow.slices import compare_slices
 from model_serve_flow.speed import cost, mean_speedup, memory, speed_points
 from model_serve_flow.verdict import decide, with_items_to_settle
 from model_serve_flow.workspace import write_json
-
-__all__ = ["compare", "compare_workspace", "mean_speedup", "primary_metric", "recommended"]
 
 
 def compare_workspace(flow: Flow) -> Comparison:

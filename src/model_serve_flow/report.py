@@ -14,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from model_serve_flow import charts
-from model_serve_flow.comparison import recommended
 from model_serve_flow.evidence import ranking, sections
 from model_serve_flow.flow import Flow
 from model_serve_flow.formatting import (
@@ -30,6 +29,7 @@ from model_serve_flow.formatting import (
 from model_serve_flow.machine import int8_saturates
 from model_serve_flow.manifest import read_manifest
 from model_serve_flow.margins import seal_sentence
+from model_serve_flow.ranking import recommended
 from model_serve_flow.report_tables import must_not_ship, speedup_range, summary
 from model_serve_flow.results import CandidateComparison, Comparison, Difference
 from model_serve_flow.workspace import write_text

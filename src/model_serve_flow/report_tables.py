@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from model_serve_flow import statistics
 from model_serve_flow.charts import AVERAGE, within_margin
-from model_serve_flow.comparison import primary_metric
 from model_serve_flow.formatting import (
     NOT_MEASURED,
     NOT_RECORDED,
@@ -39,6 +38,7 @@ from model_serve_flow.formatting import (
     times,
     value,
 )
+from model_serve_flow.pairs import primary_metric
 from model_serve_flow.results import (
     BASE,
     BaseComparison,

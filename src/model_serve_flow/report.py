@@ -170,11 +170,13 @@ def _inline(svg: str, name: str, alt: str) -> Markup:
 
 
 def _accuracy_words(comparison: Comparison) -> str:
+    """Says what the chart of accuracy differences shows."""
     parts = [f"{candidate.name}: worst is {worst_text(candidate)}" for candidate in comparison.candidates]
     return "Accuracy difference of each candidate from the base, with 95 % intervals. " + "; ".join(parts) + "."
 
 
 def _speed_words(comparison: Comparison) -> str:
+    """Says what the chart of latency and throughput shows."""
     parts = [
         f"{c.name}: " + ("must not ship" if must_not_ship(c) else f"speed-up {speedup_range(c)}")
         for c in comparison.candidates
@@ -183,10 +185,12 @@ def _speed_words(comparison: Comparison) -> str:
 
 
 def _cost_words(comparison: Comparison) -> str:
+    """Says what the chart of accuracy and cost shows."""
     return f"Average score against cost per million output tokens at capacity. {' '.join(ranking(comparison))}"
 
 
 def _size_words(comparison: Comparison) -> str:
+    """Says what the chart of sizes and memory shows."""
     parts = [f"{candidate.name}: {byte_text(candidate.size_bytes)}" for candidate in comparison.candidates]
     parts.insert(0, f"base: {byte_text(comparison.base.size_bytes)}")
     return "Size of the checkpoints and peak memory while serving. " + "; ".join(parts) + "."
@@ -271,6 +275,7 @@ def repeat_command(profile: str, overrides: Mapping[str, Any]) -> str:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping, else an empty one: a manifest may hold anything."""
     return value if isinstance(value, Mapping) else {}
 
 

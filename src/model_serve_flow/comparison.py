@@ -171,7 +171,7 @@ def _noise_sentence(differences: Differences, noise: NoiseFloor | None) -> list[
 
 
 def _flips(difference: Difference) -> int:
-    return difference.flips.right_to_wrong + difference.flips.wrong_to_right
+    return difference.flips.total
 
 
 def _closing_sentences(verdict: Decision, measured: dict[str, Any], size: int, base_size: int) -> list[str]:

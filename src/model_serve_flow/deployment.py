@@ -96,7 +96,7 @@ def choose(flow: Flow, comparison: Comparison) -> Choice:
         verdicts = ", ".join(f"{c.name}: {c.verdict}" for c in comparison.candidates)
         why = f"No candidate may ship ({verdicts}), so the base model is deployed."
         return Choice(name=BASE, verdict=None, explicit=False, why=why)
-    candidate = _compared(comparison, name)
+    candidate = comparison.candidate(name)
     reasons = " ".join(candidate.reasons)
     if named is None:
         why = f"Of the candidates whose verdict is SHIP, {name} is the recommended one. {reasons}"
@@ -105,16 +105,6 @@ def choose(flow: Flow, comparison: Comparison) -> Choice:
     else:
         why = f"The profile names {name} (deploy.candidate), though its verdict is {candidate.verdict}. {reasons}"
     return Choice(name=name, verdict=candidate.verdict, explicit=named is not None, why=why)
-
-
-def _compared(comparison: Comparison, name: str) -> BaseComparison | CandidateComparison:
-    if name == BASE:
-        return comparison.base
-    for candidate in comparison.candidates:
-        if candidate.name == name:
-            return candidate
-    known = ", ".join(candidate.name for candidate in comparison.candidates)
-    raise FlowError(f"The comparison holds no candidate {name!r}.", f"It holds: {known}. {RERUN}")
 
 
 # ------------------------------------------------------------------------------------------------ manifests
@@ -173,7 +163,8 @@ def inference_service(
     """
     config = flow.config
     _require_safe(config)
-    resource, figures = resource_name(config, model.name), _compared(comparison, model.name)
+    resource = resource_name(config, model.name)
+    figures = comparison.base if model.name == BASE else comparison.candidate(model.name)
     user = {} if run_as_user is None else {"runAsUser": run_as_user, "fsGroup": run_as_user}
     # RawDeployment: a plain Deployment, because a model that is loaded for minutes is no case for scaling to zero.
     annotations = {"serving.kserve.io/deploymentMode": "RawDeployment", "model-serve-flow/sha256": model.sha256}

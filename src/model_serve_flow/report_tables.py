@@ -250,7 +250,7 @@ def _flip_share(counted: Counted) -> float:
 
 
 def _total(flips: Flips | None) -> int | None:
-    return None if flips is None else flips.right_to_wrong + flips.wrong_to_right
+    return None if flips is None else flips.total
 
 
 def _noise(comparison: Comparison) -> NoiseFloor | None:

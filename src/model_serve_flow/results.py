@@ -344,6 +344,11 @@ class Flips(Record):
     right_to_wrong: Count
     wrong_to_right: Count
 
+    @property
+    def total(self) -> int:
+        """Answers that changed, one way or the other."""
+        return self.right_to_wrong + self.wrong_to_right
+
 
 class Tail(Record):
     """Documents of a text that collapsed, and how common such documents may be: what a mean cannot tell."""
@@ -597,6 +602,14 @@ class Comparison(Record):
     protocol_hash: dict[Literal["accuracy", "performance"], str]
 
     KERNEL_UNQUANTISED: ClassVar[str] = "unquantised"
+
+    def candidate(self, name: str) -> CandidateComparison:
+        """What was found of the candidate `name`; FlowError, with the names there are, if there is none."""
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        known = ", ".join(candidate.name for candidate in self.candidates)
+        raise FlowError(f"The comparison holds no candidate {name!r}.", f"It holds: {known}. {RERUN}")
 
 
 class ShippedCandidate(Record):

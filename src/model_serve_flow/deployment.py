@@ -79,9 +79,6 @@ class DeploymentRecord(Record):
     written_at: str
 
 
-# ------------------------------------------------------------------------------------------------ which model
-
-
 def choose(flow: Flow, comparison: Comparison) -> Choice:
     """The model to deploy: `deploy.candidate` if set, else the recommended candidate, else the base model.
 
@@ -105,9 +102,6 @@ def choose(flow: Flow, comparison: Comparison) -> Choice:
     else:
         why = f"The profile names {name} (deploy.candidate), though its verdict is {candidate.verdict}. {reasons}"
     return Choice(name=name, verdict=candidate.verdict, explicit=named is not None, why=why)
-
-
-# ------------------------------------------------------------------------------------------------ manifests
 
 
 def resource_name(config: FlowConfig, name: str) -> str:
@@ -307,9 +301,6 @@ def _require_safe(config: FlowConfig) -> None:
             raise FlowError(
                 f"engine.extra_arguments holds {argument!r}: KServe would fill in what stands in {{{{ }}}}."
             )
-
-
-# ------------------------------------------------------------------------------------------------ the record
 
 
 def write_deployment(

@@ -107,7 +107,7 @@ class Metric(Record):
 
 
 class Item(BaseModel):
-    """One scored item: a stable id, one value per metric (extra keys), the model's answer, and what it was asked."""
+    """One scored item: a stable id, its values (a key per metric), the model's answer, and what it was asked."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Finite]
@@ -120,9 +120,10 @@ class Item(BaseModel):
     expected: str | None = Field(default=None, description="the right answer, where the task has one")
     groups: dict[str, str] = Field(default={}, description="what the item belongs to, e.g. {'subject': 'stem'}")
 
-    def value(self, metric: str) -> float:
-        """The item's value of `metric`; KeyError if the task has no such metric."""
-        return self.__pydantic_extra__[metric]
+    @property
+    def values(self) -> dict[str, float]:
+        """Metric -> the item's value of it: the keys that a file has beside the fields."""
+        return self.__pydantic_extra__
 
 
 class TaskAccuracy(Record):

@@ -25,13 +25,13 @@ from model_serve_flow.serving import Server, serve
 LOOPS = (0, 1, 3)
 REQUESTS = (1, 8)
 TOKENS = 64
-LONGEST_SECONDS = 600  # of a loop: it ends by itself if this program is killed
+LONGEST_SECONDS = 600  # of a request or a loop
 
 
 @contextlib.contextmanager
-def endless_loops(number: int) -> Iterator[None]:
-    """So many processes that take all they get."""
-    code = f"import time; end = time.monotonic() + {LONGEST_SECONDS}\nwhile time.monotonic() < end: pass"
+def endless_loops(number: int, *, seconds: float = LONGEST_SECONDS) -> Iterator[None]:
+    """Runs processes that take all they get; they end after `seconds` even if this program is killed."""
+    code = f"import time; end = time.monotonic() + {seconds}\nwhile time.monotonic() < end: pass"
     loops = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(number)]
     try:
         yield

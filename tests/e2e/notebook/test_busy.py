@@ -4,14 +4,12 @@ One command repairs it all while two endless loops take the cores: a load point 
 load points of the candidates, and a task that the profile has since.
 """
 
-import contextlib
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT, copy_linked, run_flow
+from support.benchmarks import benchmark
 from support.profiles import CI, candidates
 
 from model_serve_flow.flow import Flow
@@ -21,20 +19,7 @@ from model_serve_flow.workspace import file_digest, read_json, write_json
 
 ROOM = ROOT / "artifacts" / "busy"
 ADDED = "wikipedia"
-LONGEST_SECONDS = 1800
-
-
-@contextlib.contextmanager
-def two_loops():
-    """Two processes that take all they get, for half an hour at most."""
-    code = f"import time; end = time.monotonic() + {LONGEST_SECONDS}\nwhile time.monotonic() < end: pass"
-    loops = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
+BUSY = benchmark("busy")
 
 
 def without_task(result: AccuracyResult) -> AccuracyResult:
@@ -76,7 +61,7 @@ def repaired(flow):
     copy_linked(flow.workspace.root, ROOM / CI)
     here = Flow.open(CI, {}, ROOM)
     lay_out(here)
-    with two_loops():
+    with BUSY.endless_loops(2, seconds=1800):
         outcome = run_flow(artifacts=ROOM)
     assert outcome.returncode == 0, outcome.stdout[-4000:] + outcome.stderr[-4000:]
     yield here, outcome.stdout

@@ -350,6 +350,7 @@ def _paths(task: str, raw: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _was_asked(task: str, raw: dict[str, Any]) -> bool:
+    """Whether lm-eval's results hold samples of the task."""
     return any(path[-1] in raw["samples"] for path in _paths(task, raw))
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from model_serve_flow.comparison import primary_metric
 from model_serve_flow.formatting import byte_text
+from model_serve_flow.pairs import primary_metric
 from model_serve_flow.results import (
+    BASE,
     AccuracyResult,
     CandidateComparison,
     Comparison,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BASE = "base"
 AVERAGE = ("average", "of deciding tasks")
 INK, MUTED, GRID, PAPER, BASE_COLOUR = "#20262e", "#5b6470", "#dfe3e8", "#ffffff", "#4a4f57"
 FADED = "#8a939e"  # a candidate that must not ship, where speed or cost is drawn
@@ -258,7 +258,8 @@ def accuracy_differences(comparison: Comparison) -> Figure:
         axis.axvline(0, color=BASE_COLOUR, linewidth=1.4)
         _rows(axis, [_row_label(comparison, row) for row in rows])
         side = "right" if higher_is_better else "left"
-        _axis(axis, x=f"candidate minus base, {unit_text(unit)} ({side} is better); dashed: margin, filled: within it")
+        reading = f"{side} is better); dashed: margin, filled: within it"
+        _axis(axis, x=f"candidate minus base, {unit_text(unit)} ({reading}")
     return _finish(figure, names)
 
 
@@ -460,6 +461,7 @@ def token_lengths(lengths: Sequence[int]) -> Figure:
 
 
 def _byte_bars(axis: Axes, values: dict[str, int | None], title: str) -> None:
+    """Draws a bar for the bytes of each model, in MB or GB; none for a model whose bytes are not known."""
     known = [value for value in values.values() if value is not None]
     scale, unit = (1e9, "GB") if known and max(known) >= 1e9 else (1e6, "MB")
     style = looks(values)
@@ -503,6 +505,7 @@ def _finish(figure: Figure, names: Iterable[str] = (), style: dict[str, Look] | 
 
 
 def _axis(axis: Axes, x: str, title: str = "") -> None:
+    """Writes below the axis what it shows, and its title above."""
     axis.set_xlabel(x, loc="left")
     if title:
         axis.set_title(title, loc="left", fontsize=10, color=MUTED)
@@ -521,6 +524,7 @@ def _offsets(count: int) -> list[float]:
 
 
 def _point(axis: Axes, x: float, y: float, look: Look, whiskers: Any = None, filled: bool = True) -> None:
+    """Draws the mark of one model with its whiskers (lengths to the left and right)."""
     axis.errorbar(
         x,
         y,

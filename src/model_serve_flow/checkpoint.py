@@ -120,6 +120,7 @@ def _left_layers(
 
 
 def _natural(name: str) -> list[Any]:
+    """Sorts layer 10 after layer 9: the parts of a name, with numbers as numbers."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
@@ -133,9 +134,6 @@ def _bits_per_weight(quantized: list[str], tensors: dict[str, Tensor], layers: d
         )
     stored = [tensors[f"{name}.{part}"].size_bytes for name in known for part in STORED if f"{name}.{part}" in tensors]
     return 8 * sum(stored) / sum(math.prod(layers[name]) for name in known)
-
-
-# Verifying a checkpoint
 
 
 def verify_checkpoint(folder: Path, recipe: Recipe | None = None, *, trust_remote_code: bool = False) -> Checkpoint:

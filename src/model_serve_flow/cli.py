@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -20,10 +21,9 @@ from model_serve_flow.flow import Flow
 from model_serve_flow.from_files.command import compare
 from model_serve_flow.offline import VARIABLE
 from model_serve_flow.processor import default_profile
-from model_serve_flow.runner import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from model_serve_flow.machine import Machine
 
@@ -93,18 +93,19 @@ def run(
 ) -> None:
     """Runs the notebooks and shows the verdicts; a finished step whose inputs are unchanged is skipped."""
     from model_serve_flow import runner
+    from model_serve_flow.steps import select
 
     if mirror:
         os.environ[VARIABLE] = mirror
-    request = _request(profile, assignments, artifacts)
     names = [name.strip() for name in only.split(",") if name.strip()]
+    with _refusing_bad_input(gate):
+        flow = _open(profile, assignments, artifacts)
+        select(names, start)
+    runner.run(flow, names, start, force)
+    if runner.report_is_current(flow):
+        _show_result(flow)
     if gate:
-        _require_usable(request, names, start)
-    runner.run(request, names, start, force)
-    if runner.report_is_current(request):
-        _show_result(request)
-    if gate:
-        _end_with_verdict(request)
+        _end_with_verdict(flow)
 
 
 @main.command()
@@ -115,7 +116,7 @@ def plan(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> 
     """Prints every step, its environment and command lines, and the memory and disk the profile needs."""
     from model_serve_flow.plan import plan as describe
 
-    click.echo(describe(_request(profile, assignments, artifacts)))
+    click.echo(describe(_open(profile, assignments, artifacts)))
 
 
 @main.command()
@@ -127,7 +128,7 @@ def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -
     from model_serve_flow.busy import in_words, sample_machine
     from model_serve_flow.machine import check, gib, inspect_machine, require
 
-    flow = _request(profile, assignments, artifacts).flow
+    flow = _open(profile, assignments, artifacts)
     machine = inspect_machine(flow.workspace.root)
     checks = check(flow, machine)
     facts, table = (
@@ -156,7 +157,7 @@ def mirror(profile: str, assignments: tuple[str, ...], to: Path, only_list: bool
     from model_serve_flow import mirror
 
     os.environ.pop(VARIABLE, None)  # the mirror is filled from the network, not from itself
-    config, folder = _request(profile, assignments, None).flow.config, to.expanduser().resolve()
+    config, folder = _open(profile, assignments, None).config, to.expanduser().resolve()
     for piece in mirror.pieces(config):
         fault = mirror.lack(piece, folder)
         click.echo(f"{piece}: {fault or 'there'}")
@@ -177,13 +178,12 @@ def report(profile: str, assignments: tuple[str, ...], artifacts: Path | None, g
     """Writes the report again from existing results."""
     from model_serve_flow import runner
 
-    request = _request(profile, assignments, artifacts)
+    with _refusing_bad_input(gate):
+        flow = _open(profile, assignments, artifacts)
+    runner.run(flow, ["06"], force=True)
+    _show_result(flow)
     if gate:
-        _require_usable(request)
-    runner.run(request, ["06"], force=True)
-    _show_result(request)
-    if gate:
-        _end_with_verdict(request)
+        _end_with_verdict(flow)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -216,40 +216,40 @@ def gpu_note(flow: Flow, machine: Machine) -> str:
     )
 
 
-def _request(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> Request:
+def _open(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> Flow:
     command = shlex.join(["model-serve-flow", *sys.argv[1:]])
-    return Request(profile, parse_set(assignments), artifacts, command)
+    return Flow.open(profile, parse_set(assignments), artifacts, command)
 
 
-def _require_usable(request: Request, only: Sequence[str] = (), start: str | None = None) -> None:
-    """BadInput, before anything runs, where the profile or the choice of modules is wrong."""
-    from model_serve_flow.steps import select
-
+@contextlib.contextmanager
+def _refusing_bad_input(gate: bool) -> Iterator[None]:
+    """With --gate, a wrong profile or choice of steps is bad input, which has an exit code of its own."""
     try:
-        select(only, start)
-        _ = request.flow  # loads the profile
+        yield
     except FlowError as error:
+        if not gate:
+            raise
         raise BadInput(error.problem, error.hint) from error
 
 
-def _end_with_verdict(request: Request) -> None:
+def _end_with_verdict(flow: Flow) -> None:
     """Ends the command with the exit code of the verdict; FlowError if no report is of the present results."""
     from model_serve_flow import runner
     from model_serve_flow.compare.gate import gate_verdict
 
-    if not runner.report_is_current(request):
+    if not runner.report_is_current(flow):
         raise FlowError(
             "--gate: there is no verdict, because the report is not of the present results.",
-            "Run all modules up to 06: model-serve-flow run --gate.",
+            "Run all steps up to 06: model-serve-flow run --gate.",
         )
-    verdict = gate_verdict(request.flow.workspace.comparison(), request.flow.config.deploy.candidate)
+    verdict = gate_verdict(flow.workspace.comparison(), flow.config.deploy.candidate)
     click.get_current_context().exit(EXIT_CODES[verdict])
 
 
-def _show_result(request: Request) -> None:
+def _show_result(flow: Flow) -> None:
     from model_serve_flow.report import verdict_table
 
-    workspace = request.flow.workspace
+    workspace = flow.workspace
     console = Console()
     console.print(verdict_table(workspace.comparison()))
     console.print(f"Report: {workspace.report / 'report.html'}", soft_wrap=True, highlight=False)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = next(path for path in Path(__file__).resolve().parents if path.name == __name__.partition(".")[0])
 _NAMED = re.compile(rf"{PACKAGE.name}(?:\.\w+)+")
 
 
@@ -30,7 +30,8 @@ def files_used(folder: Path, notebook: str) -> set[Path]:
     """The files that `code_digest` is about."""
     cells = json.loads((folder / notebook).read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    waiting = [*_uses(code), *_uses((folder / "utils.py").read_text(encoding="utf-8"))]
+    utils = (folder / "utils.py").read_text(encoding="utf-8")
+    waiting = [*_uses(code, PACKAGE), *_uses(utils, PACKAGE)]
     found: set[Path] = set()
     while waiting:
         path = waiting.pop()
@@ -42,11 +43,14 @@ def files_used(folder: Path, notebook: str) -> set[Path]:
 
 @functools.cache
 def _used_by(path: Path) -> list[Path]:
-    return list(_uses(path.read_text(encoding="utf-8"))) if path.suffix == ".py" else []
+    return list(_uses(path.read_text(encoding="utf-8"), path.parent)) if path.suffix == ".py" else []
 
 
-def _uses(code: str) -> Iterator[Path]:
-    """The files of the library that Python code names: in an import, or in a text that starts it or loads from it."""
+def _uses(code: str, folder: Path) -> Iterator[Path]:
+    """The files of the library that Python code in `folder` names.
+
+    It names them in an import, in a text that starts a module, or as a folder of data beside it.
+    """
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             yield from _files(*(alias.name for alias in node.names))
@@ -55,7 +59,7 @@ def _uses(code: str) -> Iterator[Path]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from _files(*_NAMED.findall(node.value))
             if node.value.isidentifier():
-                yield from _data(PACKAGE / node.value)
+                yield from _data(folder / node.value)
 
 
 def _files(*modules: str) -> Iterator[Path]:

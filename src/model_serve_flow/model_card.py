@@ -42,16 +42,9 @@ def write_model_card(flow: Flow, comparison: Comparison, name: str) -> Path:
     folder = flow.workspace.model(name)
     if not folder.is_dir():
         raise FlowError(f"{folder} does not exist.", RERUN)
-    candidate = _compared(comparison, name)
+    candidate = comparison.candidate(name)
     alone = comparison.model_copy(update={"candidates": (candidate,)})
     return write_text(folder / "README.md", _card(flow, alone, flow.workspace.compression(name)))
-
-
-def _compared(comparison: Comparison, name: str) -> CandidateComparison:
-    for candidate in comparison.candidates:
-        if candidate.name == name:
-            return candidate
-    raise FlowError(f"The comparison holds no candidate {name!r}.", RERUN)
 
 
 def _card(flow: Flow, comparison: Comparison, made: CompressionResult) -> str:

@@ -325,6 +325,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _write_rows(path: Path, rows: Iterable[Row]) -> Path:
+    """Writes rows as JSON Lines, whole or not at all, and returns the path."""
     return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -27,13 +27,13 @@ class Pairs:
 
     def values(self, key: str) -> tuple[NDArray, NDArray] | None:
         """The values of base and candidate, or None if no item carries the key; FlowError if only some do."""
-        have = [key in item.__pydantic_extra__ for row in self.rows for item in row]
+        have = [key in item.values for row in self.rows for item in row]
         if not any(have):
             return None
         if not all(have):
             lacking = self.rows[have.index(False) // 2][0].id
             raise FlowError(f"Task {self.task}, item {lacking}: {key} is missing.", REMEASURE)
-        base, candidate = (np.array([row[side].value(key) for row in self.rows], dtype=float) for side in (0, 1))
+        base, candidate = (np.array([row[side].values[key] for row in self.rows], dtype=float) for side in (0, 1))
         return base, candidate
 
     def oriented(self, metric: str) -> tuple[NDArray, NDArray] | None:

@@ -9,33 +9,33 @@ from model_serve_flow import environments
 from model_serve_flow.checkout import checkout
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.environments import Environment
-from model_serve_flow.runner import Request
+from model_serve_flow.flow import Flow
 from model_serve_flow.steps import STEPS, Step, expand, module_folder
 
 PORT = 8000  # stands for the free port that is chosen when a server starts
 
 
-def plan(request: Request) -> str:
+def plan(flow: Flow) -> str:
     """The whole plan as text, for machines that can run the profile and for those that cannot."""
-    config, workspace = request.flow.config, request.flow.workspace
+    config, workspace = flow.config, flow.workspace
     lines = [f"{config.name}: {config.description}", f"Reference machine: {config.reference_machine}", ""]
     for step in STEPS:
         lock = environments.lock_path(step.environment, config.device).relative_to(checkout())
         lines += [f"{step.module}  (environment {step.environment}, lock {lock})"]
         lines += [f"    reads   {path}" for path in expand(step.inputs, config)]
         lines += [f"    writes  {path}" for path in expand(step.outputs, config)]
-        lines += [f"    $ {shlex.join(command)}" for command in commands(step, request)]
-    return "\n".join([*lines, "", *needs(request), f"Artifacts: {workspace.root}"])
+        lines += [f"    $ {shlex.join(command)}" for command in commands(step, flow)]
+    return "\n".join([*lines, "", *needs(flow), f"Artifacts: {workspace.root}"])
 
 
-def commands(step: Step, request: Request) -> list[list[str]]:
+def commands(step: Step, flow: Flow) -> list[list[str]]:
     """The command lines of a step: papermill, and what its notebook starts for each model.
 
     Papermill, lm-eval and llm-compressor are called as libraries; the lines of the first two are the commands that do
     the same. That of lm-eval asks every choice by itself: the scores are the same, the tokens are more. The base's
     second measurement, of a sample of the items, has no line.
     """
-    config, workspace = request.flow.config, request.flow.workspace
+    config, workspace = flow.config, flow.workspace
     environment = environments.environment(step.environment)
     notebook = workspace.notebooks / f"{step.module}.ipynb"
     python = environments.environment("notebook").python
@@ -94,11 +94,11 @@ def lm_eval_command(config: FlowConfig, folder: Path, name: str, python: Path) -
     return [*line, "--log_samples"]
 
 
-def needs(request: Request) -> list[str]:
+def needs(flow: Flow) -> list[str]:
     """Estimated memory and disk, one line each."""
     from model_serve_flow.machine import estimate, gib
 
-    sizes = estimate(request.flow).model_dump()
+    sizes = estimate(flow).model_dump()
     return [f"{key.removesuffix('_bytes').replace('_', ' ')}: about {gib(size)}" for key, size in sizes.items()]
 
 

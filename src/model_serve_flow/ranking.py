@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 from model_serve_flow.compare.gaps import Evidence
 from model_serve_flow.compare.stats.simultaneous import better, ranks
-from model_serve_flow.results import BaseComparison, CandidateComparison, Comparison, Ranks
+from model_serve_flow.results import BASE, BaseComparison, CandidateComparison, Comparison, Ranks
 from model_serve_flow.speed import mean_speedup
-
-BASE = "base"
 
 
 def rankable(candidates: Sequence[CandidateComparison]) -> list[CandidateComparison]:

@@ -14,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from model_serve_flow import charts
-from model_serve_flow.comparison import recommended
 from model_serve_flow.evidence import ranking, sections
 from model_serve_flow.flow import Flow
 from model_serve_flow.formatting import (
@@ -30,6 +29,7 @@ from model_serve_flow.formatting import (
 from model_serve_flow.machine import int8_saturates
 from model_serve_flow.manifest import read_manifest
 from model_serve_flow.margins import seal_sentence
+from model_serve_flow.ranking import recommended
 from model_serve_flow.report_tables import must_not_ship, speedup_range, summary
 from model_serve_flow.results import CandidateComparison, Comparison, Difference
 from model_serve_flow.workspace import write_text
@@ -171,11 +171,13 @@ def _inline(svg: str, name: str, alt: str) -> Markup:
 
 
 def _accuracy_words(comparison: Comparison) -> str:
+    """Says what the chart of accuracy differences shows."""
     parts = [f"{candidate.name}: worst is {worst_text(candidate)}" for candidate in comparison.candidates]
     return "Accuracy difference of each candidate from the base, with 95 % intervals. " + "; ".join(parts) + "."
 
 
 def _speed_words(comparison: Comparison) -> str:
+    """Says what the chart of latency and throughput shows."""
     parts = [
         f"{c.name}: " + ("must not ship" if must_not_ship(c) else f"speed-up {speedup_range(c)}")
         for c in comparison.candidates
@@ -184,10 +186,12 @@ def _speed_words(comparison: Comparison) -> str:
 
 
 def _cost_words(comparison: Comparison) -> str:
+    """Says what the chart of accuracy and cost shows."""
     return f"Average score against cost per million output tokens at capacity. {' '.join(ranking(comparison))}"
 
 
 def _size_words(comparison: Comparison) -> str:
+    """Says what the chart of sizes and memory shows."""
     parts = [f"{candidate.name}: {byte_text(candidate.size_bytes)}" for candidate in comparison.candidates]
     parts.insert(0, f"base: {byte_text(comparison.base.size_bytes)}")
     return "Size of the checkpoints and peak memory while serving. " + "; ".join(parts) + "."
@@ -272,6 +276,7 @@ def repeat_command(profile: str, overrides: Mapping[str, Any]) -> str:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping, else an empty one: a manifest may hold anything."""
     return value if isinstance(value, Mapping) else {}
 
 

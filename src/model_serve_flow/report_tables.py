@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from model_serve_flow import statistics
 from model_serve_flow.charts import AVERAGE, within_margin
-from model_serve_flow.comparison import primary_metric
 from model_serve_flow.formatting import (
     NOT_MEASURED,
     NOT_RECORDED,
@@ -40,7 +39,9 @@ from model_serve_flow.formatting import (
     times,
     value,
 )
+from model_serve_flow.pairs import primary_metric
 from model_serve_flow.results import (
+    BASE,
     BaseComparison,
     CandidateComparison,
     Capacity,
@@ -55,7 +56,6 @@ from model_serve_flow.results import (
     SpeedPoint,
 )
 
-BASE = "base"
 BOUND = {"decode": "decoding", "prefill": "reading the prompt"}
 EMBEDDED_FLIPS = 200
 ALPHA = 0.05
@@ -305,7 +305,7 @@ def _flip_share(counted: Counted) -> float:
 
 
 def _total(flips: Flips | None) -> int | None:
-    return None if flips is None else flips.right_to_wrong + flips.wrong_to_right
+    return None if flips is None else flips.total
 
 
 def _noise(comparison: Comparison) -> NoiseFloor | None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model_serve_flow.errors import RERUN, FlowError
 
 SCHEMA_VERSION = "2.0"
+BASE = "base"  # the name of the base model in results, folders and servers
 NOT_REACHED = "the measurement was interrupted before it"
 RIGHT_CHOICE = "right_choice_probability"  # of an item's values; no metric of lm-eval has this name
 
@@ -111,7 +112,7 @@ class Metric(Record):
 
 
 class Item(BaseModel):
-    """One scored item: a stable id, one value per metric (extra keys), the model's answer, and what it was asked."""
+    """One scored item: a stable id, its values (a key per metric), the model's answer, and what it was asked."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Finite]
@@ -124,9 +125,10 @@ class Item(BaseModel):
     expected: str | None = Field(default=None, description="the right answer, where the task has one")
     groups: dict[str, str] = Field(default={}, description="what the item belongs to, e.g. {'subject': 'stem'}")
 
-    def value(self, metric: str) -> float:
-        """The item's value of `metric`; KeyError if the task has no such metric."""
-        return self.__pydantic_extra__[metric]
+    @property
+    def values(self) -> dict[str, float]:
+        """Metric -> the item's value of it: the keys that a file has beside the fields."""
+        return self.__pydantic_extra__
 
 
 class TaskAccuracy(Record):
@@ -374,6 +376,11 @@ class Flips(Record):
 
     right_to_wrong: Count
     wrong_to_right: Count
+
+    @property
+    def total(self) -> int:
+        """Answers that changed, one way or the other."""
+        return self.right_to_wrong + self.wrong_to_right
 
 
 class Tail(Record):
@@ -715,6 +722,14 @@ class Comparison(Record):
     protocol_hash: dict[Literal["accuracy", "performance"], str]
 
     KERNEL_UNQUANTISED: ClassVar[str] = "unquantised"
+
+    def candidate(self, name: str) -> CandidateComparison:
+        """What was found of the candidate `name`; FlowError, with the names there are, if there is none."""
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        known = ", ".join(candidate.name for candidate in self.candidates)
+        raise FlowError(f"The comparison holds no candidate {name!r}.", f"It holds: {known}. {RERUN}")
 
 
 class ShippedCandidate(Record):

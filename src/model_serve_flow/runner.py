@@ -10,7 +10,6 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -52,30 +51,6 @@ VERSIONED = (
 Provide = Callable[[str, environments.Device], Environment]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for: a profile, what is set otherwise, and where the artifacts go."""
-
-    profile: str
-    overrides: dict[str, Any] = field(default_factory=dict)
-    artifacts: Path | None = None
-    command: str = ""
-
-    @functools.cached_property
-    def flow(self) -> Flow:
-        """The profile, loaded; FlowError if it is not valid."""
-        return Flow.open(self.profile, self.overrides, self.artifacts)
-
-    def parameters(self) -> dict[str, Any]:
-        """Values of the notebooks' parameters cell; paths are absolute, because a notebook runs in its own folder."""
-        by_path = self.profile.endswith((".yaml", ".yml"))
-        return {
-            "profile": str(Path(self.profile).resolve()) if by_path else self.profile,
-            "overrides": self.overrides,
-            "artifacts": str(self.flow.workspace.root.parent),
-        }
-
-
 def require_machine(flow: Flow) -> None:
     """FlowError, before anything is downloaded or built, where this machine cannot run the profile."""
     from model_serve_flow.machine import check, inspect_machine, require
@@ -87,7 +62,7 @@ def require_machine(flow: Flow) -> None:
 
 
 def run(
-    request: Request,
+    flow: Flow,
     only: Sequence[str] = (),
     start: str | None = None,
     force: bool = False,
@@ -105,35 +80,45 @@ def run(
             executed notebook and log are named).
     """
     chosen, console = select(only, start, steps), console or Console()
-    require(request.flow)
-    mirror.require_complete(request, provide)
-    request.flow.workspace.require_writable()
-    root = request.flow.workspace.root
-    with interrupts.raised(), writing(root, "artifacts folder"), only_run(request.flow.workspace):
-        if ended := end_leftovers(request.flow.workspace):
+    require(flow)
+    mirror.require_complete(flow, provide)
+    flow.workspace.require_writable()
+    with interrupts.raised(), writing(flow.workspace.root, "artifacts folder"), only_run(flow.workspace):
+        if ended := end_leftovers(flow.workspace):
             console.print(f"Ended {ended} processes that an earlier run had left.", highlight=False)
-        if damaged := set_aside_damaged(request.flow.workspace):
+        if damaged := set_aside_damaged(flow.workspace):
             console.print(f"The manifest was damaged: it is now {damaged}.", highlight=False)
-        _record_run(request)
+        _record_run(flow)
         with (
-            contextlib.closing(_Session(request, provide)) as session,
+            contextlib.closing(_Session(flow, provide)) as session,
             Progress(console, [step.module for step in chosen]) as progress,
         ):
             for step in chosen:
                 session.step(step, progress, force)
 
 
-def report_is_current(request: Request) -> bool:
+def notebook_parameters(flow: Flow) -> dict[str, Any]:
+    """Values of the notebooks' parameters cell; paths are absolute, because a notebook runs in its own folder."""
+    profile = flow.profile
+    by_path = profile is not None and profile.endswith((".yaml", ".yml"))
+    return {
+        "profile": str(Path(profile).resolve()) if by_path else profile,
+        "overrides": flow.overrides,
+        "artifacts": str(flow.artifacts),
+    }
+
+
+def report_is_current(flow: Flow) -> bool:
     """Whether 06 is finished, and nothing that it read or wrote has changed since."""
     (comparison,) = select(["06"])
-    return _Session(request, environments.ensure).is_current(comparison)
+    return _Session(flow, environments.ensure).is_current(comparison)
 
 
 class _Session:
     """One run of the flow."""
 
-    def __init__(self, request: Request, provide: Provide) -> None:
-        self.request, self.flow, self.provide = request, request.flow, provide
+    def __init__(self, flow: Flow, provide: Provide) -> None:
+        self.flow, self.provide = flow, provide
         self.notebooks = Notebooks(self.flow.workspace, self.flow.config)
 
     def close(self) -> None:
@@ -254,7 +239,7 @@ class _Session:
 
     def execute(self, step: Step, environment: Environment, python: Path, progress: Progress) -> None:
         """Executes the notebook; FlowError if it fails. No process is left of it, however this ends."""
-        parameters = self.request.parameters()
+        parameters = notebook_parameters(self.flow)
         status, output, log = self.notebooks.execute(step, environment, python, parameters, progress.cells)
         if status != 0:
             problem = failure(step.module, output, log, status)
@@ -285,17 +270,16 @@ def installed_versions(environment: Environment) -> dict[str, str]:
     return json.loads(done.stdout)
 
 
-def _record_run(request: Request) -> None:
+def _record_run(flow: Flow) -> None:
     from model_serve_flow.manifest import update_manifest
 
-    config = request.flow.config
     update_manifest(
-        request.flow.workspace,
+        flow.workspace,
         replace=True,
-        profile=config.model_dump(mode="json"),
-        overrides={**environment_overrides(), **request.overrides},
-        seeds={"seed": config.seed},
-        command=request.command,
+        profile=flow.config.model_dump(mode="json"),
+        overrides={**environment_overrides(), **flow.overrides},
+        seeds={"seed": flow.config.seed},
+        command=flow.command,
         commit=_commit(),
     )
 

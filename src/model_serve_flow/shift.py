@@ -131,7 +131,7 @@ def _flip_rate(flips: dict[str, Flips], items: dict[str, int], first: AccuracyRe
     """The share of all items that would flip: each task's share, weighted by how many items it has."""
     if not flips:
         return None
-    counts = {task: one.right_to_wrong + one.wrong_to_right for task, one in flips.items()}
+    counts = {task: one.total for task, one in flips.items()}
     intervals = [statistics.wilson_interval(counts[task], items[task]) for task in flips]
     rate = statistics.mean_of_independent(intervals, [first.tasks[task].n for task in flips])
     return FlipRate(value=rate.difference, ci95=(max(0.0, rate.low), min(1.0, rate.high)))

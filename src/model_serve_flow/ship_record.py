@@ -11,6 +11,7 @@ from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.ranking import recommended
 from model_serve_flow.results import (
+    BASE,
     CandidateComparison,
     Comparison,
     ShipDecision,
@@ -29,7 +30,6 @@ from model_serve_flow.workspace import (
     write_json,
 )
 
-BASE = "base"
 COMPARISON = "report/comparison.json"
 RECORD = "report/ship-record.json"
 SHOWN = 12  # characters of a digest in a message

@@ -1,4 +1,7 @@
-"""What lm-eval's tasks load, asked in the environment that has it: `python -m model_serve_flow.task_data arc_easy`."""
+"""Says what lm-eval's tasks load; runs in the environment that has lm-eval.
+
+Use: `python -m model_serve_flow.task_data arc_easy`.
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_multiple_choice_keeps_id_value_answer_and_chance():
     )
     task = _task("q", raw)
     assert task.n == 2 and task.chance == 0.25
-    assert task.items[0].id == "a" and task.items[0].answer == "B" and task.items[0].value("acc") == 1.0
+    assert task.items[0].id == "a" and task.items[0].answer == "B" and task.items[0].values["acc"] == 1.0
     assert (task.items[0].prompt, task.items[0].expected) == ("question\nAnswer:", "C")
     assert task.items[1].id.startswith("1-")
     assert task.metrics["acc"].stderr == 0.3 and task.metrics["acc"].higher_is_better
@@ -66,8 +66,8 @@ def test_perplexity_keeps_its_parts():
         "w", results("w", [sample], {"word_perplexity,none": math.exp(3.5), "word_perplexity_stderr,none": "N/A"})
     )
     item = task.items[0]
-    assert (item.value("loglikelihood"), item.value("words"), item.value("bytes")) == (-70.0, 20, 100)
-    assert item.value("bits_per_byte") == pytest.approx(0.7 / math.log(2))
+    assert (item.values["loglikelihood"], item.values["words"], item.values["bytes"]) == (-70.0, 20, 100)
+    assert item.values["bits_per_byte"] == pytest.approx(0.7 / math.log(2))
     assert (item.prompt, item.answer, item.expected) == (None, None, None) and task.chance is None
     assert not task.metrics["word_perplexity"].higher_is_better and task.metrics["word_perplexity"].stderr is None
 
@@ -166,14 +166,14 @@ def test_filters_of_one_document_become_metrics_of_one_item():
     task = _task("gsm8k", results("gsm8k", samples, figures))
     assert task.n == 1 and task.items[0].answer == "42"
     assert (task.items[0].prompt, task.items[0].expected) == ("prompt", "#### 42")
-    assert task.items[0].value("exact_match,flexible-extract") == 1.0
+    assert task.items[0].values["exact_match,flexible-extract"] == 1.0
     assert set(task.metrics) == set(figures)
 
 
 def test_two_documents_with_one_id_stay_two_items():
     samples = [choice(0, [-1, -2, -3, -4], 0.0, "q1"), choice(1, [-4, -3, -1, -2], 1.0, "q1")]
     task = _task("arc_easy", results("arc_easy", samples, {"acc,none": 0.5}))
-    assert [(item.id, item.value("acc")) for item in task.items] == [("q1", 0.0), ("q1-1", 1.0)]
+    assert [(item.id, item.values["acc"]) for item in task.items] == [("q1", 0.0), ("q1-1", 1.0)]
 
 
 def test_a_metric_that_is_a_list_per_item_stays_an_aggregate():
@@ -181,9 +181,9 @@ def test_a_metric_that_is_a_list_per_item_stays_an_aggregate():
     task = _task(
         "ifeval", results("ifeval", [sample], {"prompt_level_strict_acc,none": 1.0, "inst_level_strict_acc,none": 0.5})
     )
-    assert task.items[0].value("prompt_level_strict_acc") == 1.0
+    assert task.items[0].values["prompt_level_strict_acc"] == 1.0
     with pytest.raises(KeyError):
-        task.items[0].value("inst_level_strict_acc")
+        task.items[0].values["inst_level_strict_acc"]
 
 
 def test_no_scored_item_is_an_error():

@@ -73,8 +73,8 @@ def test_gpu_profile_without_gpu_stops_before_anything_is_built(invoke, monkeypa
 def test_options_reach_the_runner(invoke, monkeypatch):
     calls = []
 
-    def run(request, only, start, force):
-        calls.append((request.profile, request.overrides, only, start, force))
+    def run(flow, only, start, force):
+        calls.append((flow.profile, flow.overrides, only, start, force))
         raise FlowError("stop here", "and do this")
 
     monkeypatch.setattr(runner, "run", run)
@@ -87,7 +87,7 @@ def test_options_reach_the_runner(invoke, monkeypatch):
 def reported(monkeypatch, tmp_path):
     """A workspace whose report is of the results in it; nothing is run."""
     monkeypatch.setattr(runner, "run", lambda *_: None)
-    session = runner._Session(runner.Request("cpu-smollm2", {}, tmp_path), environments.ensure)
+    session = runner._Session(Flow.open("cpu-smollm2", {}, tmp_path), environments.ensure)
     (step,), space = select(["06"]), session.flow.workspace
     for path in [*expand(step.inputs, session.flow.config), *expand(step.outputs, session.flow.config)]:
         write_text(space.root / path, path)

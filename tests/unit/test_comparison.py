@@ -7,9 +7,10 @@ import factories
 import pytest
 from factories import compare_int8, with_task
 
-from model_serve_flow.comparison import compare_workspace, recommended
+from model_serve_flow.comparison import compare_workspace
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.ranking import recommended
 from model_serve_flow.workspace import Workspace, write_json
 
 

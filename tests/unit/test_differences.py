@@ -46,7 +46,7 @@ def test_figures_recomputed_from_the_items_in_the_files(name, task):
     base, candidate = ({item["id"]: item["acc"] for item in file["tasks"][task]["items"]} for file in files)
     n, lost = len(base), sum(base[id] == 1 and candidate[id] == 0 for id in base)
     gained = sum(base[id] == 0 and candidate[id] == 1 for id in base)
-    found = next(c for c in factories.sample_comparison().candidates if c.name == name)
+    found = factories.sample_comparison().candidate(name)
     d = found.accuracy[task]["acc"]
 
     assert (d.n, d.flips.right_to_wrong, d.flips.wrong_to_right) == (n, lost, gained)

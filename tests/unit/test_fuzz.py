@@ -312,7 +312,7 @@ def test_lm_eval_results(raw, data):
     rows = document["results"]["q"].items()
     figures = {key.removesuffix(",none"): value for key, value in rows if "," in key and "_stderr," not in key}
     assert figures == {name: metric.value for name, metric in task.metrics.items()}
-    values = [value for item in task.items for value in item.model_extra.values()]
+    values = [value for item in task.items for value in item.values.values()]
     assert all(math.isfinite(value) for value in values)
 
 

@@ -131,9 +131,9 @@ def started(monkeypatch, tmp_path):
     """What the commands would start; nothing is run, fetched or opened."""
     started = []
 
-    def run(request, only=(), start=None, force=False):
+    def run(flow, only=(), start=None, force=False):
         started.append([step.number for step in select(only, start)])
-        request.flow.config.model_dump()
+        flow.config.model_dump()
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MODEL_SERVE_FLOW_ARTIFACTS", str(tmp_path / "artifacts"))

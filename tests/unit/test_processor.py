@@ -61,7 +61,7 @@ def make(target, *variables):
 
 def test_make_the_command_line_and_the_notebooks_take_the_same_profile(processor, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(runner, "run", lambda request, *_: asked.append(request.profile))
+    monkeypatch.setattr(runner, "run", lambda flow, *_: asked.append(flow.profile))
     program, *arguments = make("demo", "PROFILE=")
     assert Path(program).name == "model-serve-flow"
     assert CliRunner().invoke(main, [*arguments, "--artifacts", str(tmp_path)]).exit_code == 0

@@ -16,7 +16,7 @@ from model_serve_flow import environments, notebooks, progress, runner
 from model_serve_flow.config import load_profile
 from model_serve_flow.environments import Environment
 from model_serve_flow.errors import FlowError
-from model_serve_flow.runner import Request
+from model_serve_flow.flow import Flow
 from model_serve_flow.steps import STEPS, Step, expand, module_folder, needs_hub, select
 from model_serve_flow.workspace import read_json
 
@@ -92,10 +92,10 @@ class Run:
     def __call__(self, *only, overrides=None, force=False, start=None):
         """Runs the two steps and returns what the terminal showed."""
         console = Console(record=True, force_terminal=False, width=200, quiet=False)
-        request = Request("cpu-smollm2", overrides or {}, self.artifacts)
+        flow = Flow.open("cpu-smollm2", overrides or {}, self.artifacts)
         ready = lambda name, device: environments.environment(name)  # noqa: E731
         runner.run(
-            request,
+            flow,
             only,
             start,
             force,
@@ -405,7 +405,7 @@ def test_a_second_candidate_does_not_measure_the_base_again(tmp_path):
     ]
 
     def fingerprints(candidates):
-        session = runner._Session(Request("ci", {"candidates": candidates}, tmp_path), environments.ensure)
+        session = runner._Session(Flow.open("ci", {"candidates": candidates}, tmp_path), environments.ensure)
         for step in STEPS:
             for path in expand(step.inputs, session.flow.config):
                 full = session.flow.workspace.root / path
@@ -424,7 +424,7 @@ def test_force_drops_the_answers_of_its_own_measurements_only(run):
         "01_First", "notebook", ("model",), (), ("results/base/accuracy.json", "results/base/accuracy_again.json")
     )
     names = [f"{name}-{'0' * 16}_rank0.db" for name in ("base", "base_again", "w8a8-int8")]
-    session = runner._Session(Request("cpu-smollm2", {}, run.artifacts), environments.ensure)
+    session = runner._Session(Flow.open("cpu-smollm2", {}, run.artifacts), environments.ensure)
     folder = session.flow.workspace.root / "cache" / "lm-eval"
     folder.mkdir(parents=True)
     for name in names:

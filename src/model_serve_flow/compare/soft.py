@@ -31,7 +31,7 @@ def soft_score(pairs: Pairs) -> SoftScore | None:
     Returns:
         None for fewer than 10 items, and where a side lacks the probability of an item.
     """
-    values = [[row[side].__pydantic_extra__.get(RIGHT_CHOICE) for row in pairs.rows] for side in (0, 1)]
+    values = [[row[side].values.get(RIGHT_CHOICE) for row in pairs.rows] for side in (0, 1)]
     if len(pairs.rows) < LEAST_UNITS or any(one is None for side in values for one in side):
         return None
     base, candidate = (np.array(side, dtype=float) for side in values)

@@ -112,7 +112,7 @@ class _Run:
         samples = {leaf: self._samples(leaf) for leaf in leaves}
         found = _read(group, {**self.document, "samples": samples})
         metric = primary_metric(found.metrics)
-        values = [item.__pydantic_extra__.get(metric) for item in found.items]
+        values = [item.values.get(metric) for item in found.items]
         if None in values:
             return None
         same = math.isclose(fmean(values), found.metrics[metric].value, abs_tol=SAME_FIGURE)

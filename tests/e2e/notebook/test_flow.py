@@ -71,9 +71,9 @@ def test_every_accuracy_figure_follows_from_its_items(flow):
         tasks = flow.workspace.accuracy(name).tasks
         for task in ("mmlu_dev", "word_analogies"):
             items = tasks[task].items
-            assert sum(i.value("acc") for i in items) / len(items) == pytest.approx(tasks[task].metrics["acc"].value)
+            assert sum(i.values["acc"] for i in items) / len(items) == pytest.approx(tasks[task].metrics["acc"].value)
         texts = tasks["wikipedia"].items
-        log_likelihood, words = sum(i.value("loglikelihood") for i in texts), sum(i.value("words") for i in texts)
+        log_likelihood, words = sum(i.values["loglikelihood"] for i in texts), sum(i.values["words"] for i in texts)
         assert math.exp(-log_likelihood / words) == pytest.approx(tasks["wikipedia"].metrics["word_perplexity"].value)
 
 
@@ -132,7 +132,7 @@ def test_the_comparison_follows_from_the_items(flow):
         for task in ("mmlu_dev", "word_analogies"):
             items = flow.workspace.accuracy("base").tasks[task].items
             base, other = (
-                {item.id: item.value("acc") for item in flow.workspace.accuracy(name).tasks[task].items}
+                {item.id: item.values["acc"] for item in flow.workspace.accuracy(name).tasks[task].items}
                 for name in ("base", candidate.name)
             )
             lost = sum(base[i] > other[i] for i in base)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from model_serve_flow.compare.tiers import Tiers, withheld
+from model_serve_flow.compare.tiers import Tiers
 from model_serve_flow.differences import compare_suite, compare_task
 from model_serve_flow.errors import EXIT_CODES
 from model_serve_flow.from_files.paces import compare_loads
-from model_serve_flow.from_files.records import ComparedTask, FileComparison, GrossLoss, Source
+from model_serve_flow.from_files.records import ComparedTask, FileComparison, Source
 from model_serve_flow.from_files.rules import Rules
 from model_serve_flow.from_files.same_items import (
     other_surroundings,
@@ -21,7 +21,6 @@ from model_serve_flow.from_files.sentence import sentence
 from model_serve_flow.from_files.sides import Side, as_bad_input
 from model_serve_flow.pairs import Pairs, flipped_items, pair, primary_metric
 from model_serve_flow.results import Decision, Difference, Tier
-from model_serve_flow.statistics import wilson_interval
 from model_serve_flow.verdict import decide, with_items_to_settle
 
 NO_ANSWERS = "Only speed was compared. Speed alone never decides whether a candidate may ship."
@@ -79,21 +78,17 @@ def _compare_answers(base: Side, candidate: Side, rules: Rules) -> _Outcome:
         pairs = {task: pair(task, ours[task].accuracy, theirs[task].accuracy) for task in shared}
         found = {t: compare_task(p, rules.of_task(t), rules.seed) for t, p in pairs.items()}
     counting = tiers.counting(found)
-    counting, suite = with_items_to_settle(
-        counting,
-        compare_suite(counting, rules.of_average(counting)),
-    )
-    verdict, reasons = decide(counting, suite)
-    blocks = tuple(tiers.blockers(shared, _able(counting)))
-    every = {task: counting.get(task) or _alone(task, found[task]) for task in shared}
+    average = compare_suite(counting, rules.of_average(counting))
+    every, suite = with_items_to_settle(found, average, tiers)
+    verdict, reasons = decide(found, suite, tiers)
     return _Outcome(
-        withheld(verdict, blocks),
-        (*reasons, *blocks) if verdict == "DO NOT SHIP" else (*blocks, *reasons),
+        verdict,
+        reasons,
         {task: _compared(pairs[task], metrics, tiers.of(task)) for task, metrics in every.items()},
         suite,
         tuple(task for task in tiers.required if task not in shared),
         (*_left_out(base, candidate, tiers), *other_surroundings(base.answers, candidate.answers)),
-        blocks,
+        tuple(tiers.blockers(shared, _able(counting))),
     )
 
 
@@ -101,11 +96,6 @@ def _able(differences: Mapping[str, ByMetric]) -> list[str]:
     """The tasks that can decide: the base is strong enough at them, and there are enough items."""
     primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
     return [task for task, d in primaries.items() if not d.silent and d.too_few is None]
-
-
-def _alone(task: str, metrics: ByMetric) -> ByMetric:
-    """The differences of an advisory task, read by themselves."""
-    return with_items_to_settle({task: metrics}, None)[0][task]
 
 
 def _left_out(base: Side, candidate: Side, tiers: Tiers) -> Iterable[str]:
@@ -116,27 +106,11 @@ def _left_out(base: Side, candidate: Side, tiers: Tiers) -> Iterable[str]:
 
 
 def _compared(pairs: Pairs, metrics: ByMetric, tier: Tier) -> ComparedTask:
-    primary = primary_metric(metrics)
     return ComparedTask(
         tier=tier,
-        primary=primary,
+        primary=primary_metric(metrics),
         metrics=dict(metrics),
-        gross_loss=_gross_loss(metrics[primary], pairs),
         flipped=flipped_items(pairs),
-    )
-
-
-def _gross_loss(difference: Difference, pairs: Pairs) -> GrossLoss | None:
-    """Which share of the base's right answers the candidate broke."""
-    if difference.flips is None or not (right := int(pairs.right()[0].sum())):
-        return None
-    broken = difference.flips.right_to_wrong
-    interval = wilson_interval(broken, right)
-    return GrossLoss(
-        broken=broken,
-        right=right,
-        share=broken / right,
-        ci95=(interval.low, interval.high),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -13,7 +13,6 @@ from model_serve_flow.results import (
     FlippedItem,
     NonNegative,
     Positive,
-    Probability,
     Record,
     Tier,
 )
@@ -29,22 +28,12 @@ class Source(Record):
     model: str = Field(default="", description="as the files name it; empty: they do not")
 
 
-class GrossLoss(Record):
-    """The base's right answers that the candidate broke: a gain elsewhere does not hide them."""
-
-    broken: Count
-    right: Annotated[int, Field(gt=0, description="answers of the base that are right")]
-    share: Probability
-    ci95: tuple[Probability, Probability] = Field(description="Wilson interval of the share")
-
-
 class ComparedTask(Record):
     """One task of both sides."""
 
     tier: Tier
     primary: str = Field(description="the metric that counts")
     metrics: dict[str, Difference]
-    gross_loss: GrossLoss | None = Field(default=None, description="none: not scored with 0 and 1")
     flipped: tuple[FlippedItem, ...] = ()
 
     @property

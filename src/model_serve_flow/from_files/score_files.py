@@ -83,7 +83,7 @@ def _score(place: str, value: Any) -> float:
 
 
 def _task(items: Mapping[str, Item]) -> TaskAccuracy:
-    values = [item.value(METRIC) for item in items.values()]
+    values = [item.values[METRIC] for item in items.values()]
     metric = Metric(value=math.fsum(values) / len(values), stderr=None, higher_is_better=True)
     every = tuple(items.values())
     return TaskAccuracy(n=len(items), chance=None, metrics={METRIC: metric}, items=every)

@@ -7,7 +7,6 @@ from model_serve_flow.formatting import (
     interval,
     margin,
     number,
-    percent,
     retention,
     times,
     value,
@@ -16,7 +15,6 @@ from model_serve_flow.from_files.records import (
     ComparedLoad,
     ComparedTask,
     FileComparison,
-    GrossLoss,
 )
 from model_serve_flow.report_tables import Cell, Table, flipped_table, reading
 from model_serve_flow.results import Difference
@@ -38,7 +36,7 @@ def task_table(comparison: FileComparison) -> Table:
     """One row per task: scores, net difference, right answers that broke, and what follows."""
     rows = []
     if comparison.suite:
-        rows.append(_row(Cell("average", "of deciding tasks"), comparison.suite, None))
+        rows.append(_row(Cell("average", "of deciding tasks"), comparison.suite))
     rows += [task_row(name, task) for name, task in comparison.tasks.items()]
     lacking = (*[NONE] * 5, Cell("missing: SHIP is withheld"))
     rows += [(Cell(f"{name} (required)"), *lacking) for name in comparison.missing]
@@ -48,7 +46,7 @@ def task_table(comparison: FileComparison) -> Table:
 def metric_table(comparison: FileComparison) -> Table:
     """The metrics that do not decide."""
     rows = tuple(
-        _row(Cell(name, metric), difference, None)
+        _row(Cell(name, metric), difference)
         for name, task in comparison.tasks.items()
         for metric, difference in task.metrics.items()
         if metric != task.primary
@@ -79,7 +77,7 @@ def answers_table(comparison: FileComparison) -> Table:
 
 def task_row(name: str, task: ComparedTask) -> tuple[Cell, ...]:
     """One task of `task_table`."""
-    return _row(_task_cell(name, task), task.difference, task.gross_loss)
+    return _row(_task_cell(name, task), task.difference)
 
 
 def _task_cell(name: str, task: ComparedTask) -> Cell:
@@ -87,14 +85,14 @@ def _task_cell(name: str, task: ComparedTask) -> Cell:
     return Cell(f"{name}{tier}", task.primary)
 
 
-def _row(name: Cell, difference: Difference, loss: GrossLoss | None) -> tuple[Cell, ...]:
+def _row(name: Cell, difference: Difference) -> tuple[Cell, ...]:
     return (
         name,
         Cell(f"{difference.n:,}", _clusters(difference), difference.n),
         Cell(f"{value(difference.base, difference)} → {value(difference.candidate, difference)}"),
         Cell(change(difference), interval(difference), difference.difference),
         Cell(margin(difference), retention(difference), difference.margin),
-        _loss_cell(loss),
+        _loss_cell(difference),
         Cell(reading(difference)),
     )
 
@@ -104,10 +102,12 @@ def _clusters(difference: Difference) -> str:
     return "" if found is None else f"{found.count:,} clusters"
 
 
-def _loss_cell(loss: GrossLoss | None) -> Cell:
+def _loss_cell(difference: Difference) -> Cell:
+    loss = difference.gross_loss
     if loss is None:
         return NONE
-    return Cell(percent(loss.share, 1), f"{loss.broken:,} of {loss.right:,}", loss.share)
+    broken = difference.flips.right_to_wrong
+    return Cell(f"{loss.percent:.1f} %", f"{broken:,} of {loss.right:,}", loss.percent)
 
 
 def _speed_row(load: ComparedLoad) -> tuple[Cell, ...]:

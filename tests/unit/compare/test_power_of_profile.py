@@ -106,6 +106,6 @@ def test_the_verdict_itself_ships_what_is_counted_as_shipped():
 def test_the_vectorised_retention_is_the_librarys():
     draws = Draws.of(Planned(800, 0.6, 0.25, 0.08), 0.01, 40, seed=2)
     for which, p in enumerate(draws.retention_p(0.95)):
-        base, candidate = ([item.value("acc") for item in side.items] for side in scored(draws, which))
+        base, candidate = ([item.values["acc"] for item in side.items] for side in scored(draws, which))
         expected = statistics.binary_retention_p(base, candidate, 0.95, 0.25)
         assert p == pytest.approx(expected, abs=1e-6) or min(p, expected) > 0.4

@@ -27,7 +27,7 @@ def verdict(ps: list[float], place: int) -> str:
     """On one candidate of as many as there are p-values of their one task; every average is clearly within."""
     everyone = [({"task": {"acc": question(p)}}, question(1e-6)) for p in ps]
     others = [p for i, candidate in enumerate(everyone) if i != place for p in loss_p_values(*candidate)]
-    return decide(*everyone[place], others)[0]
+    return decide(*everyone[place], others=others)[0]
 
 
 def best_ships(candidates: int, draws: int) -> tuple[float, float]:
@@ -57,7 +57,7 @@ def test_a_candidate_that_would_ship_alone_needs_more_beside_another():
 
 def test_the_table_shows_what_is_corrected_over_all_candidates():
     tasks, others = {"task": {"acc": question(0.004)}}, [0.5, 0.6]
-    filled, suite = with_items_to_settle(tasks, question(0.002), others)
+    filled, suite = with_items_to_settle(tasks, question(0.002), others=others)
     assert filled["task"]["acc"].adjusted_p == (pytest.approx(0.012), 0.996)
     assert suite.adjusted_p == (pytest.approx(0.008), 0.998)
     assert with_items_to_settle(tasks, question(0.002))[1].adjusted_p is None

@@ -79,7 +79,7 @@ def test_a_result_without_probabilities_has_no_soft_score():
     base, candidate = drawn(50)
     bare = task(candidate)
     bare = bare.model_copy(
-        update={"items": tuple(Item(id=i.id, answer="A", acc=i.value("acc"), groups={}) for i in bare.items)}
+        update={"items": tuple(Item(id=i.id, answer="A", acc=i.values["acc"], groups={}) for i in bare.items)}
     )
     assert soft_score(pair("q", task(base), bare)) is None
     assert soft_score(pair("q", task(base[:9]), task(candidate[:9]))) is None

@@ -54,10 +54,11 @@ def test_the_verdict_and_every_number_are_those_of_the_flow(sample):
 def test_gross_loss_is_the_share_of_right_answers_that_broke(tmp_path):
     base = files.scores(tmp_path / "a.csv", files.binary(N, 1000))
     found = compared(base, files.scores(tmp_path / "b.csv", files.binary(N, 1000, 50, 50)))
-    loss = found.tasks["scores"].gross_loss
-    assert found.tasks["scores"].difference.difference == 0
-    assert (loss.broken, loss.right, loss.share) == (50, 1000, 0.05)
-    assert loss.ci95[0] < 0.05 < loss.ci95[1]
+    difference = found.tasks["scores"].difference
+    loss = difference.gross_loss
+    assert difference.difference == 0
+    assert (difference.flips.right_to_wrong, loss.right, loss.percent) == (50, 1000, 5.0)
+    assert loss.ci95[0] < 5 < loss.ci95[1]
 
 
 def test_a_continuous_score_has_no_gross_loss_and_is_decided_by_bootstrap(tmp_path):
@@ -66,7 +67,7 @@ def test_a_continuous_score_has_no_gross_loss_and_is_decided_by_bootstrap(tmp_pa
     other = files.scores(tmp_path / "b.csv", [value + 0.001 * (n % 3 - 1) for n, value in enumerate(values)])
     found = compared(base, other)
     assert found.verdict == "SHIP"
-    assert found.tasks["scores"].gross_loss is None
+    assert found.tasks["scores"].difference.gross_loss is None
     assert found.tasks["scores"].difference.method.startswith("BCa")
 
 

@@ -26,8 +26,8 @@ def test_lm_eval_items_have_the_documents_hash_as_id_whatever_their_order(tmp_pa
     lines = samples.read_text().splitlines()
     before = read_side(folder)
     samples.write_text("\n".join(reversed(lines)) + "\n")
-    assert {i.id: i.value("acc") for i in task(before, "arc").items} == {
-        i.id: i.value("acc") for i in task(read_side(folder), "arc").items
+    assert {i.id: i.values["acc"] for i in task(before, "arc").items} == {
+        i.id: i.values["acc"] for i in task(read_side(folder), "arc").items
     }
     assert task(before, "arc").items[0].id == json.loads(lines[0])["doc_hash"][:16]
 
@@ -44,8 +44,8 @@ def test_lm_eval_filters_are_metrics_of_one_item(tmp_path):
     side = read_side(files.lm_eval(tmp_path / "one", {"gsm8k": filters}, metric="exact_match"))
     found = task(side, "gsm8k")
     assert found.n == 3
-    assert found.items[1].value("exact_match,strict-match") == 0
-    assert found.items[1].value("exact_match,flexible-extract") == 1
+    assert found.items[1].values["exact_match,strict-match"] == 0
+    assert found.items[1].values["exact_match,flexible-extract"] == 1
 
 
 def test_an_lm_eval_group_is_one_task_of_all_its_items(tmp_path):
@@ -158,14 +158,14 @@ def test_scores_of_a_csv_with_tasks_and_clusters(tmp_path):
     tasks, clusters = ["a", "a", "b"], ["x", "y", ""]
     side = read_side(files.scores(tmp_path / "s.csv", [1, 0.25, 0], task=tasks, cluster=clusters))
     assert {name: found.accuracy.n for name, found in side.answers.tasks.items()} == {"a": 2, "b": 1}
-    assert task(side, "a").items[1].value("score") == 0.25
+    assert task(side, "a").items[1].values["score"] == 0.25
     assert [item.groups for item in task(side, "a").items] == [{"cluster": "x"}, {"cluster": "y"}]
 
 
 def test_scores_of_a_jsonl(tmp_path):
     path = tmp_path / "s.jsonl"
     path.write_text('{"id": 1, "score": true}\n\n{"id": "2", "score": 0.5, "comment": "x"}\n')
-    assert [(item.id, item.value("score")) for item in task(read_side(path), "scores").items] == [("1", 1), ("2", 0.5)]
+    assert [(item.id, item.values["score"]) for item in task(read_side(path), "scores").items] == [("1", 1), ("2", 0.5)]
 
 
 def test_a_folder_of_score_files_is_a_task_each(tmp_path):

@@ -54,6 +54,8 @@ def holm_bounds(claims: Sequence[Claim]) -> list[float]:
     Strassburger and Bretz (2008), "Compatible simultaneous lower confidence bounds for the Holm
     procedure and other Bonferroni-based closed tests", Statistics in Medicine 27:4914-4927.
     """
+    if not claims:
+        return []
     shown = [p <= ALPHA for p in holm([claim.p for claim in claims])]
     open_ = shown.count(False)
     if not open_:

@@ -240,7 +240,7 @@ def _end_with_verdict(request: Request) -> None:
     if not runner.report_is_current(request):
         raise FlowError(
             "--gate: there is no verdict, because the report is not of the present results.",
-            "Run all modules up to 06: model-serve-flow run --gate.",
+            "Run all modules up to 06: model-serve-flow run.",
         )
     verdict = gate_verdict(request.flow.workspace.comparison(), request.flow.config.deploy.candidate)
     click.get_current_context().exit(EXIT_CODES[verdict])

@@ -240,7 +240,7 @@ def _end_with_verdict(flow: Flow) -> None:
     if not runner.report_is_current(flow):
         raise FlowError(
             "--gate: there is no verdict, because the report is not of the present results.",
-            "Run all steps up to 06: model-serve-flow run --gate.",
+            "Run all steps up to 06: model-serve-flow run.",
         )
     verdict = gate_verdict(flow.workspace.comparison(), flow.config.deploy.candidate)
     click.get_current_context().exit(EXIT_CODES[verdict])

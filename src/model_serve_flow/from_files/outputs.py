@@ -22,7 +22,7 @@ from model_serve_flow.workspace import write_json, write_text
 LOG_WIDTH = 110  # columns of a log, where no terminal tells its own
 LEAST_WIDTH = 14  # of a column with longer text
 XML = '<?xml version="1.0" encoding="UTF-8"?>'
-SUITE, SPEED = "model-serve-flow compare", "model-serve-flow compare: speed"
+SUITE, SPEED = "compare", "compare: speed"
 
 Case = tuple[str, str | None, str]  # name; 'failure', 'skipped' or None; what is said of it
 

@@ -121,10 +121,15 @@ def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -
     )
     for key, value in machine.model_dump(mode="json").items():
         facts.add_row(key, gib(value) if key.endswith("_bytes") else str(value))
+    colours = {"ok": "green", "warning": "yellow", "does not fit": "red"}
     for item in checks:
-        table.add_row(item.name, item.value, item.needed, "[green]ok[/green]" if item.ok else "[red]does not fit[/red]")
+        colour = colours[item.outcome]
+        table.add_row(item.name, item.value, item.needed, f"[{colour}]{item.outcome}[/{colour}]")
     console = Console()
     console.print(facts, table)
+    for item in checks:
+        if item.ok and item.warning:
+            console.print(item, soft_wrap=True, highlight=False)
     console.print(in_words(sample_machine()), highlight=False)
     if note := gpu_note(flow, machine):
         click.echo(note)

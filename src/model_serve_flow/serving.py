@@ -78,6 +78,10 @@ def engine_arguments(config: FlowConfig, purpose: str = "serve") -> list[str]:
         arguments.append("--enforce-eager")
     if config.device == "cpu" and engine.in_process_worker:
         arguments += ["--distributed-executor-backend", "uni"]
+    if engine.tensor_parallel > 1:
+        arguments += ["--tensor-parallel-size", str(engine.tensor_parallel)]
+    if engine.pipeline_parallel > 1:
+        arguments += ["--pipeline-parallel-size", str(engine.pipeline_parallel)]
     if engine.gpu_memory_utilization is not None:
         arguments += ["--gpu-memory-utilization", str(engine.gpu_memory_utilization)]
     if config.model.trust_remote_code:

@@ -20,6 +20,7 @@ from model_serve_flow.flow import Flow
 from model_serve_flow.offline import VARIABLE
 from model_serve_flow.processor import default_profile
 from model_serve_flow.runner import Request
+from model_serve_flow.system.places import home_variables, own_places
 
 if TYPE_CHECKING:
     from model_serve_flow.machine import Machine
@@ -45,6 +46,7 @@ class FlowGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            os.environ.update(home_variables(os.environ, own_places()))
             return super().invoke(ctx)
         except FlowError as error:
             console = Console(stderr=True)

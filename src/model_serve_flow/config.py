@@ -464,7 +464,7 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in readers:
         raise FlowError(f"{path} extends itself.", "Remove 'extends' from one of the profiles in the circle.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
     except (OSError, UnicodeDecodeError) as error:
         raise FlowError(f"{path} cannot be read: {error}", "A profile is a file of UTF-8 text.") from error
     document = _parse(text, str(path))

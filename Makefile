@@ -78,7 +78,7 @@ $(TOOLS)/ready:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Example: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-	    { echo "$(PYTHON) has no venv module. Install it (Debian, Ubuntu: the package python3-venv) or name another Python: make PYTHON=..." >&2; exit 1; }
+	    { echo "$(PYTHON) has no venv module. Run without make: PYTHONPATH=src $(PYTHON) -m model_serve_flow run. Or install it (Debian, Ubuntu: the package python3-venv), or name another Python: make PYTHON=..." >&2; exit 1; }
 	@rm -rf $(TOOLS)
 	@$(PYTHON) -m venv $(TOOLS)
 	@awk '/^(uv|packaging)==/ {pin = 1} pin {print} !/\\$$/ {pin = 0}' $(LOCK) > $(TOOLS)/lock.txt

@@ -13,6 +13,7 @@ from model_serve_flow.config import Recipe
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.recipes import config_groups, linear_layers, name_matches
 from model_serve_flow.sources import check_checkpoint
+from model_serve_flow.system.scheme_names import UNREADABLE, scheme_name
 from model_serve_flow.workspace import describe_model, read_json
 
 WEIGHTS = ("weight_packed", "qweight", "weight")
@@ -55,7 +56,12 @@ def inspect_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Chec
     from transformers import AutoConfig
 
     check_checkpoint(folder, trust_remote_code=trust_remote_code)
-    config = read_json(folder / "config.json").get("quantization_config") or {}
+    config = _quantization_config(folder)
+    if tool := UNREADABLE.get(str(config.get("quant_method"))):
+        raise FlowError(
+            f"{folder} is a checkpoint of {tool}, whose tensors this flow cannot read and verify.",
+            "Give a checkpoint of llm-compressor, GPTQ, AWQ, AutoRound or ModelOpt, or a recipe for 03.",
+        )
     tensors = tensor_headers(folder)
     quantized = _quantized_layers(tensors)
     if not config or not quantized:
@@ -76,6 +82,16 @@ def inspect_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Chec
     )
 
 
+def _quantization_config(folder: Path) -> dict[str, Any]:
+    """What config.json says; of a checkpoint of an older ModelOpt, hf_quant_config.json."""
+    config = read_json(folder / "config.json").get("quantization_config") or {}
+    older = folder / "hf_quant_config.json"
+    if config or not older.is_file():
+        return config
+    written = read_json(older).get("quantization") or {}
+    return {"quant_method": "modelopt", **written}
+
+
 def tensor_headers(folder: Path) -> dict[str, Tensor]:
     """Name -> header of every tensor in the folder's safetensors files."""
     from safetensors import safe_open
@@ -89,20 +105,6 @@ def tensor_headers(folder: Path) -> dict[str, Tensor]:
                 bits = int(re.search(r"\d+", dtype).group()) if dtype != "BOOL" else 8
                 headers[name] = Tensor(path, dtype, shape, math.prod(shape) * bits // 8)
     return headers
-
-
-def scheme_name(config: dict[str, Any]) -> str:
-    """The scheme that a `quantization_config` writes down, such as W8A8, W4A16_ASYM or FP8_DYNAMIC."""
-    if config.get("quant_method") != "compressed-tensors":
-        if (bits := config.get("bits") or config.get("w_bit")) is None:
-            return str(config.get("quant_method", "unknown")).upper()
-        symmetric = config.get("sym", not config.get("zero_point", False))
-        return f"W{bits}A16" + ("" if symmetric else "_ASYM")
-    group = next(iter(config["config_groups"].values()))
-    weights, inputs = group["weights"], group.get("input_activations")
-    if weights["type"] == "float" and inputs:
-        return f"FP{weights['num_bits']}" + ("_DYNAMIC" if inputs.get("dynamic") is True else "")
-    return f"W{weights['num_bits']}A{inputs['num_bits'] if inputs else 16}" + ("" if weights["symmetric"] else "_ASYM")
 
 
 def _quantized_layers(tensors: dict[str, Tensor]) -> list[str]:

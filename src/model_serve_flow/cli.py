@@ -21,6 +21,7 @@ from model_serve_flow.flow import Flow
 from model_serve_flow.from_files.command import compare
 from model_serve_flow.offline import VARIABLE
 from model_serve_flow.processor import default_profile
+from model_serve_flow.system.places import home_variables, own_places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +52,7 @@ class FlowGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            os.environ.update(home_variables(os.environ, own_places()))
             return super().invoke(ctx)
         except FlowError as error:
             console = Console(stderr=True)
@@ -137,10 +139,15 @@ def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -
     )
     for key, value in machine.model_dump(mode="json").items():
         facts.add_row(key, gib(value) if key.endswith("_bytes") else str(value))
+    colours = {"ok": "green", "warning": "yellow", "does not fit": "red"}
     for item in checks:
-        table.add_row(item.name, item.value, item.needed, "[green]ok[/green]" if item.ok else "[red]does not fit[/red]")
+        colour = colours[item.outcome]
+        table.add_row(item.name, item.value, item.needed, f"[{colour}]{item.outcome}[/{colour}]")
     console = Console()
     console.print(facts, table)
+    for item in checks:
+        if item.ok and item.warning:
+            console.print(item, soft_wrap=True, highlight=False)
     console.print(in_words(sample_machine()), highlight=False)
     if note := gpu_note(flow, machine):
         click.echo(note)

@@ -28,6 +28,7 @@ LONGEST_FACTOR = 10  # times performance.seconds that a load point may last wher
 SECRET = "secret"  # type of a problem whose value must not be shown
 _SECRET_FLAG = re.compile(r"--(api-k|hf-t)")
 _OWN_FLAG = re.compile(r"--(hos|por|uds|served-m)|--model$")
+_PARALLEL_FLAG = re.compile(r"(--tensor-p|-tp$)|(--pipeline-p|-pp$)")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -273,6 +274,11 @@ class Performance(Section):
         return LONGEST_FACTOR * self.seconds if self.max_seconds is None else self.max_seconds
 
 
+def _is_one(value: int) -> bool:
+    """A profile without parallelism keeps the digest that it had before."""
+    return value == 1
+
+
 class Engine(Section):
     """How vLLM serves every model of the flow: one setting, so that what is measured is what is deployed."""
 
@@ -283,6 +289,12 @@ class Engine(Section):
     kv_cache_gib: Annotated[int, Field(gt=0)] | None = Field(default=None, description="CPU only: size of the KV cache")
     in_process_worker: bool = Field(
         default=False, description="CPU only: vLLM computes in its engine's process, and so starts a third faster"
+    )
+    tensor_parallel: Annotated[int, Field(gt=0)] = Field(
+        default=1, exclude_if=_is_one, description="GPU only: GPUs that share every layer"
+    )
+    pipeline_parallel: Annotated[int, Field(gt=0)] = Field(
+        default=1, exclude_if=_is_one, description="GPU only: groups of such GPUs, each with a part of the layers"
     )
     start_together: bool = Field(
         default=False, description="CPU only: the candidates' servers start at once, if the memory holds them all"
@@ -315,9 +327,17 @@ class Engine(Section):
                 raise PydanticCustomError(
                     SECRET, f"{flag} holds a secret: set MODEL_SERVE_FLOW_API_KEY or HF_TOKEN in the environment"
                 )
+            if (parallel := _PARALLEL_FLAG.match(flag)) is not None:
+                key = "tensor_parallel" if parallel[1] else "pipeline_parallel"
+                raise ValueError(f"{flag} decides how many GPUs are counted and asked for: set engine.{key}")
             if _OWN_FLAG.match(flag):
                 raise ValueError(f"{flag} is set by the flow: remove it (engine.host sets the address)")
         return arguments
+
+    @property
+    def gpus(self) -> int:
+        """The GPUs that one server takes."""
+        return self.tensor_parallel * self.pipeline_parallel
 
 
 class Secondary(Section):
@@ -408,6 +428,8 @@ class FlowConfig(Section):
             raise ValueError(f"deploy.candidate is {self.deploy.candidate!r}; candidates are {names}")
         if self.engine.start_together and self.device == "gpu":
             raise ValueError("engine.start_together is for a CPU: one GPU does not hold several servers")
+        if self.engine.gpus > 1 and self.device == "cpu":
+            raise ValueError("engine.tensor_parallel and pipeline_parallel are for GPUs")
         if self.performance.prompt_tokens + self.performance.output_tokens >= self.engine.max_model_len:
             raise ValueError(
                 f"performance.prompt_tokens + output_tokens = "
@@ -492,7 +514,7 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in readers:
         raise FlowError(f"{path} extends itself.", "Remove 'extends' from one of the profiles in the circle.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
     except (OSError, UnicodeDecodeError) as error:
         raise FlowError(f"{path} cannot be read: {error}", "A profile is a file of UTF-8 text.") from error
     document = _parse(text, str(path))

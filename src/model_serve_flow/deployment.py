@@ -273,7 +273,7 @@ def _resources(
     """
     peak, size = figures.memory.peak_bytes, figures.size_bytes
     if config.device == "gpu":
-        need, cores, device = size + 8 * GIB, cores or 4, {"nvidia.com/gpu": "1"}
+        need, cores, device = size + 8 * GIB, cores or 4, {"nvidia.com/gpu": str(config.engine.gpus)}
     else:
         need = 1.25 * peak if peak else 2 * size + (4 + (config.engine.kv_cache_gib or 4)) * GIB
         cores, device = cores or usable_cores(), {}

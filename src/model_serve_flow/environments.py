@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from model_serve_flow.checkout import MODULES, checkout
 from model_serve_flow.errors import FlowError
+from model_serve_flow.system.index import has_other_files, hint, indexes
 
 Device = Literal["cpu", "gpu"]
 NAMES = ("notebook", "serve", "compress")
@@ -240,15 +241,24 @@ def _build(built: Environment, device: Device) -> None:
 
 def _uv(built: Environment, log: Path, variables: dict[str, str], *arguments: str) -> None:
     command = [uv_program(), *arguments]
-    with log.open("a", encoding="utf-8") as file:
-        print("$", *command, file=file, flush=True)
-        done = subprocess.run(command, stdout=file, stderr=file, env={**os.environ, **variables}, check=False)
-    if done.returncode != 0:
-        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:])
-        raise FlowError(
-            f"Building the {built.name} environment failed (uv exit status {done.returncode}):\n{tail}",
-            f"The whole output is in {log}. Check the network and the free disk, then run again.",
-        )
+    asked = []
+    for index in indexes(os.environ):
+        asked.append(index)
+        surrounding = {**index.environment(os.environ), **variables}
+        with log.open("a", encoding="utf-8") as file:
+            begin = file.tell()
+            print("$", *command, file=file, flush=True)
+            done = subprocess.run(command, stdout=file, stderr=file, env=surrounding, check=False)
+        if done.returncode == 0:
+            return
+        said = log.read_bytes()[begin:].decode(errors="replace")
+        if not has_other_files(said):
+            break
+    tail = "\n".join(said.splitlines()[-LOG_TAIL_LINES:])
+    raise FlowError(
+        f"Building the {built.name} environment failed (uv exit status {done.returncode}):\n{tail}",
+        f"{hint(said, asked)} The whole output is in {log}.",
+    )
 
 
 def _register_kernel(built: Environment) -> None:
@@ -280,7 +290,7 @@ def main() -> int:
     try:
         for name in arguments.names:
             if not is_ready(name, arguments.device):
-                print(f"Building the {name} environment in {environment(name).folder} …", flush=True)
+                print(f"Building the {name} environment in {environment(name).folder} ...", flush=True)
             ensure(name, arguments.device)
     except FlowError as error:
         print(f"{error.problem}\n{error.hint}", file=sys.stderr)

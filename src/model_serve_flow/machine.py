@@ -7,39 +7,32 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Collection, Container, Sequence
 from pathlib import Path
 
 import psutil
 from pydantic import Field
-from rich.markup import escape
 
 from model_serve_flow.config import Candidate, FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.processor import CPUINFO, INT4_FEATURE, describe_cpu, serves_int4
 from model_serve_flow.results import Record
+from model_serve_flow.setup.checks import Check, fits
+from model_serve_flow.setup.gpu_memory import gpu_need
+from model_serve_flow.setup.shape import base_settings, shape_of
+from model_serve_flow.system.cgroups import cpu_quota, first_version_folders
+from model_serve_flow.system.gpus import Gpu, find_gpus
+from model_serve_flow.system.sizes import GIB, gib
 
-GIB = 1 << 30
 BYTES_PER_WEIGHT = 2  # BF16
 INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8")  # any of them multiplies and adds INT8 in 32 bits
 RUNTIME_BYTES = 2 * GIB  # Python, PyTorch and the engine's own buffers, without weights and KV cache
 RESULTS_BYTES = GIB // 2  # results, logs, executed notebooks, report
 LARGEST_HEAD = 128  # width of an attention head
-GPU_SHARE = 0.9  # vLLM's own default of gpu_memory_utilization
 SIZE_RATIOS = {"W8A8": 0.65, "W4A16": 0.5, "W4A16_ASYM": 0.5, "FP8_DYNAMIC": 0.65}  # upper bounds: small models
 CGROUPS = Path("/sys/fs/cgroup")
-
-
-class Gpu(Record):
-    """One GPU as nvidia-smi describes it."""
-
-    name: str
-    memory_bytes: int
-    driver: str
-    compute_capability: str
 
 
 class Machine(Record):
@@ -70,21 +63,6 @@ class Estimate(Record):
     disk_bytes: int
 
 
-class Check(Record):
-    """One thing that was looked at."""
-
-    name: str
-    ok: bool
-    value: str
-    needed: str
-    advice: str
-
-    def __rich__(self) -> str:
-        """One line for the terminal, with the advice only where it is wanted."""
-        line = f"{'ok' if self.ok else 'FAILED'}  {self.name}: {self.value}; needed: {self.needed}"
-        return escape(line if self.ok else f"{line}. {self.advice}")
-
-
 def inspect_machine(folder: Path = Path()) -> Machine:
     """Looks at the machine.
 
@@ -100,7 +78,7 @@ def inspect_machine(folder: Path = Path()) -> Machine:
         )
     cpu, features = describe_cpu(CPUINFO.read_text(encoding="utf-8", errors="replace"))
     total, available = _memory()
-    gpus, problem = _gpus()
+    gpus, problem = find_gpus()
     return Machine(
         os=platform.freedesktop_os_release().get("PRETTY_NAME", "Linux"),
         kernel=platform.release(),
@@ -124,6 +102,8 @@ def usable_cores(cgroups: Path = CGROUPS) -> int:
         quota, _, period = text.partition(" ")
         if quota != "max":
             cores = min(cores, math.ceil(int(quota) / int(period)))
+    for allowed in filter(None, map(cpu_quota, first_version_folders("cpu", cgroups))):
+        cores = min(cores, math.ceil(allowed))
     return max(cores, 1)
 
 
@@ -131,9 +111,8 @@ def _memory(cgroups: Path = CGROUPS) -> tuple[int, int]:
     """Total and available bytes: of the machine, or of the tightest cgroup around this process."""
     memory = psutil.virtual_memory()
     total, available = memory.total, memory.available
-    folders = _cgroup_folders(cgroups)
-    for folder in folders:
-        limit = _text(folder / "memory.max") or _text(folder / "memory" / "memory.limit_in_bytes")
+    for folder in [*_cgroup_folders(cgroups), *first_version_folders("memory", cgroups)]:
+        limit = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")
         if limit and limit != "max" and int(limit) < memory.total:
             total = min(total, int(limit))
             available = min(available, int(limit) - _cgroup_used(folder))
@@ -142,10 +121,10 @@ def _memory(cgroups: Path = CGROUPS) -> tuple[int, int]:
 
 def _cgroup_used(folder: Path) -> int:
     """Bytes in use without the page cache that the kernel gives back when asked."""
-    used = int(_text(folder / "memory.current") or _text(folder / "memory" / "memory.usage_in_bytes") or 0)
-    statistics = _text(folder / "memory.stat") or _text(folder / "memory" / "memory.stat") or ""
-    pairs = dict(line.split() for line in statistics.splitlines())
-    return used - int(pairs.get("inactive_file", 0))
+    used = int(_text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes") or 0)
+    pairs = dict(line.split() for line in (_text(folder / "memory.stat") or "").splitlines())
+    # Version 1 counts the cgroups inside under other names.
+    return used - int(pairs.get("total_inactive_file") or pairs.get("inactive_file", 0))
 
 
 def _cgroup_values(name: str, cgroups: Path) -> list[str]:
@@ -164,34 +143,15 @@ def _text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
-def _gpus() -> tuple[tuple[Gpu, ...], str | None]:
-    """The GPUs, or why there are none."""
-    if shutil.which("nvidia-smi") is None:
-        return (), "nvidia-smi was not found: no NVIDIA driver is installed"
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60)
-    except subprocess.TimeoutExpired:
-        return (), "nvidia-smi did not answer within 60 s"
-    if done.returncode != 0:
-        return (), f"nvidia-smi failed: {(done.stdout + done.stderr).strip()}"
-    gpus = tuple(_gpu(line) for line in done.stdout.splitlines() if line.strip())
-    return gpus, None if gpus else "nvidia-smi lists no GPU"
-
-
-def _gpu(line: str) -> Gpu:
-    name, mebibytes, driver, capability = (field.strip() for field in line.rsplit(",", 3))
-    # A GPU cut into MIG instances reports no memory of its own.
-    memory = int(mebibytes) * (1 << 20) if mebibytes.isdigit() else 0
-    return Gpu(name=name, memory_bytes=memory, driver=driver, compute_capability=capability)
-
-
 def _existing(folder: Path) -> Path:
     return next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
 
 
 def estimate(flow: Flow) -> Estimate:
-    """Memory and disk the profile needs, from the number of weights P alone, so before anything is downloaded.
+    """Memory and disk the profile needs; from the number of weights P alone, so before anything is downloaded.
+
+    On GPUs the KV cache and what serving needs are those of `setup.gpu_memory`, for each GPU, and follow the model's
+    config.json where it is known. On a CPU, and for compression and disk:
 
     - weights = 2 P bytes (BF16); served with `engine.dtype: float32` they are twice as wide, and so is the KV cache
     - KV cache = what `engine.kv_cache_gib` reserves (CPU), else 8 P^0.425 bytes per token (SmolLM2-135M: 23,040;
@@ -208,15 +168,22 @@ def estimate(flow: Flow) -> Estimate:
     config = flow.config
     parameters = config.model.parameters
     weights = BYTES_PER_WEIGHT * parameters
+    if config.device == "gpu":
+        need = gpu_need(config, shape_of(base_settings(flow) or {}))
+        return _estimate(config, weights, need.load, need.least)
     served = weights * _width(config)
     kv_cache = _kv_cache_bytes(config)
-    calibration = _calibration_bytes(config)
     servers = len(config.candidates) if config.engine.start_together else 1
+    return _estimate(config, weights, kv_cache, (served + kv_cache + RUNTIME_BYTES) * servers)
+
+
+def _estimate(config: FlowConfig, weights: int, kv_cache: int, serve: int) -> Estimate:
+    calibration = _calibration_bytes(config)
     copies = 1 + sum(_size_ratio(candidate) for candidate in config.candidates) + (1.75 if config.model.wheel else 0)
     return Estimate(
         weights_bytes=weights,
         kv_cache_bytes=kv_cache,
-        serve_bytes=(served + kv_cache + RUNTIME_BYTES) * servers,
+        serve_bytes=serve,
         calibration_bytes=calibration,
         compress_bytes=2 * weights + calibration + RUNTIME_BYTES,
         disk_bytes=int(weights * copies + RESULTS_BYTES),
@@ -250,25 +217,28 @@ def _size_ratio(candidate: Candidate) -> float:
 
 def check(flow: Flow, machine: Machine) -> list[Check]:
     """Holds the estimate against the machine: one line per thing that has to fit."""
+    from model_serve_flow.setup.device_checks import cpu_checks, gpu_checks  # they need this module's Machine
+
     need = estimate(flow)
     int4 = [c.name for c in flow.candidates if c.recipe and is_int4(c.recipe.scheme)]
     if flow.config.device == "cpu":
         checks = [
             _check_cpu(machine),
             *([check_int4(int4, machine)] if int4 else []),
-            _fits("memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE),
+            *cpu_checks(flow, machine),
+            fits("memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE),
         ]
     else:
-        checks = [_check_gpu(machine)] + ([_check_gpu_memory(flow, machine, need)] if machine.gpus else [])
+        checks = gpu_checks(flow, machine)
     if not flow.config.engine.enforce_eager:
         checks.append(_check_compiler(flow.config))
     if any(candidate.recipe for candidate in flow.candidates):
         available = machine.memory_available_bytes
         advice = compress_advice(flow, available)
-        checks.append(_fits("memory to compress", available, need.compress_bytes, advice))
+        checks.append(fits("memory to compress", available, need.compress_bytes, advice))
     missing = max(need.disk_bytes - _bytes_under(flow.workspace.root / "models"), 0)
     advice = f"Free space under {flow.workspace.root}, or set MODEL_SERVE_FLOW_ARTIFACTS to a larger disk."
-    return [*checks, _fits("disk", machine.disk_free_bytes, missing, advice), _check_port()]
+    return [*checks, fits("disk", machine.disk_free_bytes, missing, advice), _check_port()]
 
 
 MEMORY_ADVICE = "Stop other programs, use a machine with more memory, or a smaller model or load."
@@ -295,27 +265,6 @@ def compress_advice(flow: Flow, available: int) -> str:
 def available_memory() -> int:
     """Bytes this process could still take, by the machine or the tightest cgroup around it."""
     return _memory()[1]
-
-
-def _fits(name: str, available: int, needed: int, advice: str) -> Check:
-    return Check(name=name, ok=available >= needed, value=gib(available), needed=gib(needed), advice=advice)
-
-
-def _check_gpu(machine: Machine) -> Check:
-    return Check(
-        name="GPU",
-        ok=bool(machine.gpus),
-        value=", ".join(gpu.name for gpu in machine.gpus) or f"none ({machine.gpu_problem})",
-        needed="an NVIDIA GPU",
-        advice="This profile cannot run here: use a machine with a GPU, or the profile cpu-smollm2.",
-    )
-
-
-def _check_gpu_memory(flow: Flow, machine: Machine, need: Estimate) -> Check:
-    share = flow.config.engine.gpu_memory_utilization or GPU_SHARE
-    usable = int(share * max(gpu.memory_bytes for gpu in machine.gpus))
-    advice = f"Use a GPU like the reference ({flow.config.reference_machine}), or lower performance.concurrency."
-    return _fits("GPU memory to serve", usable, need.serve_bytes, advice)
 
 
 def _check_cpu(machine: Machine) -> Check:
@@ -392,11 +341,6 @@ def free_port(taken: Container[int] = ()) -> int:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     return free_port(taken) if port in taken else port
-
-
-def gib(size: int) -> str:
-    """1610612736 -> '1.5 GiB'."""
-    return f"{size / GIB:.1f} GiB"
 
 
 def _bytes_under(folder: Path) -> int:

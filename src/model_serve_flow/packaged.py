@@ -14,6 +14,7 @@ from pathlib import Path
 from model_serve_flow import offline
 from model_serve_flow.config import PackagedFile
 from model_serve_flow.errors import FlowError
+from model_serve_flow.system.places import home_variables, own_places
 from model_serve_flow.workspace import atomic_path, file_digest
 
 CACHE_VARIABLE = "MODEL_SERVE_FLOW_CACHE"
@@ -28,8 +29,17 @@ NETWORK_SIGNS = (
 
 
 def cache_folder() -> Path:
-    """`MODEL_SERVE_FLOW_CACHE`, or `~/.cache/model-serve-flow`."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "model-serve-flow").expanduser()
+    """`MODEL_SERVE_FLOW_CACHE`, or `~/.cache/model-serve-flow`.
+
+    Where the home cannot be written, the one that `home_variables` finds counts instead.
+
+    Raises:
+        FlowError: there is none that can be written.
+    """
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named).expanduser()
+    home = home_variables(os.environ, own_places()).get("HOME") or Path.home()
+    return Path(home) / ".cache" / "model-serve-flow"
 
 
 def fetch_packaged(file: PackagedFile) -> Path:

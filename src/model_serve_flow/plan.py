@@ -10,6 +10,7 @@ from model_serve_flow.checkout import checkout
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.environments import Environment
 from model_serve_flow.flow import Flow
+from model_serve_flow.setup.device_checks import scheme_lines
 from model_serve_flow.steps import STEPS, Step, expand, module_folder
 
 PORT = 8000  # stands for the free port that is chosen when a server starts
@@ -25,7 +26,8 @@ def plan(flow: Flow) -> str:
         lines += [f"    reads   {path}" for path in expand(step.inputs, config)]
         lines += [f"    writes  {path}" for path in expand(step.outputs, config)]
         lines += [f"    $ {shlex.join(command)}" for command in commands(step, flow)]
-    return "\n".join([*lines, "", *needs(flow), f"Artifacts: {workspace.root}"])
+    kernels = [f"kernels of vLLM for {line}" for line in scheme_lines(config)]
+    return "\n".join([*lines, "", *kernels, "", *needs(flow), f"Artifacts: {workspace.root}"])
 
 
 def commands(step: Step, flow: Flow) -> list[list[str]]:

@@ -29,6 +29,7 @@ from model_serve_flow.engine_log import root_cause
 from model_serve_flow.engine_variables import PREFIX, Inherited, compile_caches, inherited
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.kernels import logged_kernels
 from model_serve_flow.machine import free_port, usable_cores
 from model_serve_flow.manifest import update_manifest
 from model_serve_flow.results import EngineFacts
@@ -47,8 +48,6 @@ STOP_SECONDS = 20
 LEFTOVER_SECONDS = 2
 GONE_SECONDS = 10  # an engine that lost a process of its own takes this long to end
 
-# the layer has a capital: another line says "for mixed precision"
-_KERNEL = re.compile(r"(?:Selected|Using) (\w*Kernel\w*) for ([A-Z]\w*)")
 _VERSION = re.compile(r"LLM engine \(v([^)]+)\)")
 _QUANTIZATION = re.compile(r"[ ,(]quantization=([\w-]+)")
 _DTYPE = re.compile(r"[ ,(]dtype=torch\.(\w+)")
@@ -78,6 +77,10 @@ def engine_arguments(config: FlowConfig, purpose: str = "serve") -> list[str]:
         arguments.append("--enforce-eager")
     if config.device == "cpu" and engine.in_process_worker:
         arguments += ["--distributed-executor-backend", "uni"]
+    if engine.tensor_parallel > 1:
+        arguments += ["--tensor-parallel-size", str(engine.tensor_parallel)]
+    if engine.pipeline_parallel > 1:
+        arguments += ["--pipeline-parallel-size", str(engine.pipeline_parallel)]
     if engine.gpu_memory_utilization is not None:
         arguments += ["--gpu-memory-utilization", str(engine.gpu_memory_utilization)]
     if config.model.trust_remote_code:
@@ -197,7 +200,7 @@ class Server:
             version=version[1],
             quantization=None if quantization is None or quantization[1] == "None" else quantization[1],
             dtype=dtype[1] if dtype else None,
-            kernels=tuple(sorted({f"{kernel} for {layer}" for kernel, layer in _KERNEL.findall(text)})),
+            kernels=logged_kernels(text),
             kv_cache_tokens=int(cache[1].replace(",", "")) if cache else None,
             start_seconds=self.start_seconds,
             peak_memory_bytes=processes.peak_memory(processes.family(self.process.pid)),

@@ -63,7 +63,7 @@ def test_unknown_option_is_status_2(invoke):
 
 
 def test_gpu_profile_without_gpu_stops_before_anything_is_built(invoke, monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "_gpus", lambda: ((), "no NVIDIA driver is installed"))
+    monkeypatch.setattr(machine, "find_gpus", lambda: ((), "no NVIDIA driver is installed"))
     monkeypatch.setattr(runner.environments, "_build", lambda *_: pytest.fail("an environment was built"))
     result = invoke("run", "--profile", "gpu-llama-3.1-8b")
     assert result.exit_code == 1
@@ -138,7 +138,7 @@ def test_doctor_shows_machine_and_checks(invoke):
 
 
 def gpu_machine(memory_gib, tmp_path):
-    gpu = Gpu(name="NVIDIA L40S", memory_bytes=memory_gib * GIB, driver="1", compute_capability="8.9")
+    gpu = Gpu(name="NVIDIA L40S", memory_bytes=memory_gib * GIB, driver="580", compute_capability="8.9")
     room = {"memory_available_bytes": 200 * GIB, "disk_free_bytes": 500 * GIB}
     return inspect_machine(tmp_path).model_copy(update={"gpus": (gpu,), "gpu_problem": None, **room})
 

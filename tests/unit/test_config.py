@@ -158,3 +158,14 @@ def test_overrides_are_not_changed_by_each_other():
     config = load_profile("ci", {"candidates": candidates, "candidates.0.recipe.algorithm": "gptq"})
     assert config.candidates[0].recipe.algorithm == "gptq"
     assert recipe == {"scheme": "W8A8", "algorithm": "rtn"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_profile_of_a_windows_editor_in_a_folder_of_any_name(tmp_path, encoding, newline):
+    folder = tmp_path / "Größe und 東京"
+    folder.mkdir()
+    text = newline.join(["extends: ci", "description: auf Deutsch ü", "seed: 7", ""])
+    (folder / "mein profil.yaml").write_bytes(text.encode(encoding))
+    config = load_profile(str(folder / "mein profil.yaml"))
+    assert (config.seed, config.description) == (7, "auf Deutsch ü")

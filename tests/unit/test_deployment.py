@@ -153,6 +153,15 @@ def test_resources_follow_what_was_measured(tmp_path):
     assert gpu["limits"]["nvidia.com/gpu"] == gpu["requests"]["nvidia.com/gpu"] == "1"
 
 
+def test_the_manifest_asks_for_as_many_gpus_as_the_engine_takes(tmp_path):
+    flow = open_flow(tmp_path, "gpu-llama-3.1-8b", engine__tensor_parallel=2, engine__pipeline_parallel=2)
+    service = inference_service(flow, model(MODEL), sample_comparison())
+    assert service["spec"]["predictor"]["model"]["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    arguments = _container(serving_runtime(flow, MODEL))["args"]
+    assert arguments[arguments.index("--tensor-parallel-size") + 1] == "2"
+    assert arguments[arguments.index("--pipeline-parallel-size") + 1] == "2"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -26,16 +26,20 @@ def machine_table(machine: Machine) -> pd.DataFrame:
     for name, value in machine.model_dump(exclude={"gpus", "gpu_problem"}).items():
         shown = gib(value) if name.endswith("_bytes") else value
         rows[name.removesuffix("_bytes").replace("_", " ")] = ", ".join(shown) if isinstance(shown, tuple) else shown
-    gpus = [f"{gpu.name}, {gib(gpu.memory_bytes)}, driver {gpu.driver}" for gpu in machine.gpus]
+    gpus = [
+        f"{gpu.name}, {'memory not known' if gpu.memory_bytes is None else gib(gpu.memory_bytes)}, driver {gpu.driver}"
+        for gpu in machine.gpus
+    ]
     rows["GPUs"] = "; ".join(gpus) or f"none ({machine.gpu_problem})"
     return pd.DataFrame({"this machine": {name: str(value) for name, value in rows.items()}})
 
 
 def checks_table(checks: list[Check]) -> pd.DataFrame:
-    """One row per check; the advice stands only where a check failed."""
+    """One row per check; the advice stands only where a check failed or warns."""
+    words = {"ok": "yes", "warning": "with a warning", "does not fit": "NO"}
     rows = [
-        {"check": item.name, "ok": "yes" if item.ok else "NO", "here": item.value, "needed": item.needed}
-        | {"what to do": "" if item.ok else item.advice}
+        {"check": item.name, "ok": words[item.outcome], "here": item.value, "needed": item.needed}
+        | {"what to do": "" if item.outcome == "ok" else item.advice}
         for item in checks
     ]
     return pd.DataFrame(rows).set_index("check")
@@ -48,7 +52,8 @@ def room_chart(flow: Flow, machine: Machine, needs: Estimate) -> Any:
     from model_serve_flow.charts import house_style
 
     gpu = flow.config.device == "gpu"
-    serve = max((gpu.memory_bytes for gpu in machine.gpus), default=0) if gpu else machine.memory_available_bytes
+    sizes = [found.memory_bytes for found in machine.gpus if found.memory_bytes is not None]
+    serve = min(sizes, default=0) if gpu else machine.memory_available_bytes
     rows = {
         "GPU memory to serve" if gpu else "memory to serve": (needs.serve_bytes, serve),
         "memory to compress": (needs.compress_bytes, machine.memory_available_bytes),

@@ -1,0 +1,36 @@
+"""`PYTHONPATH=src python3 -m model_serve_flow run`: the command line from nothing, without make.
+
+It builds the environment `notebook` first, with the standard library alone, and goes on in it. The
+arguments are those of `model-serve-flow`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from model_serve_flow.environments import ensure, environment, environments_folder, is_ready, lock_path
+from model_serve_flow.errors import FlowError
+from model_serve_flow.system.places import home_variables, own_places
+from model_serve_flow.system.tools import provide
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command line in the environment `notebook`; exit status 1 with the reason where that cannot be built."""
+    built = environment("notebook")
+    try:
+        os.environ.update(home_variables(os.environ, own_places()))
+        if Path(sys.prefix).resolve() != built.folder and not is_ready("notebook", "cpu"):
+            tools = provide(environments_folder() / "bootstrap", lock_path("notebook", "cpu"))
+            sys.path.insert(0, str(tools))
+            print(f"Building the notebook environment in {built.folder} ...", flush=True)
+            ensure("notebook", "cpu")
+    except FlowError as error:
+        print(f"{error.problem}\n{error.hint}", file=sys.stderr)
+        return 1
+    os.execv(built.python, [str(built.python), "-m", "model_serve_flow.cli", *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,140 @@
+"""The NVIDIA GPUs that CUDA would use in this process, as nvidia-smi describes them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from model_serve_flow.results import Record
+
+FIELDS = ("uuid", "name", "memory.total", "driver_version", "compute_cap")
+LEAST_DRIVER = 580  # of CUDA 13, which the pinned vLLM and PyTorch are built for
+ANSWER_SECONDS = 60
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+MEBIBYTE = 1 << 20
+
+
+class Gpu(Record):
+    """One GPU, or one MIG instance of it."""
+
+    name: str
+    memory_bytes: int | None = Field(description="none: nvidia-smi does not say")
+    driver: str
+    compute_capability: str
+
+
+@dataclass(frozen=True)
+class _Listed:
+    uuid: str
+    gpu: Gpu
+
+
+def find_gpus(environment: Mapping[str, str] = os.environ) -> tuple[tuple[Gpu, ...], str | None]:
+    """The GPUs that CUDA would use, in its order, and what is wrong: why there are none, or which
+    is lost.
+
+    `CUDA_VISIBLE_DEVICES` counts. A GPU that is cut into MIG instances stands for its first
+    instance, because a process of CUDA uses one. Memory is None where nvidia-smi does not tell it.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return (), "nvidia-smi was not found: no NVIDIA driver is installed"
+    text, problem = _ask(f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits")
+    rows = [row for row in map(_row, text.splitlines()) if row is not None]
+    said = "; ".join(line.strip() for line in text.splitlines() if line.strip() and _row(line) is None)
+    if not rows:
+        return (), problem or (f"nvidia-smi failed: {said}" if said else "nvidia-smi lists no GPU")
+    instances = _instances() if any(row.gpu.memory_bytes is None for row in rows) else {}
+    listed = [found for row in rows for found in (instances.get(row.uuid) or [row])]
+    seen = _visible(listed, environment)
+    if not seen:
+        return (), f"{VISIBLE} is {environment.get(VISIBLE, '')!r}, which leaves none of the {len(listed)} GPUs"
+    return tuple(found.gpu for found in seen), (said or problem)
+
+
+def driver_is_old(gpu: Gpu) -> bool:
+    """Whether the driver is older than the CUDA of the locks needs; False where its version cannot
+    be read.
+    """
+    major = gpu.driver.partition(".")[0]
+    return major.isdigit() and int(major) < LEAST_DRIVER
+
+
+def _ask(*arguments: str) -> tuple[str, str | None]:
+    """What nvidia-smi prints, and why that may not be all."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", *arguments], capture_output=True, text=True, check=False, timeout=ANSWER_SECONDS
+        )
+    except (subprocess.TimeoutExpired, OSError) as error:
+        return "", f"nvidia-smi did not answer: {error}"
+    said = (done.stdout + done.stderr).strip()
+    return done.stdout, f"nvidia-smi failed: {said}" if done.returncode else None
+
+
+def _row(line: str) -> _Listed | None:
+    """A line of the answer; None where it is a message instead, such as that of a lost GPU."""
+    fields = [field.strip() for field in line.split(",")]
+    if len(fields) < len(FIELDS) or not fields[0].startswith("GPU-"):
+        return None
+    uuid, *name, memory, driver, capability = fields
+    size = int(memory) * MEBIBYTE if memory.isdigit() else None
+    gpu = Gpu(name=", ".join(name), memory_bytes=size, driver=driver, compute_capability=capability)
+    return _Listed(uuid, gpu)
+
+
+def _instances() -> dict[str, list[_Listed]]:
+    """The MIG instances of each GPU, with their memory, from nvidia-smi's XML; none where there are
+    none.
+    """
+    text, _ = _ask("-q", "-x")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError:
+        return {}
+    driver = root.findtext("driver_version", "")
+    found: dict[str, list[_Listed]] = {}
+    for gpu in root.iter("gpu"):
+        uuid, name = gpu.findtext("uuid", ""), gpu.findtext("product_name", "")
+        capability = gpu.findtext("compute_cap") or _capability(uuid)
+        for number, instance in enumerate(gpu.iter("mig_device")):
+            total = instance.findtext("fb_memory_usage/total", "").split()
+            size = int(total[0]) * MEBIBYTE if total and total[0].isdigit() else None
+            part = Gpu(name=f"{name} MIG", memory_bytes=size, driver=driver, compute_capability=capability)
+            found.setdefault(uuid, []).append(_Listed(f"MIG-{uuid}-{number}", part))
+    return {uuid: parts[:1] for uuid, parts in found.items()}
+
+
+def _capability(uuid: str) -> str:
+    text, _ = _ask(f"--id={uuid}", "--query-gpu=compute_cap", "--format=csv,noheader")
+    return text.strip()
+
+
+def _visible(listed: list[_Listed], environment: Mapping[str, str]) -> list[_Listed]:
+    """Those that `CUDA_VISIBLE_DEVICES` leaves, in its order; CUDA stops at the first entry that it
+    does not know.
+    """
+    if environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        listed = sorted(listed, key=lambda found: _generation(found.gpu), reverse=True)  # CUDA's: fastest first
+    if (value := environment.get(VISIBLE)) is None:
+        return listed
+    seen: list[_Listed] = []
+    for entry in (part.strip() for part in value.split(",")):
+        if entry.isdigit() and int(entry) < len(listed):
+            seen.append(listed[int(entry)])
+        elif named := [found for found in listed if entry and found.uuid.startswith(entry)]:
+            seen.append(named[0])
+        elif entry.startswith("MIG-") and len(listed) == 1:
+            seen.append(listed[0])
+        else:
+            break
+    return seen
+
+
+def _generation(gpu: Gpu) -> tuple[int, ...]:
+    return tuple(int(part) for part in gpu.compute_capability.split(".") if part.isdigit())

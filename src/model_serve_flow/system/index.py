@@ -1,0 +1,114 @@
+"""Which package index uv is to ask for the locked wheels, and what to say where that index fails.
+
+Needs only the standard library. The locks pin the hashes of the public files. An index with other
+files, as some images of workbenches name, cannot serve them.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
+
+VARIABLE = "MODEL_SERVE_FLOW_INDEX"
+PUBLIC = "public"  # its value for the index that uv asks where nothing else is set
+UV_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_CONFIG_FILE")
+PROXIES = ("HTTPS_PROXY", "HTTP_PROXY")
+_SETTING = re.compile(r"^(?:\w+|:env:)\.([\w-]+)='(.*)'$", re.MULTILINE)
+_OTHER_FILES = re.compile(
+    r"[Hh]ash mismatch|HASHES|no matching hash|[Nn]o matching distribution|there is no version of|was not found in the"
+)
+_CERTIFICATE = re.compile(r"certificate|UnknownIssuer|self.signed", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index, as uv is told of it.
+
+    Attributes:
+        place: for messages, without a password.
+        variables: added to uv's environment.
+        removed: names of variables taken out of it.
+    """
+
+    place: str
+    variables: dict[str, str]
+    removed: tuple[str, ...] = ()
+
+    def environment(self, surrounding: Mapping[str, str]) -> dict[str, str]:
+        """What uv is started with."""
+        kept = {name: value for name, value in surrounding.items() if name not in self.removed}
+        return {**kept, **self.variables}
+
+
+def indexes(surrounding: Mapping[str, str]) -> list[Index]:
+    """The indexes to ask, one after the other, until one serves the locked files.
+
+    That which `MODEL_SERVE_FLOW_INDEX` names, alone. Else that of uv's own settings or, where uv has none, of pip's;
+    and after it the public one. pip's certificate and proxy go to uv wherever uv has none of its own.
+    """
+    pip = pip_settings()
+    shared = _certificate_and_proxy(surrounding, pip)
+    named = surrounding.get(VARIABLE, "").strip()
+    public = Index("the index that uv asks by default", {**shared, "UV_NO_CONFIG": "1"}, UV_INDEX)
+    if named == PUBLIC:
+        return [public]
+    if named:
+        return [Index(_shown(named), {**public.variables, "UV_DEFAULT_INDEX": named}, UV_INDEX)]
+    theirs = next((surrounding[name] for name in UV_INDEX if surrounding.get(name)), None)
+    if theirs is not None:
+        return [Index(_shown(theirs), shared), public]
+    if (url := pip.get("index-url")) is not None:
+        return [Index(_shown(url), {**shared, "UV_DEFAULT_INDEX": url}), public]
+    return [Index(public.place, shared)]
+
+
+def has_other_files(log: str) -> bool:
+    """Whether uv or pip failed because the index has other files than the locks pin, or lacks them."""
+    return _OTHER_FILES.search(log) is not None
+
+
+def hint(log: str, asked: list[Index]) -> str:
+    """What to do about a failed install."""
+    places = " and ".join(index.place for index in asked)
+    if has_other_files(log):
+        return (
+            f"{places} does not have the files that the locks pin: an index may carry builds of its own, or someone "
+            f"changed them. Set {VARIABLE} to an index with the public files ({PUBLIC}: the one that uv asks by "
+            "default), or bring the wheels along: docs/AirGapped.md."
+        )
+    if _CERTIFICATE.search(log):
+        return (
+            f"{places} has a certificate that is not trusted here. Set SSL_CERT_FILE to your company's certificate "
+            "(pip's setting 'cert' is used where it is set)."
+        )
+    return f"Asked was {places}. Check the network, the proxy (HTTPS_PROXY) and the free disk, then run again."
+
+
+@functools.cache
+def pip_settings() -> dict[str, str]:
+    """pip's settings by name, such as "index-url"; none where this Python has no pip."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return dict(_SETTING.findall(listed))  # those of the environment are listed last, and win
+
+
+def _certificate_and_proxy(surrounding: Mapping[str, str], pip: Mapping[str, str]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    if "cert" in pip and not surrounding.get("SSL_CERT_FILE"):
+        given["SSL_CERT_FILE"] = pip["cert"]
+    if "proxy" in pip and not any(surrounding.get(name) or surrounding.get(name.lower()) for name in PROXIES):
+        given |= dict.fromkeys(PROXIES, pip["proxy"])
+    if "trusted-host" in pip and not surrounding.get("UV_INSECURE_HOST"):
+        given["UV_INSECURE_HOST"] = " ".join(pip["trusted-host"].replace("\\n", " ").split())
+    return given
+
+
+def _shown(url: str) -> str:
+    """A URL without the user's name and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -1,0 +1,85 @@
+"""Where a user may write: many containers have no home, a read-only one, or a user without a name.
+
+Needs only the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from model_serve_flow.checkout import checkout
+from model_serve_flow.errors import FlowError
+
+NOBODY = "user"  # stands for the name of a user id that has none
+ARTIFACTS = "MODEL_SERVE_FLOW_ARTIFACTS"
+
+
+def home_variables(surrounding: Mapping[str, str], places: Iterable[Path]) -> dict[str, str]:
+    """Variables that give every program a home to write to and a user's name; none where both are there.
+
+    Caches, kernels and settings of Jupyter, pip, uv and the hub's client all go to the home unless told otherwise.
+
+    Args:
+        surrounding: the environment.
+        places: folders to take instead, the first of them in which one can write; below it `.home` is made.
+
+    Raises:
+        FlowError: none of them can be written.
+    """
+    variables = {} if _has_name(surrounding) else {"USER": NOBODY, "LOGNAME": NOBODY}
+    home = surrounding.get("HOME") or _home_of_user()
+    if home is not None and writable(Path(home)):
+        return {**variables, **({} if surrounding.get("HOME") else {"HOME": home})}
+    tried = [*places, Path(tempfile.gettempdir())]
+    for place in tried:
+        if writable(place):
+            folder = place / ".home"
+            folder.mkdir(parents=True, exist_ok=True)
+            return {**variables, "HOME": str(folder)}
+    raise FlowError(
+        f"HOME ({home}) cannot be written, and neither can {', '.join(map(str, tried))}.",
+        "Set HOME to a folder that you can write, such as the volume of your workbench.",
+    )
+
+
+def own_places() -> list[Path]:
+    """Folders that the flow writes anyway: of the artifacts, and of the checkout where there is one."""
+    named = os.environ.get(ARTIFACTS)
+    places = [Path(named).expanduser()] if named else []
+    try:
+        return [*places, checkout()]
+    except FlowError:  # the library is installed without its checkout
+        return places
+
+
+def writable(folder: Path) -> bool:
+    """Whether a file can be made in a folder, or in the one above that exists; read-only file systems count."""
+    there = next((path for path in (folder, *folder.parents) if path.is_dir()), None)
+    if there is None:
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return True
+    except OSError:
+        return False
+
+
+def _has_name(surrounding: Mapping[str, str]) -> bool:
+    if any(surrounding.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        return True
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return False
+    return True
+
+
+def _home_of_user() -> str | None:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return None

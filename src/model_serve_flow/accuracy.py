@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from model_serve_flow.checkpoint import verify_same_tokenizer
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
+from model_serve_flow.measure.repeats import joined, repeated_tasks, require_written, seeds
 from model_serve_flow.measure.right_choice import keep_whole, right_choice_probability
 from model_serve_flow.measurement import earlier, proven_facts, provenance, require_arguments, say_kept
 from model_serve_flow.offline import working_folder
 from model_serve_flow.packaged_data import TASKS
 from model_serve_flow.request_cache import forget_answers, request_cache
-from model_serve_flow.results import RIGHT_CHOICE, AccuracyResult, Item, Metric, TaskAccuracy
+from model_serve_flow.results import RIGHT_CHOICE, AccuracyResult, Item, Metric, Model, TaskAccuracy
 from model_serve_flow.serving import ACCURACY, Server, engine_arguments
 from model_serve_flow.subsample import subsample
 from model_serve_flow.workspace import describe_model, file_digest, read_json, write_json
@@ -110,18 +112,57 @@ def _measure(flow: Flow, server: Server, suffix: str = "", items: int | None = N
     ways, spent = (collections.Counter(before.requests), before.seconds) if scored else (collections.Counter(), 0.0)
     live.report(f"{name}{suffix.replace('_', ', ')}: lm-eval", 0, 0)
     watch, model = MachineWatch(), describe_model(name, server.folder)
-    with request_cache(workspace, model, _manner(protocol), suffix) as cache:
-        raw, new = evaluate(flow, server, workspace.logs / f"lm-eval-{name}{suffix}.log", cache, asked, items)
-        _write_raw(workspace.raw(name) / f"lm-eval{suffix}.json", raw, set(scored))
-        scored |= {task: _task(task, raw) for task in asked if not items or _was_asked(task, raw)}
+    with contextlib.ExitStack() as caches:  # all answers are kept until the result is written
+        ask = _Asker(flow, server, suffix, items, model, _manner(protocol), caches, ways, frozenset(scored))
+        several = repeated_tasks(flow.config, asked)
+        found = ask([task for task in asked if task not in several])
+        scored |= found | _ask_several(flow.config, several, ask, only_one=items is not None)
         result = AccuracyResult(
             **provenance(server, proven_facts(server), protocol, started - spent),
             busy=watch.result(),
             tasks={task: scored[task] for task in flow.config.accuracy.tasks if task in scored},
-            requests=dict(ways + collections.Counter(new)),
+            requests=dict(ways),
         )
         write_json(path, result)
     return result
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """Asks tasks of one measurement, with a request cache, log and raw file for every seed."""
+
+    flow: Flow
+    server: Server
+    suffix: str
+    items: int | None
+    model: Model
+    manner: dict[str, Any]
+    caches: contextlib.ExitStack
+    ways: collections.Counter[str]
+    kept: frozenset[str]
+
+    def __call__(self, tasks: Sequence[str], seed: int | None = None) -> dict[str, TaskAccuracy]:
+        """Scores the tasks; with a seed their answers are sampled."""
+        workspace, name = self.flow.workspace, self.server.model_name
+        part = self.suffix if seed is None else f"{self.suffix}-seed-{seed}"
+        manner = self.manner if seed is None else {**self.manner, "seed of the answers": seed}
+        # lm-eval's key of an answer does not have the seed
+        cache = self.caches.enter_context(request_cache(workspace, self.model, manner, self.suffix))
+        log = workspace.logs / f"lm-eval-{name}{part}.log"
+        raw, new = evaluate(self.flow, self.server, log, cache, tasks, self.items, seed)
+        _write_raw(workspace.raw(name) / f"lm-eval{part}.json", raw, set(self.kept))
+        self.ways.update(new)
+        return {task: _task(task, raw) for task in tasks if not self.items or _was_asked(task, raw)}
+
+
+def _ask_several(config: FlowConfig, tasks: Sequence[str], ask: _Asker, only_one: bool) -> dict[str, TaskAccuracy]:
+    """The tasks of `accuracy.repeats`: each asked with one seed after the other, or with the first only."""
+    answers: dict[str, dict[int, TaskAccuracy]] = {task: {} for task in tasks}
+    for seed in seeds(config)[: 1 if only_one else None] if tasks else ():
+        for task, measured in ask(tasks, seed).items():
+            require_written(task, measured)
+            answers[task][seed] = measured
+    return {task: joined(by_seed) for task, by_seed in answers.items() if by_seed}
 
 
 def _scored_before(before: AccuracyResult, protocol: dict[str, Any]) -> dict[str, TaskAccuracy]:
@@ -136,12 +177,14 @@ def _scored_before(before: AccuracyResult, protocol: dict[str, Any]) -> dict[str
 def _of(task: str, protocol: dict[str, Any]) -> dict[str, Any]:
     """What of the protocol concerns one task."""
     parts = {part: protocol[part].get(task) for part in ("data_sha256", "task_definitions")}
-    return {**_manner(protocol), **parts}
+    repeats = protocol["accuracy"].get("repeats")
+    return {**_manner(protocol), **parts, "repeats": repeats if repeats and task in repeats["tasks"] else None}
 
 
 def _manner(protocol: dict[str, Any]) -> dict[str, Any]:
-    """The protocol without what says which tasks and items are scored: the digests of packaged items are apart."""
-    settings = {key: value for key, value in protocol["accuracy"].items() if key not in ("tasks", "packaged")}
+    """The protocol without what says which tasks and items are scored, and how often."""
+    apart = ("tasks", "packaged", "repeats")
+    settings = {key: value for key, value in protocol["accuracy"].items() if key not in apart}
     rest = {key: value for key, value in protocol.items() if key not in ("data_sha256", "task_definitions")}
     return {**rest, "accuracy": settings}
 
@@ -163,6 +206,7 @@ def evaluate(
     cache: Path | None = None,
     tasks: Sequence[str] | None = None,
     items: int | None = None,
+    seed: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Runs lm-eval's `simple_evaluate` against the endpoint.
 
@@ -171,6 +215,7 @@ def evaluate(
         tasks: those to score; by default all of the profile.
         cache: lm-eval's `use_cache`: answers found there are not asked again, and new ones are added.
         items: how many of each task are asked; none: all.
+        seed: of answers sampled at `accuracy.repeats.temperature`; none: as each task says.
 
     Returns:
         lm-eval's results with all samples; and way -> requests that were answered so.
@@ -185,7 +230,7 @@ def evaluate(
     ways: collections.Counter[str] = collections.Counter()
     chosen = flow.config.accuracy.tasks if tasks is None else tuple(tasks)
     try:
-        return _alone(functools.partial(_ask, flow, server, cache, chosen, items, ways), log), dict(ways)
+        return _alone(functools.partial(_ask, flow, server, cache, chosen, items, ways, seed), log), dict(ways)
     except (aiohttp.ClientError, requests.RequestException, httpx.HTTPError, TimeoutError) as error:
         raise FlowError(
             f"vLLM did not answer lm-eval: {error!r:.500}",
@@ -200,20 +245,23 @@ def _ask(
     tasks: tuple[str, ...],
     items: int | None,
     ways: collections.Counter[str],
+    answers_seed: int | None,
 ) -> dict[str, Any]:
     """lm-eval's results; counts in `ways` how its requests were asked."""
     import lm_eval
 
     accuracy, seed, selection = flow.config.accuracy, flow.config.seed, _selection(flow, tasks, items)
+    sampled = {} if answers_seed is None else {"seed": answers_seed}
     if not selection["tasks"]:
         return {"samples": {}}
     with server.client(TIMEOUT_SECONDS) as client:
         raw = lm_eval.simple_evaluate(
-            **_endpoint(flow, server, client=client, ways=ways),
+            **_endpoint(flow, server, client=client, ways=ways, **sampled),
             **selection,
             task_manager=task_manager(flow),
             num_fewshot=accuracy.num_fewshot,
             apply_chat_template=accuracy.apply_chat_template,
+            gen_kwargs={"temperature": accuracy.repeats.temperature} if sampled else None,
             use_cache=None if cache is None else str(cache),
             log_samples=True,
             random_seed=seed,
@@ -221,7 +269,7 @@ def _ask(
             torch_random_seed=seed,
             fewshot_random_seed=seed,
         )
-    raw["config"] |= _endpoint(flow, server)  # without what cannot be written down
+    raw["config"] |= _endpoint(flow, server, **sampled)  # without what cannot be written down
     return raw
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_serve_flow.bootstrap import LEAST_UNITS
-from model_serve_flow.results import Item
+from model_serve_flow.results import QUESTION, Item
 from model_serve_flow.statistics import ALPHA, Interval
 
 ITEMS_PER_CLUSTER = 2  # on average, at least; below, the items are as good as single
@@ -21,12 +21,14 @@ def cluster_key(items: Sequence[Item]) -> str | None:
 
     It is the finest group (the one of most values) that every item has, with at least two items per value on average
     and at least `LEAST_UNITS` values. Fewer values cannot show how much values differ: such a group is a fixed division
-    of the task, a stratum, and the items are taken as drawn within it.
+    of the task, a stratum, and the items are taken as drawn within it. The answers to one question are the cluster only
+    where there is no other: a coarser group holds them all.
     """
     common = set.intersection(*(set(item.groups) for item in items)) if items else set()
     counts = {key: len({item.groups[key] for item in items}) for key in sorted(common)}
     able = {key: n for key, n in counts.items() if LEAST_UNITS <= n <= len(items) / ITEMS_PER_CLUSTER}
-    return max(able, key=able.__getitem__, default=None)
+    others = able.keys() - {QUESTION} or able.keys()
+    return max(sorted(others), key=able.__getitem__, default=None)
 
 
 @dataclass(frozen=True)

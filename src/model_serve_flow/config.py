@@ -190,6 +190,14 @@ class Distribution(Section):
     top_k: Annotated[int, Field(gt=0, le=20, description="vLLM gives at most 20 by default")] = 20
 
 
+class Repeats(Section):
+    """Several sampled answers to every item of some tasks, whose answers the model writes."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    count: Annotated[int, Field(gt=1, le=64, description="answers per item, each with its own seed")]
+    temperature: Annotated[float, Field(gt=0, le=2, description="of the sampling")]
+
+
 class Accuracy(Section):
     """What lm-eval measures, through the endpoint."""
 
@@ -200,6 +208,11 @@ class Accuracy(Section):
     apply_chat_template: bool = False
     concurrency: Annotated[int, Field(gt=0)] = 8
     batch_size: Annotated[int, Field(gt=0)] = 1
+    repeats: Repeats | None = Field(
+        default=None,
+        exclude_if=lambda found: found is None,  # a profile without it keeps the digest it had before
+        description="none: one answer per item, at the task's own temperature",
+    )
     again: SecondMeasurement | None = Field(default=None, description="none: no noise floor")
     distribution: Distribution | None = Field(default=None, description="none: distributions are not compared")
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from model_serve_flow import bootstrap, statistics
 from model_serve_flow.clusters import ClusteredMean, cluster_key
 from model_serve_flow.comparability import REMEASURE
+from model_serve_flow.compare.repeats import repeated
 from model_serve_flow.compare.secondary import gross_loss
 from model_serve_flow.compare.tiers import Tiers
 from model_serve_flow.config import Verdict
@@ -123,6 +124,7 @@ def _answer_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -
         chance=None if pairs.base.chance is None else 100 * pairs.base.chance,
         margin=margins.task_margin_points,
         gross_loss=gross_loss(pairs, metric) if binary else None,
+        repeated=repeated(pairs, metric),
         recovery_percent=None if misleading else _recovery(base.mean(), candidate.mean()),
         **tested,
     )
@@ -213,8 +215,11 @@ def _cluster_test(pairs: Pairs, metric: str, margins: Verdict, found: dict[str, 
     wider = interval.high - interval.low > high - low
     effect = whole.error**2 / alone if alone > 0 else None
     clusters = Clusters(key=key, count=whole.clusters, design_effect=effect, decide=wider)
-    if not wider or "too_few" in found:
+    if "too_few" in found:
         return {"clusters": clusters}
+    sensitivity = _cluster_sensitivity(pairs, labels, (base, candidate), margins, found)
+    if not wider:  # of one model alone clusters can tell less than items all the same
+        return {"clusters": clusters, **sensitivity}
     if not pairs.base.metrics[metric].higher_is_better:
         interval = Interval(-interval.difference, -interval.high, -interval.low)
     tested = {
@@ -225,7 +230,7 @@ def _cluster_test(pairs: Pairs, metric: str, margins: Verdict, found: dict[str, 
         "monte_carlo_error": None,
         "smallest_detectable_drop": statistics.smallest_detectable_change(interval),
     }
-    return {**tested, **_cluster_sensitivity(pairs, labels, (base, candidate), margins, found)}
+    return {**tested, **sensitivity}
 
 
 def _cluster_sensitivity(

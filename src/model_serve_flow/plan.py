@@ -10,6 +10,7 @@ from model_serve_flow.checkout import checkout
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.environments import Environment
 from model_serve_flow.flow import Flow
+from model_serve_flow.measure.repeats import repeated_tasks, seeds
 from model_serve_flow.setup.device_checks import scheme_lines
 from model_serve_flow.steps import STEPS, Step, expand, module_folder
 
@@ -35,7 +36,8 @@ def commands(step: Step, flow: Flow) -> list[list[str]]:
 
     Papermill, lm-eval and llm-compressor are called as libraries; the lines of the first two are the commands that do
     the same. That of lm-eval asks every choice by itself: the scores are the same, the tokens are more. The base's
-    second measurement, of a sample of the items, has no line.
+    second measurement, of a sample of the items, has no line. Tasks that are asked several times have one more line,
+    with the first of their seeds.
     """
     config, workspace = flow.config, flow.workspace
     environment = environments.environment(step.environment)
@@ -73,6 +75,8 @@ def _measurement(step: Step, config: FlowConfig, folder: Path, name: str, python
     lines = [_in(python, serve_command(config, folder, name, PORT, **purpose))]
     if scores:
         lines.append(lm_eval_command(config, folder, name, python))
+        if config.accuracy.repeats is not None:
+            lines.append(lm_eval_command(config, folder, name, python, seeds(config)[0]))
     if step.module.endswith("Performance"):
         where, raw = (f"http://127.0.0.1:{PORT}", name, str(folder)), f"results/{name}/raw"
         lines.append(_in(python, load_command(config, *where, f"{raw}/guidellm-1.json")))
@@ -81,15 +85,19 @@ def _measurement(step: Step, config: FlowConfig, folder: Path, name: str, python
     return lines
 
 
-def lm_eval_command(config: FlowConfig, folder: Path, name: str, python: Path) -> list[str]:
-    """The lm-eval command line that measures what the notebook measures."""
+def lm_eval_command(config: FlowConfig, folder: Path, name: str, python: Path, seed: int | None = None) -> list[str]:
+    """The lm-eval command line that measures what the notebook measures; with a seed, of the sampled answers."""
     accuracy = config.accuracy
+    several = repeated_tasks(config, accuracy.tasks)
+    tasks = [task for task in accuracy.tasks if task not in several] if seed is None else several
     endpoint = (
         f"model={name},base_url=http://127.0.0.1:{PORT}/v1/completions,tokenizer={folder},tokenized_requests=True"
     )
     endpoint += f",num_concurrent={accuracy.concurrency},max_length={config.engine.max_model_len}"
+    endpoint += "" if seed is None else f",seed={seed}"
     line = [str(python), "-m", "lm_eval", "--model", "local-completions", "--model_args", endpoint]
-    line += ["--tasks", ",".join(accuracy.tasks), "--batch_size", str(accuracy.batch_size), "--seed", str(config.seed)]
+    line += ["--tasks", ",".join(tasks), "--batch_size", str(accuracy.batch_size), "--seed", str(config.seed)]
+    line += ["--gen_kwargs", f"temperature={accuracy.repeats.temperature}"] if seed is not None else []
     line += ["--limit", str(accuracy.limit)] if accuracy.limit else []
     line += ["--num_fewshot", str(accuracy.num_fewshot)] if accuracy.num_fewshot is not None else []
     line += ["--apply_chat_template"] if accuracy.apply_chat_template else []

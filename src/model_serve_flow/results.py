@@ -13,6 +13,7 @@ from model_serve_flow.errors import RERUN, FlowError
 SCHEMA_VERSION = "2.0"
 BASE = "base"  # the name of the base model in results, folders and servers
 NOT_REACHED = "the measurement was interrupted before it"
+QUESTION = "question"  # the group of the answers to one item, where it was asked several times
 RIGHT_CHOICE = "right_choice_probability"  # of an item's values; no metric of lm-eval has this name
 
 Unit = Literal["points", "percent", "bits/byte"]
@@ -401,6 +402,15 @@ class Clusters(Record):
     decide: bool = Field(description="whether interval and p-values are those of the clusters: the wider ones count")
 
 
+class Repeated(Record):
+    """How the difference varies between items and between the answers to one item, as proportions."""
+
+    count: Annotated[int, Field(gt=1, description="answers per item")]
+    items: Annotated[int, Field(gt=1)]
+    between: NonNegative = Field(description="variance between items of the expected difference")
+    within: NonNegative = Field(description="variance between the answers to one item")
+
+
 class GrossLoss(Record):
     """Share of the base's right answers that became wrong, in percent. Gains do not make up for it."""
 
@@ -455,6 +465,7 @@ class Difference(Record):
     )
     tail: Tail | None = Field(default=None, description="for texts only")
     tier: Tier = "deciding"
+    repeated: Repeated | None = Field(default=None, description="none: one answer per item")
     gross_loss: GrossLoss | None = Field(default=None, description="for values of 0 and 1 only")
 
     @property

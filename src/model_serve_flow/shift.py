@@ -16,6 +16,7 @@ from model_serve_flow.compare.stats.shares import quantile_over_documents, share
 from model_serve_flow.errors import FlowError
 from model_serve_flow.pairs import Pairs, count_flips, only, pair
 from model_serve_flow.results import (
+    QUESTION,
     AccuracyResult,
     DistributionResult,
     Divergence,
@@ -118,7 +119,8 @@ def pairs_of_second(first: AccuracyResult, second: AccuracyResult) -> dict[str, 
     """
     found = {}
     for task, again in second.tasks.items():
-        wanted = min(second.protocol.get("items_per_task", first.tasks[task].n), first.tasks[task].n)
+        count = len({item.groups.get(QUESTION, item.id) for item in first.tasks[task].items})
+        wanted = min(second.protocol.get("items_per_task", count), count)
         if again.n < wanted:
             raise FlowError(
                 f"Task {task}: the second measurement of the base has {again.n} items, not {wanted}.", REMEASURE

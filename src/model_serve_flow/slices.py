@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from model_serve_flow import statistics
 from model_serve_flow.config import Verdict
 from model_serve_flow.pairs import Pairs
-from model_serve_flow.results import Item, Slice
+from model_serve_flow.results import QUESTION, Item, Slice
 
 LEAST_ITEMS = 10
 MARGINS_TO_FIND = 2  # a slice that could not even show a drop of this many margins of its task is too small
@@ -37,7 +37,7 @@ def _slices(pairs: Pairs, margin: float) -> Iterator[Slice]:
         return
     base, candidate = (side.astype(float) for side in right)
     items = pairs.base.items
-    for group in sorted({key for item in items for key in item.groups}):
+    for group in sorted({key for item in items for key in item.groups} - {QUESTION}):
         for value, chosen in _parts([item.groups.get(group) for item in items]):
             yield _slice(pairs.task, group, value, base[chosen], candidate[chosen], margin)
     for value, chosen in _parts(_lengths(items), order=LENGTHS):

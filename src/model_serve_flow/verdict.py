@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from model_serve_flow import statistics
 from model_serve_flow.compare.intervals import Key, simultaneous
+from model_serve_flow.compare.repeats import advice
 from model_serve_flow.compare.tiers import EVERY_TASK_DECIDES, Tiers
 from model_serve_flow.compare.tiers import withheld as blocked_by
 from model_serve_flow.differences import Differences, asked, deciding, oriented
@@ -80,6 +81,8 @@ class _Check:
         return "items" if self.difference.unit == "points" else "documents"
 
     def _needed(self) -> str:
+        if self.difference.repeated is not None:
+            return advice(self.difference, self.tests)
         items = self.items_to_settle()
         if items is None:
             return f"It is too close to the margin to tell how many {self._noun} would settle it."

@@ -193,7 +193,7 @@ def small(kind: str) -> Any:
 
 def short_documents() -> tuple:
     document = factories.distribution().documents[0]
-    rows = {"top_ids": document.top_ids[:2], "top_logprobs": document.top_logprobs[:2]}
+    rows = {key: getattr(document, key)[:2] for key in ("top_ids", "top_logprobs", "own_logprobs")}
     return (document.model_copy(update={"tokens": document.tokens[:3], **rows}),)
 
 

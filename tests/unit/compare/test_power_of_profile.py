@@ -18,26 +18,32 @@ NAME = "gpu-llama-3.1-8b"
 PROFILE, DRAWS = load_profile(NAME), 4000
 MARGINS = PROFILE.verdict
 TIERS = Tiers(MARGINS.required, MARGINS.advisory)
+PROMPTS, REPEATS = 541, PROFILE.accuracy.repeats
 PLANNED = {
     "mmlu": Planned(14042, 0.68, 0.25, 0.06),
     "arc_easy": Planned(2376, 0.82, 0.25, 0.05),
     "hellaswag": Planned(10042, 0.78, 0.25, 0.05),
-    "ifeval": Planned(541, 0.77, 0.0, 0.14),
+    "ifeval": Planned(PROMPTS * REPEATS.count, 0.77, 0.0, 0.14),
     "gsm8k": Planned(1319, 0.83, 0.0, 0.09),
 }
+ONCE = PLANNED | {"ifeval": Planned(PROMPTS, 0.77, 0.0, 0.14)}
+RESTLESS = PLANNED | {"ifeval": Planned(PROMPTS * REPEATS.count, 0.77, 0.0, 0.2)}
 COMMENT = (profiles_folder() / f"{NAME}.yaml").read_text(encoding="utf-8")
 
 
 def drawn(loss=0.0, tasks=PLANNED, draws=DRAWS):
     """Draws of the tasks; `loss` of all, or a loss per task."""
     losses = loss if isinstance(loss, dict) else dict.fromkeys(tasks, loss)
-    return {name: Draws.of(PLANNED[name], losses.get(name, 0.0), draws, seed=1) for name in tasks}
+    return {name: Draws.of(task, losses.get(name, 0.0), draws, seed=1) for name, task in tasks.items()}
 
 
-def rate(loss=0.0, margins=MARGINS, advisory=True):
-    """Percent of the draws that ship."""
-    tasks = drawn(loss)
-    return 100 * shipped(TIERS.counting(tasks) if advisory else tasks, margins).mean()
+def rate(loss=0.0, margins=MARGINS, tasks=PLANNED):
+    """Percent of the draws that ship.
+
+    The answers to one prompt count as independent: base and candidate answer it right with the same
+    probability where nothing is lost, so their differences are.
+    """
+    return 100 * shipped(TIERS.counting(drawn(loss, tasks)), margins).mean()
 
 
 def said(pattern):
@@ -54,14 +60,12 @@ def test_a_candidate_that_lost_nothing_ships():
     )
 
 
-def test_a_narrower_margin_or_ifeval_among_the_deciding_tasks_would_not_do():
+def test_a_narrower_margin_or_one_answer_to_each_prompt_would_not_do():
     narrower = MARGINS.model_copy(update={"task_margin_points": 2.0})
     assert rate(margins=narrower) < 80
-    five = [rate(advisory=False), rate(margins=narrower, advisory=False)]
-    assert five == pytest.approx(said(r"lossless candidate in (\d+) %, with a margin of 2\.0 in (\d+) %"), abs=1)
-    wide = {"task_margin_points": 5.0, "suite_margin_points": 1.5, "retention": 0.9}
-    enough = rate(margins=MARGINS.model_copy(update=wide), advisory=False)
-    assert [enough] == pytest.approx(said(r"retention of 0\.9, to reach (\d+) %"), abs=1)
+    once = [rate(tasks=ONCE), rate(margins=narrower, tasks=ONCE)]
+    assert once == pytest.approx(said(r"would ship in (\d+) %, with a margin of 2\.0 in (\d+) %"), abs=1)
+    assert [rate(tasks=RESTLESS)] == pytest.approx(said(r"candidate still ships in (\d+) %"), abs=1)
 
 
 def test_a_loss_of_the_margin_on_one_task_seldom_ships():
@@ -78,7 +82,7 @@ def test_the_comment_has_the_tasks_and_errors_of_the_calculation():
         name: (task.n, 100 * task.score, round(100 * task.flips), round(100 * np.sqrt(task.flips / task.n), 2))
         for name, task in PLANNED.items()
     }
-    assert PROFILE.accuracy.apply_chat_template
+    assert REPEATS.tasks == ("ifeval",) and PROFILE.accuracy.apply_chat_template
 
 
 def scored(draws, which):

@@ -1,0 +1,58 @@
+"""Asks some tasks several times with other seeds, and joins the answers as items of one task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from model_serve_flow.config import FlowConfig
+from model_serve_flow.errors import FlowError
+from model_serve_flow.results import QUESTION, Item, Metric, TaskAccuracy
+
+
+def repeated_tasks(config: FlowConfig, tasks: Sequence[str]) -> tuple[str, ...]:
+    """Keeps the tasks that are asked several times."""
+    repeats = config.accuracy.repeats
+    return tuple(task for task in tasks if repeats is not None and task in repeats.tasks)
+
+
+def seeds(config: FlowConfig) -> tuple[int, ...]:
+    """Lists the seed of each of the answers to an item."""
+    return tuple(config.seed + number for number in range(1, config.accuracy.repeats.count + 1))
+
+
+def require_written(task: str, measured: TaskAccuracy) -> None:
+    """Refuses a task whose answers are chosen: seeds do not change a log-likelihood.
+
+    Raises:
+        FlowError: the task has choices or is a text that is scored.
+    """
+    if measured.chance is not None or any(item.answer is None for item in measured.items):
+        raise FlowError(
+            f"accuracy.repeats names {task}, whose answers the model does not write.",
+            "Another seed gives the same log-likelihoods: remove it from accuracy.repeats.tasks.",
+        )
+
+
+def joined(answers: dict[int, TaskAccuracy]) -> TaskAccuracy:
+    """Joins the measurements of one task by seed.
+
+    An item of the result is one answer: its id is 'item#seed', and its group 'question' is the item.
+    Figures are means over the seeds; their standard error is not lm-eval's to give.
+    """
+    first = next(iter(answers.values()))
+    items = [_answer(item, seed) for seed, measured in answers.items() for item in measured.items]
+    figures = {
+        name: Metric(
+            value=fmean(measured.metrics[name].value for measured in answers.values()),
+            stderr=None,
+            higher_is_better=metric.higher_is_better,
+        )
+        for name, metric in first.metrics.items()
+    }
+    return TaskAccuracy(n=len(items), chance=None, metrics=figures, items=tuple(items))
+
+
+def _answer(item: Item, seed: int) -> Item:
+    groups = {**item.groups, QUESTION: item.id}
+    return item.model_copy(update={"id": f"{item.id}#{seed}", "groups": groups})

@@ -128,7 +128,8 @@ def plan(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> 
 def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> None:
     """Shows this machine, how busy it is, and whether the profile fits it."""
     from model_serve_flow.busy import in_words, sample_machine
-    from model_serve_flow.machine import check, gib, inspect_machine, require
+    from model_serve_flow.machine import check, inspect_machine, require
+    from model_serve_flow.system.sizes import gib
 
     flow = _open(profile, assignments, artifacts)
     machine = inspect_machine(flow.workspace.root)
@@ -208,7 +209,8 @@ def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
 
 def gpu_note(flow: Flow, machine: Machine) -> str:
     """Names the GPU profile to a user of another one whose machine fits it; else empty."""
-    from model_serve_flow.machine import check, estimate, gib
+    from model_serve_flow.machine import check, estimate
+    from model_serve_flow.system.sizes import gib
 
     known = (profiles_folder() / f"{GPU_PROFILE}.yaml").is_file()
     if flow.config.device == "gpu" or not machine.gpus or not known:

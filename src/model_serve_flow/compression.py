@@ -24,7 +24,6 @@ from model_serve_flow.machine import (
     check_int4,
     compress_advice,
     estimate,
-    gib,
     inspect_machine,
     is_int4,
     require,
@@ -33,6 +32,7 @@ from model_serve_flow.manifest import package_versions
 from model_serve_flow.recipes import algorithm_text, check_group_size
 from model_serve_flow.results import CalibrationFacts, CompressionResult
 from model_serve_flow.sources import check_checkpoint, resolve_checkpoint
+from model_serve_flow.system.sizes import gib
 from model_serve_flow.workspace import describe_model, digest_once, replacing_folder, write_json, writing
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from model_serve_flow.config import FlowConfig
 from model_serve_flow.endpoint import ANSWER_TOKENS, QUESTION, EndpointCheck, require_checks
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.machine import GIB, usable_cores
+from model_serve_flow.machine import usable_cores
 from model_serve_flow.ranking import recommended
 from model_serve_flow.results import (
     BASE,
@@ -33,6 +33,7 @@ from model_serve_flow.results import (
     ShipDecision,
 )
 from model_serve_flow.serving import engine_arguments, engine_environment
+from model_serve_flow.system.sizes import GIB
 from model_serve_flow.workspace import describe_model, now, write_json, write_text
 
 PORT = 8080

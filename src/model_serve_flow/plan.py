@@ -106,7 +106,8 @@ def lm_eval_command(config: FlowConfig, folder: Path, name: str, python: Path, s
 
 def needs(flow: Flow) -> list[str]:
     """Estimated memory and disk, one line each."""
-    from model_serve_flow.machine import estimate, gib
+    from model_serve_flow.machine import estimate
+    from model_serve_flow.system.sizes import gib
 
     sizes = estimate(flow).model_dump()
     return [f"{key.removesuffix('_bytes').replace('_', ' ')}: about {gib(size)}" for key, size in sizes.items()]

@@ -8,13 +8,14 @@ from transformers import AutoConfig, LlamaConfig
 
 from model_serve_flow import compression
 from model_serve_flow.accuracy import measure_accuracy
-from model_serve_flow.checkpoint import inspect_checkpoint, scheme_name, verify_checkpoint, verify_same_tokenizer
+from model_serve_flow.checkpoint import inspect_checkpoint, verify_checkpoint, verify_same_tokenizer
 from model_serve_flow.compression import adopt
 from model_serve_flow.config import Recipe
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.machine import inspect_machine
 from model_serve_flow.recipes import config_groups, linear_layers
+from model_serve_flow.system.scheme_names import scheme_name
 
 W4 = Recipe(scheme="W4A16", algorithm="gptq", group_size=32)
 LAYER = "model.layers.0.self_attn.q_proj"

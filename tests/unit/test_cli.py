@@ -8,9 +8,11 @@ from model_serve_flow import cli, environments, machine, runner
 from model_serve_flow.cli import main
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.machine import GIB, Gpu, inspect_machine
+from model_serve_flow.machine import inspect_machine
 from model_serve_flow.manifest import update_manifest
 from model_serve_flow.steps import expand, select
+from model_serve_flow.system.gpus import Gpu
+from model_serve_flow.system.sizes import GIB
 from model_serve_flow.workspace import write_json, write_text
 
 PROFILES = ("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "gpu-llama-3.1-8b")

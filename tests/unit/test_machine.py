@@ -12,8 +12,6 @@ from model_serve_flow import machine as module
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
 from model_serve_flow.machine import (
-    GIB,
-    Gpu,
     Machine,
     check,
     compress_advice,
@@ -23,6 +21,8 @@ from model_serve_flow.machine import (
     int8_saturates,
     require,
 )
+from model_serve_flow.system.gpus import Gpu
+from model_serve_flow.system.sizes import GIB
 
 ROOMY = Machine(
     os="Linux", kernel="6", python="3.11", architecture="x86_64", cpu="a CPU", cores=8,

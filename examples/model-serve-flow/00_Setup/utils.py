@@ -7,10 +7,12 @@ import pandas as pd
 from model_serve_flow.busy import in_words, sample_machine
 from model_serve_flow.environments import variables_in_force
 from model_serve_flow.flow import Flow
-from model_serve_flow.machine import Check, Estimate, Machine, check, estimate, gib, inspect_machine, require
+from model_serve_flow.machine import Estimate, Machine, check, estimate, inspect_machine, require
 from model_serve_flow.manifest import read_manifest, update_manifest
 from model_serve_flow.packaged_data import prepare_tasks, read_rows, write_calibration
+from model_serve_flow.setup.checks import Check
 from model_serve_flow.sources import prepare_base, source_of
+from model_serve_flow.system.sizes import gib
 from model_serve_flow.workspace import describe_model
 
 __all__ = [

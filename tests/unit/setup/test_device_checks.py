@@ -9,8 +9,10 @@ from model_serve_flow import cli
 from model_serve_flow import machine as machine_module
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow import Flow
-from model_serve_flow.machine import GIB, Check, Machine, check, require
+from model_serve_flow.machine import Machine, check, require
+from model_serve_flow.setup.checks import Check
 from model_serve_flow.system.gpus import Gpu
+from model_serve_flow.system.sizes import GIB
 
 ROOMY = Machine(
     os="Linux", kernel="6", python="3.12", architecture="x86_64", cpu="a CPU", cores=8,

@@ -21,10 +21,10 @@ def sentence(
     """The verdict, and what decided it."""
     counting = {name: task.difference for name, task in tasks.items() if task.tier != "advisory"}
     asked = {**({} if suite is None else {AVERAGE: suite}), **counting}
-    words = {"SHIP": _ships, "DO NOT SHIP": _fails, "INCONCLUSIVE": _open}[verdict](asked)
     if blocks and verdict == "INCONCLUSIVE":
-        words = blocks[0]
-    return f"{verdict}: {words}"
+        return f"{verdict}: {blocks[0]}"
+    words = {"SHIP": _ships, "DO NOT SHIP": _fails, "INCONCLUSIVE": _open}[verdict]
+    return f"{verdict}: {words(asked)}"
 
 
 def _ships(asked: Mapping[str, Difference]) -> str:

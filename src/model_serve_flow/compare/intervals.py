@@ -1,4 +1,4 @@
-"""The intervals that are shown: simultaneous over the tasks that decide, so that table and verdict agree."""
+"""The intervals that are shown: simultaneous, so that table and verdict agree."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def _at(d: Difference, level: float) -> Interval:
     estimate = d.difference if d.higher_is_better else -d.difference
     units = d.clusters.count if clustered else d.n
     wider = float(t.isf(level, units - 1) / t.isf(ALPHA, units - 1))
-    return Interval(estimate, estimate - wider * (estimate - low), estimate + wider * (high - estimate))
+    below, above = wider * (estimate - low), wider * (high - estimate)
+    return Interval(estimate, estimate - below, estimate + above)
 
 
 def _turned(d: Difference, low: float, mirrored: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Several answers to an item: how the difference varies, and whether seeds or items would settle it."""
+"""Several answers to an item: what varies, and whether seeds or items would settle it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_ANSWERS = 64  # of an item that are worth asking for
 
 
 def repeated(pairs: Pairs, metric: str) -> Repeated | None:
-    """Splits the variance of the paired difference into that between items and that between answers.
+    """Splits the variance of the paired difference: between items and between answers.
 
     Returns:
         None where no item was asked several times, or not all equally often.

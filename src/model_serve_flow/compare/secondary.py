@@ -40,14 +40,19 @@ def gross_loss(pairs: Pairs, metric: str) -> GrossLoss | None:
     return GrossLoss(percent=100 * broken / right, ci95=(low, high), right=right)
 
 
-def secondary_readings(margins: Secondary, shift: Shift | None, losses: Mapping[str, GrossLoss]) -> tuple[Warned, ...]:
+def secondary_readings(
+    margins: Secondary,
+    shift: Shift | None,
+    losses: Mapping[str, GrossLoss],
+) -> tuple[Warned, ...]:
     """Compares divergence, top-1 agreement and each task's gross loss with their margins."""
     found = []
     if shift is not None:
         kl, changed = shift.kl, [100 * (1 - edge) for edge in reversed(shift.agreement_ci95)]
         found.append(_warned("KL divergence", "nats/token", kl.mean, kl.ci95, margins.kl_nats))
         points = 100 * (1 - shift.agreement)
-        found.append(_warned("Likeliest tokens that changed", "%", points, changed, margins.top1_points))
+        top1 = ("Likeliest tokens that changed", "%", points, changed, margins.top1_points)
+        found.append(_warned(*top1))
     for task, loss in losses.items():
         subject = f"Right answers of {task} that became wrong"
         found.append(_warned(subject, "%", loss.percent, loss.ci95, margins.gross_loss_percent))

@@ -1,4 +1,4 @@
-"""The soft score: what accuracy cannot see, because a choice became less probable and stayed the first."""
+"""The soft score: it sees a choice that became less probable and stayed the first."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def soft_score(pairs: Pairs) -> SoftScore | None:
     Returns:
         None for fewer than 10 items, and where a side lacks the probability of an item.
     """
-    values = [[row[side].values.get(RIGHT_CHOICE) for row in pairs.rows] for side in (0, 1)]
+    rows = [[item.values.get(RIGHT_CHOICE) for item in row] for row in pairs.rows]
+    values = list(zip(*rows, strict=True))
     if len(pairs.rows) < LEAST_UNITS or any(one is None for side in values for one in side):
         return None
     base, candidate = (np.array(side, dtype=float) for side in values)
@@ -56,7 +57,7 @@ def soft_score(pairs: Pairs) -> SoftScore | None:
 
 
 def soft_sentence(scores: Mapping[str, SoftScore]) -> str:
-    """Says on which tasks the right choice became less probable beyond chance; empty where on none."""
+    """Names the tasks on which the right choice became less probable; empty if there are none."""
     fell = [
         f"{task} by {s.difference:+.2f} points [{s.ci95[0]:+.2f}, {s.ci95[1]:+.2f}]"
         for task, s in scores.items()

@@ -37,7 +37,7 @@ def require_written(task: str, measured: TaskAccuracy) -> None:
 def joined(answers: dict[int, TaskAccuracy]) -> TaskAccuracy:
     """Joins the measurements of one task by seed.
 
-    An item of the result is one answer: its id is 'item#seed', and its group 'question' is the item.
+    An item of the result is one answer: its id is 'item#seed', its group 'question' is the item.
     Figures are means over the seeds; their standard error is not lm-eval's to give.
     """
     first = next(iter(answers.values()))

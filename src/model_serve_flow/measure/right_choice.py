@@ -12,7 +12,7 @@ from model_serve_flow.results import RIGHT_CHOICE
 def right_choice_probability(sample: Mapping[str, Any]) -> float | None:
     """Computes the probability of the right choice, if one of the choices must be taken.
 
-    It is exp(l) of the right choice over the sum of exp(l) of all, l being the log-likelihood of the
+    It is exp(l) of the right choice over the sum of exp(l) of all. l is the log-likelihood of the
     whole choice.
 
     Args:
@@ -36,7 +36,7 @@ def right_choice_probability(sample: Mapping[str, Any]) -> float | None:
 
 
 def keep_whole(records: Sequence[dict[str, Any]]) -> None:
-    """Removes the probability from all items of a task where one of them lacks it: it is paired or not at all."""
+    """Removes the probability from all items of a task if one of them lacks it."""
     if any(RIGHT_CHOICE not in record for record in records):
         for record in records:
             record.pop(RIGHT_CHOICE, None)
@@ -62,7 +62,7 @@ def _right(sample: Mapping[str, Any], likelihoods: Sequence[float]) -> int | Non
 
 
 def _agrees(score: Any, likelihoods: Sequence[float], right: int) -> bool:
-    """Whether lm-eval scored the item as if this choice were the right one; a tie agrees with both scores."""
+    """Checks that lm-eval took this choice for the right one; a tie agrees with both scores."""
     highest = max(likelihoods)
     first = likelihoods[right] == highest
     if score == 1:

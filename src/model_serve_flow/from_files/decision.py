@@ -18,7 +18,7 @@ from model_serve_flow.from_files.same_items import (
     shared_tasks,
 )
 from model_serve_flow.from_files.sentence import sentence
-from model_serve_flow.from_files.sides import Side, as_bad_input
+from model_serve_flow.from_files.sides import Answers, Side, as_bad_input
 from model_serve_flow.pairs import Pairs, flipped_items, pair, primary_metric
 from model_serve_flow.results import Decision, Difference, Tier
 from model_serve_flow.verdict import decide, with_items_to_settle
@@ -68,15 +68,12 @@ def compare_sides(base: Side, candidate: Side, rules: Rules) -> FileComparison:
 
 
 def _compare_answers(base: Side, candidate: Side, rules: Rules) -> _Outcome:
-    ours, theirs = base.answers.tasks, candidate.answers.tasks
-    tiers = rules.tiers
-    rules.require_known({*ours, *theirs})
+    tiers, ours, theirs = rules.tiers, base.answers, candidate.answers
+    rules.require_known({*ours.tasks, *theirs.tasks})
     shared = shared_tasks(base, candidate, (*tiers.required, *tiers.advisory))
     for task in shared:
         require_same_items(task, base, candidate)
-    with as_bad_input(VALUES):
-        pairs = {task: pair(task, ours[task].accuracy, theirs[task].accuracy) for task in shared}
-        found = {t: compare_task(p, rules.of_task(t), rules.seed) for t, p in pairs.items()}
+    pairs, found = _differences(ours, theirs, shared, rules)
     counting = tiers.counting(found)
     average = compare_suite(counting, rules.of_average(counting))
     every, suite = with_items_to_settle(found, average, tiers)
@@ -87,9 +84,20 @@ def _compare_answers(base: Side, candidate: Side, rules: Rules) -> _Outcome:
         {task: _compared(pairs[task], metrics, tiers.of(task)) for task, metrics in every.items()},
         suite,
         tuple(task for task in tiers.required if task not in shared),
-        (*_left_out(base, candidate, tiers), *other_surroundings(base.answers, candidate.answers)),
+        (*_left_out(base, candidate, tiers), *other_surroundings(ours, theirs)),
         tuple(tiers.blockers(shared, _able(counting))),
     )
+
+
+def _differences(
+    base: Answers, candidate: Answers, tasks: Iterable[str], rules: Rules
+) -> tuple[dict[str, Pairs], dict[str, ByMetric]]:
+    """Task -> its pairs, and task -> metric -> difference; BadInput if a value is impossible."""
+    with as_bad_input(VALUES):
+        ours, theirs = base.tasks, candidate.tasks
+        pairs = {t: pair(t, ours[t].accuracy, theirs[t].accuracy) for t in tasks}
+        found = {t: compare_task(p, rules.of_task(t), rules.seed) for t, p in pairs.items()}
+    return pairs, found
 
 
 def _able(differences: Mapping[str, ByMetric]) -> list[str]:

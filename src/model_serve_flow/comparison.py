@@ -278,7 +278,8 @@ def _speed_sentences(
     if points:
         loads = ", ".join(f"{point.speedup:.2f}x at {point.concurrency}" for point in points)
         speed = f"Output tokens/s: {mean_speedup(points):.2f}x the base's in the geometric mean"
-        sentences.insert(0, f"{speed} ({loads} concurrent requests): {verdict.reading}.")
+        judged = f"Against the speed margin of {verdict.margin:g}x: {verdict.reading}."
+        sentences.insert(0, f"{speed} ({loads} concurrent requests). {judged}")
     taken = [share for point in points if point.others_share for share in point.others_share.values()]
     if taken and max(taken) >= BUSY_SHARE:
         sentences.append(f"The machine was busy: other programs took up to {max(taken):.0%} of its CPU during a load. "

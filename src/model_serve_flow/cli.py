@@ -21,6 +21,7 @@ from model_serve_flow.offline import VARIABLE
 from model_serve_flow.processor import default_profile
 from model_serve_flow.runner import Request
 from model_serve_flow.system.places import home_variables, own_places
+from model_serve_flow.system.streams import show_what_can_be_shown
 
 if TYPE_CHECKING:
     from model_serve_flow.machine import Machine
@@ -45,6 +46,7 @@ class FlowGroup(click.Group):
     """Shows a FlowError as a message, without a traceback, and ends with status 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        show_what_can_be_shown()
         try:
             os.environ.update(home_variables(os.environ, own_places()))
             return super().invoke(ctx)

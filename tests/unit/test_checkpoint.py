@@ -171,6 +171,9 @@ def test_a_gptq_checkpoint_of_another_tool(tmp_path):
     assert (checkpoint.quant_method, checkpoint.scheme) == ("gptq", "W4A16")
     assert checkpoint.bits_per_weight == 4 + 16 / 32 + 4 / 32
     assert len(checkpoint.quantized_layers) == 14
+    half = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
+    with pytest.raises(FlowError, match=r"no weights of 7 of the model's 15 linear layers, such as model\.layers\.1"):
+        verify_checkpoint(save(tmp_path / "half", config, half, gptq))
 
 
 @pytest.mark.parametrize("scheme", ["W8A8", "W4A16", "W4A16_ASYM", "FP8_DYNAMIC"])

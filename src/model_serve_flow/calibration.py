@@ -84,18 +84,35 @@ def _source_text(calibration: Calibration) -> str:
 def _messages(row: dict[str, Any]) -> list[dict[str, str]]:
     """A row as a conversation; plain text is the user's turn."""
     messages = row.get("messages") or [{"role": "user", "content": row.get("text")}]
-    if not all(isinstance(m, dict) and m.get("content") and m.get("role") for m in messages):
+    spoken = [_turn(message) for message in messages if isinstance(message, dict) and message.get("role")]
+    if len(spoken) != len(messages) or not any(turn["content"] for turn in spoken):
         raise FlowError(
             f"A calibration row has neither messages nor text: {str(row)[:120]}",
             "Rows are {'messages': [{'role': ..., 'content': ...}]} or {'text': ...}.",
         )
-    return messages
+    return [turn for turn in spoken if turn["content"] or turn["role"] not in ("system", "developer")]
+
+
+def _turn(message: dict[str, Any]) -> dict[str, str]:
+    """A message with its content as text: parts are joined, and a tool call without content is empty."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in content)
+    return {**message, "content": content or ""}
 
 
 def _text(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A conversation as the model will read it."""
+    """A conversation as the model will read it; FlowError, which shows it, where the chat template refuses it."""
+    from jinja2.exceptions import TemplateError
+
     if tokenizer.chat_template is not None:
-        return tokenizer.apply_chat_template(messages, tokenize=False)
+        try:
+            return tokenizer.apply_chat_template(messages, tokenize=False)
+        except TemplateError as error:
+            raise FlowError(
+                f"The model's chat template refuses a calibration row: {error}. The row: {str(messages)[:200]}",
+                "Use rows that the template accepts, or a dataset with a column of plain text.",
+            ) from error
     return "\n\n".join(message["content"] for message in messages)
 
 

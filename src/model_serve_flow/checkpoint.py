@@ -14,6 +14,7 @@ from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.recipes import config_groups, linear_layers, name_matches
 from model_serve_flow.sources import check_checkpoint
 from model_serve_flow.system.scheme_names import UNREADABLE, scheme_name
+from model_serve_flow.system.weights import weight_files
 from model_serve_flow.workspace import describe_model, read_json
 
 WEIGHTS = ("weight_packed", "qweight", "weight")
@@ -69,14 +70,13 @@ def inspect_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Chec
         raise FlowError(f"{folder} is not a quantised checkpoint: {missing}.", "Compress it, or correct 'source'.")
     model_config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     layers = linear_layers(model_config)
+    tied = model_config.get_text_config().tie_word_embeddings
     return Checkpoint(
         scheme=scheme_name(config),
         quant_method=config.get("quant_method", "unknown"),
         quantization_config=config,
         quantized_layers=tuple(quantized),
-        ignored_layers=_left_layers(
-            layers, quantized, tensors, tied=model_config.get_text_config().tie_word_embeddings
-        ),
+        ignored_layers=_left_layers(layers, quantized, tensors, tied),
         bits_per_weight=_bits_per_weight(quantized, tensors, layers),
         size_bytes=describe_model(folder.name, folder).size_bytes,
     )
@@ -84,7 +84,7 @@ def inspect_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Chec
 
 def _quantization_config(folder: Path) -> dict[str, Any]:
     """What config.json says; of a checkpoint of an older ModelOpt, hf_quant_config.json."""
-    config = read_json(folder / "config.json").get("quantization_config") or {}
+    config = read_json(folder / "config.json", finite=False).get("quantization_config") or {}
     older = folder / "hf_quant_config.json"
     if config or not older.is_file():
         return config
@@ -97,7 +97,7 @@ def tensor_headers(folder: Path) -> dict[str, Tensor]:
     from safetensors import safe_open
 
     headers = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 part = file.get_slice(name)
@@ -147,14 +147,30 @@ def verify_checkpoint(folder: Path, recipe: Recipe | None = None, *, trust_remot
     from transformers import AutoConfig
 
     checkpoint = inspect_checkpoint(folder, trust_remote_code=trust_remote_code)
-    if recipe is not None:
+    layers = linear_layers(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+    if recipe is None:
+        _require_every_layer(folder, checkpoint, layers)
+    else:
         _check_config(folder, checkpoint, recipe)
-        layers = linear_layers(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
         _check_layers(folder, checkpoint, recipe, layers)
         _check_shapes(folder, recipe, {name: layers[name] for name in checkpoint.quantized_layers})
     _check_ignore_list(folder, checkpoint)
     _check_scales(folder)
     return checkpoint
+
+
+def _require_every_layer(folder: Path, checkpoint: Checkpoint, layers: dict[str, tuple[int, int]]) -> None:
+    """Refuses a checkpoint without the weights of a layer, where no index tells that a file is missing.
+
+    Experts are left out: every tool has names of its own for them.
+    """
+    known = {*checkpoint.quantized_layers, *checkpoint.ignored_layers}
+    if missing := sorted((name for name in layers if name not in known and ".experts." not in name), key=_natural):
+        raise FlowError(
+            f"{folder} has no weights of {len(missing)} of the model's {len(layers)} linear layers, "
+            f"such as {missing[0]}.",
+            f"A file is missing, or config.json is another model's. {REMAKE}",
+        )
 
 
 def _wrong(folder: Path, what: str, found: Any, expected: Any) -> FlowError:
@@ -233,7 +249,7 @@ def _check_scales(folder: Path) -> None:
     import torch
     from safetensors import safe_open
 
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 if name.rpartition(".")[2] not in SCALES:

@@ -22,6 +22,7 @@ from model_serve_flow.from_files.command import compare
 from model_serve_flow.offline import VARIABLE
 from model_serve_flow.processor import default_profile
 from model_serve_flow.system.places import home_variables, own_places
+from model_serve_flow.system.streams import show_what_can_be_shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +52,7 @@ class FlowGroup(click.Group):
     """Shows a FlowError as a message, without a traceback, and ends with its exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        show_what_can_be_shown()
         try:
             os.environ.update(home_variables(os.environ, own_places()))
             return super().invoke(ctx)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import resource
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from model_serve_flow.machine import (
     require,
 )
 from model_serve_flow.manifest import package_versions
-from model_serve_flow.recipes import algorithm_text, check_group_size
+from model_serve_flow.recipes import algorithm_text, check_group_size, check_ignore
 from model_serve_flow.results import CalibrationFacts, CompressionResult
 from model_serve_flow.sources import check_checkpoint, resolve_checkpoint
 from model_serve_flow.system.sizes import gib
@@ -72,7 +73,9 @@ def compress(
     _require_device(flow, recipe)
     trust = {"trust_remote_code": flow.config.model.trust_remote_code}
     check_checkpoint(base, **trust)
-    check_group_size(recipe, AutoConfig.from_pretrained(base, **trust))
+    model_config = AutoConfig.from_pretrained(base, **trust)
+    check_group_size(recipe, model_config)
+    check_ignore(recipe, model_config)
     set_seed(flow.config.seed)
     with replacing_folder(flow.workspace.model(name), "checkpoint") as folder, _memory_errors(flow):
         with _logged(_log(flow, name), mode="w"), _measured(flow.config.device) as cost:
@@ -80,11 +83,27 @@ def compress(
             model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **trust)
             with _layers_shown(name, model, recipe):
                 quantise(model, recipe)
-            model.save_pretrained(folder, save_compressed=True)
+            _save(model, base, folder)
         AutoTokenizer.from_pretrained(base, **trust).save_pretrained(folder)
         verify_checkpoint(folder, recipe, **trust)
         verify_same_tokenizer(base, folder, **trust)
     return _record(flow, candidate, cost, _inputs(flow, recipe, quantise, calibration))
+
+
+def _save(model: PreTrainedModel, base: Path, folder: Path) -> None:
+    """Saves the compressed model with the base's own generation settings.
+
+    transformers refuses to save settings that it accepts when it loads them, such as a temperature beside
+    `do_sample: false`.
+    """
+    from transformers import GenerationConfig
+
+    settings = base / "generation_config.json"
+    if settings.is_file():
+        model.generation_config = GenerationConfig()
+    model.save_pretrained(folder, save_compressed=True)
+    if settings.is_file():
+        shutil.copyfile(settings, folder / settings.name)
 
 
 def kept_candidate(

@@ -98,6 +98,19 @@ class Recipe(Section):
         "[Linear] needs the least memory of a GPU, and more of the host",
     )
 
+    @field_validator("ignore")
+    @classmethod
+    def patterns_compile(cls, ignore: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in ignore:
+            if entry.startswith("re:"):
+                try:
+                    re.compile(entry[3:])
+                except re.error as error:
+                    raise ValueError(
+                        f"{entry!r} is not a regular expression: {error} (as in re:.*down_proj)"
+                    ) from error
+        return ignore
+
     @model_validator(mode="after")
     def group_size_fits_scheme(self) -> Recipe:
         if self.group_size is not None and not self.scheme.startswith("W4A16"):
@@ -533,14 +546,36 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
     document = _parse(text, str(path))
     if not isinstance(document, dict):
         raise FlowError(f"{path} must hold a mapping of keys, got {type(document).__name__}.")
+    _make_absolute(document, path.resolve().parent)
     parent = document.pop("extends", None)
     if parent is None:
         return document
     try:
-        found = _find(str(parent))
+        beside = path.resolve().parent / str(parent)
+        found = beside if os.path.isfile(beside) else _find(str(parent))  # noqa: PTH113 (as in _find)
     except FlowError as error:
         raise FlowError(f"{path}: extends: {error.problem}", error.hint) from error
     return _merge(_read(found, (*readers, path.resolve())), document)
+
+
+def _make_absolute(document: dict[str, Any], folder: Path) -> None:
+    """Makes relative folders of models absolute: they are beside the profile, wherever a notebook runs.
+
+    A value such as org/model is a folder if there is one of that name, else the name of a repository.
+    """
+    candidates = document.get("candidates")
+    sections = [document.get("model"), *(candidates if isinstance(candidates, list) else [])]
+    for section in sections:
+        source = section.get("source") if isinstance(section, dict) else None
+        if isinstance(source, str) and _is_beside(source, folder):
+            section["source"] = str((folder / source).resolve())
+
+
+def _is_beside(source: str, folder: Path) -> bool:
+    """Whether a source is a path that is relative to the folder."""
+    if not source or source.startswith(("/", "~")):
+        return False
+    return source.startswith(("./", "../")) or source in (".", "..") or os.path.isdir(folder / source)  # noqa: PTH112
 
 
 def _parse(text: str, what: str) -> Any:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from model_serve_flow.checkout import MODULES, checkout
 from model_serve_flow.errors import FlowError
 from model_serve_flow.system.index import has_other_files, hint, indexes
+from model_serve_flow.system.streams import show_what_can_be_shown
 
 Device = Literal["cpu", "gpu"]
 NAMES = ("notebook", "serve", "compress")
@@ -287,6 +288,7 @@ def main() -> int:
     parser.add_argument("names", nargs="+", choices=NAMES)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     arguments = parser.parse_args()
+    show_what_can_be_shown()
     try:
         for name in arguments.names:
             if not is_ready(name, arguments.device):

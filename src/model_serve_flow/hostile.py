@@ -51,11 +51,11 @@ def strict_json(path: Path) -> Any:
     """The value in a settings file of a checkpoint.
 
     Raises:
-        FlowError: too long, not JSON, or with a number that is not finite.
+        FlowError: too long, or not JSON.
     """
     if path.stat().st_size > SETTINGS_BYTES:
         raise FlowError(f"{path} has {path.stat().st_size} bytes, settings have at most {SETTINGS_BYTES}.", _AGAIN)
-    return read_json(path, _AGAIN)
+    return read_json(path, _AGAIN, finite=False)
 
 
 def _settings(folder: Path) -> list[Path]:

@@ -59,7 +59,7 @@ def require_expected_kernel(facts: EngineFacts, name: str, folder: Path) -> None
                 "Compare with an unquantised base: fix model.source in the profile.",
             )
         return
-    config = read_json(folder / "config.json").get("quantization_config") or {}
+    config = read_json(folder / "config.json", finite=False).get("quantization_config") or {}
     ours = config.get("quant_method") == "compressed-tensors"  # the layers of other tools have other names
     groups = group_schemes(config) if ours else {}
     unlogged = ours and (all(map(_may_be_silent, groups.values())) if groups else bool(config.get("kv_cache_scheme")))

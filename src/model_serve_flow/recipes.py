@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from model_serve_flow.config import Recipe
@@ -13,6 +14,8 @@ from model_serve_flow.errors import FlowError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+FUSED = ("gate_up_proj", "down_proj")  # tensors with the weights of all experts of a layer
+SAVED_AS = {"mixtral": (".mlp.", ".block_sparse_moe.")}  # how transformers renames experts when it saves them
 DEFAULT_GROUP_SIZE = 128
 SERVED_GROUP_SIZES = (32, 64, 128)  # the sizes vLLM's 4-bit kernels have in common
 
@@ -84,24 +87,72 @@ def check_group_size(recipe: Recipe, model_config: PreTrainedConfig) -> None:
             )
 
 
+def check_ignore(recipe: Recipe, model_config: PreTrainedConfig) -> None:
+    """Checks that every entry of `ignore` names a module of the model, before hours are spent.
+
+    Raises:
+        FlowError: names the entry, and modules with similar names.
+    """
+    names = [name for name, _ in _meta_model(model_config).named_modules() if name]
+    for entry in recipe.ignore:
+        if not any(name_matches(name, [entry]) for name in names):
+            last = {name.rpartition(".")[2]: name for name in names}
+            similar = difflib.get_close_matches(entry.removeprefix("re:").rpartition(".")[2], last, n=3)
+            raise FlowError(
+                f"The recipe ignores {entry!r}, which names no layer of the model.",
+                f"Similar are {', '.join(last[name] for name in similar)}." if similar else "Correct 'ignore'.",
+            )
+
+
 def linear_layers(model_config: PreTrainedConfig) -> dict[str, tuple[int, int]]:
     """Name -> (rows, columns) of the model's linear layers, without its weights (nothing is allocated).
+
+    Experts that are fused into one tensor count as the linear layers that they are.
 
     Raises:
         FlowError: transformers does not know the architecture.
     """
     import torch
+
+    layers: dict[str, tuple[int, int]] = {}
+    for name, module in _meta_model(model_config).named_modules():
+        if isinstance(module, torch.nn.Linear):
+            layers[name] = tuple(module.weight.shape)
+        elif all(hasattr(module, part) for part in FUSED):
+            saved = name.replace(*SAVED_AS.get(model_config.model_type, ("", "")))
+            layers |= _expert_layers(saved, *(getattr(module, part).shape for part in FUSED))
+    return layers
+
+
+def _expert_layers(name: str, up: Sequence[int], down: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """The linear layers of fused experts, as llm-compressor takes them apart and an engine reads them.
+
+    Raises:
+        FlowError: their shapes are not (experts, 2 x intermediate, hidden) and (experts, hidden, intermediate).
+    """
+    experts, doubled, hidden = up
+    if tuple(down) != (experts, hidden, doubled // 2):
+        raise FlowError(
+            f"{name} holds its experts in an order that this flow does not know: {tuple(up)}, {tuple(down)}.",
+            "Give a ready-made checkpoint of this model as 'source'.",
+        )
+    shapes = {"gate_proj": (doubled // 2, hidden), "up_proj": (doubled // 2, hidden), "down_proj": tuple(down[1:])}
+    return {f"{name}.{number}.{part}": shape for number in range(experts) for part, shape in shapes.items()}
+
+
+def _meta_model(model_config: PreTrainedConfig) -> Any:
+    """The model without its weights."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(model_config)
+            return AutoModelForCausalLM.from_config(model_config)
     except ValueError as error:
         raise FlowError(
             f"transformers cannot build a {model_config.model_type!r} model: {str(error).splitlines()[0]}",
             "Only causal language models that transformers knows can be compressed or inspected.",
         ) from error
-    return {name: tuple(m.weight.shape) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
 
 
 def name_matches(name: str, patterns: Iterable[str]) -> bool:

@@ -19,10 +19,13 @@ from model_serve_flow.flow import Flow
 from model_serve_flow.hostile import SHARD_INDEX, refuse_hostile, strict_json
 from model_serve_flow.offline import local
 from model_serve_flow.packaged import cache_folder, fetch_packaged
+from model_serve_flow.system.weights import missing_shards, weight_files
 from model_serve_flow.workspace import folder_digest, locked, read_json, replacing_folder, write_json, write_text
 
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+# Of a repository on the hub: the weights once more, under other names or in a folder of their own.
+SECOND_COPIES = ("consolidated*.safetensors", "*/*.safetensors")
 SOURCE_RECORD = ".source.json"
 DIGEST_RECORD = ".sha256"
 
@@ -93,7 +96,7 @@ def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> None:
     if not folder.is_dir():
         raise FlowError(f"Model folder {folder} does not exist.", f"Correct 'source' in the profile. {RERUN}")
     refuse_hostile(folder, trust_remote_code=trust_remote_code)
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = weight_files(folder)
     if not weights:
         raise FlowError(
             f"{folder} has no *.safetensors weights.", "Is the download complete, and the folder the right one?"
@@ -106,6 +109,11 @@ def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> None:
         )
     tensors = {path.name: _tensor_names(path) for path in weights}
     _check_index(folder, tensors)
+    if missing := missing_shards(folder):
+        raise FlowError(
+            f"{folder} lacks {', '.join(missing[:5])}: the other shards say how many there are.",
+            "Copy or download the missing shards.",
+        )
 
 
 def _require_settings(path: Path) -> None:
@@ -177,7 +185,9 @@ def _complete(destination: Path, origin: dict[str, Any]) -> bool:
 
 
 def _checkpoint_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    return sorted({path for pattern in patterns for path in folder.glob(pattern) if not path.name.startswith(".")})
+    found = {path for pattern in patterns for path in folder.glob(pattern) if not path.name.startswith(".")}
+    weights = {path for path in found if path.suffix == ".safetensors"} - set(weight_files(folder))
+    return sorted(found - weights)
 
 
 def _copy(files: list[Path], partial: Path) -> None:
@@ -243,7 +253,14 @@ def download(
 
     with _hub_errors(repository, revision, kind):
         commit = HfApi().repo_info(repository, revision=revision, repo_type=kind).sha
-        snapshot_download(repository, revision=commit, repo_type=kind, local_dir=partial, allow_patterns=list(patterns))
+        snapshot_download(
+            repository,
+            revision=commit,
+            repo_type=kind,
+            local_dir=partial,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(SECOND_COPIES if kind == "model" else ()),
+        )
     shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub client's notes on the download
     return {"commit": commit}
 

@@ -29,6 +29,7 @@ from model_serve_flow.results import (
     Model,
     PerformanceResult,
 )
+from model_serve_flow.system.weights import weight_files
 
 Result = TypeVar("Result", bound=BaseModel)
 
@@ -293,8 +294,12 @@ def write_json(path: Path, value: BaseModel | dict[str, Any] | list[Any]) -> Pat
     return write_text(path, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, hint: str = RERUN) -> Any:
-    """Reads JSON; FlowError with `hint` if the file is not JSON, which knows no NaN and no infinity, or is missing."""
+def read_json(path: Path, hint: str = RERUN, *, finite: bool = True) -> Any:
+    """Reads JSON; FlowError with `hint` if the file is not JSON or is missing.
+
+    JSON knows no NaN and no infinity. With `finite` false they are accepted, as Python and transformers do: published
+    models have them in their settings.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -303,7 +308,7 @@ def read_json(path: Path, hint: str = RERUN) -> Any:
         raise FlowError(f"{path} cannot be read: {error.strerror}.", "Is it a file, and yours to read?") from error
     except (ValueError, RecursionError) as error:  # also bytes that are no text, and integers of thousands of digits
         raise FlowError(f"{path} is not valid JSON: {error}", hint) from error
-    for place, value in leaves(document):
+    for place, value in leaves(document) if finite else ():
         if isinstance(value, float) and not math.isfinite(value):
             raise FlowError(f"{path} is not valid JSON: {place or 'it'} is {value}.", hint)
     return document
@@ -404,7 +409,7 @@ def describe_model(name: str, folder: Path) -> Model:
     Raises:
         FlowError: the folder is missing or holds no safetensors weights.
     """
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = weight_files(folder)
     if not weights or (digest := digest_once(folder)) is None:
         raise FlowError(f"{folder} holds no *.safetensors weights.", f"Correct the source, if it names one. {RERUN}")
     return Model(name=name, sha256=digest, size_bytes=sum(path.stat().st_size for path in weights))

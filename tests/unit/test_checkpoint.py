@@ -172,6 +172,9 @@ def test_a_gptq_checkpoint_of_another_tool(tmp_path):
     assert (checkpoint.quant_method, checkpoint.scheme) == ("gptq", "W4A16")
     assert checkpoint.bits_per_weight == 4 + 16 / 32 + 4 / 32
     assert len(checkpoint.quantized_layers) == 14
+    half = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
+    with pytest.raises(FlowError, match=r"no weights of 7 of the model's 15 linear layers, such as model\.layers\.1"):
+        verify_checkpoint(save(tmp_path / "half", config, half, gptq))
 
 
 @pytest.mark.parametrize("scheme", ["W8A8", "W4A16", "W4A16_ASYM", "FP8_DYNAMIC"])
@@ -279,3 +282,34 @@ def test_a_candidate_with_another_chat_template_is_neither_adopted_nor_measured(
     save_tokenizer(server.folder, template=None)
     with pytest.raises(FlowError, match="its chat template differs"):
         measure_accuracy(flow, server)
+
+
+# Checkpoints of other tools
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "torchao"])
+def test_a_format_that_cannot_be_read_is_refused_by_its_name(tmp_path, method):
+    import torch
+
+    tensors = {"model.layers.0.mlp.down_proj.weight": torch.ones(8, 8)}
+    with pytest.raises(FlowError, match=f"a checkpoint of {method}, whose tensors this flow cannot read"):
+        verify_checkpoint(save(tmp_path / method, tiny_config(), tensors, {"quant_method": method}))
+
+
+def test_a_checkpoint_of_an_older_modelopt_says_it_in_a_file_of_its_own(tmp_path):
+    import torch
+
+    config, tensors = tiny_config(), {"model.embed_tokens.weight": torch.zeros(128, 64)}
+    for name, shape in linear_layers(config).items():
+        quantised = name != "lm_head"
+        tensors[f"{name}.weight"] = torch.ones(shape).to(torch.float8_e4m3fn if quantised else torch.bfloat16)
+        if quantised:
+            tensors[f"{name}.weight_scale"] = torch.tensor(0.5)
+    folder = save(tmp_path / "modelopt", config, tensors, {"quant_method": "gone"})
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    written = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(written))
+    checkpoint = verify_checkpoint(folder)
+    assert (checkpoint.quant_method, checkpoint.scheme) == ("modelopt", "FP8")

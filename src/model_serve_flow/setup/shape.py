@@ -6,6 +6,7 @@ Covers decoders of the Llama family (Llama, Mistral, Qwen, Gemma, Phi-3, with or
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,7 @@ def base_settings(flow: Flow) -> dict[str, Any] | None:
         places.append(Path(local(model.source)).expanduser() / "config.json")
         places.append(_hub_cache(model.source, model.revision))
     for path in filter(None, places):
-        if path.is_file():
+        if os.path.isfile(path):  # noqa: PTH113 (Path.is_file fails where a name is too long)
             return _read(path)
     return None
 

@@ -1,5 +1,5 @@
 PYTHON ?= python3
-PROFILE ?=   # none: the default of this machine, which the program knows (src/model_serve_flow/processor.py)
+PROFILE ?=   # none: the default of this machine, which the program knows (src/model_serve_flow/flow/default_profile.py)
 DEVICE ?= cpu
 ENVIRONMENTS := $(or $(MODEL_SERVE_FLOW_ENVIRONMENTS),.environments)
 BIN := $(ENVIRONMENTS)/notebook/bin
@@ -46,17 +46,17 @@ lint: bootstrap   ## ruff over code and notebooks
 	$(BIN)/ruff format --check .
 
 lock: bootstrap   ## resolves the locks again from the modules' pyprojects; `make lock UPGRADE=--upgrade` moves them
-	$(BIN)/python examples/model-serve-flow/environments/lock.py $(UPGRADE)
+	$(BIN)/python tools/lock.py $(UPGRADE)
 
 audit: bootstrap  ## known vulnerabilities of every pin; `make audit AUDIT="--ignore-vuln ID"` accepts one
-	$(BIN)/python -m model_serve_flow.audit $(AUDIT)
+	$(BIN)/python tools/audit.py $(AUDIT)
 
 bench: bootstrap  ## the benchmarks of docs/benchmarks; `make bench PROFILE=...` another profile
-	$(BIN)/python docs/benchmarks/bench.py $(PROFILE)
+	$(BIN)/python benchmarks/bench.py $(PROFILE)
 
 bench-accuracy: environments   ## scores with stock lm-eval and with ours, side by side; `make bench-accuracy ITEMS=50`
 	$(BIN)/model-serve-flow run $(addprefix --profile ,$(PROFILE)) --only 00
-	$(ENVIRONMENTS)/serve/bin/python docs/benchmarks/bench_accuracy.py $(PROFILE) --items $(or $(ITEMS),200)
+	$(ENVIRONMENTS)/serve/bin/python benchmarks/bench_accuracy.py $(PROFILE) --items $(or $(ITEMS),200)
 
 evidence: bootstrap   ## every promised error rate and coverage, simulated: writes docs/evidence in half an hour
 	$(BIN)/python docs/evidence/evidence.py $(EVIDENCE)
@@ -68,11 +68,11 @@ clean:            ## the environments and caches; artifacts stay
 	rm -rf $(ENVIRONMENTS) .pytest_cache .ruff_cache .hypothesis
 
 bootstrap: $(TOOLS)/ready  ## the notebook environment
-	@PYTHONPATH=src $(TOOLS)/bin/python -m model_serve_flow.environments notebook --device $(DEVICE)
+	@PYTHONPATH=src $(TOOLS)/bin/python -m model_serve_flow.system.environments notebook --device $(DEVICE)
 
 environments: bootstrap    ## all three environments
 	@for name in serve compress; do \
-	    PYTHONPATH=src $(TOOLS)/bin/python -m model_serve_flow.environments $$name --device $(DEVICE) || exit 1; done
+	    PYTHONPATH=src $(TOOLS)/bin/python -m model_serve_flow.system.environments $$name --device $(DEVICE) || exit 1; done
 
 $(TOOLS)/ready:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

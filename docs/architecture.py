@@ -42,7 +42,7 @@ Arrow = tuple[str, str]
 
 
 def room_of(module: str) -> str:
-    """Returns the room of a dotted name such as 'model_serve_flow.flow.profile': 'flow'."""
+    """Returns the room of a dotted name such as 'model_serve_flow.flow.flow.profile': 'flow'."""
     return module.split(".")[1]
 
 

@@ -31,7 +31,7 @@ import test_several as several  # noqa: E402
 import test_simulations as simulations  # noqa: E402
 import test_speed_in_blocks as speed  # noqa: E402
 
-from model_serve_flow import bootstrap, statistics  # noqa: E402
+from model_serve_flow.compare.stats import bootstrap, paired  # noqa: E402
 
 ALPHA, COVERED = 0.025, 0.93
 COMMAND = "make evidence"
@@ -205,27 +205,27 @@ SHARES = ((0, 10), (3, 40), (57, 60), (200, 1000))  # count, n
 
 
 def _holm_difference(ps: NDArray) -> float:
-    return float(np.abs(statistics.holm(ps) - multitest.multipletests(ps, method="holm")[1]).max())
+    return float(np.abs(paired.holm(ps) - multitest.multipletests(ps, method="holm")[1]).max())
 
 
 def _paired_difference(sides: NDArray) -> float:
     theirs = weightstats.DescrStatsW(np.log(sides[1] / sides[0])).tconfint_mean()
-    return float(np.abs(np.log(statistics.paired_ratio(*sides)[1]) - theirs).max())
+    return float(np.abs(np.log(paired.paired_ratio(*sides)[1]) - theirs).max())
 
 
 def _wilson_difference(count: int, n: int) -> float:
-    ours = statistics.wilson_interval(count, n)
+    ours = paired.wilson_interval(count, n)
     theirs = proportion.proportion_confint(count, n, method="wilson")
     return float(np.abs(np.subtract(theirs, (ours.low, ours.high))).max())
 
 
 def _exact_difference(count: int, n: int) -> float:
     upper = proportion.proportion_confint(count, n, alpha=0.1, method="beta")[1]
-    return float(abs(statistics.share_at_most(count, n) - upper))
+    return float(abs(paired.share_at_most(count, n) - upper))
 
 
 def _mcnemar_difference(gained: int, lost: int) -> float:
-    ours = statistics.mcnemar_p(*simulations.answers(gained, lost, 100))
+    ours = paired.mcnemar_p(*simulations.answers(gained, lost, 100))
     return float(abs(ours - mcnemar([[0, lost], [gained, 0]], exact=True).pvalue))
 
 
@@ -268,8 +268,8 @@ GENERATED = (
 
 
 PUBLISHED = """The tests repeat published examples
-([test_statistics.py](../../tests/unit/test_statistics.py),
-[test_divergence.py](../../tests/unit/test_divergence.py)): Tango's limits of two studies in
+([test_statistics.py](../../tests/unit/compare/stats/test_paired.py),
+[test_divergence.py](../../tests/unit/compare/stats/test_divergence.py)): Tango's limits of two studies in
 Fagerland, Lydersen and Laake; McNemar's exact p of Armitage and Berry's culture media and of the
 same; Agresti's approval ratings, where the score test without a margin is McNemar's; Newcombe's
 Wilson interval; Cover and Thomas' divergence. SciPy: BCa and entropy. The restricted likelihood of

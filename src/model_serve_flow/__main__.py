@@ -10,8 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from model_serve_flow.environments import ensure, environment, environments_folder, is_ready, lock_path
 from model_serve_flow.errors import FlowError
+from model_serve_flow.system.environments import ensure, environment, environments_folder, is_ready, lock_path
 from model_serve_flow.system.places import home_variables, own_places
 from model_serve_flow.system.streams import show_what_can_be_shown
 from model_serve_flow.system.tools import provide

@@ -13,21 +13,21 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from model_serve_flow import environments
-from model_serve_flow.checkout import MODULES, checkout
-from model_serve_flow.config import parse_set, profiles_folder
 from model_serve_flow.errors import EXIT_CODES, BadInput, FlowError
-from model_serve_flow.flow import Flow
+from model_serve_flow.flow.default_profile import default_profile
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.load import parse_set, profiles_folder
 from model_serve_flow.from_files.command import compare
-from model_serve_flow.offline import VARIABLE
-from model_serve_flow.processor import default_profile
+from model_serve_flow.setup.offline import VARIABLE
+from model_serve_flow.system import environments
+from model_serve_flow.system.checkout import MODULES, checkout
 from model_serve_flow.system.places import home_variables, own_places
 from model_serve_flow.system.streams import show_what_can_be_shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from model_serve_flow.machine import Machine
+    from model_serve_flow.system.hardware import Machine
 
 PROFILE = click.option(
     "--profile",
@@ -96,8 +96,8 @@ def run(
     gate: bool,
 ) -> None:
     """Runs the notebooks and shows the verdicts; a finished step whose inputs are unchanged is skipped."""
-    from model_serve_flow import runner
-    from model_serve_flow.steps import select
+    from model_serve_flow.run import runner
+    from model_serve_flow.run.steps import select
 
     if mirror:
         os.environ[VARIABLE] = mirror
@@ -118,7 +118,7 @@ def run(
 @ARTIFACTS
 def plan(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> None:
     """Prints every step, its environment and command lines, and the memory and disk the profile needs."""
-    from model_serve_flow.plan import plan as describe
+    from model_serve_flow.run.plan import plan as describe
 
     click.echo(describe(_open(profile, assignments, artifacts)))
 
@@ -129,8 +129,9 @@ def plan(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> 
 @ARTIFACTS
 def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> None:
     """Shows this machine, how busy it is, and whether the profile fits it."""
-    from model_serve_flow.busy import in_words, sample_machine
-    from model_serve_flow.machine import check, inspect_machine, require
+    from model_serve_flow.flow.busy import in_words, sample_machine
+    from model_serve_flow.setup.fit import check, require
+    from model_serve_flow.system.hardware import inspect_machine
     from model_serve_flow.system.sizes import gib
 
     flow = _open(profile, assignments, artifacts)
@@ -164,7 +165,7 @@ def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -
 @click.option("--list", "only_list", is_flag=True, help="Only lists what is needed and what is missing.")
 def mirror(profile: str, assignments: tuple[str, ...], to: Path, only_list: bool) -> None:
     """Fetches all that a profile needs into a folder, for `run --mirror` on a machine without a network."""
-    from model_serve_flow import mirror
+    from model_serve_flow.setup import mirror
 
     os.environ.pop(VARIABLE, None)  # the mirror is filled from the network, not from itself
     config, folder = _open(profile, assignments, None).config, to.expanduser().resolve()
@@ -186,7 +187,7 @@ def mirror(profile: str, assignments: tuple[str, ...], to: Path, only_list: bool
 @GATE
 def report(profile: str, assignments: tuple[str, ...], artifacts: Path | None, gate: bool) -> None:
     """Writes the report again from existing results."""
-    from model_serve_flow import runner
+    from model_serve_flow.run import runner
 
     with _refusing_bad_input(gate):
         flow = _open(profile, assignments, artifacts)
@@ -211,7 +212,7 @@ def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
 
 def gpu_note(flow: Flow, machine: Machine) -> str:
     """Names the GPU profile to a user of another one whose machine fits it; else empty."""
-    from model_serve_flow.machine import check, estimate
+    from model_serve_flow.setup.fit import check, estimate
     from model_serve_flow.system.sizes import gib
 
     known = (profiles_folder() / f"{GPU_PROFILE}.yaml").is_file()
@@ -245,8 +246,8 @@ def _refusing_bad_input(gate: bool) -> Iterator[None]:
 
 def _end_with_verdict(flow: Flow) -> None:
     """Ends the command with the exit code of the verdict; FlowError if no report is of the present results."""
-    from model_serve_flow import runner
     from model_serve_flow.compare.gate import gate_verdict
+    from model_serve_flow.run import runner
 
     if not runner.report_is_current(flow):
         raise FlowError(
@@ -258,7 +259,7 @@ def _end_with_verdict(flow: Flow) -> None:
 
 
 def _show_result(flow: Flow) -> None:
-    from model_serve_flow.report import verdict_table
+    from model_serve_flow.report.terminal import verdict_table
 
     workspace = flow.workspace
     console = Console()

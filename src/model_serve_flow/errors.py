@@ -4,7 +4,6 @@
 # other inputs, and nothing else.
 RERUN = "Run again with the same options: model-serve-flow run."
 
-
 # What a gate ends with. 1 is an error and 2 is bad input, so a crash is never read as a verdict.
 EXIT_CODES = {"SHIP": 0, "DO NOT SHIP": 10, "INCONCLUSIVE": 20}
 

@@ -22,7 +22,7 @@ from support.isolation import isolated, namespaces_allowed
 from support.profiles import CI
 from support.surroundings import hostile
 
-from model_serve_flow.flow import Flow
+from model_serve_flow.flow.flow import Flow
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "artifacts" / "e2e"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from model_serve_flow.workspace import leaves
+from model_serve_flow.system.files import leaves
 
 ENDINGS = ("_seconds", "_per_s", "_at")
 MEASURED = {

@@ -30,16 +30,17 @@ from typing import Any
 import psutil
 from comparable import comparable, first_differences
 
-from model_serve_flow import processes
-from model_serve_flow.checkout import checkout
-from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
-from model_serve_flow.notebooks import RUN_VARIABLE
-from model_serve_flow.processor import for_this_processor
-from model_serve_flow.serving import SERVER_MODULE
-from model_serve_flow.steps import STEPS, Step, expand
-from model_serve_flow.workspace import content_digests, file_digest, write_json, write_text
+from model_serve_flow.flow.default_profile import for_this_processor
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.profile import FlowConfig
+from model_serve_flow.run.steps import STEPS, Step, expand
+from model_serve_flow.serve.vllm import SERVER_MODULE
+from model_serve_flow.system import processes
+from model_serve_flow.system.checkout import checkout
+from model_serve_flow.system.digests import content_digests, file_digest
+from model_serve_flow.system.files import write_json, write_text
+from model_serve_flow.system.processes import RUN_VARIABLE
 
 CTRL_C_SECONDS = 10  # what is promised: after this long nothing of the run is left
 KILL_SECONDS = 60

@@ -9,10 +9,10 @@ import pytest
 import soak
 from comparable import comparable, first_differences
 
-from model_serve_flow.config import load_profile
 from model_serve_flow.errors import FlowError
-from model_serve_flow.notebooks import RUN_VARIABLE
-from model_serve_flow.steps import STEPS
+from model_serve_flow.flow.load import load_profile
+from model_serve_flow.run.steps import STEPS
+from model_serve_flow.system.processes import RUN_VARIABLE
 
 SECONDS = {step.module: 10.0 * (1 + index) for index, step in enumerate(STEPS)}
 CI = load_profile("ci")

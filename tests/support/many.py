@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import norm, t
 
-from model_serve_flow import bootstrap
+from model_serve_flow.compare.stats import bootstrap
 
 HALVINGS = 48  # of an interval of width 2: to 1e-14
 CHUNK = 200  # samples whose resamples are in memory together

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from support import many
 
-from model_serve_flow.config import Verdict
+from model_serve_flow.flow.profile import Verdict
 
 ALPHA = 0.025
 SMALLEST_Z, LARGEST_Z = 0.05, 8.0  # as in statistics.binary_retention_p

@@ -1,7 +1,8 @@
 """The profile of the end-to-end tests that this machine can serve whole."""
 
-from model_serve_flow.flow import Flow
-from model_serve_flow.processor import INT4_FEATURE, for_this_processor
+from model_serve_flow.flow.default_profile import for_this_processor
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.system.processor import INT4_FEATURE
 
 CI = for_this_processor("ci")
 HAS_INT4 = CI == "ci"

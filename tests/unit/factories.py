@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_serve_flow.comparability import BaseResults, CandidateResults
-from model_serve_flow.comparison import compare
-from model_serve_flow.config import FlowConfig, load_profile
-from model_serve_flow.results import (
+from model_serve_flow.compare.comparability import BaseResults, CandidateResults
+from model_serve_flow.compare.comparison import compare
+from model_serve_flow.compare.stats.paired import wilson_interval
+from model_serve_flow.flow.load import load_profile
+from model_serve_flow.flow.profile import FlowConfig
+from model_serve_flow.flow.results.compared import CandidateComparison, Comparison
+from model_serve_flow.flow.results.measured import (
     AccuracyResult,
     CalibrationFacts,
-    CandidateComparison,
     Capacity,
-    Comparison,
     CompressionResult,
     DistributionResult,
     EngineFacts,
@@ -39,7 +40,6 @@ from model_serve_flow.results import (
     TokenTops,
     protocol_hash,
 )
-from model_serve_flow.statistics import wilson_interval
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig

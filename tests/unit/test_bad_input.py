@@ -6,16 +6,16 @@ import math
 import factories
 import pytest
 
-from model_serve_flow.config import environment_overrides, load_profile, parse_set
 from model_serve_flow.errors import FlowError
-from model_serve_flow.results import (
+from model_serve_flow.flow.load import environment_overrides, load_profile, parse_set
+from model_serve_flow.flow.results.compared import Comparison
+from model_serve_flow.flow.results.measured import (
     AccuracyResult,
-    Comparison,
     CompressionResult,
     DistributionResult,
     PerformanceResult,
 )
-from model_serve_flow.workspace import read_result, write_json
+from model_serve_flow.system.files import read_result, write_json
 
 SOUND = {
     "accuracy": (AccuracyResult, factories.accuracy),

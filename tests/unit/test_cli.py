@@ -4,16 +4,18 @@ import factories
 import pytest
 from click.testing import CliRunner
 
-from model_serve_flow import cli, environments, machine, runner
+from model_serve_flow import cli
 from model_serve_flow.cli import main
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
-from model_serve_flow.machine import inspect_machine
-from model_serve_flow.manifest import update_manifest
-from model_serve_flow.steps import expand, select
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.manifest import update_manifest
+from model_serve_flow.run import runner
+from model_serve_flow.run.steps import expand, select
+from model_serve_flow.system import environments, hardware
+from model_serve_flow.system.files import write_json, write_text
 from model_serve_flow.system.gpus import Gpu
+from model_serve_flow.system.hardware import inspect_machine
 from model_serve_flow.system.sizes import GIB
-from model_serve_flow.workspace import write_json, write_text
 
 PROFILES = ("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "gpu-llama-3.1-8b")
 
@@ -31,7 +33,7 @@ def test_plan_shows_every_step_and_tool(invoke, profile):
     for text in (
         "00_Setup",
         "07_Deploy",
-        "model_serve_flow.engine",  # vLLM's server
+        "model_serve_flow.serve.vllm_main",  # vLLM's server
         "lm_eval --model local-completions",
         "guidellm run",
         "disk: about",
@@ -65,7 +67,7 @@ def test_unknown_option_is_status_2(invoke):
 
 
 def test_gpu_profile_without_gpu_stops_before_anything_is_built(invoke, monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "find_gpus", lambda: ((), "no NVIDIA driver is installed"))
+    monkeypatch.setattr(hardware, "find_gpus", lambda: ((), "no NVIDIA driver is installed"))
     monkeypatch.setattr(runner.environments, "_build", lambda *_: pytest.fail("an environment was built"))
     result = invoke("run", "--profile", "gpu-llama-3.1-8b")
     assert result.exit_code == 1
@@ -146,7 +148,7 @@ def gpu_machine(memory_gib, tmp_path):
 
 
 def test_doctor_names_the_gpu_profile_where_it_fits_and_no_default_downloads_it(invoke, monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "inspect_machine", lambda _: gpu_machine(46, tmp_path))
+    monkeypatch.setattr(hardware, "inspect_machine", lambda _: gpu_machine(46, tmp_path))
     shown = invoke("doctor").output
     assert "GPU (NVIDIA L40S) and fits the profile gpu-llama-3.1-8b" in shown
     assert "15.0 GiB: model-serve-flow run --profile gpu-llama-3.1-8b" in shown

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from factories import tiny_config
 
-from model_serve_flow.calibration import _messages, _text
-from model_serve_flow.compression import _save
-from model_serve_flow.config import Recipe, load_profile
+from model_serve_flow.compress.calibration import _messages, _text
+from model_serve_flow.compress.compression import _save
+from model_serve_flow.compress.recipes import check_ignore
 from model_serve_flow.errors import FlowError
-from model_serve_flow.recipes import check_ignore
-from model_serve_flow.sources import check_checkpoint, resolve_checkpoint
-from model_serve_flow.workspace import describe_model
+from model_serve_flow.flow.load import load_profile
+from model_serve_flow.flow.profile import Recipe
+from model_serve_flow.flow.workspace import describe_model
+from model_serve_flow.setup.integrity import check_checkpoint
+from model_serve_flow.setup.models import resolve_checkpoint
 
 
 def save_model(folder: Path, shards: int = 1) -> Path:

@@ -13,10 +13,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from model_serve_flow import cli, environments, machine, mirror, processor, runner
-from model_serve_flow.config import load_profile
+from model_serve_flow import cli
 from model_serve_flow.errors import EXIT_CODES, RERUN, FlowError
-from model_serve_flow.steps import select
+from model_serve_flow.flow import default_profile
+from model_serve_flow.flow.load import load_profile
+from model_serve_flow.run import runner
+from model_serve_flow.run.steps import select
+from model_serve_flow.setup import fit, mirror
+from model_serve_flow.system import environments
 
 ROOT = Path(__file__).resolve().parents[2]
 GAP = "\N{WHITE SQUARE}"  # stands for what is filled in while the program runs
@@ -142,11 +146,11 @@ def started(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MODEL_SERVE_FLOW_ARTIFACTS", str(tmp_path / "artifacts"))
-    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(default_profile, "CPUINFO", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text(AVX512)
     monkeypatch.setattr(runner, "run", run)
     monkeypatch.setattr(cli, "_show_result", lambda _: None)
-    monkeypatch.setattr(machine, "require", lambda _: None)
+    monkeypatch.setattr(fit, "require", lambda _: None)
     monkeypatch.setattr(mirror, "pieces", lambda _: [])
     monkeypatch.setattr(environments, "ensure", lambda *_: None)
     monkeypatch.setattr(os, "execv", lambda *_: None)

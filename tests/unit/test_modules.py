@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 
-from model_serve_flow import locks
+from model_serve_flow.system import lockfiles
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "model-serve-flow"
@@ -73,7 +73,7 @@ def locked(environment, device, python):
         "platform_python_implementation": "CPython",
     }
     variables |= {"implementation_name": "cpython"}
-    wanted = [pin.requirement for file in files for pin in locks.read(file)]
+    wanted = [pin.requirement for file in files for pin in lockfiles.read(file)]
     return {r.name: str(r.specifier)[2:] for r in wanted if r.marker is None or r.marker.evaluate(variables)}
 
 
@@ -124,7 +124,7 @@ def test_both_devices_have_the_same_tools(environment):
 @lock
 def test_lock_names_exact_versions_and_nothing_of_the_machine(path):
     text = path.read_text()
-    pins = locks.read(path)
+    pins = lockfiles.read(path)
     assert pins and "".join(f"{pin}\n" for pin in pins) == text
     assert not re.search("[/@#]|--(?!hash=sha256:)", text)
     for pin in pins:
@@ -134,7 +134,7 @@ def test_lock_names_exact_versions_and_nothing_of_the_machine(path):
 
 @lock
 def test_every_pin_has_hashes_but_for_the_cpu_build_of_torch(path):
-    for pin in locks.read(path):
+    for pin in lockfiles.read(path):
         assert all(re.fullmatch("sha256:[0-9a-f]{64}", digest) for digest in pin.hashes), pin.line
         if path.name == TORCH:
             assert (pin.name, pin.version.local) == ("torch", "cpu")
@@ -144,7 +144,7 @@ def test_every_pin_has_hashes_but_for_the_cpu_build_of_torch(path):
 
 def test_what_builds_the_library_is_locked():
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    assert {*needed, "editables", "setuptools"} <= {pin.name for pin in locks.read(LOCKS / "build.txt")}
+    assert {*needed, "editables", "setuptools"} <= {pin.name for pin in lockfiles.read(LOCKS / "build.txt")}
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
@@ -154,8 +154,8 @@ def test_make_installs_its_tools_with_the_hashes_of_the_lock(device, tmp_path):
     path = LOCKS / "notebook" / f"{device}.txt"
     command = recipe.strip("\t@").replace("$$", "$").replace("$(LOCK)", str(path)).replace("$(TOOLS)", str(tmp_path))
     subprocess.run(["sh", "-c", command], check=True)
-    taken = [pin for pin in locks.read(path) if pin.name in ("packaging", "uv")]
-    assert len(taken) == 2 and locks.read(tmp_path / "lock.txt") == taken
+    taken = [pin for pin in lockfiles.read(path) if pin.name in ("packaging", "uv")]
+    assert len(taken) == 2 and lockfiles.read(tmp_path / "lock.txt") == taken
 
 
 @pytest.mark.parametrize("environment", NAMED_TOOLS)

@@ -4,16 +4,19 @@ from typing import Any
 
 import pandas as pd
 
-from model_serve_flow.busy import in_words, sample_machine
-from model_serve_flow.environments import variables_in_force
-from model_serve_flow.flow import Flow
-from model_serve_flow.machine import Estimate, Machine, check, estimate, inspect_machine, require
-from model_serve_flow.manifest import read_manifest, update_manifest
-from model_serve_flow.packaged_data import prepare_tasks, read_rows, write_calibration
+from model_serve_flow.flow.busy import in_words, sample_machine
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.manifest import read_manifest, update_manifest
+from model_serve_flow.flow.workspace import describe_model
+from model_serve_flow.setup.calibration_text import write_calibration
 from model_serve_flow.setup.checks import Check
-from model_serve_flow.sources import prepare_base, source_of
+from model_serve_flow.setup.fit import Estimate, check, estimate, require
+from model_serve_flow.setup.models import prepare_base, source_of
+from model_serve_flow.setup.tasks import prepare_tasks
+from model_serve_flow.system.environments import variables_in_force
+from model_serve_flow.system.files import read_rows
+from model_serve_flow.system.hardware import Machine, inspect_machine
 from model_serve_flow.system.sizes import gib
-from model_serve_flow.workspace import describe_model
 
 __all__ = [
     "Flow", "check", "checks_table", "estimate", "gib", "in_words", "inspect_machine", "machine_table", "model_record",
@@ -51,7 +54,7 @@ def room_chart(flow: Flow, machine: Machine, needs: Estimate) -> Any:
     """Needed against available, in GiB, on a logarithmic axis: a small model uses a hundredth of what there is."""
     import matplotlib.pyplot as plt
 
-    from model_serve_flow.charts import house_style
+    from model_serve_flow.report.chart_style import house_style
 
     gpu = flow.config.device == "gpu"
     sizes = [found.memory_bytes for found in machine.gpus if found.memory_bytes is not None]

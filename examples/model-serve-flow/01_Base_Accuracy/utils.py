@@ -4,17 +4,17 @@ import json
 
 import pandas as pd
 
-from model_serve_flow.accuracy import measure_accuracy, measure_accuracy_again, prepare_evaluation
-from model_serve_flow.charts import accuracy_bars
-from model_serve_flow.distribution import measure_distribution
-from model_serve_flow.flow import Flow
-from model_serve_flow.margins import seal_margins
-from model_serve_flow.pairs import Pairs, count_flips
-from model_serve_flow.results import AccuracyResult
-from model_serve_flow.serving import serve
-from model_serve_flow.shift import pairs_of_second
-from model_serve_flow.statistics import is_binary, wilson_interval
-from model_serve_flow.tables import accuracy_table, divergence_table
+from model_serve_flow.compare.distribution_shift import pairs_of_second
+from model_serve_flow.compare.margins import seal_margins
+from model_serve_flow.compare.pairs import Pairs, count_flips
+from model_serve_flow.compare.stats.paired import is_binary, wilson_interval
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.results.measured import AccuracyResult
+from model_serve_flow.measure.accuracy import measure_accuracy, measure_accuracy_again, prepare_evaluation
+from model_serve_flow.measure.distribution import measure_distribution
+from model_serve_flow.report.measurement_charts import accuracy_bars
+from model_serve_flow.report.notebook_tables import accuracy_table, divergence_table
+from model_serve_flow.serve.launch import serve
 
 __all__ = [
     "Flow", "accuracy_bars", "accuracy_table", "divergence_table", "measure_accuracy", "measure_accuracy_again",

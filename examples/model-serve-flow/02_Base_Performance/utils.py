@@ -1,13 +1,14 @@
 """What this lesson uses."""
 
-from model_serve_flow.capacity import capacity_sentence
-from model_serve_flow.charts import load_curves
-from model_serve_flow.chat import ask, stream
-from model_serve_flow.flow import Flow
-from model_serve_flow.guidellm import load_command, load_generator
-from model_serve_flow.performance import measure_performance
-from model_serve_flow.serving import serve
-from model_serve_flow.tables import capacity_table, load_table
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.measure.guidellm.commands import load_command
+from model_serve_flow.measure.guidellm.generator import load_generator
+from model_serve_flow.measure.performance import measure_performance
+from model_serve_flow.report.formatting import capacity_sentence
+from model_serve_flow.report.measurement_charts import load_curves
+from model_serve_flow.report.notebook_tables import capacity_table, load_table
+from model_serve_flow.serve.chat import ask, stream
+from model_serve_flow.serve.launch import serve
 
 __all__ = [
     "Flow",

@@ -5,17 +5,17 @@ import yaml
 from llmcompressor.logger import LoggerConfig, configure_logger
 from transformers.utils import logging
 
-from model_serve_flow import charts
-from model_serve_flow.calibration import calibration_dataset
-from model_serve_flow.checkpoint import verify_checkpoint
-from model_serve_flow.compression import adopt, compress, generate_sample, kept_candidate
-from model_serve_flow.config import Recipe
-from model_serve_flow.flow import Flow
-from model_serve_flow.formatting import byte_text
-from model_serve_flow.overlap import SHORTEST
-from model_serve_flow.recipes import recipe_modifiers
-from model_serve_flow.results import CalibrationFacts, CompressionResult
-from model_serve_flow.workspace import describe_model
+from model_serve_flow.compress.calibration import calibration_dataset
+from model_serve_flow.compress.compression import adopt, compress, generate_sample, kept_candidate
+from model_serve_flow.compress.contamination import SHORTEST
+from model_serve_flow.compress.recipes import recipe_modifiers
+from model_serve_flow.compress.verify import verify_checkpoint
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.profile import Recipe
+from model_serve_flow.flow.results.measured import CalibrationFacts, CompressionResult
+from model_serve_flow.flow.workspace import describe_model
+from model_serve_flow.report import charts
+from model_serve_flow.report.formatting import byte_text
 
 __all__ = [
     "Flow", "adopt", "calibration_dataset", "calibration_table", "charts", "compress", "cost_table", "describe_model",

@@ -1,11 +1,11 @@
 """What this lesson uses: the functions of 01, once more."""
 
-from model_serve_flow.accuracy import measure_accuracy, prepare_evaluation
-from model_serve_flow.charts import accuracy_bars
-from model_serve_flow.distribution import measure_distribution
-from model_serve_flow.flow import Flow
-from model_serve_flow.serving import serve_each
-from model_serve_flow.tables import accuracy_table, divergence_table
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.measure.accuracy import measure_accuracy, prepare_evaluation
+from model_serve_flow.measure.distribution import measure_distribution
+from model_serve_flow.report.measurement_charts import accuracy_bars
+from model_serve_flow.report.notebook_tables import accuracy_table, divergence_table
+from model_serve_flow.serve.launch import serve_each
 
 __all__ = [
     "Flow", "accuracy_bars", "accuracy_table", "divergence_table", "measure_accuracy", "measure_distribution",

@@ -1,12 +1,12 @@
 """What this lesson uses: the functions of 02, once more, and the measurement in blocks."""
 
-from model_serve_flow.capacity import capacity_sentence
-from model_serve_flow.charts import load_curves
-from model_serve_flow.chat import ask
-from model_serve_flow.flow import Flow
-from model_serve_flow.guidellm import load_generator
+from model_serve_flow.flow.flow import Flow
 from model_serve_flow.measure.blocks import measure_in_blocks
-from model_serve_flow.tables import capacity_table, load_table
+from model_serve_flow.measure.guidellm.generator import load_generator
+from model_serve_flow.report.formatting import capacity_sentence
+from model_serve_flow.report.measurement_charts import load_curves
+from model_serve_flow.report.notebook_tables import capacity_table, load_table
+from model_serve_flow.serve.chat import ask
 
 __all__ = [
     "Flow",

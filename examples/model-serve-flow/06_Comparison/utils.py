@@ -7,17 +7,16 @@ from pathlib import Path
 from IPython.display import HTML, Markdown
 from pandas import DataFrame
 
-from model_serve_flow import charts
-from model_serve_flow import report_tables as tables
-from model_serve_flow.comparison import compare_workspace
-from model_serve_flow.evidence import Note, diagnosis_notes, ranking
-from model_serve_flow.flow import Flow
-from model_serve_flow.formatting import markdown
-from model_serve_flow.model_card import write_model_card
-from model_serve_flow.report import Report, template, write_workspace_report
-from model_serve_flow.report_tables import Table
-from model_serve_flow.results import Comparison
-from model_serve_flow.ship_record import write_ship_records
+from model_serve_flow.compare.comparison import compare_workspace
+from model_serve_flow.deploy.ship_record import write_ship_records
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.results.compared import Comparison
+from model_serve_flow.report import charts, tables
+from model_serve_flow.report.formatting import markdown
+from model_serve_flow.report.model_card import write_model_card
+from model_serve_flow.report.report import Report, template, write_workspace_report
+from model_serve_flow.report.sections import Note, diagnosis_notes, ranking
+from model_serve_flow.report.tables import Table
 
 __all__ = [
     "Flow", "charts", "compare_workspace", "diagnosis_notes", "ranking", "report_links", "show_notes", "show_record",

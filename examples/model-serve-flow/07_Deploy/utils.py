@@ -3,12 +3,13 @@
 from IPython.display import Markdown
 from pandas import DataFrame
 
-from model_serve_flow.chat import ask, stream
-from model_serve_flow.deployment import choose, write_deployment
-from model_serve_flow.endpoint import EndpointCheck, check_endpoint, require_checks
-from model_serve_flow.flow import Flow
-from model_serve_flow.serving import serve
-from model_serve_flow.ship_record import require_shippable
+from model_serve_flow.deploy.choice import choose
+from model_serve_flow.deploy.endpoint_checks import EndpointCheck, check_endpoint, require_checks
+from model_serve_flow.deploy.record import write_deployment
+from model_serve_flow.deploy.ship_record import require_shippable
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.serve.chat import ask, stream
+from model_serve_flow.serve.launch import serve
 
 __all__ = [
     "Flow", "ask", "check_endpoint", "check_table", "choose", "require_checks", "require_shippable", "serve",

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_serve_flow.capacity import output_bracket
-from model_serve_flow.clusters import cluster_key
+from model_serve_flow.compare.pairs import pair
+from model_serve_flow.compare.reading import primary_metric
+from model_serve_flow.compare.speed import block_means, output_bracket
+from model_serve_flow.compare.stats.clusters import cluster_key
+from model_serve_flow.compare.stats.paired import Interval, mean_of_independent
 from model_serve_flow.compare.stats.simultaneous import Gaps, level_of_each, log_gap, score_gap
-from model_serve_flow.pairs import pair, primary_metric
-from model_serve_flow.results import AccuracyResult, Capacity, PerformanceResult, TaskAccuracy
-from model_serve_flow.speed import block_means
-from model_serve_flow.statistics import Interval, mean_of_independent
+from model_serve_flow.flow.results.measured import AccuracyResult, Capacity, PerformanceResult, TaskAccuracy
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model_serve_flow.results import Comparison, Decision
+from model_serve_flow.flow.results.compared import Comparison, Decision
 
 
 def gate_verdict(comparison: Comparison, chosen: str | None = None) -> Decision:

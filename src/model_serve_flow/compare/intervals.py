@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 from scipy.stats import norm, t
 
-from model_serve_flow import statistics
+from model_serve_flow.compare.stats import paired
 from model_serve_flow.compare.stats.holm_bounds import Claim, holm_bounds
-from model_serve_flow.results import Difference
-from model_serve_flow.statistics import ALPHA, Interval
+from model_serve_flow.compare.stats.paired import ALPHA, Interval
+from model_serve_flow.flow.results.compared import Difference
 
 Key = tuple[str, str]  # task and metric
 
@@ -72,7 +72,7 @@ def _at(d: Difference, level: float) -> Interval:
     clustered = d.clusters is not None and d.clusters.decide
     if d.flips is not None and not clustered:
         counts = (d.flips.wrong_to_right, d.flips.right_to_wrong, d.n)
-        return statistics.score_interval(*counts, float(norm.isf(level))).scaled(100)
+        return paired.score_interval(*counts, float(norm.isf(level))).scaled(100)
     low, high = d.ci95 if d.higher_is_better else (-d.ci95[1], -d.ci95[0])
     estimate = d.difference if d.higher_is_better else -d.difference
     units = d.clusters.count if clustered else d.n

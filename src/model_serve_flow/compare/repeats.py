@@ -7,9 +7,10 @@ import math
 import numpy as np
 from scipy.stats import norm
 
-from model_serve_flow.pairs import Pairs
-from model_serve_flow.results import QUESTION, Difference, Repeated
-from model_serve_flow.statistics import ALPHA, Z_POWER
+from model_serve_flow.compare.pairs import Pairs
+from model_serve_flow.compare.stats.paired import ALPHA, Z_POWER
+from model_serve_flow.flow.results.compared import Difference
+from model_serve_flow.flow.results.measured import QUESTION, Repeated
 
 MOST_ANSWERS = 64  # of an item that are worth asking for
 

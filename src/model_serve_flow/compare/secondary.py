@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from model_serve_flow import statistics
-from model_serve_flow.clusters import ClusteredMean, cluster_key
-from model_serve_flow.config import Secondary
-from model_serve_flow.pairs import Pairs
-from model_serve_flow.results import GrossLoss, SpeedPoint, SpeedVerdict, Warned
-from model_serve_flow.shift import Shift
-from model_serve_flow.statistics import Interval
+from model_serve_flow.compare.distribution_shift import Shift
+from model_serve_flow.compare.pairs import Pairs
+from model_serve_flow.compare.stats import paired
+from model_serve_flow.compare.stats.clusters import ClusteredMean, cluster_key
+from model_serve_flow.compare.stats.paired import Interval
+from model_serve_flow.flow.profile import Secondary
+from model_serve_flow.flow.results.compared import GrossLoss, SpeedPoint, SpeedVerdict, Warned
 
 
 def gross_loss(pairs: Pairs, metric: str) -> GrossLoss | None:
@@ -29,7 +29,7 @@ def gross_loss(pairs: Pairs, metric: str) -> GrossLoss | None:
     right, broken = int(base.sum()), int((base & ~candidate).sum())
     if right == 0:
         return None
-    found, key = statistics.wilson_interval(broken, right), cluster_key(pairs.base.items)
+    found, key = paired.wilson_interval(broken, right), cluster_key(pairs.base.items)
     if key is not None:
         labels = np.array([item.groups[key] for item in pairs.base.items])[base]
         if len(set(labels)) > 1:
@@ -79,7 +79,7 @@ def speed_verdict(margins: Secondary, points: Sequence[SpeedPoint]) -> SpeedVerd
     if any(point.speedup_ci95 is None for point in points):
         return SpeedVerdict(reading="UNSURE", speedup=mean, ci95=None, margin=margins.speedup)
     logs = [Interval(*map(math.log, (point.speedup, *point.speedup_ci95))) for point in points]
-    joined = statistics.mean_of_independent(logs)
+    joined = paired.mean_of_independent(logs)
     low, high = math.exp(joined.low), math.exp(joined.high)
     faster, slower = low > margins.speedup, high <= margins.speedup
     reading = "FASTER" if faster else "NOT FASTER" if slower else "UNSURE"

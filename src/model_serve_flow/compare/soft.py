@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from model_serve_flow import statistics
-from model_serve_flow.bootstrap import LEAST_UNITS
-from model_serve_flow.clusters import ClusteredMean, cluster_key
-from model_serve_flow.pairs import Pairs
-from model_serve_flow.results import RIGHT_CHOICE, Clusters, SoftScore
+from model_serve_flow.compare.pairs import Pairs
+from model_serve_flow.compare.stats import paired
+from model_serve_flow.compare.stats.bootstrap import LEAST_UNITS
+from model_serve_flow.compare.stats.clusters import ClusteredMean, cluster_key
+from model_serve_flow.flow.results.compared import Clusters, SoftScore
+from model_serve_flow.flow.results.measured import RIGHT_CHOICE
 
 ITEMS = "paired t interval over items"
 CLUSTERED = "cluster-robust standard error, t over the clusters"
@@ -68,5 +69,5 @@ def soft_sentence(scores: Mapping[str, SoftScore]) -> str:
     return f"The right choice became less probable (secondary, decides nothing): {', '.join(fell)}."
 
 
-def _width(interval: statistics.Interval) -> float:
+def _width(interval: paired.Interval) -> float:
     return interval.high - interval.low

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from model_serve_flow.results import Decision, Tier
+from model_serve_flow.flow.results.compared import Decision, Tier
 
 Found = TypeVar("Found")
 

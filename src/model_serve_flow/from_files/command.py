@@ -120,8 +120,8 @@ def compare(ctx: click.Context, base: Path, candidate: Path, **options: Any) -> 
 
 def _rules(options: dict[str, Any]) -> Rules:
     from model_serve_flow.compare.tiers import Tiers
-    from model_serve_flow.config import Verdict
     from model_serve_flow.errors import BadInput
+    from model_serve_flow.flow.profile import Verdict
     from model_serve_flow.from_files.rules import Rules
 
     try:

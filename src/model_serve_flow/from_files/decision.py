@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from model_serve_flow.compare.differences import compare_suite, compare_task
+from model_serve_flow.compare.pairs import Pairs, flipped_items, pair
+from model_serve_flow.compare.reading import primary_metric
 from model_serve_flow.compare.tiers import Tiers
-from model_serve_flow.differences import compare_suite, compare_task
+from model_serve_flow.compare.verdict import decide, with_items_to_settle
 from model_serve_flow.errors import EXIT_CODES
+from model_serve_flow.flow.results.compared import Decision, Difference, Tier
 from model_serve_flow.from_files.paces import compare_loads
 from model_serve_flow.from_files.records import ComparedTask, FileComparison, Source
 from model_serve_flow.from_files.rules import Rules
@@ -19,9 +23,6 @@ from model_serve_flow.from_files.same_items import (
 )
 from model_serve_flow.from_files.sentence import sentence
 from model_serve_flow.from_files.sides import Answers, Side, as_bad_input
-from model_serve_flow.pairs import Pairs, flipped_items, pair, primary_metric
-from model_serve_flow.results import Decision, Difference, Tier
-from model_serve_flow.verdict import decide, with_items_to_settle
 
 NO_ANSWERS = "Only speed was compared. Speed alone never decides whether a candidate may ship."
 VALUES = "Is each value what its tool wrote?"

@@ -11,12 +11,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from model_serve_flow import accuracy as lm_eval_results
+from model_serve_flow.compare.reading import primary_metric
 from model_serve_flow.errors import BadInput, FlowError
+from model_serve_flow.flow.results.measured import TaskAccuracy
 from model_serve_flow.from_files.sides import Answers, Task
-from model_serve_flow.pairs import primary_metric
-from model_serve_flow.results import TaskAccuracy
-from model_serve_flow.workspace import read_json
+from model_serve_flow.measure import lm_eval_results
+from model_serve_flow.system.files import read_json
 
 KIND = "lm-eval"
 SAMPLES_HINT = (
@@ -159,7 +159,7 @@ class _Run:
 
 def _read(name: str, raw: dict[str, Any]) -> TaskAccuracy:
     try:
-        return lm_eval_results._task(name, raw)
+        return lm_eval_results.read_task(name, raw)
     except FlowError as error:
         raise BadInput(error.problem, AGAIN) from error
 

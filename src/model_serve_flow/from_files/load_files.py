@@ -11,9 +11,9 @@ from pydantic import Field
 
 from model_serve_flow.errors import BadInput
 from model_serve_flow.from_files.sides import Load, concurrent
-from model_serve_flow.guidellm_report import OfAll, OfCompleted, Part, Totals
-from model_serve_flow.results import Count, NonNegative, Positive
-from model_serve_flow.workspace import read_document
+from model_serve_flow.measure.guidellm.report import OfAll, OfCompleted, Part, Totals
+from model_serve_flow.system.files import read_document
+from model_serve_flow.system.records import Count, NonNegative, Positive
 
 GUIDELLM, VLLM = "GuideLLM", "vllm bench"
 VLLM_KEYS = {"output_throughput", "request_rate", "completed"}

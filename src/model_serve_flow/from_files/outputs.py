@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from model_serve_flow.compare.stats.paired import ALPHA
 from model_serve_flow.from_files import tables
 from model_serve_flow.from_files.records import ComparedLoad, ComparedTask, FileComparison
-from model_serve_flow.report import COLOUR, template
-from model_serve_flow.report_tables import Table
-from model_serve_flow.statistics import ALPHA
-from model_serve_flow.workspace import write_json, write_text
+from model_serve_flow.report.report import template
+from model_serve_flow.report.tables import Table
+from model_serve_flow.report.terminal import COLOUR
+from model_serve_flow.system.files import write_json, write_text
 
 LOG_WIDTH = 110  # columns of a log, where no terminal tells its own
 LEAST_WIDTH = 14  # of a column with longer text

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from model_serve_flow.flow.results.measured import AccuracyResult, Item, PerformanceResult
 from model_serve_flow.from_files.sides import Answers, Load, Task, concurrent
-from model_serve_flow.results import AccuracyResult, Item, PerformanceResult
-from model_serve_flow.workspace import read_result
+from model_serve_flow.system.files import read_result
 
 KIND = "model-serve-flow"
 ACCURACY, PERFORMANCE = "accuracy.json", "performance.json"

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
+from model_serve_flow.compare.speed import TOKEN_TOLERANCE
+from model_serve_flow.compare.stats.paired import geometric_ratio
 from model_serve_flow.from_files.records import ComparedLoad, Pace
 from model_serve_flow.from_files.sides import Load
-from model_serve_flow.speed import TOKEN_TOLERANCE
-from model_serve_flow.statistics import geometric_ratio
 
 ONE_REPEAT = "one measurement of a side has no interval"
 

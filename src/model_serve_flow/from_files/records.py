@@ -6,16 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from model_serve_flow.results import (
-    Count,
-    Decision,
-    Difference,
-    FlippedItem,
-    NonNegative,
-    Positive,
-    Record,
-    Tier,
-)
+from model_serve_flow.flow.results.compared import Decision, Difference, FlippedItem, Tier
+from model_serve_flow.system.records import Count, NonNegative, Positive, Record
 
 Pace = Literal["FASTER", "NOT FASTER", "UNSURE"]
 

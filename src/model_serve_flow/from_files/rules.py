@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from model_serve_flow.compare.differences import Differences, deciding
 from model_serve_flow.compare.tiers import Tiers
-from model_serve_flow.config import Verdict
-from model_serve_flow.differences import Differences, deciding
 from model_serve_flow.errors import BadInput
+from model_serve_flow.flow.profile import Verdict
 
 AVERAGE_SHARE = 0.5  # of the tasks' margins: an average varies less than its tasks
 TASK_MARGINS = ("task_margin_points", "perplexity_margin_percent")  # of which a task has one

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from model_serve_flow.errors import BadInput
+from model_serve_flow.flow.results.measured import Item, Metric, TaskAccuracy
 from model_serve_flow.from_files.sides import Answers, Task
-from model_serve_flow.results import Item, Metric, TaskAccuracy
 
 KIND = "scores"
 TASK = "scores"  # the name of the one task of a file without a column `task`

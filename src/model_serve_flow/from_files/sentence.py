@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from model_serve_flow.formatting import interval, number, unit
+from model_serve_flow.compare.stats.paired import ALPHA
+from model_serve_flow.flow.results.compared import Decision, Difference
 from model_serve_flow.from_files.records import ComparedTask
-from model_serve_flow.results import Decision, Difference
-from model_serve_flow.statistics import ALPHA
+from model_serve_flow.report.formatting import interval, number, unit
 
 AVERAGE = "the average"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model_serve_flow.errors import BadInput, FlowError
-from model_serve_flow.results import TaskAccuracy
+from model_serve_flow.flow.results.measured import TaskAccuracy
 
 EXPECTED = (
     "Each side is a file, or a folder that holds such files: accuracy.json or performance.json of "

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from model_serve_flow.formatting import (
-    change,
-    interval,
-    margin,
-    number,
-    retention,
-    times,
-    value,
-)
+from model_serve_flow.flow.results.compared import Difference
 from model_serve_flow.from_files.records import (
     ComparedLoad,
     ComparedTask,
     FileComparison,
 )
-from model_serve_flow.report_tables import Cell, Table, flipped_table, reading
-from model_serve_flow.results import Difference
+from model_serve_flow.report.formatting import change, interval, margin, number, retention, times, value
+from model_serve_flow.report.tables import Cell, Table, flipped_table, reading
 
 NONE = Cell("–")
 COLUMNS = (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from model_serve_flow.flow import Flow
-from model_serve_flow.guidellm import LoadGenerator
-from model_serve_flow.performance import PerformanceWork, measure_performance
-from model_serve_flow.results import PerformanceResult
-from model_serve_flow.serving import Server, serve, serve_each
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.results.measured import PerformanceResult
+from model_serve_flow.measure.guidellm.generator import LoadGenerator
+from model_serve_flow.measure.performance import PerformanceWork, measure_performance
+from model_serve_flow.serve.launch import serve, serve_each
+from model_serve_flow.serve.server import Server
 
 BASE = "base"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from model_serve_flow.config import FlowConfig
 from model_serve_flow.errors import FlowError
-from model_serve_flow.results import QUESTION, Item, Metric, TaskAccuracy
+from model_serve_flow.flow.profile import FlowConfig
+from model_serve_flow.flow.results.measured import QUESTION, Item, Metric, TaskAccuracy
 
 
 def repeated_tasks(config: FlowConfig, tasks: Sequence[str]) -> tuple[str, ...]:

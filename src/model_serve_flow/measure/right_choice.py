@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model_serve_flow.results import RIGHT_CHOICE
+from model_serve_flow.flow.results.measured import RIGHT_CHOICE
 
 
 def right_choice_probability(sample: Mapping[str, Any]) -> float | None:

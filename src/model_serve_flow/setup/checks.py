@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.markup import escape
 
-from model_serve_flow.results import Record
+from model_serve_flow.system.records import Record
 from model_serve_flow.system.sizes import gib
 
 

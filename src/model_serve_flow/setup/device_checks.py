@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from model_serve_flow.config import FlowConfig
-from model_serve_flow.flow import Flow
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.setup.checks import Check, fits
 from model_serve_flow.setup.gpu_memory import gpu_need
 from model_serve_flow.setup.shape import base_settings, shape_of
@@ -18,7 +18,7 @@ from model_serve_flow.system.schemes import Service
 from model_serve_flow.system.sizes import gib
 
 if TYPE_CHECKING:
-    from model_serve_flow.machine import Machine
+    from model_serve_flow.system.hardware import Machine
 
 GPU_SHARE = 0.9  # vLLM's own default of gpu_memory_utilization
 NOT_KNOWN = "not known"

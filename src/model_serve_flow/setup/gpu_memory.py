@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model_serve_flow.config import FlowConfig
+from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.setup.shape import Shape
 
 RUNTIME_BYTES = 2 << 30  # CUDA's context, PyTorch, NCCL and the CUDA graphs

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
-from model_serve_flow.offline import local
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.setup.offline import local
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 FOREIGN = ("kv_lora_rank", "ssm_state_size", "mamba_d_state", "linear_num_key_heads", "ffn_dim")

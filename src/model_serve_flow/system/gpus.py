@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from model_serve_flow.results import Record
+from model_serve_flow.system.records import Record
 
 FIELDS = ("uuid", "name", "memory.total", "driver_version", "compute_cap")
 LEAST_DRIVER = 580  # of CUDA 13, which the pinned vLLM and PyTorch are built for

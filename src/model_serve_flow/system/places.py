@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from model_serve_flow.checkout import checkout
 from model_serve_flow.errors import FlowError
+from model_serve_flow.system.checkout import checkout
 
 NOBODY = "user"  # stands for the name of a user id that has none
 ARTIFACTS = "MODEL_SERVE_FLOW_ARTIFACTS"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
 
-from model_serve_flow.processor import INT4_FEATURE, serves_int4
+from model_serve_flow.system.processor import INT4_FEATURE, serves_int4
 
 State = Literal["as stored", "weights only", "emulated", "absent"]
 KV_CACHE = "KV_FP8"

@@ -9,24 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from model_serve_flow.calibration import calibration_dataset
-from model_serve_flow.compression import compress, kept_candidate
+from model_serve_flow.compress.calibration import calibration_dataset
+from model_serve_flow.compress.compression import compress, kept_candidate
+from model_serve_flow.compress.recipes import recipe_modifiers
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
-from model_serve_flow.recipes import recipe_modifiers
-from model_serve_flow.results import Overlap
-from model_serve_flow.workspace import write_json
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.results.measured import Overlap
+from model_serve_flow.system.files import write_json
 
 RECIPE = {"scheme": "W8A8", "algorithm": "gptq"}
 SETTINGS = {"calibration.samples": 4, "calibration.max_sequence_length": 16}
 HIDDEN = 256
 PRELUDE = """
 import resource, sys
-from model_serve_flow.calibration import calibration_dataset
-from model_serve_flow.compression import compress
+from model_serve_flow.compress.calibration import calibration_dataset
+from model_serve_flow.compress.compression import compress
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
-from model_serve_flow.recipes import recipe_modifiers
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.compress.recipes import recipe_modifiers
 from transformers import AutoTokenizer
 from llmcompressor import oneshot
 artifacts, samples, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -5,15 +5,15 @@ import shutil
 
 import pytest
 
-from model_serve_flow import live
-from model_serve_flow.calibration import calibration_dataset
-from model_serve_flow.checkpoint import verify_checkpoint
-from model_serve_flow.compression import adopt, compress
-from model_serve_flow.config import Recipe
+from model_serve_flow.compress.calibration import calibration_dataset
+from model_serve_flow.compress.compression import adopt, compress
+from model_serve_flow.compress.recipes import SCHEMES, config_groups, recipe_modifiers
+from model_serve_flow.compress.verify import verify_checkpoint
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
-from model_serve_flow.recipes import SCHEMES, config_groups, recipe_modifiers
-from model_serve_flow.workspace import file_digest
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.profile import Recipe
+from model_serve_flow.system import live
+from model_serve_flow.system.digests import file_digest
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
 RECIPES = {

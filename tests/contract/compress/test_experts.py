@@ -2,10 +2,10 @@
 
 import pytest
 
-from model_serve_flow import compression
-from model_serve_flow.compression import compress
-from model_serve_flow.flow import Flow
-from model_serve_flow.recipes import recipe_modifiers
+from model_serve_flow.compress import compression
+from model_serve_flow.compress.compression import compress
+from model_serve_flow.compress.recipes import recipe_modifiers
+from model_serve_flow.flow.flow import Flow
 
 SIZES = {
     **{"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2},

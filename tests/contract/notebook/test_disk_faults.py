@@ -13,8 +13,9 @@ PRELUDE = """
 import json, os, resource, subprocess, sys
 from pathlib import Path
 from model_serve_flow.errors import FlowError
-from model_serve_flow.sources import resolve_checkpoint
-from model_serve_flow.workspace import Workspace, replacing_folder, write_json, write_text
+from model_serve_flow.setup.models import resolve_checkpoint
+from model_serve_flow.flow.workspace import Workspace
+from model_serve_flow.system.files import replacing_folder, write_json, write_text
 disk = Path(sys.argv[1])
 space = Workspace.of(disk, "p")
 def fails(call, *arguments):

@@ -27,7 +27,7 @@ RESOLVE = """
 import sys
 from pathlib import Path
 from model_serve_flow.errors import FlowError
-from model_serve_flow.sources import resolve_checkpoint, source_of
+from model_serve_flow.setup.models import resolve_checkpoint, source_of
 try:
     folder = resolve_checkpoint(sys.argv[1], sys.argv[2] or None, Path(sys.argv[3]))
     print(source_of(folder))
@@ -38,7 +38,7 @@ FETCH = """
 import sys
 from pathlib import Path
 from model_serve_flow.errors import FlowError
-from model_serve_flow.mirror import Piece, fetch, lack
+from model_serve_flow.setup.mirror import Piece, fetch, lack
 try:
     for piece in (Piece("model", "org/good"), Piece("dataset", "org/texts", "main"), Piece("dataset", "org/gated")):
         fetch(piece, Path(sys.argv[1]))

@@ -15,7 +15,7 @@ import factories
 
 pytest.importorskip("matplotlib")
 
-from model_serve_flow.report import write_report
+from model_serve_flow.report.report import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (

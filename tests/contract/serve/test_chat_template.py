@@ -3,9 +3,9 @@
 from test_resume import SETTINGS, Endpoint, folder, serving  # noqa: F401 (a fixture)
 from transformers import AutoTokenizer
 
-from model_serve_flow.accuracy import measure_accuracy
-from model_serve_flow.flow import Flow
-from model_serve_flow.results import RIGHT_CHOICE
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.results.measured import RIGHT_CHOICE
+from model_serve_flow.measure.accuracy import measure_accuracy
 
 TEMPLATE = (
     "{% for message in messages %}({{ message.role }}) {{ message.content }}\n{% endfor %}"

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from model_serve_flow.endpoint import check_endpoint, require_checks
+from model_serve_flow.deploy.endpoint_checks import check_endpoint, require_checks
 from model_serve_flow.errors import FlowError
-from model_serve_flow.machine import free_port
+from model_serve_flow.system.hardware import free_port
 
 START_SECONDS = 120
 

@@ -19,16 +19,17 @@ import httpx
 import psutil
 import pytest
 
-from model_serve_flow import processes
-from model_serve_flow.capacity import measure_capacity
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
-from model_serve_flow.guidellm import GENERATOR_VARIABLE, load_command, load_generator
-from model_serve_flow.guidellm_driver import with_values
-from model_serve_flow.machine import free_port
+from model_serve_flow.flow.flow import Flow
 from model_serve_flow.measure import blocks
-from model_serve_flow.performance import measure_performance, read_load_points
-from model_serve_flow.serving import Server
+from model_serve_flow.measure.capacity import measure_capacity
+from model_serve_flow.measure.guidellm.commands import load_command
+from model_serve_flow.measure.guidellm.driver import with_values
+from model_serve_flow.measure.guidellm.generator import GENERATOR_VARIABLE, load_generator
+from model_serve_flow.measure.performance import measure_performance, read_load_points
+from model_serve_flow.serve.server import Server
+from model_serve_flow.system import processes
+from model_serve_flow.system.hardware import free_port
 
 # As many requests at once as asked for, each with 20 ms to the first token and 5 ms to each further one.
 TTFT_MS, ITL_MS = 20, 5
@@ -312,7 +313,7 @@ def test_every_request_carries_the_key_and_nothing_else_does(measured, generator
         asked = b"".join(sent)
     assert asked.count(b"POST /v1/completions") > 3
     assert asked.lower().count(f"authorization: bearer {KEY}".encode()) >= asked.count(b"POST /v1/completions")
-    assert any("guidellm_driver" in line for line in seen) and not any(KEY in line for line in seen)
+    assert any("guidellm.driver" in line for line in seen) and not any(KEY in line for line in seen)
     assert holders_of_the_key(tmp_path, generator) == []
 
 
@@ -365,9 +366,10 @@ PARENT = """
 import json, sys
 from pathlib import Path
 import psutil
-from model_serve_flow.flow import Flow
-from model_serve_flow.guidellm import load_command, load_generator
-from model_serve_flow.serving import Server
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.measure.guidellm.commands import load_command
+from model_serve_flow.measure.guidellm.generator import load_generator
+from model_serve_flow.serve.server import Server
 
 url, key, folder, root = sys.argv[1:]
 flow = Flow.open("ci", {"performance.concurrency": [1], "performance.repeats": 1, "performance.seconds": 60}, root)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model_serve_flow.kernels import _WEIGHTS_ONLY, LAYERS, WEIGHTS_ONLY
+from model_serve_flow.serve.kernels import _WEIGHTS_ONLY, LAYERS, WEIGHTS_ONLY
 
 SOURCE = Path(find_spec("vllm").origin).parent / "model_executor"
 FOLDERS = ("kernels/linear", "layers/quantization/compressed_tensors", "layers/quantization/utils")

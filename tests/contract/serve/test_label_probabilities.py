@@ -12,9 +12,9 @@ import pytest
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from test_resume import KEY, LETTERS, Endpoint, folder, opened, serving  # noqa: F401
 
-from model_serve_flow.accuracy import measure_accuracy
-from model_serve_flow.completions import WholeCompletions
 from model_serve_flow.errors import FlowError
+from model_serve_flow.measure.accuracy import measure_accuracy
+from model_serve_flow.measure.lm_eval_client import WholeCompletions
 
 METRICS = 'vllm:cache_config_info{block_size="4",enable_prefix_caching="True"} 1.0'
 MOST_TOKENS = 48

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from model_serve_flow.accuracy import _task, mmlu_subject_group, task_manager
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
-from model_serve_flow.packaged_data import TASKS, task_definition
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.measure.accuracy import task_manager
+from model_serve_flow.measure.lm_eval_results import mmlu_subject_group, read_task
+from model_serve_flow.setup.tasks import TASKS, task_definition
 
 
 def test_lm_eval_knows_every_task_of_the_gpu_profile(tmp_path):
@@ -62,7 +63,7 @@ def test_items_keep_what_was_asked_what_was_right_and_what_they_belong_to(packag
     import lm_eval
 
     raw = lm_eval.simple_evaluate(model="dummy", tasks=list(TASKS), task_manager=packaged, bootstrap_iters=0)
-    items = {task: _task(task, raw).items[0] for task in TASKS}
+    items = {task: read_task(task, raw).items[0] for task in TASKS}
     mmlu, analogy, text = items["mmlu_dev"], items["word_analogies"], items["wikipedia"]
     assert mmlu.prompt.startswith("The following are multiple choice questions (with answers) about human aging.\n\n")
     assert mmlu.prompt.endswith("What is red?\nA. sky\nB. blood\nC. grass\nD. coal\nAnswer:")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from model_serve_flow import offline
-from model_serve_flow.task_data import task_needs
+from model_serve_flow.setup import offline
+from model_serve_flow.setup.lm_eval_data import task_needs
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
 TASKS = ("arc_easy", "hellaswag", "mmlu", "ifeval")
@@ -23,9 +23,9 @@ def refuse(self, address):
 
 socket.socket.connect = socket.socket.connect_ex = refuse
 import lm_eval
-from model_serve_flow.calibration import hub_rows
-from model_serve_flow.config import HubDataset
-from model_serve_flow.offline import working_folder
+from model_serve_flow.setup.hub import hub_rows
+from model_serve_flow.flow.profile import HubDataset
+from model_serve_flow.setup.offline import working_folder
 
 before = os.getcwd()
 with working_folder():
@@ -78,9 +78,9 @@ def test_what_the_tasks_load_is_read_from_their_definitions():
 def test_the_accuracy_step_measures_inside_the_mirror(mirror, tmp_path, monkeypatch):
     import lm_eval
 
-    from model_serve_flow import accuracy
-    from model_serve_flow.flow import Flow
-    from model_serve_flow.serving import Server
+    from model_serve_flow.flow.flow import Flow
+    from model_serve_flow.measure import accuracy
+    from model_serve_flow.serve.server import Server
 
     monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **_: {"folder": Path.cwd(), "config": {}})
     monkeypatch.setattr(accuracy, "task_manager", lambda flow: None)

@@ -11,13 +11,14 @@ import requests
 from test_guidellm_mock_server import load, mock_server, tokenizer  # noqa: F401 (mock_server is a fixture)
 from test_resume import KEY, Endpoint, finds_out, folder  # noqa: F401
 
-from model_serve_flow import serving
-from model_serve_flow.accuracy import measure_accuracy
-from model_serve_flow.chat import ask, stream
-from model_serve_flow.endpoint import check_endpoint
-from model_serve_flow.engine_variables import known_names
-from model_serve_flow.flow import Flow
-from model_serve_flow.guidellm import load_generator
+from model_serve_flow.deploy.endpoint_checks import check_endpoint
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.measure.accuracy import measure_accuracy
+from model_serve_flow.measure.guidellm.generator import load_generator
+from model_serve_flow.serve import launch
+from model_serve_flow.serve import server as server_module
+from model_serve_flow.serve.chat import ask, stream
+from model_serve_flow.serve.engine_variables import known_names
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 # vLLM's server in a few lines: what it says of itself, and a port behind which the endpoint of the test answers
@@ -82,8 +83,8 @@ def test_no_question_of_lm_eval_goes_to_a_proxy(folder, proxy, monkeypatch, conc
     with Endpoint(labels=False) as endpoint:
         endpoint.server.RequestHandlerClass.do_GET = healthy
         command = [sys.executable, "-c", FORWARDER, str(endpoint.server.server_port)]
-        monkeypatch.setattr(serving, "serve_command", lambda config, folder, name, port, purpose: [*command, str(port)])
-        with serving.serve(flow, "base", purpose="accuracy") as server:
+        monkeypatch.setattr(launch, "serve_command", lambda config, folder, name, port, purpose: [*command, str(port)])
+        with launch.serve(flow, "base", purpose="accuracy") as server:
             assert measure_accuracy(flow, server).tasks["word_analogies"].n == 30
         assert sum(not finds_out([prompt]) for prompt in endpoint.answered) == 30 * 4
     assert for_our_server(proxy) == []
@@ -95,7 +96,7 @@ def test_no_request_of_guidellm_or_a_notebook_goes_to_a_proxy(mock_server, proxy
     (url, child), log = mock_server, tmp_path / "vllm.log"
     log.touch()
     tokens = tokenizer(tmp_path / "base")
-    server = serving.Server(url, "base", KEY, tokens, log, psutil.Process(child.pid), 1.0, child.poll)
+    server = server_module.Server(url, "base", KEY, tokens, log, psutil.Process(child.pid), 1.0, child.poll)
     with load_generator(flow) as generator:
         generator.run(server, load(flow, server, tmp_path / "points.json"), tmp_path / "points.json")
     assert ask(server, "Who?") and list(stream(server, "Who?"))

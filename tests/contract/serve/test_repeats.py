@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 from test_resume import SETTINGS, Endpoint, caches, folder, serving  # noqa: F401 (a fixture)
 
-from model_serve_flow.accuracy import measure_accuracy, measure_accuracy_again
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.measure.accuracy import measure_accuracy, measure_accuracy_again
 
 REPEATS = {"tasks": ["free"], "count": 3, "temperature": 0.6}
 

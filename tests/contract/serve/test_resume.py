@@ -18,12 +18,13 @@ import psutil
 import pytest
 import yaml
 
-from model_serve_flow import live, request_cache
-from model_serve_flow.accuracy import measure_accuracy, measure_accuracy_again, prepare_evaluation
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
-from model_serve_flow.packaged_data import task_definition
-from model_serve_flow.serving import Server
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.measure import lm_eval_cache
+from model_serve_flow.measure.accuracy import measure_accuracy, measure_accuracy_again, prepare_evaluation
+from model_serve_flow.serve.server import Server
+from model_serve_flow.setup.tasks import task_definition
+from model_serve_flow.system import live
 
 CONCURRENCY, BATCH = 3, 2
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:()\n"
@@ -207,7 +208,7 @@ def content(result):
 
 
 def caches(flow):
-    return sorted(request_cache.cache_folder(flow.workspace).iterdir())
+    return sorted(lm_eval_cache.cache_folder(flow.workspace).iterdir())
 
 
 @pytest.fixture
@@ -228,7 +229,7 @@ def test_a_killed_measurement_goes_on_where_it_was(folder, undisturbed, labels, 
         before, first = set(endpoint.answered), len(endpoint.asked)
         flow = opened(folder)
         assert len(caches(flow)) <= 2  # a database, and its journal if the kill came while it wrote
-        assert request_cache.cache_folder(flow.workspace).stat().st_mode & 0o777 == 0o700
+        assert lm_eval_cache.cache_folder(flow.workspace).stat().st_mode & 0o777 == 0o700
         result = measure_accuracy(flow, serving(flow, endpoint.url))
         again = before & set(endpoint.asked[first:])
         asked = len(endpoint.asked)
@@ -406,7 +407,7 @@ def test_a_damaged_cache_is_said_and_asked_again(folder, capsys, damage):
 
 def test_nothing_is_kept_where_others_may_write(folder, capsys):
     flow = opened(folder, "free")
-    where = request_cache.cache_folder(flow.workspace)
+    where = lm_eval_cache.cache_folder(flow.workspace)
     where.mkdir(parents=True)
     where.chmod(0o770)
     with Endpoint() as endpoint:

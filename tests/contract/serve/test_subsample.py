@@ -6,10 +6,10 @@ import pytest
 import yaml
 from test_resume import SETTINGS, Endpoint, folder, serving  # noqa: F401
 
-from model_serve_flow.accuracy import measure_accuracy, measure_accuracy_again
-from model_serve_flow.flow import Flow
-from model_serve_flow.packaged_data import task_definition
-from model_serve_flow.shift import pairs_of_second
+from model_serve_flow.compare.distribution_shift import pairs_of_second
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.measure.accuracy import measure_accuracy, measure_accuracy_again
+from model_serve_flow.setup.tasks import task_definition
 
 PARTS = {"left": 40, "right": 10}
 

@@ -9,9 +9,9 @@ import pytest
 from conftest import ARTIFACTS, PER_TENSOR
 from support.profiles import CI
 
-from model_serve_flow.checkpoint import verify_checkpoint
-from model_serve_flow.flow import Flow
-from model_serve_flow.workspace import read_json, write_json
+from model_serve_flow.compress.verify import verify_checkpoint
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.system.files import read_json, write_json
 
 WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "tensor", "symmetric": True}
 SAMPLES, TOKENS = 16, 128

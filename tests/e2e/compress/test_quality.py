@@ -8,11 +8,12 @@ import pytest
 from conftest import ARTIFACTS
 from support.profiles import CI, HAS_INT4, INT4_MISSING
 
-from model_serve_flow.checkpoint import inspect_checkpoint, verify_checkpoint
-from model_serve_flow.compression import compress
+from model_serve_flow.compress.checkpoint import inspect_checkpoint
+from model_serve_flow.compress.compression import compress
+from model_serve_flow.compress.recipes import recipe_modifiers
+from model_serve_flow.compress.verify import verify_checkpoint
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
-from model_serve_flow.recipes import recipe_modifiers
+from model_serve_flow.flow.flow import Flow
 
 CANDIDATE = "w4a16-int4"
 

@@ -12,10 +12,11 @@ from conftest import ROOT, copy_linked, run_flow
 from support.benchmarks import benchmark
 from support.profiles import CI, candidates
 
-from model_serve_flow.flow import Flow
-from model_serve_flow.results import AccuracyResult, protocol_hash
-from model_serve_flow.steps import STEPS
-from model_serve_flow.workspace import file_digest, read_json, write_json
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.results.measured import AccuracyResult, protocol_hash
+from model_serve_flow.run.steps import STEPS
+from model_serve_flow.system.digests import file_digest
+from model_serve_flow.system.files import read_json, write_json
 
 ROOM = ROOT / "artifacts" / "busy"
 ADDED = "wikipedia"

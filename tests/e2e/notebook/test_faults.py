@@ -21,11 +21,12 @@ from conftest import ROOT, SECRETS, copy_linked, flow_command
 from soak.comparable import comparable, first_differences
 from support.profiles import CI, candidates
 
-from model_serve_flow import processes
-from model_serve_flow.flow import Flow
-from model_serve_flow.notebooks import RUN_VARIABLE
-from model_serve_flow.serving import SERVER_MODULE
-from model_serve_flow.workspace import folder_digest, leaves, read_json
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.serve.vllm import SERVER_MODULE
+from model_serve_flow.system import processes
+from model_serve_flow.system.digests import folder_digest
+from model_serve_flow.system.files import leaves, read_json
+from model_serve_flow.system.processes import RUN_VARIABLE
 
 ROOM = ROOT / "artifacts" / "faults"
 IDLE_START_SECONDS = 40  # of an engine on two cores that do nothing else

@@ -11,8 +11,8 @@ from conftest import ARTIFACTS, run_flow
 from support.profiles import HAS_INT4, INT4_MISSING, candidates
 from support.score_test import assert_interval
 
-from model_serve_flow.steps import STEPS
-from model_serve_flow.workspace import read_json
+from model_serve_flow.run.steps import STEPS
+from model_serve_flow.system.files import read_json
 
 
 def test_every_notebook_ran_to_its_end_without_an_error(flow):
@@ -212,7 +212,7 @@ def test_every_candidate_has_a_model_card_with_its_results(flow):
 
 
 def test_the_ship_record_binds_the_verdicts_to_the_checkpoints(flow):
-    from model_serve_flow.workspace import folder_digest
+    from model_serve_flow.system.digests import folder_digest
 
     record = read_json(flow.workspace.report / "ship-record.json")
     assert record["overrides"] == []

@@ -11,8 +11,8 @@ import yaml
 from conftest import ROOT, call, copy_linked, flow_command
 from support.profiles import CI
 
-from model_serve_flow.flow import Flow
-from model_serve_flow.workspace import read_json
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.system.files import read_json
 
 NAME, ORIGINAL, SHARD = "from-elsewhere", "w8a8-int8", "60MB"
 ARTIFACTS = ROOT / "artifacts" / "ready-made"

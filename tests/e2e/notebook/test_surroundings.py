@@ -7,9 +7,9 @@ from pathlib import Path
 from conftest import call, flow_command
 from support.surroundings import COMPILER, SERVICE, hostile
 
-from model_serve_flow.results import Busy
-from model_serve_flow.steps import STEPS
-from model_serve_flow.workspace import read_json
+from model_serve_flow.flow.results.measured import Busy
+from model_serve_flow.run.steps import STEPS
+from model_serve_flow.system.files import read_json
 
 PURPOSES = {"accuracy", "performance", "deploy"}
 

@@ -7,14 +7,16 @@ import pytest
 from conftest import ARTIFACTS, PER_TENSOR
 from support.profiles import CI, HAS_INT4, INT4_MISSING
 
-from model_serve_flow.accuracy import measure_accuracy
-from model_serve_flow.comparison import compare_workspace
-from model_serve_flow.distribution import measure_distribution
+from model_serve_flow.compare.comparison import compare_workspace
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
-from model_serve_flow.kernels import require_expected_kernel
-from model_serve_flow.serving import Server, serve, serve_each
-from model_serve_flow.workspace import describe_model, write_json
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.workspace import describe_model
+from model_serve_flow.measure.accuracy import measure_accuracy
+from model_serve_flow.measure.distribution import measure_distribution
+from model_serve_flow.serve.kernels import require_expected_kernel
+from model_serve_flow.serve.launch import serve, serve_each
+from model_serve_flow.serve.server import Server
+from model_serve_flow.system.files import write_json
 
 INT8, INT4 = "w8a8-int8", "w4a16-int4"
 # Fixed before any result: in the middle of the model, where a defect shows least (a layer at either end feeds or reads

@@ -7,10 +7,10 @@ from conftest import ARTIFACTS
 from support.benchmarks import benchmark
 from support.profiles import CI
 
-from model_serve_flow import offline
-from model_serve_flow.accuracy import prepare_evaluation
-from model_serve_flow.flow import Flow
-from model_serve_flow.serving import serve
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.measure.accuracy import prepare_evaluation
+from model_serve_flow.serve.launch import serve
+from model_serve_flow.setup import offline
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared"

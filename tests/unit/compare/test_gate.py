@@ -3,10 +3,10 @@
 import pytest
 from click.testing import CliRunner
 
-from model_serve_flow import runner
 from model_serve_flow.cli import main
 from model_serve_flow.compare.gate import gate_verdict
-from model_serve_flow.results import Comparison
+from model_serve_flow.flow.results.compared import Comparison
+from model_serve_flow.run import runner
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def finished(monkeypatch):
         monkeypatch.setattr(runner, "report_is_current", lambda _: current)
         monkeypatch.setattr("model_serve_flow.cli._show_result", lambda _: None)
         found = comparison(**verdicts)
-        monkeypatch.setattr("model_serve_flow.workspace.Workspace.comparison", lambda _: found)
+        monkeypatch.setattr("model_serve_flow.flow.workspace.Workspace.comparison", lambda _: found)
 
     return finish
 

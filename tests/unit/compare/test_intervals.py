@@ -6,14 +6,15 @@ import factories
 import numpy as np
 import pytest
 
-from model_serve_flow import bootstrap, charts
-from model_serve_flow.config import Verdict
-from model_serve_flow.differences import compare_suite, compare_task
-from model_serve_flow.formatting import interval
-from model_serve_flow.pairs import pair
-from model_serve_flow.report_tables import reading
-from model_serve_flow.results import Item, Metric, TaskAccuracy
-from model_serve_flow.verdict import decide, with_items_to_settle
+from model_serve_flow.compare import reading as reading_module
+from model_serve_flow.compare.differences import compare_suite, compare_task
+from model_serve_flow.compare.pairs import pair
+from model_serve_flow.compare.stats import bootstrap
+from model_serve_flow.compare.verdict import decide, with_items_to_settle
+from model_serve_flow.flow.profile import Verdict
+from model_serve_flow.flow.results.measured import Item, Metric, TaskAccuracy
+from model_serve_flow.report.formatting import interval
+from model_serve_flow.report.tables import reading
 
 MARGINS = Verdict(suite_margin_points=2.0, task_margin_points=4.0, perplexity_margin_percent=3.0)
 
@@ -86,7 +87,7 @@ def test_the_interval_shown_is_clear_of_the_limit_exactly_where_the_verdict_says
                 assert low <= estimate <= high
                 word = "within margin" if within else "beyond margin" if beyond else "undecided"
                 assert reading(d).startswith(word)
-                assert charts.within_margin(d) == within
+                assert reading_module.within_margin(d) == within
                 seen.add((word, d.unit, d.higher_is_better))
     assert {word for word, *_ in seen} == {"within margin", "beyond margin", "undecided"}
     assert len(seen) >= 7

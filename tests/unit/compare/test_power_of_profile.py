@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from support.power import Draws, Planned, shipped
 
-from model_serve_flow import statistics
+from model_serve_flow.compare.differences import compare_suite, compare_task
+from model_serve_flow.compare.pairs import pair
+from model_serve_flow.compare.stats import paired
 from model_serve_flow.compare.tiers import Tiers
-from model_serve_flow.config import load_profile, profiles_folder
-from model_serve_flow.differences import compare_suite, compare_task
-from model_serve_flow.pairs import pair
-from model_serve_flow.verdict import decide
+from model_serve_flow.compare.verdict import decide
+from model_serve_flow.flow.load import load_profile, profiles_folder
 
 NAME = "gpu-llama-3.1-8b"
 PROFILE, DRAWS = load_profile(NAME), 4000
@@ -111,5 +111,5 @@ def test_the_vectorised_retention_is_the_librarys():
     draws = Draws.of(Planned(800, 0.6, 0.25, 0.08), 0.01, 40, seed=2)
     for which, p in enumerate(draws.retention_p(0.95)):
         base, candidate = ([item.values["acc"] for item in side.items] for side in scored(draws, which))
-        expected = statistics.binary_retention_p(base, candidate, 0.95, 0.25)
+        expected = paired.binary_retention_p(base, candidate, 0.95, 0.25)
         assert p == pytest.approx(expected, abs=1e-6) or min(p, expected) > 0.4

@@ -6,16 +6,16 @@ import re
 import numpy as np
 import pytest
 
-from model_serve_flow import statistics
-from model_serve_flow.clusters import ClusteredMean, cluster_key
+from model_serve_flow.compare.differences import compare_task
+from model_serve_flow.compare.pairs import pair
 from model_serve_flow.compare.repeats import advice, repeated
-from model_serve_flow.config import Verdict
-from model_serve_flow.differences import compare_task
+from model_serve_flow.compare.slices import compare_slices
+from model_serve_flow.compare.stats import paired
+from model_serve_flow.compare.stats.clusters import ClusteredMean, cluster_key
+from model_serve_flow.compare.verdict import decide
+from model_serve_flow.flow.profile import Verdict
+from model_serve_flow.flow.results.measured import Item, Metric, Repeated, TaskAccuracy
 from model_serve_flow.measure.repeats import joined
-from model_serve_flow.pairs import pair
-from model_serve_flow.results import Item, Metric, Repeated, TaskAccuracy
-from model_serve_flow.slices import compare_slices
-from model_serve_flow.verdict import decide
 
 MARGINS = Verdict(task_margin_points=2.5)
 MARGIN, ALPHA = 0.025, 0.025
@@ -61,7 +61,7 @@ def test_the_item_is_the_cluster_unless_a_coarser_group_holds_it():
 
 def test_the_base_s_lower_bound_counts_items_and_not_answers():
     d = compare_task(compared(np.zeros(300)), MARGINS, 0)["exact_match"]
-    alone = statistics.wilson_interval(round(d.base / 100 * d.n), d.n)
+    alone = paired.wilson_interval(round(d.base / 100 * d.n), d.n)
     assert (d.n, d.clusters.count, d.repeated.count, d.repeated.items) == (2400, 300, 8, 300)
     assert d.base_low < 100 * alone.low - 0.5
 

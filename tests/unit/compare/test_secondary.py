@@ -7,14 +7,15 @@ import factories
 import numpy as np
 import pytest
 
+from model_serve_flow.compare.comparison import compare
+from model_serve_flow.compare.margins import check_seal, seal_margins
+from model_serve_flow.compare.pairs import pair
 from model_serve_flow.compare.secondary import gross_loss, speed_verdict
-from model_serve_flow.comparison import compare
-from model_serve_flow.config import Secondary, load_profile
+from model_serve_flow.compare.stats.paired import wilson_interval
 from model_serve_flow.errors import FlowError
-from model_serve_flow.margins import check_seal, seal_margins
-from model_serve_flow.pairs import pair
-from model_serve_flow.report_tables import accuracy_table, summary
-from model_serve_flow.statistics import wilson_interval
+from model_serve_flow.flow.load import load_profile
+from model_serve_flow.flow.profile import Secondary
+from model_serve_flow.report.tables import accuracy_table, summary
 
 
 def point(speedup, low=None, high=None, concurrency=1):
@@ -118,7 +119,7 @@ def test_the_profile_refuses_tiers_that_contradict():
 
 
 def test_a_tier_that_is_changed_after_the_measurement_is_seen(tmp_path):
-    from model_serve_flow.flow import Flow
+    from model_serve_flow.flow.flow import Flow
 
     flow = Flow.open("ci", {}, tmp_path)
     seal_margins(flow)

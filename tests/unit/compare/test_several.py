@@ -9,8 +9,8 @@ import pytest
 from support import many
 
 from model_serve_flow.compare.stats.simultaneous import better, level_of_each, log_gap, ranks, score_gap
-from model_serve_flow.results import Difference
-from model_serve_flow.verdict import decide, loss_p_values, with_items_to_settle
+from model_serve_flow.compare.verdict import decide, loss_p_values, with_items_to_settle
+from model_serve_flow.flow.results.compared import Difference
 
 DRAWS, ITEMS, MARGIN, ALPHA = 1000, 1400, 0.02, 0.025
 MOST = ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / DRAWS)
@@ -64,7 +64,7 @@ def test_the_table_shows_what_is_corrected_over_all_candidates():
 
 
 def test_the_report_says_over_what_is_corrected():
-    from model_serve_flow.evidence import methods
+    from model_serve_flow.report.sections import methods
 
     comparison = factories.sample_comparison()
     alone = comparison.model_copy(update={"candidates": comparison.candidates[:1]})

@@ -6,10 +6,10 @@ import pytest
 from factories import compare_int8, with_task
 from scipy.stats import ttest_1samp
 
+from model_serve_flow.compare.pairs import pair
 from model_serve_flow.compare.soft import soft_score, soft_sentence
-from model_serve_flow.pairs import pair
-from model_serve_flow.report_tables import soft_table
-from model_serve_flow.results import RIGHT_CHOICE, Item, Metric, TaskAccuracy
+from model_serve_flow.flow.results.measured import RIGHT_CHOICE, Item, Metric, TaskAccuracy
+from model_serve_flow.report.tables import soft_table
 
 
 def task(probabilities, groups=None):

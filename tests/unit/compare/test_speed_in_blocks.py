@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from model_serve_flow.statistics import geometric_ratio, paired_ratio
+from model_serve_flow.compare.stats.paired import geometric_ratio, paired_ratio
 
 DRAWS, WITHIN, CHECKED = 2000, 0.02, 20
 

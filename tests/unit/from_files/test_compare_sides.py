@@ -10,20 +10,20 @@ import result_files as files
 from click.testing import CliRunner
 
 from model_serve_flow.cli import main
+from model_serve_flow.compare.differences import compare_suite, compare_task
+from model_serve_flow.compare.pairs import pair
 from model_serve_flow.compare.tiers import Tiers
-from model_serve_flow.config import Verdict
-from model_serve_flow.differences import compare_suite, compare_task
+from model_serve_flow.compare.verdict import decide, with_items_to_settle
 from model_serve_flow.errors import BadInput
+from model_serve_flow.flow.profile import Verdict
+from model_serve_flow.flow.results.measured import AccuracyResult, protocol_hash
 from model_serve_flow.from_files.decision import compare_sides
 from model_serve_flow.from_files.outputs import write_html, write_junit, write_markdown
 from model_serve_flow.from_files.paces import compare_loads
 from model_serve_flow.from_files.recognise import read_side
 from model_serve_flow.from_files.rules import Rules
 from model_serve_flow.from_files.sides import Load
-from model_serve_flow.pairs import pair
-from model_serve_flow.results import AccuracyResult, protocol_hash
-from model_serve_flow.verdict import decide, with_items_to_settle
-from model_serve_flow.workspace import read_result
+from model_serve_flow.system.files import read_result
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = ROOT / "examples" / "model-serve-flow" / "assets" / "sample-results"

@@ -8,19 +8,18 @@ import factories
 import psutil
 import pytest
 
-from model_serve_flow import performance
-from model_serve_flow.comparison import compare
-from model_serve_flow.config import load_profile
+from model_serve_flow.compare.comparison import compare
 from model_serve_flow.errors import FlowError
-from model_serve_flow.evidence import sections
-from model_serve_flow.flow import Flow
-from model_serve_flow.guidellm import ClientCpu
-from model_serve_flow.measure import blocks
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.load import load_profile
+from model_serve_flow.flow.results.measured import Busy
+from model_serve_flow.measure import blocks, performance
 from model_serve_flow.measure.blocks import measure_in_blocks, schedule
-from model_serve_flow.results import Busy
-from model_serve_flow.serving import Server
-from model_serve_flow.steps import STEPS, expand
-from model_serve_flow.workspace import write_json
+from model_serve_flow.measure.guidellm.client_cpu import ClientCpu
+from model_serve_flow.report.sections import sections
+from model_serve_flow.run.steps import STEPS, expand
+from model_serve_flow.serve.server import Server
+from model_serve_flow.system.files import write_json
 
 LOADS = {"concurrency": [1, 8], "repeats": 3, "blocks": 3}
 QUIET = Busy(load_average=0.1, cores=2, others_share=0.01, steal_share=0.0, seconds=5.0)

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from model_serve_flow.accuracy import _task
+from model_serve_flow.flow.results.measured import RIGHT_CHOICE
+from model_serve_flow.measure.lm_eval_results import read_task
 from model_serve_flow.measure.right_choice import right_choice_probability
-from model_serve_flow.results import RIGHT_CHOICE
 
 
 def sample(likelihoods, target=2, acc=None, choices="ABCD", **more):
@@ -57,5 +57,5 @@ def test_a_task_carries_it_for_all_items_or_for_none():
     odd = sample([-1.0, -2.0, -3.0, -4.0], 0, 0.0, doc_id=2)
     for samples, expected in ((good, True), ([*good, odd], False)):
         raw = {"results": {"q": {"acc,none": 0.5}}, "samples": {"q": samples}, "higher_is_better": {}}
-        items = _task("q", raw).items
+        items = read_task("q", raw).items
         assert [RIGHT_CHOICE in item.__pydantic_extra__ for item in items] == [expected] * len(samples)

@@ -6,12 +6,13 @@ import pytest
 from click.testing import CliRunner
 
 from model_serve_flow import cli
-from model_serve_flow import machine as machine_module
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
-from model_serve_flow.machine import Machine, check, require
+from model_serve_flow.flow.flow import Flow
 from model_serve_flow.setup.checks import Check
+from model_serve_flow.setup.fit import check, require
+from model_serve_flow.system import hardware as machine_module
 from model_serve_flow.system.gpus import Gpu
+from model_serve_flow.system.hardware import Machine
 from model_serve_flow.system.sizes import GIB
 
 ROOMY = Machine(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow import Flow
+from model_serve_flow.flow.flow import Flow
 from model_serve_flow.setup.gpu_memory import gpu_need
 from model_serve_flow.setup.shape import base_settings, shape_of
 

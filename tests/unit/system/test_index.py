@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from model_serve_flow import environments, locks
-from model_serve_flow.environments import Environment
 from model_serve_flow.errors import FlowError
-from model_serve_flow.system import index
+from model_serve_flow.system import environments, index, lockfiles
+from model_serve_flow.system.environments import Environment
 from model_serve_flow.system.index import UV_INDEX, VARIABLE, indexes
 
 COMPANY, OTHER = "https://user:secret@pypi.company.example/simple", "https://other.example/simple"
@@ -42,7 +41,7 @@ def simple_index(folder: Path, content: str) -> tuple[str, str]:
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Installs the locked `a` with the real uv, without a network; returns what came of it."""
     url, digest = simple_index(tmp_path / "pinned", "right = True")
-    locks.write(tmp_path / "lock.txt", [locks.Pin("a==1", (f"sha256:{digest}",))])
+    lockfiles.write(tmp_path / "lock.txt", [lockfiles.Pin("a==1", (f"sha256:{digest}",))])
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("UV_OFFLINE", "1")  # files are there; the public index is not
     built = Environment("serve", tmp_path / "environment")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from model_serve_flow.errors import FlowError
-from model_serve_flow.packaged import cache_folder
 from model_serve_flow.system import places
+from model_serve_flow.system.files import cache_folder
 from model_serve_flow.system.places import home_variables, writable
 
 READ_ONLY = Path("/proc/sys")  # nobody can make a file there, not even root

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from model_serve_flow.environments import lock_path
-from model_serve_flow.recipes import SCHEMES
+from model_serve_flow.compress.recipes import SCHEMES
 from model_serve_flow.system import schemes
+from model_serve_flow.system.environments import lock_path
 from model_serve_flow.system.schemes import on_cpu, on_gpu
 
 AVX512 = ("avx2", "avx512f")

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from model_serve_flow import busy
-from model_serve_flow.busy import disturbance, disturbed, less_disturbed
-from model_serve_flow.results import Busy
+from model_serve_flow.flow import busy
+from model_serve_flow.flow.busy import disturbance, disturbed, less_disturbed
+from model_serve_flow.flow.results.measured import Busy
 from model_serve_flow.system import throttling
 from model_serve_flow.system.throttling import throttled_seconds
 

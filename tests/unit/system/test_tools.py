@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from model_serve_flow import environments
 from model_serve_flow.errors import FlowError
-from model_serve_flow.system import tools
+from model_serve_flow.system import environments, tools
 
 ROOT = Path(__file__).parents[3]
 

@@ -7,8 +7,8 @@ python make.py artifacts/ci/results/w4a16-int4 candidate
 import sys
 from pathlib import Path
 
-from model_serve_flow.results import AccuracyResult, PerformanceResult
-from model_serve_flow.workspace import read_result, write_json
+from model_serve_flow.flow.results.measured import AccuracyResult, PerformanceResult
+from model_serve_flow.system.files import read_result, write_json
 
 NO_TEXTS = {"prompt": None, "expected": None, "answer": None}
 

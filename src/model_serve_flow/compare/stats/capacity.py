@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from model_serve_flow.statistics import ALPHA
+from model_serve_flow.compare.stats.paired import ALPHA
 
 HALF = 0.5  # stands for a load of 0, which has no logarithm
 

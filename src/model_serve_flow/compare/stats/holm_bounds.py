@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scipy.stats import norm
 
-from model_serve_flow.statistics import ALPHA, holm
+from model_serve_flow.compare.stats.paired import ALPHA, holm
 
 NO_EVIDENCE = 1e-6  # a z below it tells nothing of the distance
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import t
 
-from model_serve_flow.clusters import ClusteredMean
-from model_serve_flow.statistics import ALPHA, Interval
+from model_serve_flow.compare.stats.clusters import ClusteredMean
+from model_serve_flow.compare.stats.paired import ALPHA, Interval
 
 
 def share_over_documents(hits: Sequence[NDArray]) -> Interval:

@@ -8,9 +8,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model_serve_flow import statistics
-from model_serve_flow.clusters import ClusteredMean
-from model_serve_flow.statistics import ALPHA, ROUNDING, Interval
+from model_serve_flow.compare.stats import paired as paired_module
+from model_serve_flow.compare.stats.clusters import ClusteredMean
+from model_serve_flow.compare.stats.paired import ALPHA, ROUNDING, Interval
 
 Model = TypeVar("Model", bound=Hashable)
 Gaps = Mapping[tuple[Model, Model], Interval]  # (one, other) -> other minus one; each pair once
@@ -35,10 +35,10 @@ def score_gap(one: NDArray, other: NDArray, labels: Sequence[str] | None, level:
         labels: the cluster of every item; none: the items come in none.
         level: one-sided, from `level_of_each`.
     """
-    binary = statistics.is_binary(one) and statistics.is_binary(other)
+    binary = paired_module.is_binary(one) and paired_module.is_binary(other)
     found = []
     if binary:
-        found.append(statistics.paired_binary_difference(one, other, level))
+        found.append(paired_module.paired_binary_difference(one, other, level))
     if labels is not None or not binary:
         places = labels if labels is not None else np.arange(one.size)
         found.append(ClusteredMean.of(other - one, places).interval(level))

@@ -8,7 +8,7 @@ import scipy.special
 import scipy.stats
 from scipy.optimize import minimize
 
-from model_serve_flow.divergence import OwnTokens, kl_lower_bound
+from model_serve_flow.compare.stats.divergence import OwnTokens, kl_lower_bound
 
 VOCABULARY = 6_000
 

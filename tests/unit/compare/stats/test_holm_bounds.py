@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from model_serve_flow.compare.stats.holm_bounds import Claim, holm_bounds
-from model_serve_flow.statistics import ALPHA, holm
+from model_serve_flow.compare.stats.paired import ALPHA, holm
 
 
 def normal(estimate, limit, error=1.0):

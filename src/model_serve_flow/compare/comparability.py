@@ -1,0 +1,288 @@
+"""Are these results of the right models, measured in the same way? What is not comparable is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model_serve_flow.errors import RERUN, FlowError
+from model_serve_flow.flow.profile import FlowConfig
+from model_serve_flow.flow.results.measured import (
+    AccuracyResult,
+    CompressionResult,
+    DistributionResult,
+    EngineFacts,
+    Measurement,
+    PerformanceResult,
+)
+from model_serve_flow.flow.workspace import Workspace
+
+# Keys of the protocol in which the second measurement differs.
+AGAIN = frozenset({"concurrency", "batch_size", "items_per_task"})
+
+REMEASURE = f"{RERUN} It measures again what differs."
+REMAKE = f"Results of different models were mixed. {RERUN}"
+
+
+@dataclass(frozen=True)
+class BaseResults:
+    """All that was measured of the base; the optional ones are none where the profile does not ask for them."""
+
+    accuracy: AccuracyResult
+    performance: PerformanceResult
+    accuracy_again: AccuracyResult | None = None
+    distribution: DistributionResult | None = None
+    distribution_again: DistributionResult | None = None
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """Every result there is."""
+        everything = (
+            self.accuracy,
+            self.performance,
+            self.accuracy_again,
+            self.distribution,
+            self.distribution_again,
+        )
+        return tuple(result for result in everything if result is not None)
+
+
+@dataclass(frozen=True)
+class CandidateResults:
+    """How a candidate was made, and all that was measured of it."""
+
+    compression: CompressionResult
+    accuracy: AccuracyResult
+    performance: PerformanceResult
+    distribution: DistributionResult | None = None
+
+    @property
+    def name(self) -> str:
+        return self.compression.model.name
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """Every result there is of the served candidate."""
+        everything = (self.accuracy, self.performance, self.distribution)
+        return tuple(result for result in everything if result is not None)
+
+
+def read_base(space: Workspace, config: FlowConfig) -> BaseResults:
+    """The base's results, with those the profile asks for; FlowError if one is missing or of another model."""
+    again, shift = config.accuracy.again is not None, config.accuracy.distribution is not None
+    results = BaseResults(
+        accuracy=space.accuracy("base"),
+        performance=space.performance("base") if config.performance.blocks == 1 else space.performance_in_blocks(),
+        accuracy_again=space.accuracy_again() if again else None,
+        distribution=space.distribution("base") if shift else None,
+        distribution_again=space.distribution_again() if again and shift else None,
+    )
+    _require_name("base", results.measurements)
+    return results
+
+
+def read_candidate(space: Workspace, config: FlowConfig, name: str) -> CandidateResults:
+    """A candidate's results, with those the profile asks for; FlowError if one is missing or of another model."""
+    results = CandidateResults(
+        compression=space.compression(name),
+        accuracy=space.accuracy(name),
+        performance=space.performance(name),
+        distribution=space.distribution(name) if config.accuracy.distribution is not None else None,
+    )
+    _require_name(name, (results.compression, *results.measurements))
+    return results
+
+
+def require_comparable(base: BaseResults, candidates: Sequence[CandidateResults]) -> None:
+    """Refuses results that are not of the models they claim, or were not measured in the same way.
+
+    Raises:
+        FlowError: what is wrong, naming the model, the result and the field.
+    """
+    _check_base(base)
+    _require_distinct([candidate.name for candidate in candidates])
+    for candidate in candidates:
+        _check_candidate(base, candidate)
+
+
+def _check_base(base: BaseResults) -> None:
+    _require_name("base", base.measurements)
+    for result in base.measurements:
+        _require_same_checkpoint(base.accuracy, result)
+        if result.engine.quantization is not None or result.engine.kernels:
+            raise FlowError(
+                f"The {result.kind} result of base was served quantised ({_served(result.engine)}).",
+                f"The base must be an unquantised model. {RERUN}",
+            )
+    _require_same_engine(base.accuracy, base.measurements)
+    _require_second(base.accuracy, base.accuracy_again)
+    _require_second(base.distribution, base.distribution_again)
+    if base.accuracy_again is not None:
+        _require_known_tasks(base.accuracy, base.accuracy_again)
+
+
+def _check_candidate(base: BaseResults, candidate: CandidateResults) -> None:
+    compression, name = candidate.compression, candidate.name
+    _require_name(name, candidate.measurements)
+    for result in candidate.measurements:
+        _require_same_checkpoint(compression, result)
+    if compression.base.sha256 != base.accuracy.model.sha256:
+        raise FlowError(
+            f"{name} was made from checkpoint {compression.base.sha256[:12]}, but the base that was measured is "
+            f"{base.accuracy.model.sha256[:12]}.",
+            RERUN,
+        )
+    if compression.model.sha256 == base.accuracy.model.sha256:
+        raise FlowError(f"{name} is the same checkpoint as base ({compression.model.sha256[:12]}).", REMAKE)
+    require_same_protocol(base.accuracy, candidate.accuracy)
+    require_same_protocol(base.performance, candidate.performance)
+    _require_quantised_kernel(candidate.measurements)
+    _require_same_engine(base.accuracy, candidate.measurements)
+    _require_same_objectives(base.performance, candidate.performance)
+    _require_same_tasks(base.accuracy, candidate.accuracy)
+    _require_same_distribution(base.distribution, candidate.distribution, name)
+
+
+# --- The right models ---
+
+
+def _require_name(name: str, results: Iterable[CompressionResult | Measurement]) -> None:
+    for result in results:
+        if result.model.name != name:
+            raise FlowError(f"The {result.kind} result in the folder of {name} is of {result.model.name}.", REMAKE)
+
+
+def _require_distinct(names: list[str]) -> None:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise FlowError(f"Candidate {repeated[0]} is given more than once.", "Give each candidate its own name.")
+
+
+def _require_same_checkpoint(first: CompressionResult | Measurement, second: Measurement) -> None:
+    if first.model != second.model:
+        raise FlowError(
+            f"The {first.kind} result of {first.model.name} is of checkpoint {first.model.sha256[:12]} "
+            f"({first.model.size_bytes} bytes), its {second.kind} result of {second.model.sha256[:12]} "
+            f"({second.model.size_bytes} bytes).",
+            REMAKE,
+        )
+
+
+def _require_quantised_kernel(results: Sequence[Measurement]) -> None:
+    """The engine's own log is the proof that the compressed weights, and not the base's, answered."""
+    for result in results:
+        if result.engine.quantization is None or not result.engine.kernels:
+            raise FlowError(
+                f"No quantised kernel served {result.model.name} in its {result.kind} result "
+                f"({_served(result.engine)}).",
+                f"Check the checkpoint's quantization_config and the server's log. {RERUN}",
+            )
+    first, *others = results
+    for other in others:
+        if set(first.engine.kernels) != set(other.engine.kernels):
+            raise FlowError(
+                f"{first.model.name} was served by different kernels: {first.kind} by {_served(first.engine)}, "
+                f"{other.kind} by {_served(other.engine)}.",
+                f"Measure both on one machine. {RERUN}",
+            )
+
+
+def _require_same_engine(base: Measurement, others: Iterable[Measurement]) -> None:
+    for other in others:
+        if other.engine.version != base.engine.version:
+            raise FlowError(
+                f"The {base.kind} result of {base.model.name} is from engine version {base.engine.version}, the "
+                f"{other.kind} result of {other.model.name} from {other.engine.version}.",
+                REMEASURE,
+            )
+
+
+def _served(engine: EngineFacts) -> str:
+    return f"quantization {engine.quantization}, kernels {', '.join(engine.kernels) or 'none'}"
+
+
+# --- The same items ---
+
+
+def _require_same_tasks(base: AccuracyResult, other: AccuracyResult) -> None:
+    if lacking := sorted(base.tasks.keys() - other.tasks.keys()):
+        raise FlowError(f"The accuracy result of {other.model.name} lacks the task {lacking[0]}.", REMEASURE)
+    _require_known_tasks(base, other)
+    for task in base.tasks:
+        if base.tasks[task].chance != other.tasks[task].chance:
+            raise FlowError(
+                f"Task {task}: guessing scores {base.tasks[task].chance} for base and "
+                f"{other.tasks[task].chance} for {other.model.name}.",
+                REMEASURE,
+            )
+
+
+def _require_known_tasks(base: AccuracyResult, other: AccuracyResult) -> None:
+    if odd := sorted(other.tasks.keys() - base.tasks.keys()):
+        raise FlowError(f"The accuracy result of base lacks the task {odd[0]}.", REMEASURE)
+
+
+def _require_second(first: Measurement | None, second: Measurement | None) -> None:
+    """The base's second measurement differs in its batches only: what changes is the engine's noise."""
+    if second is None:
+        return
+    if first is None:
+        raise FlowError(f"The base has a second {second.kind} result but no first.", REMEASURE)
+    ours, theirs = without_again(first.protocol), without_again(second.protocol)
+    if odd := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
+        raise FlowError(
+            f"The base's second {first.kind} result was not measured like its first: {odd[0]} is "
+            f"{ours.get(odd[0])!r} and {theirs.get(odd[0])!r}.",
+            REMEASURE,
+        )
+
+
+def without_again(protocol: dict[str, Any]) -> dict[str, Any]:
+    """The protocol without what says how requests were batched and how many items were asked, at any depth."""
+    return {
+        key: without_again(value) if isinstance(value, dict) else value
+        for key, value in protocol.items()
+        if key not in AGAIN
+    }
+
+
+def _require_same_distribution(base: DistributionResult | None, other: DistributionResult | None, name: str) -> None:
+    if base is None and other is None:
+        return
+    if base is None or other is None:
+        lacking = "base" if base is None else name
+        raise FlowError(f"The distribution result of {lacking} is missing.", REMEASURE)
+    require_same_protocol(base, other)
+
+
+# --- The same load ---
+
+
+def _require_same_objectives(base: PerformanceResult, candidate: PerformanceResult) -> None:
+    ours, theirs = (
+        None if c is None else (c.ttft_ms, c.itl_ms, c.attainment) for c in (base.capacity, candidate.capacity)
+    )
+    if ours != theirs:
+        raise FlowError(
+            f"The capacity of base was searched at the objectives {ours} and that of {candidate.model.name} at "
+            f"{theirs} (TTFT in ms, ITL in ms, share of requests).",
+            REMEASURE,
+        )
+
+
+def require_same_protocol(base: Measurement, candidate: Measurement) -> None:
+    """Refuses a comparison of measurements made differently, naming the field that differs.
+
+    Raises:
+        FlowError: the protocols differ.
+    """
+    if base.protocol_hash == candidate.protocol_hash:
+        return
+    for key in sorted(base.protocol.keys() | candidate.protocol.keys()):
+        ours, theirs = base.protocol.get(key), candidate.protocol.get(key)
+        if ours != theirs:
+            raise FlowError(
+                f"{base.model.name} and {candidate.model.name} were not measured in the same way: "
+                f"{key} is {ours!r} and {theirs!r}.",
+                f"{RERUN} It measures again what differs.",
+            )

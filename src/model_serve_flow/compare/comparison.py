@@ -1,0 +1,288 @@
+"""Results of base and candidates -> Comparison with a verdict per candidate. Refuses what cannot be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model_serve_flow.compare.comparability import (
+    BaseResults,
+    CandidateResults,
+    read_base,
+    read_candidate,
+    require_comparable,
+)
+from model_serve_flow.compare.differences import Differences, compare_suite, compare_task, deciding
+from model_serve_flow.compare.distribution_shift import Shift, measure_shift, noise_floor
+from model_serve_flow.compare.gaps import Evidence, economy_gaps, score_gaps
+from model_serve_flow.compare.margins import check_seal
+from model_serve_flow.compare.pairs import Pairs, flipped_items, pair
+from model_serve_flow.compare.ranking import rankable, ranked
+from model_serve_flow.compare.reading import primary_metric
+from model_serve_flow.compare.roofline import diagnose, held_in_float32
+from model_serve_flow.compare.secondary import secondary_readings, speed_verdict, warnings
+from model_serve_flow.compare.slices import compare_slices
+from model_serve_flow.compare.soft import soft_scores, soft_sentence
+from model_serve_flow.compare.speed import cost, cost_interval, mean_speedup, memory, speed_points
+from model_serve_flow.compare.tiers import WITHHELD, Tiers, withheld
+from model_serve_flow.compare.verdict import decide, loss_p_values, with_items_to_settle
+from model_serve_flow.flow.busy import BUSY_SHARE
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.profile import FlowConfig, Verdict
+from model_serve_flow.flow.results.compared import (
+    BaseComparison,
+    CandidateComparison,
+    Comparison,
+    Decision,
+    Difference,
+    GrossLoss,
+    NoiseFloor,
+    SpeedPoint,
+    SpeedVerdict,
+    UnmeasuredLoad,
+    Warned,
+)
+from model_serve_flow.flow.results.measured import BASE
+from model_serve_flow.system.files import write_json
+
+
+def compare_workspace(flow: Flow) -> Comparison:
+    """Compares all results in the workspace of a profile and writes `report/comparison.json`.
+
+    Raises:
+        FlowError: a result is missing, was edited, lies in another model's folder, or cannot be compared.
+    """
+    space, config = flow.workspace, flow.config
+    candidates = [read_candidate(space, config, candidate.name) for candidate in flow.candidates]
+    comparison = compare(config, read_base(space, config), candidates).model_copy(update={"margins": check_seal(flow)})
+    write_json(space.report / "comparison.json", comparison)
+    return comparison
+
+
+def compare(config: FlowConfig, base: BaseResults, candidates: Sequence[CandidateResults]) -> Comparison:
+    """Compares each candidate with the base, item by item and load point by load point, decides, and ranks.
+
+    Args:
+        config: gives the name and note of the base, the seed of the bootstrap, the margins and the machine's price.
+        base: results of the base model.
+        candidates: results of each candidate.
+
+    Raises:
+        FlowError: the results are not of the models they claim, were not measured in the same way, lack items or load
+            points, or a candidate was not served by a quantised kernel.
+    """
+    require_comparable(base, candidates)
+    noise = noise_floor(base, config.seed)
+    answered = [_Answered.of(config, base, candidate) for candidate in candidates]
+    compared = [
+        _compare_one(config, base, candidate, noise, answers, _others(answers, answered))
+        for candidate, answers in zip(candidates, answered, strict=True)
+    ]
+    described, compared = ranked(_base(config, base), compared, _evidence(base, candidates, compared))
+    return Comparison(
+        profile=config.name,
+        margin_rationale=config.verdict.rationale,
+        base=described,
+        candidates=compared,
+        protocol={"accuracy": base.accuracy.protocol, "performance": base.performance.protocol},
+        protocol_hash={"accuracy": base.accuracy.protocol_hash, "performance": base.performance.protocol_hash},
+    )
+
+
+def _evidence(
+    base: BaseResults, candidates: Sequence[CandidateResults], compared: Sequence[CandidateComparison]
+) -> Evidence:
+    """How far the base and the candidates that are ranked are apart, on the tasks that decide for all of them."""
+    able = {c.name: c for c in rankable(compared)}
+    measured = {BASE: base, **{c.name: c for c in candidates if c.name in able}}
+    common = [set(deciding(candidate.accuracy)) for candidate in able.values()]
+    tasks = [task for task in base.accuracy.tasks if common and all(task in found for found in common)]
+    sizes = {name: results.accuracy.model.size_bytes for name, results in measured.items()}
+    return Evidence(
+        score_gaps({name: results.accuracy for name, results in measured.items()}, tasks),
+        economy_gaps({name: results.performance for name, results in measured.items()}, sizes),
+    )
+
+
+def _base(config: FlowConfig, base: BaseResults) -> BaseComparison:
+    capacity = base.performance.capacity
+    return BaseComparison(
+        name=config.model.name,
+        sha256=base.accuracy.model.sha256,
+        size_bytes=base.accuracy.model.size_bytes,
+        note=config.model.note,
+        memory=memory(base.performance),
+        capacity=capacity,
+        cost_per_million_output_tokens=cost(config.deploy.hourly_price_usd, capacity),
+        cost_ci95=cost_interval(config.deploy.hourly_price_usd, capacity),
+    )
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """What base and one candidate answered, item by item, before anything is corrected for what others did."""
+
+    tasks: list[Pairs]
+    differences: Differences
+    counting: Differences  # without the advisory tasks
+    suite: Difference | None
+
+    @classmethod
+    def of(cls, config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> _Answered:
+        measured = (base.accuracy.tasks, candidate.accuracy.tasks)
+        tasks = [pair(task, *(side[task] for side in measured)) for task in base.accuracy.tasks]
+        differences = {pairs.task: compare_task(pairs, config.verdict, config.seed) for pairs in tasks}
+        counting = _tiers(config.verdict).counting(differences)
+        return cls(tasks, differences, counting, compare_suite(counting, config.verdict))
+
+
+def _others(answers: _Answered, everyone: Sequence[_Answered]) -> list[float]:
+    """The p-values of all other candidates, for which SHIP is corrected too."""
+    return [p for other in everyone if other is not answers for p in loss_p_values(other.counting, other.suite)]
+
+
+def _compare_one(
+    config: FlowConfig,
+    base: BaseResults,
+    candidate: CandidateResults,
+    noise: NoiseFloor | None,
+    answered: _Answered,
+    others: Sequence[float],
+) -> CandidateComparison:
+    made, size = candidate.compression, base.accuracy.model.size_bytes
+    answers, speed = _answers(config, answered, others), _speed(config, base, candidate)
+    shift = _distribution_shift(config, base, candidate)
+    secondary = secondary_readings(config.verdict.secondary, shift, _gross_losses(answers["accuracy"]))
+    verdict, reasons = _decided(config.verdict, answered, others, secondary)
+    closing = _closing_sentences(verdict, speed, made.model.size_bytes, size)
+    return CandidateComparison(
+        name=candidate.name,
+        scheme=made.scheme,
+        algorithm=made.algorithm,
+        origin=made.origin,
+        kernel=", ".join(candidate.performance.engine.kernels),
+        sha256=made.model.sha256,
+        size_bytes=made.model.size_bytes,
+        size_ratio=made.model.size_bytes / size,
+        verdict=verdict,
+        reasons=(*reasons, *_secondary(answers, noise), *closing),
+        noise_floor=noise,
+        secondary=secondary,
+        **answers,
+        **(shift.fields() if shift else {}),
+        **speed,
+    )
+
+
+def _decided(
+    margins: Verdict, answered: _Answered, others: Sequence[float], secondary: Sequence[Warned]
+) -> tuple[Decision, tuple[str, ...]]:
+    """The verdict with its reasons; secondary margins warn, or withhold SHIP where the profile says so."""
+    verdict, reasons = decide(answered.differences, answered.suite, _tiers(margins), others)
+    told = warnings(margins.secondary, secondary)
+    if margins.secondary.action == "withhold" and told and verdict == "SHIP":
+        return withheld(verdict, told), (*(f"{sentence} {WITHHELD}" for sentence in told), *reasons)
+    return verdict, (*reasons, *told)
+
+
+def _tiers(margins: Verdict) -> Tiers:
+    return Tiers(margins.required, margins.advisory)
+
+
+def _gross_losses(differences: Differences) -> dict[str, GrossLoss]:
+    """Task -> gross loss by its primary metric, of the tasks that decide."""
+    primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
+    return {task: d.gross_loss for task, d in primaries.items() if d.gross_loss and d.decides}
+
+
+def _answers(config: FlowConfig, answered: _Answered, others: Sequence[float]) -> dict[str, Any]:
+    """Fields on what the candidate answers: differences, slices and flipped items."""
+    tiers = _tiers(config.verdict)
+    differences, suite = with_items_to_settle(answered.differences, answered.suite, tiers, others)
+    return {
+        "accuracy": differences,
+        "suite": suite,
+        "soft": soft_scores(answered.tasks),
+        "slices": compare_slices(answered.tasks, config.verdict),
+        "flipped": tuple(item for pairs in answered.tasks for item in flipped_items(pairs)),
+    }
+
+
+def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> dict[str, Any]:
+    """Fields on what serving the candidate takes: speed, capacity, cost, memory and the diagnosis."""
+    performance, made = candidate.performance, candidate.compression
+    compared, unmeasured = speed_points(base.performance, performance)
+    sizes = (base.accuracy.model.size_bytes, made.model.size_bytes)
+    if base.performance.engine.dtype == "float32":
+        sizes = held_in_float32(*sizes, made.bits_per_weight)
+    return {
+        "performance": compared,
+        "speed": speed_verdict(config.verdict.secondary, compared),
+        "unmeasured": unmeasured,
+        "capacity": performance.capacity,
+        "cost_per_million_output_tokens": cost(config.deploy.hourly_price_usd, performance.capacity),
+        "cost_ci95": cost_interval(config.deploy.hourly_price_usd, performance.capacity),
+        "diagnosis": diagnose(base.performance, performance, *sizes, ", ".join(performance.engine.kernels))
+        if compared
+        else None,
+        "memory": memory(performance),
+    }
+
+
+def _distribution_shift(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> Shift | None:
+    if base.distribution is None or candidate.distribution is None:
+        return None
+    return measure_shift(base.distribution, candidate.distribution, config.seed)
+
+
+def _secondary(answers: dict[str, Any], noise: NoiseFloor | None) -> list[str]:
+    """Sentences on what does not decide."""
+    return [*_noise_sentence(answers["accuracy"], noise), *filter(None, [soft_sentence(answers["soft"])])]
+
+
+def _noise_sentence(differences: Differences, noise: NoiseFloor | None) -> list[str]:
+    """Says so where the candidate's share of flips may be the engine's: rates, as the engine's is from a sample."""
+    if noise is None or noise.rate is None:
+        return []
+    primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
+    flipped = {task: d for task, d in primaries.items() if task in noise.flips and d.flips is not None}
+    ours = sum(map(_flips, flipped.values())) / max(1, sum(d.n for d in flipped.values()))
+    low, high = noise.rate.ci95
+    if not flipped or ours > high:
+        return []
+    twice = sum(noise.items.values())
+    return [
+        f"Its flips, {100 * ours:.1f} % of the answers, cannot be told from those that the engine makes by itself: "
+        f"{100 * noise.rate.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {twice:,} answers asked twice."
+    ]
+
+
+def _flips(difference: Difference) -> int:
+    return difference.flips.total
+
+
+def _closing_sentences(verdict: Decision, measured: dict[str, Any], size: int, base_size: int) -> list[str]:
+    """Speed and size (in bytes); the speed of a model that must not ship is no reason for anything."""
+    whole = f"{100 * size / base_size:.0f} % of the base's {base_size / 1e6:,.0f} MB"
+    size_sentence = f"Size: {size / 1e6:,.0f} MB, {whole}."
+    if verdict == "DO NOT SHIP":
+        return [size_sentence]
+    speed = _speed_sentences(measured["performance"], measured["unmeasured"], measured["speed"])
+    return [*speed, size_sentence]
+
+
+def _speed_sentences(
+    points: Sequence[SpeedPoint], unmeasured: Sequence[UnmeasuredLoad], verdict: SpeedVerdict | None
+) -> list[str]:
+    sentences = [f"Not measured at {load.concurrency} concurrent requests: {load.reason}." for load in unmeasured]
+    if points:
+        loads = ", ".join(f"{point.speedup:.2f}x at {point.concurrency}" for point in points)
+        speed = f"Output tokens/s: {mean_speedup(points):.2f}x the base's in the geometric mean"
+        judged = f"Against the speed margin of {verdict.margin:g}x: {verdict.reading}."
+        sentences.insert(0, f"{speed} ({loads} concurrent requests). {judged}")
+    taken = [share for point in points if point.others_share for share in point.others_share.values()]
+    if taken and max(taken) >= BUSY_SHARE:
+        sentences.append(f"The machine was busy: other programs took up to {max(taken):.0%} of its CPU during a load. "
+                         "Speeds would be higher without them; the answers would be the same.")  # fmt: skip
+    return sentences

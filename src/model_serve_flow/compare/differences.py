@@ -1,0 +1,331 @@
+"""The paired difference in every metric of a task and in their average, with its uncertainty and its test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from model_serve_flow.compare.comparability import REMEASURE
+from model_serve_flow.compare.pairs import Pairs, count_flips
+from model_serve_flow.compare.reading import PRIMARY_METRICS, primary_metric
+from model_serve_flow.compare.repeats import repeated
+from model_serve_flow.compare.secondary import gross_loss
+from model_serve_flow.compare.stats import bootstrap, paired
+from model_serve_flow.compare.stats.clusters import ClusteredMean, cluster_key
+from model_serve_flow.compare.stats.paired import Interval, PairedLoss, PairedMean
+from model_serve_flow.compare.tiers import Tiers
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow.profile import Verdict
+from model_serve_flow.flow.results.compared import Clusters, Difference, Tail
+from model_serve_flow.flow.results.measured import TaskAccuracy
+
+TEXT_KEYS = ("loglikelihood", "words", "bytes")  # what an item of a perplexity task carries
+LOGLIKELIHOOD_METRIC = "perplexity"  # LAMBADA's: exp(-mean), and its values are the log-likelihoods, higher is better
+AGGREGATE_TOLERANCE = 1e-6
+COLLAPSE = math.log(2)  # nats per word by which a document's loss rises when its perplexity doubles
+
+TANGO = "Tango's score interval for paired proportions"
+BOOTSTRAP = "BCa bootstrap over items"
+CLUSTERED = "cluster-robust standard error, t over the clusters"
+BOOTSTRAP_DOCUMENTS = "BCa bootstrap over documents"
+MOVER = "MOVER over the tasks' intervals"
+
+Differences = Mapping[str, Mapping[str, Difference]]  # task -> metric -> difference
+
+
+def compare_task(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Difference]:
+    """The difference in each metric of one task that has a value per item.
+
+    Metrics of answers are in points (values x 100), word perplexity in percent of the base's, bits per byte in
+    bits/byte.
+
+    Raises:
+        FlowError: a value is NaN or infinite, or a task's figure is not that of its items.
+    """
+    tier = Tiers(margins.required, margins.advisory).of(pairs.task)
+    try:
+        text = all(pairs.values(key) is not None for key in TEXT_KEYS)
+        found = (_text_differences if text else _answer_differences)(pairs, margins, seed)
+        return {name: d.model_copy(update={"tier": tier}) for name, d in found.items()}
+    except ValueError as error:
+        raise FlowError(f"Task {pairs.task} cannot be compared: {error}.", REMEASURE) from error
+
+
+def deciding(differences: Differences) -> dict[str, Difference]:
+    """The primary metric of each task that can decide: those `asked` that have items enough for their test."""
+    return {task: d for task, d in asked(differences).items() if d.too_few is None}
+
+
+def asked(differences: Differences) -> dict[str, Difference]:
+    """The primary metric of each task but texts, as far as the base is strong enough at it."""
+    primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
+    return {task: d for task, d in primaries.items() if d.unit == "points" and not d.silent}
+
+
+def compare_suite(differences: Differences, margins: Verdict) -> Difference | None:
+    """Macro average over the deciding tasks, each counting the same; higher is better. None if no task can decide."""
+    tasks = list(deciding(differences).values())
+    if not tasks:
+        return None
+    interval = paired.mean_of_independent([oriented(d) for d in tasks])
+    base, candidate = (math.fsum(getattr(d, side) for d in tasks) / len(tasks) for side in ("base", "candidate"))
+    return Difference(
+        n=sum(d.n for d in tasks),
+        base=base,
+        candidate=candidate,
+        unit="points",
+        higher_is_better=True,
+        method=MOVER,
+        margin=margins.suite_margin_points,
+        noninferiority_p=paired.average_noninferiority_p(interval, margins.suite_margin_points),
+        recovery_percent=_recovery(base, candidate) if all(d.higher_is_better for d in tasks) else None,
+        smallest_detectable_drop=paired.smallest_detectable_change(interval),
+        **_bounds(interval),
+    )
+
+
+def oriented(difference: Difference) -> Interval:
+    """The difference with its interval, turned so that higher is better."""
+    low, high = difference.ci95
+    if difference.higher_is_better:
+        return Interval(difference.difference, low, high)
+    return Interval(-difference.difference, -high, -low)
+
+
+# --- Answers ---
+
+
+def _answer_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Difference]:
+    # A metric without values per item is lm-eval's figure for the whole task only: nothing to pair.
+    scored = [metric for metric in pairs.base.metrics if pairs.values(metric) is not None]
+    if not scored:
+        raise ValueError("no metric has a value per item")
+    differences = {metric: _answer_difference(pairs, metric, margins, seed) for metric in scored}
+    _require_own_figure(pairs, primary_metric(scored))
+    return differences
+
+
+def _answer_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Difference:
+    if metric.partition(",")[0] == LOGLIKELIHOOD_METRIC:
+        return _perplexity_difference(pairs, metric, margins, seed)
+    base, candidate = pairs.values(metric)
+    binary = paired.is_binary(base) and paired.is_binary(candidate)
+    higher_is_better = pairs.base.metrics[metric].higher_is_better
+    tested = (_binary_test if binary else _mean_test)(pairs, metric, margins, seed)
+    tested |= _cluster_test(pairs, metric, margins, tested)
+    misleading = tested.get("near_chance", False) or not higher_is_better
+    return Difference(
+        n=base.size,
+        base=100 * base.mean(),
+        candidate=100 * candidate.mean(),
+        unit="points",
+        higher_is_better=higher_is_better,
+        chance=None if pairs.base.chance is None else 100 * pairs.base.chance,
+        margin=margins.task_margin_points,
+        gross_loss=gross_loss(pairs, metric) if binary else None,
+        repeated=repeated(pairs, metric),
+        recovery_percent=None if misleading else _recovery(base.mean(), candidate.mean()),
+        **tested,
+    )
+
+
+def _binary_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[str, Any]:
+    """Interval and tests of values of 0 and 1. Nothing here is drawn."""
+    (base, candidate), good = pairs.values(metric), pairs.oriented(metric)
+    flips = count_flips(good[0] == 1, good[1] == 1)
+    changed = flips.total / base.size
+    low = paired.wilson_interval(int(good[0].sum()), base.size).low
+    retention_p = paired.binary_retention_p(*good, margins.retention, pairs.base.chance or 0.0)
+    return {
+        **_bounds(paired.paired_binary_difference(base, candidate).scaled(100)),
+        "method": TANGO,
+        "noninferiority_p": paired.binary_noninferiority_p(*good, margins.task_margin_points / 100),
+        "mcnemar_p": paired.mcnemar_p(base, candidate),
+        "flips": flips,
+        "smallest_detectable_drop": 100 * paired.smallest_detectable_drop(base.size, changed),
+        **_sensitivity(float(good[0].mean()), low, pairs.base.chance, margins),
+        "retention_p": retention_p,
+    }
+
+
+def _mean_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[str, Any]:
+    """Interval and tests of other values, out of one draw."""
+    tested, chance = PairedMean.of(*pairs.oriented(metric), seed), pairs.base.chance
+    interval = tested.interval().scaled(100)
+    higher_is_better = pairs.base.metrics[metric].higher_is_better
+    if not higher_is_better:
+        interval = Interval(-interval.difference, -interval.high, -interval.low)
+    found = {
+        **_bounds(interval),
+        "method": BOOTSTRAP,
+        **_drawn(pairs.base.n, tested.noninferiority_p(margins.task_margin_points / 100)),
+        "smallest_detectable_drop": paired.smallest_detectable_change(interval),
+    }
+    if "too_few" in found or not (higher_is_better or tested.bounded):  # an error without a ceiling has no floor
+        return found
+    sensitivity = _sensitivity(float(tested.base.mean()), tested.base_low(), chance, margins)
+    return {**found, **sensitivity, "retention_p": tested.retention_p(margins.retention, chance or 0.0)}
+
+
+def _sensitivity(score: float, low: float, chance: float | None, margins: Verdict) -> dict[str, Any]:
+    """Whether the task can show a loss at all: assay sensitivity, ICH E10 (2000), section 1.5.
+
+    Args:
+        score, low: the base's score and its lower bound, turned so that higher is better.
+        chance: expected score of guessing; none: the model writes freely, and guessing scores 0.
+    """
+    floor = chance or 0.0
+    allowed = 100 * (1 - margins.retention) * (score - floor)
+    return {
+        "base_low": 100 * low,
+        "near_chance": chance is not None and low <= chance,
+        "too_weak": 100 * (low - floor) <= margins.task_margin_points,
+        "retention": margins.retention,
+        "retention_limit": allowed if allowed > 0 else None,
+    }
+
+
+def _perplexity_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Difference:
+    """The perplexity of right answers, from the log-likelihood of each; in percent of the base's, like a text's."""
+    base, candidate = pairs.values(metric)
+    margin = margins.perplexity_margin_percent
+    tested = PairedLoss.of(base, candidate, [1.0] * base.size, seed)
+    return _text_difference(
+        pairs,
+        metric,
+        [math.exp(-side.mean()) for side in (base, candidate)],
+        tested.percent(),
+        method=BOOTSTRAP,
+        unit="percent",
+        margin=margin,
+        **_drawn(base.size, tested.noninferiority_p(math.log1p(margin / 100))),
+    )
+
+
+def _cluster_test(pairs: Pairs, metric: str, margins: Verdict, found: dict[str, Any]) -> dict[str, Any]:
+    """What changes where items come in clusters: all of it if their interval is wider than that of single items."""
+    key = cluster_key(pairs.base.items)
+    if key is None:
+        return {}
+    labels, (base, candidate) = [item.groups[key] for item in pairs.base.items], pairs.oriented(metric)
+    change = candidate - base
+    whole, alone = ClusteredMean.of(change, labels), float(change.var(ddof=1) / change.size)
+    interval, (low, high) = whole.interval().scaled(100), found["ci95"]
+    wider = interval.high - interval.low > high - low
+    effect = whole.error**2 / alone if alone > 0 else None
+    clusters = Clusters(key=key, count=whole.clusters, design_effect=effect, decide=wider)
+    if "too_few" in found:
+        return {"clusters": clusters}
+    sensitivity = _cluster_sensitivity(pairs, labels, (base, candidate), margins, found)
+    if not wider:  # of one model alone clusters can tell less than items all the same
+        return {"clusters": clusters, **sensitivity}
+    if not pairs.base.metrics[metric].higher_is_better:
+        interval = Interval(-interval.difference, -interval.high, -interval.low)
+    tested = {
+        "clusters": clusters,
+        **_bounds(interval),
+        "method": CLUSTERED,
+        "noninferiority_p": whole.p_at_most(-margins.task_margin_points / 100),
+        "monte_carlo_error": None,
+        "smallest_detectable_drop": paired.smallest_detectable_change(interval),
+    }
+    return {**tested, **sensitivity}
+
+
+def _cluster_sensitivity(
+    pairs: Pairs, labels: list[str], good: tuple[NDArray, NDArray], margins: Verdict, found: dict[str, Any]
+) -> dict[str, Any]:
+    """The base's lower bound and retention over clusters, where single items have them; the more cautious counts."""
+    if "base_low" not in found:
+        return {}
+    (base, candidate), chance = good, pairs.base.chance or 0.0
+    low = min(found["base_low"] / 100, ClusteredMean.of(base, labels).interval().low)
+    kept = ClusteredMean.of(candidate - margins.retention * base - (1 - margins.retention) * chance, labels)
+    p = kept.p_at_most(0.0) if kept.error else found["retention_p"]
+    sensitivity = _sensitivity(float(base.mean()), low, pairs.base.chance, margins)
+    return {**sensitivity, "retention_p": max(found["retention_p"], p)}
+
+
+def _drawn(n: int, p: float) -> dict[str, Any]:
+    """The p-value of a bootstrap over n units; none where they are too few for one."""
+    if n < bootstrap.LEAST_UNITS:
+        return {"too_few": bootstrap.LEAST_UNITS}
+    return {"noninferiority_p": p, "monte_carlo_error": bootstrap.monte_carlo_error(p)}
+
+
+def _recovery(base: float, candidate: float) -> float | None:
+    return 100 * candidate / base if base > 0 else None
+
+
+# --- Texts ---
+
+
+def _text_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Difference]:
+    """Word perplexity and bits per byte of the corpus: ratio estimators over its documents."""
+    (base, candidate), words, sizes = (pairs.values(key) for key in TEXT_KEYS)
+    for key, (ours, theirs) in (("words", words), ("bytes", sizes)):
+        if (ours != theirs).any():
+            raise FlowError(f"Task {pairs.task}: {key} of a document differ between base and candidate.", REMEASURE)
+    words, sizes = words[0], sizes[0]
+    margin = math.log1p(margins.perplexity_margin_percent / 100)  # nats per word
+    byte_margin = margin * words.sum() / sizes.sum()
+    by_word, by_byte = (PairedLoss.of(base, candidate, units, seed) for units in (words, sizes))
+    collapsed = int(((base - candidate) / words >= COLLAPSE).sum())
+    tail = Tail(collapsed=collapsed, share_at_most=paired.share_at_most(collapsed, words.size))
+    return {
+        "word_perplexity": _text_difference(
+            pairs,
+            "word_perplexity",
+            [math.exp(-side.sum() / words.sum()) for side in (base, candidate)],
+            by_word.percent(),
+            unit="percent",
+            margin=margins.perplexity_margin_percent,
+            tail=tail,
+            **_drawn(words.size, by_word.noninferiority_p(margin)),
+        ),
+        "bits_per_byte": _text_difference(
+            pairs,
+            "bits_per_byte",
+            [-side.sum() / sizes.sum() / math.log(2) for side in (base, candidate)],
+            by_byte.interval().scaled(1 / math.log(2)),
+            unit="bits/byte",
+            margin=byte_margin / math.log(2),
+            tail=tail,
+            **_drawn(words.size, by_byte.noninferiority_p(byte_margin)),
+        ),
+    }
+
+
+def _text_difference(pairs: Pairs, metric: str, values: list[float], interval: Interval, **fields: Any) -> Difference:
+    for result, value in zip((pairs.base, pairs.candidate), values, strict=True):
+        _require_figure(pairs.task, metric, result, value)
+    return Difference(
+        n=pairs.base.n,
+        base=values[0],
+        candidate=values[1],
+        higher_is_better=False,
+        smallest_detectable_drop=paired.smallest_detectable_change(interval),
+        **{"method": BOOTSTRAP_DOCUMENTS, **_bounds(interval), **fields},
+    )
+
+
+def _bounds(interval: Interval) -> dict[str, float | tuple[float, float]]:
+    return {"difference": interval.difference, "ci95": (interval.low, interval.high)}
+
+
+def _require_own_figure(pairs: Pairs, metric: str) -> None:
+    if metric.partition(",")[0] in PRIMARY_METRICS:  # known to be plain means of their items
+        for result, values in zip((pairs.base, pairs.candidate), pairs.values(metric), strict=True):
+            _require_figure(pairs.task, metric, result, values.mean())
+
+
+def _require_figure(task: str, metric: str, result: TaskAccuracy, recomputed: float) -> None:
+    """A figure that its own items do not give was edited, or belongs to other items."""
+    given = result.metrics[metric].value if metric in result.metrics else recomputed
+    if not math.isclose(given, recomputed, rel_tol=AGGREGATE_TOLERANCE, abs_tol=AGGREGATE_TOLERANCE):
+        raise FlowError(
+            f"Task {task}: {metric} is given as {given:.6g}, but its items give {recomputed:.6g}.", REMEASURE
+        )

@@ -1,0 +1,116 @@
+"""Pairs the items of two measurements of one task by id, and finds the answers that became right or wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_serve_flow.compare.comparability import REMEASURE
+from model_serve_flow.compare.reading import primary_metric
+from model_serve_flow.compare.stats import paired
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow.results.compared import FlippedItem, Flips
+from model_serve_flow.flow.results.measured import Item, TaskAccuracy
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The items of one task, base and candidate, in the base's order."""
+
+    task: str
+    base: TaskAccuracy
+    candidate: TaskAccuracy
+    rows: tuple[tuple[Item, Item], ...]
+
+    def values(self, key: str) -> tuple[NDArray, NDArray] | None:
+        """The values of base and candidate, or None if no item carries the key; FlowError if only some do."""
+        have = [key in item.values for row in self.rows for item in row]
+        if not any(have):
+            return None
+        if not all(have):
+            lacking = self.rows[have.index(False) // 2][0].id
+            raise FlowError(f"Task {self.task}, item {lacking}: {key} is missing.", REMEASURE)
+        base, candidate = (np.array([row[side].values[key] for row in self.rows], dtype=float) for side in (0, 1))
+        return base, candidate
+
+    def oriented(self, metric: str) -> tuple[NDArray, NDArray] | None:
+        """The values, turned where lower is better (1 - value), so that 1 is right and a fall is a loss."""
+        values = self.values(metric)
+        if values is None or self.base.metrics[metric].higher_is_better:
+            return values
+        return 1 - values[0], 1 - values[1]
+
+    def right(self) -> tuple[NDArray, NDArray] | None:
+        """Whether each answer of base and candidate is right, by the primary metric; None if it is not 0 or 1."""
+        scored = [metric for metric in self.base.metrics if self.values(metric) is not None]
+        if not scored:
+            return None
+        values = self.oriented(primary_metric(scored))
+        if not all(paired.is_binary(side) for side in values):
+            return None
+        return values[0] == 1, values[1] == 1
+
+
+def pair(task: str, base: TaskAccuracy, candidate: TaskAccuracy, name: str = "candidate") -> Pairs:
+    """Pairs two measurements of one task, item by item; `name` is what the other one is called in an error.
+
+    Raises:
+        FlowError: an item is missing, extra, repeated, or not the same question on both sides; it is named.
+    """
+    for side in (base, candidate):
+        ids = [item.id for item in side.items]
+        if len(set(ids)) != len(ids):
+            repeated = next(id for id in ids if ids.count(id) > 1)
+            raise FlowError(f"Task {task}, item {repeated}: it occurs more than once.", REMEASURE)
+    ours, theirs = ({item.id: item for item in side.items} for side in (base, candidate))
+    if odd := sorted(ours.keys() ^ theirs.keys()):
+        lacking = name if odd[0] in ours else "base"
+        unpaired = f"{len(odd)} of {len(ours | theirs)} are unpaired"
+        raise FlowError(f"Task {task}, item {odd[0]}: the {lacking} has no such item ({unpaired}).", REMEASURE)
+    rows = tuple((item, theirs[item.id]) for item in base.items)
+    for row in rows:
+        _require_same_question(task, *row, name)
+    return Pairs(task, base, candidate, rows)
+
+
+def only(scored: TaskAccuracy, other: TaskAccuracy) -> TaskAccuracy:
+    """The items of `scored` that `other` has as well; what has none of them stays as it is, for `pair` to refuse."""
+    ids = {item.id for item in other.items}
+    items = tuple(item for item in scored.items if item.id in ids)
+    return scored.model_copy(update={"items": items, "n": len(items)}) if items else scored
+
+
+def _require_same_question(task: str, base: Item, candidate: Item, name: str) -> None:
+    for field, part in (("prompt", "prompt"), ("expected", "expected answer")):
+        if getattr(base, field) != getattr(candidate, field):
+            raise FlowError(f"Task {task}, item {base.id}: its {part} is not the same for base and {name}.", REMEASURE)
+
+
+def count_flips(before: NDArray, after: NDArray) -> Flips:
+    """Flips between two vectors of right (true) and wrong answers."""
+    return Flips(
+        right_to_wrong=int(np.sum(before & ~after)),
+        wrong_to_right=int(np.sum(~before & after)),
+    )
+
+
+def flipped_items(pairs: Pairs) -> tuple[FlippedItem, ...]:
+    """The items whose answer became right or wrong, by the primary metric; none for a task not scored with 0 and 1."""
+    right = pairs.right()
+    if right is None:
+        return ()
+    return tuple(
+        FlippedItem(
+            task=pairs.task,
+            id=base.id,
+            became="right" if after else "wrong",
+            prompt=base.prompt,
+            expected=base.expected,
+            base_answer=base.answer,
+            candidate_answer=candidate.answer,
+        )
+        for (base, candidate), before, after in zip(pairs.rows, *right, strict=True)
+        if before != after
+    )

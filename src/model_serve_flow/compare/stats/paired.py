@@ -1,0 +1,642 @@
+"""Paired differences, their 95 % intervals and tests against a margin. No I/O; every function refuses impossible data.
+
+A p-value against a margin and the interval of the same data always agree: p < 0.025 exactly where the interval lies on
+the good side of the margin, 1 - p < 0.025 exactly where it lies on the bad side. docs/Statistics.md explains each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from model_serve_flow.compare.stats.bootstrap import RatioBootstrap, Resamples
+
+CONFIDENCE = 0.95
+ALPHA = (1 - CONFIDENCE) / 2  # of a one-sided test
+POWER = 0.8
+Z = 1.959963984540054  # standard normal quantile at 97.5 %
+Z_POWER = 0.8416212335729143  # and at 80 %
+LEAST_Z, MOST_Z = 0.05, 8.0  # nearer to 0 than the first a p-value is 0.5, beyond the second it is 0
+MOST_ITEMS = 1e9  # a benchmark of more items than this will not be made
+FAR = 0.05  # a fall of an item that counts as far
+LEAST_LOSERS = 20  # items that must carry a loss before the bootstrap alone decides
+_STAKES = np.arange(1, 21) / 20  # shares of the capital that the gambler of `betting_p` bets
+_STAKE_SHARES = np.array([0.5 / 19] * 19 + [0.5])  # of the money, by stake
+ROUNDING = 1e-12  # of a logarithm
+_EDGE = 1e-9  # keeps a bracket off its own estimate, where the score's variance can be 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its two-sided 95 % confidence interval."""
+
+    difference: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> Interval:
+        """The same in another unit; `factor` must be positive."""
+        return Interval(self.difference * factor, self.low * factor, self.high * factor)
+
+
+def is_binary(values: ArrayLike) -> bool:
+    """Whether all values are exactly 0 or 1."""
+    return bool(np.isin(np.asarray(values, dtype=float), (0.0, 1.0)).all())
+
+
+def paired_binary_difference(base: ArrayLike, candidate: ArrayLike, level: float = ALPHA) -> Interval:
+    """Candidate minus base in the proportion of ones, over the same items.
+
+    The interval is the score interval of Tango (1998), "Equivalence test and confidence interval for the difference in
+    proportions for the paired-sample design", Statistics in Medicine 17:891-908. Unlike the Wald interval it keeps its
+    coverage where few answers differ, and stays honest (wider than a point) where none does.
+
+    Args:
+        base, candidate: n values of 0 or 1, item by item.
+        level: error of each bound; 0.025 for the two of a 95 % interval.
+
+    Returns:
+        Difference and bounds as proportions, in [-1, 1].
+
+    Raises:
+        ValueError: no values, unequal lengths, NaN or infinity, or a value that is neither 0 nor 1.
+    """
+    from scipy.stats import norm
+
+    return score_interval(*_flips(base, candidate), Z if level == ALPHA else float(norm.isf(level)))
+
+
+@dataclass(frozen=True)
+class PairedMean:
+    """A continuous metric of the same items, resampled once: its interval and every test come from one draw.
+
+    The interval is the BCa bootstrap over items, see `RatioBootstrap`. Where few items carry the loss, the resamples
+    hold only what those few show, and the betting bound for values in [0, 1] counts too, see `betting_p`.
+    """
+
+    base: NDArray
+    candidate: NDArray
+    draws: Resamples
+
+    @classmethod
+    def of(cls, base: ArrayLike, candidate: ArrayLike, seed: int) -> PairedMean:
+        """Of n values each, item by item; ValueError for fewer than two, unequal lengths, NaN or infinity."""
+        base, candidate = _paired(base, candidate, at_least=2)
+        return cls(base, candidate, Resamples.of((base, candidate, np.ones_like(base)), seed))
+
+    @property
+    def change(self) -> RatioBootstrap:
+        """Candidate minus base in the mean."""
+        return self.draws.ratio((-1, 1, 0), (0, 0, 1))
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every value is in [0, 1], as a share or a score is."""
+        return all(bool(((side >= 0) & (side <= 1)).all()) for side in (self.base, self.candidate))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether so few items carry the loss that the bootstrap alone would not be safe.
+
+        Few is below `LEAST_LOSERS` by Kish's effective number, of the items that fell by `FAR` or more.
+        """
+        losses = self.base - self.candidate
+        far = losses[losses >= FAR]
+        few = far.size == 0 or far.sum() ** 2 / (far**2).sum() < LEAST_LOSERS
+        return self.bounded and (few or not self.change.has_spread)
+
+    def interval(self) -> Interval:
+        """Candidate minus base with its 95 % interval."""
+        change = self.change
+        low, high = change.bound(ALPHA), change.bound(1 - ALPHA)
+        if self.sparse:
+            low = min(low, -_betting_limit(self.base - self.candidate))
+            if not change.has_spread:  # nor can the items have shown a rare gain
+                high = max(high, _betting_limit(self.candidate - self.base))
+        return Interval(change.estimate, low, high)
+
+    def base_low(self) -> float:
+        """The lower bound of the base's mean, one-sided at 97.5 %."""
+        return self.draws.ratio((1, 0, 0), (0, 0, 1)).bound(ALPHA)
+
+    def retention_p(self, retained: float, chance: float) -> float:
+        """One-sided p-value of "the candidate keeps `retained` of the base's mean above `chance`, or less"."""
+        floor = (1 - retained) * chance
+        p = self.draws.ratio((-retained, 1, -floor), (0, 0, 1)).p_at_most(0.0)
+        return max(p, betting_p(retained * self.base + floor - self.candidate, 0.0)) if self.sparse else p
+
+    def noninferiority_p(self, margin: float) -> float:
+        """One-sided p-value of "the mean falls by `margin` or more"; ValueError if the margin is not above 0."""
+        change, fall = self.change, _positive(margin)
+        if not self.sparse:
+            return change.p_at_most(-fall)
+        if not change.has_spread and change.estimate < -fall:
+            return 1 - betting_p(self.candidate - self.base, -fall)
+        return max(change.p_at_most(-fall), betting_p(self.base - self.candidate, fall))
+
+
+def betting_p(losses: ArrayLike, margin: float) -> float:
+    """One-sided p-value of "the mean loss is `margin` or more", whatever the distribution of n losses in [-1, 1].
+
+    Waudby-Smith and Ramdas (2024), "Estimating means of bounded random variables by betting", Journal of the Royal
+    Statistical Society B 86:1-27. A gambler who holds the claim false bets a share f of the capital on every item: a
+    loss d multiplies it by 1 - f + f (1 - d) / (1 - margin). If the claim is true the capital does not grow on average,
+    so it reaches 1/p with a probability of at most p (Markov, Ville). Half of the gambler's money is staked with f = 1,
+    the rest spread over smaller f, since the best f is known only afterwards.
+
+    Where no item falls, the whole stake grows as (1 - margin)^-n, which is as it must be: with a mean loss of m at
+    least a share m of all items falls, because none falls by more than 1, so n items without a fall have a probability
+    of at most (1 - m)^n, and no p-value may be smaller. This one is at most twice that.
+    """
+    losses = np.asarray(losses, dtype=float)
+    growth = 1 - _STAKES[:, None] + _STAKES[:, None] * (1 - losses) / (1 - margin)
+    with np.errstate(divide="ignore"):
+        capital = np.log(np.maximum(growth, 0.0)).sum(axis=1) + np.log(_STAKE_SHARES)
+    return math.exp(-max(float(np.logaddexp.reduce(capital)), 0.0))
+
+
+def _betting_limit(losses: NDArray) -> float:
+    """The mean loss that `betting_p` just rejects at 2.5 %."""
+    from scipy.optimize import brentq
+
+    def excess(limit: float) -> float:
+        return betting_p(losses, limit) - ALPHA
+
+    highest = 1 - _EDGE
+    return 1.0 if excess(highest) > 0 else float(brentq(excess, float(losses.mean()), highest, xtol=1e-12))
+
+
+def paired_mean_difference(base: ArrayLike, candidate: ArrayLike, seed: int) -> Interval:
+    """Candidate minus base in the mean of a continuous metric, over the same items; see `PairedMean`.
+
+    Args:
+        base, candidate: n values, item by item, n at least 2.
+        seed: of the resampling; the same seed gives the same interval.
+
+    Raises:
+        ValueError: fewer than two values, unequal lengths, NaN or infinity.
+    """
+    return PairedMean.of(base, candidate, seed).interval()
+
+
+@dataclass(frozen=True)
+class PairedLoss:
+    """Loss per unit of text of the same documents, resampled once, for its interval and its test.
+
+    The loss is the ratio estimator -sum(log-likelihood) / sum(size), as in lm-eval's word_perplexity and bits_per_byte,
+    so long documents weigh more. The interval is the paired BCa bootstrap over documents. Where every document changes
+    by the same amount the sample shows no spread, and the interval is that amount alone.
+    """
+
+    rise: RatioBootstrap  # candidate minus base, in nats per unit; above 0 the candidate is worse
+
+    @classmethod
+    def of(cls, base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int) -> PairedLoss:
+        """Of the log-likelihood of each document in nats, and its size in words or bytes.
+
+        Raises:
+            ValueError: fewer than two documents, unequal lengths, NaN or infinity, a log-likelihood above 0, or a size
+                that is not above 0.
+        """
+        base, candidate, sizes = _documents(base_loglik, candidate_loglik, sizes)
+        return cls(RatioBootstrap.of(base - candidate, sizes, seed))
+
+    def interval(self) -> Interval:
+        """Candidate minus base with its 95 % interval, in nats per word or byte."""
+        return Interval(self.rise.estimate, self.rise.bound(ALPHA), self.rise.bound(1 - ALPHA))
+
+    def percent(self) -> Interval:
+        """The same as a change of corpus perplexity, in percent of the base's."""
+        rise = self.interval()
+        return Interval(*(100 * math.expm1(value) for value in (rise.difference, rise.low, rise.high)))
+
+    def noninferiority_p(self, margin: float) -> float:
+        """One-sided p-value of "the loss rises by `margin` nats or more"; ValueError if the margin is not above 0."""
+        return 1 - self.rise.p_at_most(_positive(margin))
+
+
+def paired_loss_change(base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int) -> Interval:
+    """Candidate minus base in nats per unit of text, over the same documents; see `PairedLoss`."""
+    return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).interval()
+
+
+def paired_ratio_change(base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int) -> Interval:
+    """Change of corpus perplexity, in percent of the base's perplexity; above 0 the candidate is worse."""
+    return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).percent()
+
+
+def share_at_most(count: int, n: int) -> float:
+    """The largest share of all units that 95 % of the samples agree with, where `count` of n were seen.
+
+    Clopper and Pearson's one-sided bound (1934); where none was seen it is about 3 / n, the rule of three.
+
+    Raises:
+        ValueError: n is not positive, or the count is not in 0..n.
+    """
+    from scipy.stats import beta
+
+    if n < 1 or not 0 <= count <= n:
+        raise ValueError(f"{count} of {n} is not a share")
+    return 1.0 if count == n else float(beta.ppf(CONFIDENCE, count + 1, n - count))
+
+
+def mean_of_independent(intervals: Sequence[Interval], weights: Sequence[float] | None = None) -> Interval:
+    """The mean of estimates from independent samples: plain, the macro average over tasks, or weighted.
+
+    The interval is MOVER (Zou and Donner 2008, "Construction of confidence limits about effect measures", Statistics in
+    Medicine 27:1693-1702): each task's distance from estimate to bound adds in quadrature, so asymmetric score
+    intervals are kept and tasks of any kind combine.
+
+    Raises:
+        ValueError: no intervals.
+    """
+    if not intervals:
+        raise ValueError("no intervals to average")
+    weights = weights or [1.0] * len(intervals)
+    shares = [weight / math.fsum(weights) for weight in weights]
+    weighted = list(zip(shares, intervals, strict=True))
+    mean = math.fsum(share * i.difference for share, i in weighted)
+    below = math.hypot(*(share * (i.difference - i.low) for share, i in weighted))
+    above = math.hypot(*(share * (i.high - i.difference) for share, i in weighted))
+    return Interval(mean, mean - below, mean + above)
+
+
+def wilson_interval(successes: int, n: int) -> Interval:
+    """A proportion with its Wilson score interval (Wilson 1927), which holds near 0 and 1.
+
+    Raises:
+        ValueError: n is not positive, or successes are not in 0..n.
+    """
+    from scipy.stats import binomtest
+
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} is not a proportion")
+    bounds = binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(successes / n, float(bounds.low), float(bounds.high))
+
+
+def mcnemar_p(base: ArrayLike, candidate: ArrayLike) -> float:
+    """Exact two-sided p-value of "as many items became right as became wrong" (McNemar 1947), over 0/1 values.
+
+    Raises:
+        ValueError: as `paired_binary_difference`.
+    """
+    from scipy.stats import binomtest
+
+    gained, lost, _ = _flips(base, candidate)
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def binary_noninferiority_p(base: ArrayLike, candidate: ArrayLike, margin: float) -> float:
+    """One-sided p-value of "the proportion of ones falls by `margin` or more", over the same items.
+
+    Tango's score test, whose inversion is the interval of `paired_binary_difference`.
+
+    Args:
+        base, candidate: n values of 0 or 1, item by item.
+        margin: a proportion above 0 and below 1.
+
+    Raises:
+        ValueError: as `paired_binary_difference`, or a margin out of range.
+    """
+    gained, lost, n = _flips(base, candidate)
+    if not 0 < margin < 1:
+        raise ValueError(f"the margin of a proportion must be between 0 and 1, not {margin}")
+    return _upper_tail((gained - lost + n * margin) / _score_deviation(gained, lost, n, -margin))
+
+
+def mean_noninferiority_p(base: ArrayLike, candidate: ArrayLike, margin: float, seed: int) -> float:
+    """One-sided p-value of "the mean falls by `margin` or more", see `PairedMean`.
+
+    It is between 1/100000 and 1 - 1/100000, which is as fine as the bootstrap can tell.
+
+    Raises:
+        ValueError: as `paired_mean_difference`, or a margin that is not above 0.
+    """
+    return PairedMean.of(base, candidate, seed).noninferiority_p(margin)
+
+
+def loss_noninferiority_p(
+    base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, margin: float, seed: int
+) -> float:
+    """One-sided p-value of "the loss per unit of text rises by `margin` nats or more", see `PairedLoss`."""
+    return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).noninferiority_p(margin)
+
+
+def binary_retention_p(base: ArrayLike, candidate: ArrayLike, retained: float, chance: float) -> float:
+    """One-sided p-value of "the candidate keeps `retained` of the base's score above guessing, or less".
+
+    That is a test of mean(candidate - retained * base) - (1 - retained) * chance against 0, which is the change plus
+    (1 - retained) of what the base scores above guessing. MOVER joins Tango's bound of the change and Wilson's of the
+    base's score (see `mean_of_independent`); items that were right can only fall, so the two are negatively correlated
+    and the joint bound is a little cautious. The p-value is the level at which the bound is 0.
+
+    Args:
+        base, candidate: n values of 0 or 1, 1 for right.
+        retained: above 0 and below 1.
+        chance: expected score of guessing, as a proportion.
+
+    Raises:
+        ValueError: as `paired_binary_difference`, or `retained` out of range.
+    """
+    from scipy.optimize import brentq
+
+    gained, lost, n = _flips(base, candidate)
+    if not 0 < retained < 1:
+        raise ValueError(f"the share to retain must be between 0 and 1, not {retained}")
+    score, share = float(np.mean(base)), 1 - retained
+    estimate = (gained - lost) / n + share * (score - chance)
+    side = math.copysign(1.0, estimate)
+
+    def excess(z: float) -> float:
+        change, level = score_interval(gained, lost, n, z), _wilson(score, n, z)
+        nearer = [(i.difference - i.low) if side > 0 else (i.high - i.difference) for i in (change, level)]
+        return abs(estimate) - math.hypot(nearer[0], share * nearer[1])
+
+    if excess(LEAST_Z) <= 0:
+        return 0.5
+    return _upper_tail(side * (MOST_Z if excess(MOST_Z) > 0 else float(brentq(excess, LEAST_Z, MOST_Z, xtol=1e-9))))
+
+
+def average_noninferiority_p(interval: Interval, margin: float) -> float:
+    """One-sided p-value of "the average falls by `margin` or more", from its interval; higher is better.
+
+    The distance to the bound on the margin's side is taken as 1.96 standard errors, which is what MOVER took it for.
+    A point interval gives 0.5: without spread there is no evidence of the spread.
+
+    Raises:
+        ValueError: a margin that is not above 0.
+    """
+    distance = interval.difference + _positive(margin)
+    width = interval.difference - interval.low if distance > 0 else interval.high - interval.difference
+    if width == 0:
+        return 0.5
+    return _upper_tail(Z * distance / width)
+
+
+def smallest_detectable_drop(n: int, discordant_share: float) -> float:
+    """The true drop that n paired 0/1 items show as a drop (95 % interval below 0) with 80 % power.
+
+    The power is exact: it sums over the number of items that change, of which so many must be losses that the score
+    test rejects equality. A drop larger than `discordant_share` needs as many changed items and is given them.
+
+    Args:
+        n: items.
+        discordant_share: share of the items whose answer became right or wrong.
+
+    Returns:
+        A proportion; 1 where not even a drop from all to none would show (n below 4).
+
+    Raises:
+        ValueError: n is not positive, or the share is not in [0, 1].
+    """
+    from scipy.optimize import brentq
+
+    if n < 1 or not 0 <= discordant_share <= 1:
+        raise ValueError(f"no power for n = {n} and a share of {discordant_share} changed items")
+
+    def excess(drop: float) -> float:
+        return _power(n, max(discordant_share, drop), drop) - POWER
+
+    return 1.0 if excess(1.0) < 0 else float(brentq(excess, 0.0, 1.0, xtol=1e-9))
+
+
+def smallest_detectable_change(interval: Interval) -> float:
+    """The true change that an interval of this width would show with 80 % power; for everything but 0/1 values."""
+    return (Z + Z_POWER) / Z * (interval.high - interval.low) / 2
+
+
+def items_to_settle(n: int, interval: Interval, margin: float, tests: int = 1) -> int | None:
+    """Items at which, estimate and spread unchanged, the decision against the margin has 80 % power.
+
+    Args:
+        n: items that gave the interval.
+        interval: of the difference; higher is better.
+        margin: accepted drop, above 0, in the interval's unit.
+        tests: over how many tests the decision is Holm-corrected; each is taken at the strictest level, 0.025 / tests.
+
+    Returns:
+        More than n; None if n settles it already, or if more than a thousand million were needed.
+
+    Raises:
+        ValueError: n or tests is not positive, or the margin is not above 0.
+    """
+    from scipy.stats import norm
+
+    if n < 1 or tests < 1:
+        raise ValueError(f"n = {n} and {tests} tests; both must be positive")
+    distance = interval.difference + _positive(margin)
+    width = interval.difference - interval.low if distance > 0 else interval.high - interval.difference
+    error, critical = width / Z, float(norm.isf(ALPHA / tests))
+    if distance == 0 or critical * error < abs(distance):
+        return None
+    needed = n * ((critical + Z_POWER) * error / distance) ** 2
+    return math.ceil(needed) if needed <= MOST_ITEMS else None
+
+
+def binary_items_to_settle(gained: int, lost: int, n: int, margin: float, tests: int = 1) -> int | None:
+    """The same for values of 0 and 1, from the score test that decides: `binary_noninferiority_p` has 80 % power there.
+
+    With N items and the shares of this sample the statistic N * (change + margin) has a mean that grows with N and a
+    spread that grows with its root, both under the claim that the margin is lost and under these shares.
+
+    Args:
+        gained, lost, n: items that became right, that became wrong, and all.
+        margin: accepted drop, as a proportion.
+        tests: as in `items_to_settle`.
+    """
+    from scipy.stats import norm
+
+    change, changed = (gained - lost) / n, (gained + lost) / n
+    distance = abs(change + _positive(margin))
+    critical, claimed = float(norm.isf(ALPHA / tests)), _score_deviation(gained, lost, n, -margin) / math.sqrt(n)
+    if distance == 0 or critical * claimed < distance * math.sqrt(n):
+        return None
+    spread = critical * claimed + Z_POWER * math.sqrt(changed - change**2)
+    needed = (spread / distance) ** 2
+    return max(math.ceil(needed), n + 1) if needed <= MOST_ITEMS else None
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for being several, in the order given (Holm 1979, Scandinavian Journal of Statistics 6:65-70).
+
+    Rejecting those at or below alpha keeps the chance of even one false rejection at alpha, whatever their dependence.
+
+    Raises:
+        ValueError: a value is not in [0, 1].
+    """
+    values = np.asarray(p_values, dtype=float)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"p-values must be in [0, 1], got {list(p_values)}")
+    order = np.argsort(values, kind="stable")
+    steps = np.maximum.accumulate(values[order] * np.arange(values.size, 0, -1))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return adjusted.tolist()
+
+
+def geometric_ratio(base: ArrayLike, candidate: ArrayLike) -> tuple[float, tuple[float, float] | None]:
+    """Candidate over base as a ratio of geometric means, with Welch's 95 % t interval on the logarithms.
+
+    Args:
+        base, candidate: values above 0 of independent repeats, not necessarily as many.
+
+    Returns:
+        The ratio and its interval; None instead of the interval if either side has fewer than two values.
+
+    Raises:
+        ValueError: no values, or one that is not finite and above 0.
+    """
+    from scipy.stats import ttest_ind
+
+    base, candidate = np.asarray(base, dtype=float), np.asarray(candidate, dtype=float)
+    for values in (base, candidate):
+        if values.ndim != 1 or values.size == 0 or not (np.isfinite(values).all() and (values > 0).all()):
+            raise ValueError(f"repeats must be finite and above 0, got {values.tolist()}")
+    first, second = np.log(base), np.log(candidate)
+    ratio = math.exp(second.mean() - first.mean())
+    if min(base.size, candidate.size) < 2:
+        return ratio, None
+    if np.ptp(first) == np.ptp(second) == 0:
+        return ratio, (ratio, ratio)  # Welch's degrees of freedom are undefined without spread
+    bounds = ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE)
+    return ratio, (math.exp(bounds.low), math.exp(bounds.high))
+
+
+def paired_ratio(base: ArrayLike, candidate: ArrayLike) -> tuple[float, tuple[float, float]]:
+    """Candidate over base as a ratio of geometric means over blocks, with the paired 95 % t interval on the logarithms.
+
+    In a block both servers are started anew and measured one after the other. What differs from start to start is
+    then in the spread of the ratios, as it must be: Kalibera and Jones (2013), "Rigorous benchmarking in reasonable
+    time", International Symposium on Memory Management, pages 63-74.
+
+    Args:
+        base, candidate: one value above 0 per block, at least two.
+
+    Raises:
+        ValueError: fewer than two blocks, unequal numbers, or a value that is not finite and above 0.
+    """
+    from scipy.stats import ttest_rel
+
+    base, candidate = _paired(base, candidate, at_least=2)
+    if not ((base > 0).all() and (candidate > 0).all()):
+        raise ValueError(f"blocks must be above 0, got {base.tolist()} and {candidate.tolist()}")
+    change = np.log(candidate) - np.log(base)
+    ratio = math.exp(change.mean())
+    if np.ptp(change) <= ROUNDING:
+        return ratio, (ratio, ratio)
+    bounds = ttest_rel(np.log(candidate), np.log(base)).confidence_interval(CONFIDENCE)
+    return ratio, (math.exp(bounds.low), math.exp(bounds.high))
+
+
+def ratio_of_sums(numerator: ArrayLike, denominator: ArrayLike, seed: int) -> Interval:
+    """sum(numerator) / sum(denominator) over sampled units, with the BCa bootstrap interval over the units.
+
+    Raises:
+        ValueError: fewer than two units, unequal lengths, NaN or infinity, or a denominator that is not above 0.
+    """
+    numerator, denominator = _paired(numerator, denominator, at_least=2)
+    if (denominator <= 0).any():
+        raise ValueError("a denominator is not above 0")
+    return _interval(numerator, denominator, seed)
+
+
+def _paired(first: ArrayLike, second: ArrayLike, at_least: int = 1) -> tuple[NDArray, NDArray]:
+    """Both as float vectors of one length without NaN or infinity; ValueError says what is wrong."""
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if first.ndim != 1 or second.ndim != 1:
+        raise ValueError(f"values must be vectors, got shapes {first.shape} and {second.shape}")
+    if first.size != second.size:
+        raise ValueError(f"paired values differ in number: {first.size} and {second.size}")
+    if first.size < at_least:
+        raise ValueError(f"{first.size} paired values; at least {at_least} needed")
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("a value is NaN or infinite")
+    return first, second
+
+
+def _flips(base: ArrayLike, candidate: ArrayLike) -> tuple[int, int, int]:
+    """Items that became right, items that became wrong, and all of them."""
+    base, candidate = _paired(base, candidate)
+    if not (is_binary(base) and is_binary(candidate)):
+        raise ValueError("values of a paired proportion must be 0 or 1")
+    return int(np.sum(base < candidate)), int(np.sum(base > candidate)), base.size
+
+
+def _documents(base: ArrayLike, candidate: ArrayLike, sizes: ArrayLike) -> tuple[NDArray, NDArray, NDArray]:
+    """Log-likelihoods and sizes of the same documents."""
+    base, candidate = _paired(base, candidate, at_least=2)
+    sizes, _ = _paired(sizes, base)
+    if (base > 0).any() or (candidate > 0).any():
+        raise ValueError("a log-likelihood is above 0")
+    if (sizes <= 0).any():
+        raise ValueError("a document's size is not above 0")
+    return base, candidate, sizes
+
+
+def _interval(numerator: NDArray, denominator: NDArray, seed: int) -> Interval:
+    resamples = RatioBootstrap.of(numerator, denominator, seed)
+    return Interval(resamples.estimate, resamples.bound(ALPHA), resamples.bound(1 - ALPHA))
+
+
+def _positive(margin: float) -> float:
+    if not (math.isfinite(margin) and margin > 0):
+        raise ValueError(f"a margin must be above 0, not {margin}")
+    return margin
+
+
+def _upper_tail(z: float) -> float:
+    """Probability that a standard normal variable exceeds z."""
+    return 0.5 * math.erfc(z / math.sqrt(2))
+
+
+def _power(n: int, discordant_share: float, drop: float) -> float:
+    """Probability that n items, of which this share changes, show `drop` as an interval below 0."""
+    from scipy.stats import binom
+
+    low, high = binom.ppf([1e-9, 1 - 1e-9], n, discordant_share)
+    changed = np.arange(low, high + 1)
+    # lost - gained > Z * sqrt(changed), with gained = changed - lost: the score test of equality
+    most_kept = np.floor((changed + Z * np.sqrt(changed)) / 2)
+    loss_share = (1 + drop / discordant_share) / 2 if discordant_share else 0.5
+    return float(np.sum(binom.pmf(changed, n, discordant_share) * binom.sf(most_kept, changed, loss_share)))
+
+
+def _wilson(share: float, n: int, z: float) -> Interval:
+    """Wilson's score interval at z, in closed form."""
+    middle, weight = share + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(share, (middle - half) / weight, (middle + half) / weight)
+
+
+def score_interval(gained: int, lost: int, n: int, z: float = Z) -> Interval:
+    """Tango's interval at z: the two values at which the score test is just not rejected, by bracketed root finding.
+
+    Args:
+        gained, lost, n: items that became right, that became wrong, and all.
+    """
+    from scipy.optimize import brentq
+
+    estimate = (gained - lost) / n
+
+    def excess(value: float, sign: float) -> float:
+        return sign * (gained - lost - n * value) - z * _score_deviation(gained, lost, n, value)
+
+    low, high = -1.0, 1.0
+    if estimate - _EDGE > -1:
+        low = brentq(excess, -1.0, estimate - _EDGE, args=(1.0,), xtol=1e-12)
+    if estimate + _EDGE < 1:
+        high = brentq(excess, estimate + _EDGE, 1.0, args=(-1.0,), xtol=1e-12)
+    return Interval(estimate, float(low), float(high))
+
+
+def _score_deviation(gained: int, lost: int, n: int, value: float) -> float:
+    """Standard deviation of gained - lost if the true difference is `value`; losses at their restricted MLE."""
+    b = -gained - lost + (2 * n - gained + lost) * value
+    root = math.sqrt(max(b * b + 8 * n * lost * value * (1 - value), 0.0))
+    loss_rate = (root - b) / (4 * n)
+    return math.sqrt(max(n * (2 * loss_rate + value * (1 - value)), 0.0))

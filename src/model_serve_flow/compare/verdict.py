@@ -1,0 +1,270 @@
+"""The decision by non-inferiority, Holm-corrected over the tasks, with its reasons in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model_serve_flow.compare.differences import Differences, asked, deciding, oriented
+from model_serve_flow.compare.intervals import Key, simultaneous
+from model_serve_flow.compare.reading import clusters, p_statement, primary_metric
+from model_serve_flow.compare.repeats import advice
+from model_serve_flow.compare.stats import paired
+from model_serve_flow.compare.tiers import EVERY_TASK_DECIDES, Tiers
+from model_serve_flow.compare.tiers import withheld as blocked_by
+from model_serve_flow.flow.results.compared import Decision, Difference
+
+SUITE: Key = ("", "")
+TEXT_METRIC = "word_perplexity"  # bits per byte is the same test in another unit
+
+
+@dataclass(frozen=True)
+class _Check:
+    """One question of the verdict: is the loss surely within its margin, surely beyond it, or neither?"""
+
+    subject: str
+    difference: Difference
+    within_p: float  # adjusted, of "the loss is the margin or more"
+    beyond_p: float  # adjusted, of "the loss is less than the margin"
+    tests: int  # over which "the loss is the margin or more" is adjusted
+    key: Key = SUITE
+
+    @property
+    def passes(self) -> bool:
+        return self.within_p <= paired.ALPHA
+
+    @property
+    def fails(self) -> bool:
+        return self.beyond_p <= paired.ALPHA
+
+    @property
+    def unsure(self) -> bool:
+        return not self.passes and not self.fails
+
+    def sentence(self) -> str:
+        """What was found, in numbers and units."""
+        if self.difference.too_few is not None:
+            return self._too_few()
+        d = self.difference
+        unit = "%" if d.unit == "percent" else d.unit
+        change = f"{'drop' if d.higher_is_better else 'rise'} of {d.limit:.1f} {unit}"
+        if d.limit < d.margin:
+            change += f", {100 * (1 - d.retention):.0f} % of what the base scores above guessing,"
+        place = "within" if self.passes else "beyond" if self.fails else "not clearly within"
+        answers = "" if d.mcnemar_p is None else f", McNemar {p_statement(d.mcnemar_p)}"
+        adjusted = "Holm-adjusted " if self.tests > 1 else ""
+        found = (
+            f"{self.subject} changed by {d.difference:+.1f} {unit} ({self._interval()}, "
+            f"n = {d.n}{clusters(d)}{answers}): {place} the accepted {change} "
+            f"({adjusted}{p_statement(self.beyond_p if self.fails else self.within_p)})."
+        )
+        return " ".join(filter(None, (found, self._needed() if self.unsure else "", _tail_sentence(d))))
+
+    def items_to_settle(self) -> int | None:
+        """Items at which this question would be decided; None if it is, or if no number can be told."""
+        d = self.difference
+        if not self.unsure or d.too_few is not None:
+            return d.too_few
+        if d.flips is None or (d.clusters is not None and d.clusters.decide):
+            return paired.items_to_settle(d.n, oriented(d), d.limit, self.tests)
+        flips = (d.flips.wrong_to_right, d.flips.right_to_wrong)
+        return paired.binary_items_to_settle(*flips, d.n, d.limit / 100, self.tests)
+
+    def _interval(self) -> str:
+        low, high = self.difference.shown_ci95
+        kind = "simultaneous 95 %" if self.tests > 1 else "95 %"
+        return f"{kind} interval {low:+.1f} to {high:+.1f}"
+
+    @property
+    def _noun(self) -> str:
+        return "items" if self.difference.unit == "points" else "documents"
+
+    def _needed(self) -> str:
+        if self.difference.repeated is not None:
+            return advice(self.difference, self.tests)
+        items = self.items_to_settle()
+        if items is None:
+            return f"It is too close to the margin to tell how many {self._noun} would settle it."
+        return f"About {items:,} {self._noun} would settle it."
+
+    def _too_few(self) -> str:
+        d = self.difference
+        return f"{self.subject} is not decided: too few {self._noun} (n = {d.n}; at least {d.too_few} are needed)."
+
+
+def _tail_sentence(difference: Difference) -> str:
+    """What the mean over the documents of a text does not tell; nothing where it is no text."""
+    tail = difference.tail
+    if tail is None:
+        return ""
+    most = f"with 95 % confidence at most {100 * tail.share_at_most:.1f} % of such documents do"
+    if tail.collapsed == 0:
+        return f"None of the {difference.n} documents doubled its perplexity: {most}."
+    return f"{tail.collapsed} of the {difference.n} documents at least doubled their perplexity: {most}."
+
+
+def decide(
+    differences: Differences,
+    suite: Difference | None,
+    tiers: Tiers = EVERY_TASK_DECIDES,
+    others: Sequence[float] = (),
+) -> tuple[Decision, tuple[str, ...]]:
+    """The verdict by non-inferiority, and its reasons, the deciding one first.
+
+    SHIP: the macro average, every deciding task and every perplexity surely lose less than their margins.
+    DO NOT SHIP: one of them surely loses more than its margin.
+    INCONCLUSIVE: neither, or no task can decide, or one has too few items for its test, or one that cannot decide shows
+    a loss all the same, or a required task is missing or cannot decide.
+
+    "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities. Where there are
+    other candidates, "surely less" is adjusted over all questions of all candidates, the averages among them: with
+    20 candidates on the margin, one of them would else ship by chance in 39 % of all cases.
+
+    Args:
+        differences, suite: of this candidate.
+        others: the `loss_p_values` of all other candidates.
+    """
+    measured, differences = differences, tiers.counting(differences)
+    checks = _checks(differences, suite, others)
+    blocked = tiers.blockers(measured, {check.key[0] for check in checks})
+    failing, unsure = any(check.fails for check in checks), any(check.unsure for check in checks)
+    silent, withheld = _silent_sentences(differences)
+    open_ = unsure or suite is None or withheld
+    verdict = blocked_by("DO NOT SHIP" if failing else "INCONCLUSIVE" if open_ else "SHIP", blocked)
+    ordered = sorted(checks, key=lambda check: (not check.fails, check.passes))
+    reasons = [check.sentence() for check in ordered]
+    if suite is None:
+        reasons.insert(len(reasons) if failing else 0, "No task can decide, so none speaks for the candidate.")
+    first = [*blocked, *withheld] if not (failing or unsure) else []
+    rest = [sentence for sentence in (*blocked, *withheld, *silent) if sentence not in first]
+    return verdict, (*first, *reasons, *rest)
+
+
+def loss_p_values(differences: Differences, suite: Difference | None) -> list[float]:
+    """The p-values of one candidate that SHIP needs to be small, uncorrected: of every task, perplexity and average."""
+    asked_for = [difference for _, difference in _family(differences).values()]
+    return [_p_values(difference)[0] for difference in (*asked_for, *filter(None, [suite]))]
+
+
+def with_items_to_settle(
+    differences: Differences,
+    suite: Difference | None,
+    tiers: Tiers = EVERY_TASK_DECIDES,
+    others: Sequence[float] = (),
+) -> tuple[dict[str, dict[str, Difference]], Difference | None]:
+    """The differences with adjusted p-values, simultaneous intervals, and the items at which each would be decided.
+
+    Those that count in the verdict are taken at its corrected level, the others by themselves; `others` as in `decide`.
+    """
+    counting = {check.key: check for check in _checks(tiers.counting(differences), suite, others)}
+
+    def filled(task: str, metric: str, difference: Difference) -> Difference:
+        check = counting.get((task, metric))
+        if check is None:
+            return difference.model_copy(update={"items_to_settle": _check(task, difference).items_to_settle()})
+        return difference.model_copy(
+            update={
+                "items_to_settle": check.items_to_settle(),
+                "adjusted_p": (check.within_p, check.beyond_p),
+                "simultaneous_ci95": check.difference.simultaneous_ci95,
+            }
+        )
+
+    found = {
+        task: {name: filled(task, name, d) for name, d in metrics.items()} for task, metrics in differences.items()
+    }
+    if suite is None:
+        return found, None
+    check = counting[SUITE]
+    shown = {"adjusted_p": (check.within_p, check.beyond_p), "simultaneous_ci95": check.difference.simultaneous_ci95}
+    return found, suite.model_copy(update={"items_to_settle": check.items_to_settle(), **(shown if others else {})})
+
+
+def _check(subject: str, difference: Difference) -> _Check:
+    """The question by itself, uncorrected."""
+    return _Check(subject, difference, *_p_values(difference), 1)
+
+
+def _p_values(difference: Difference) -> tuple[float, float]:
+    """Of "the loss is the margin or more" and of "it is less"; both 1 where too few items allow no test."""
+    p = difference.decision_p
+    return (1.0, 1.0) if p is None else (p, 1 - p)
+
+
+def _suite_subject(differences: Differences) -> str:
+    count = len(deciding(differences))
+    return f"The average score over {'1 task' if count == 1 else f'{count} tasks'}"
+
+
+def _checks(differences: Differences, suite: Difference | None, others: Sequence[float]) -> list[_Check]:
+    """The questions of one candidate: first the average, then the primary metric of every task, and every perplexity.
+
+    One candidate: the tasks and perplexities are the family of the correction, and the average has its own level.
+    Several: the family of "surely less" is every question of every candidate.
+    """
+    family = _family(differences)
+    if suite is not None:
+        family = {SUITE: (_suite_subject(differences), suite), **family}
+    joint = [key for key in family if key != SUITE or others]
+    alone = [key for key in family if key != SUITE]
+    shown = simultaneous({key: family[key][1] for key in joint}, alone, others)
+    raw = {key: _p_values(difference) for key, (_, difference) in family.items()}
+    within = {key: p[0] for key, p in raw.items()} | _holm({key: raw[key][0] for key in joint}, others)
+    beyond = {key: p[1] for key, p in raw.items()} | _holm({key: raw[key][1] for key in alone})
+    tests = {key: len(joint) + len(others) if key in joint else 1 for key in family}
+    return [
+        _Check(
+            subject,
+            d.model_copy(update={"simultaneous_ci95": shown.get(key)}),
+            within[key],
+            beyond[key],
+            tests[key],
+            key,
+        )
+        for key, (subject, d) in family.items()
+    ]
+
+
+def _holm(p_values: dict[Key, float], others: Sequence[float] = ()) -> dict[Key, float]:
+    """Holm's adjusted p-values; `others` belong to the family, and what they become is not asked."""
+    adjusted = paired.holm([*p_values.values(), *others])
+    return dict(zip(p_values, adjusted[: len(p_values)], strict=True))
+
+
+def _family(differences: Differences) -> dict[Key, tuple[str, Difference]]:
+    """(subject, difference) of the primary metric of every deciding task, and of every perplexity."""
+    primaries = {task: primary_metric(metrics) for task, metrics in differences.items()}
+    family = {(task, primaries[task]): (task, d) for task, d in asked(differences).items()}
+    for task, metric in primaries.items():
+        if differences[task][metric].unit == "percent":
+            name = "Word perplexity" if metric == TEXT_METRIC else "Perplexity"
+            family[task, metric] = (f"{name} on {task}", differences[task][metric])
+    return family
+
+
+def _silent_sentences(differences: Differences) -> tuple[list[str], list[str]]:
+    """Why tasks cannot decide; and of those that show a loss all the same, for which SHIP is withheld."""
+    silent, withheld = [], []
+    for task, metrics in differences.items():
+        d = metrics[primary_metric(metrics)]
+        if d.near_chance:
+            silent.append(
+                f"{task} cannot decide: the base's {d.base:.1f} points are not clearly above guessing "
+                f"({d.chance:.1f} points, n = {d.n})."
+            )
+        elif d.too_weak:
+            reason = (
+                f"{task} cannot decide: the base scores {d.base:.1f} points (lower bound {d.base_low:.1f}, n = {d.n}), "
+                f"too close to guessing ({d.chance or 0:.1f} points) to lose the accepted {d.margin:.1f}."
+            )
+            lost = 1 - d.retention_p <= paired.ALPHA
+            (withheld if lost else silent).append(f"{reason} {_loss_sentence(d)}" if lost else reason)
+    return silent, withheld
+
+
+def _loss_sentence(difference: Difference) -> str:
+    kept, p = 100 * difference.retention, p_statement(1 - difference.retention_p)
+    return (
+        f"But the candidate scores {difference.candidate:.1f} there, clearly less than {kept:.0f} % of the base's "
+        f"score above guessing ({p}): SHIP is withheld."
+    )

@@ -1,0 +1,134 @@
+"""Reads what a quantised checkpoint on disk says of itself and what its tensors show."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model_serve_flow.compress.recipes import linear_layers
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow.workspace import describe_model
+from model_serve_flow.setup.integrity import check_checkpoint
+from model_serve_flow.system.files import read_json
+from model_serve_flow.system.scheme_names import UNREADABLE, scheme_name
+from model_serve_flow.system.weights import weight_files
+
+WEIGHTS = ("weight_packed", "qweight", "weight")
+SCALES = ("weight_scale", "weight_scale_inv", "weight_global_scale", "scales")
+STORED = (*WEIGHTS, *SCALES, "weight_zero_point", "qzeros")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """The header of one tensor of a safetensors file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a quantised checkpoint says of itself, and what its tensors show."""
+
+    scheme: str
+    quant_method: str
+    quantization_config: dict[str, Any]
+    quantized_layers: tuple[str, ...]
+    ignored_layers: tuple[str, ...]
+    bits_per_weight: float
+    size_bytes: int
+
+
+def inspect_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Reads configuration and tensor headers of a checkpoint made by any tool; no weights are loaded.
+
+    Raises:
+        FlowError: not a whole checkpoint, or it holds no quantised layer.
+    """
+    from transformers import AutoConfig
+
+    check_checkpoint(folder, trust_remote_code=trust_remote_code)
+    config = _quantization_config(folder)
+    if tool := UNREADABLE.get(str(config.get("quant_method"))):
+        raise FlowError(
+            f"{folder} is a checkpoint of {tool}, whose tensors this flow cannot read and verify.",
+            "Give a checkpoint of llm-compressor, GPTQ, AWQ, AutoRound or ModelOpt, or a recipe for 03.",
+        )
+    tensors = tensor_headers(folder)
+    quantized = _quantized_layers(tensors)
+    if not config or not quantized:
+        missing = "no quantization_config in its config.json" if not config else "no quantised layer in its tensors"
+        raise FlowError(f"{folder} is not a quantised checkpoint: {missing}.", "Compress it, or correct 'source'.")
+    model_config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    layers = linear_layers(model_config)
+    tied = model_config.get_text_config().tie_word_embeddings
+    return Checkpoint(
+        scheme=scheme_name(config),
+        quant_method=config.get("quant_method", "unknown"),
+        quantization_config=config,
+        quantized_layers=tuple(quantized),
+        ignored_layers=_left_layers(layers, quantized, tensors, tied),
+        bits_per_weight=_bits_per_weight(quantized, tensors, layers),
+        size_bytes=describe_model(folder.name, folder).size_bytes,
+    )
+
+
+def _quantization_config(folder: Path) -> dict[str, Any]:
+    """What config.json says; of a checkpoint of an older ModelOpt, hf_quant_config.json."""
+    config = read_json(folder / "config.json", finite=False).get("quantization_config") or {}
+    older = folder / "hf_quant_config.json"
+    if config or not older.is_file():
+        return config
+    written = read_json(older).get("quantization") or {}
+    return {"quant_method": "modelopt", **written}
+
+
+def tensor_headers(folder: Path) -> dict[str, Tensor]:
+    """Name -> header of every tensor in the folder's safetensors files."""
+    from safetensors import safe_open
+
+    headers = {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                part = file.get_slice(name)
+                shape, dtype = tuple(part.get_shape()), part.get_dtype()
+                bits = int(re.search(r"\d+", dtype).group()) if dtype != "BOOL" else 8
+                headers[name] = Tensor(path, dtype, shape, math.prod(shape) * bits // 8)
+    return headers
+
+
+def _quantized_layers(tensors: dict[str, Tensor]) -> list[str]:
+    """Layers that have a scale beside their weight, in the order of the file."""
+    owners = {name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] in SCALES}
+    return sorted(owners, key=natural_key)
+
+
+def _left_layers(
+    layers: dict[str, tuple[int, int]], quantized: list[str], tensors: dict[str, Tensor], tied: bool
+) -> tuple[str, ...]:
+    """Linear layers that are stored as they were; a tied lm_head has no tensor of its own."""
+    stored = {name for name in layers if f"{name}.weight" in tensors or (tied and name == "lm_head")}
+    return tuple(sorted(stored - set(quantized), key=natural_key))
+
+
+def natural_key(name: str) -> list[Any]:
+    """Sorts layer 10 after layer 9: the parts of a name, with numbers as numbers."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _bits_per_weight(quantized: list[str], tensors: dict[str, Tensor], layers: dict[str, tuple[int, int]]) -> float:
+    """Bits of weights, scales and zero points, per weight, over the quantised layers whose shape is known."""
+    known = [name for name in quantized if name in layers]
+    if not known:
+        raise FlowError(
+            f"None of the {len(quantized)} quantised layers, such as {quantized[0]}, is a linear layer of the model.",
+            "Weights and config.json belong to different models.",
+        )
+    stored = [tensors[f"{name}.{part}"].size_bytes for name in known for part in STORED if f"{name}.{part}" in tensors]
+    return 8 * sum(stored) / sum(math.prod(layers[name]) for name in known)

@@ -1,0 +1,160 @@
+"""Proof that a served model behaves as a production endpoint must: what it answers, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from model_serve_flow.errors import RERUN, FlowError
+from model_serve_flow.serve.chat import chat_body, chat_content, server_sent_events
+from model_serve_flow.serve.server import Server
+from model_serve_flow.system.records import NonNegative, Record
+
+QUESTION = "Name three colours."
+ANSWER_TOKENS = 32
+REQUEST_SECONDS = 120.0
+
+
+class EndpointCheck(Record):
+    """One request to the endpoint: what should have come back, and what did."""
+
+    name: str
+    expected: str
+    got: str
+    ok: bool
+    detail: str
+    milliseconds: NonNegative
+
+
+@dataclass(frozen=True)
+class _StreamedAnswer:
+    """An answer that came as server-sent events."""
+
+    text: str
+    chunks: int
+    first_token_ms: float | None
+    finished: bool  # the last event was [DONE]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    got: str
+    ok: bool
+    detail: str = ""
+
+
+def check_endpoint(server: Server, max_model_len: int) -> tuple[EndpointCheck, ...]:
+    """Asks a running server what a client may ask, and what it must refuse; nothing is raised for a failed check.
+
+    Args:
+        server: the running server.
+        max_model_len: tokens of the longest context it was started with.
+    """
+    key, model = server.api_key, server.model_name
+    right, wrong = ({"Authorization": f"Bearer {token}"} for token in (key, secrets.token_urlsafe(32)))
+    body = chat_body(model, QUESTION, ANSWER_TOKENS)
+    too_long = chat_body(model, "one " * max_model_len, ANSWER_TOKENS)
+    with httpx.Client(base_url=server.url, timeout=REQUEST_SECONDS, trust_env=False) as client:
+        return (
+            _check("health", "200", key, lambda: _health(client)),
+            _check("model list", f"names {model}", key, lambda: _model_list(client, right, model)),
+            _check("chat", "200 and an answer", key, lambda: _chat(client, right, body)),
+            _check("streaming", "chunks, then [DONE]", key, lambda: _streaming(client, right, model)),
+            _check("missing key", "401", key, lambda: _refusal(client, {}, body, 401)),
+            _check("wrong key", "401", key, lambda: _refusal(client, wrong, body, 401)),
+            _check("wrong model", "404", key, lambda: _refusal(client, right, {**body, "model": f"not-{model}"}, 404)),
+            _check("prompt too long", "400", key, lambda: _refusal(client, right, too_long, 400)),
+        )
+
+
+def require_checks(checks: tuple[EndpointCheck, ...]) -> None:
+    """FlowError naming every check that failed, or that there were none."""
+    failed = [f"{c.name}: expected {c.expected}, got {c.got}. {c.detail}".strip() for c in checks if not c.ok]
+    if failed or not checks:
+        raise FlowError(
+            "The endpoint must not be deployed:\n  " + "\n  ".join(failed or ["it was not checked"]),
+            f"\nLook into the server's log. {RERUN}",
+        )
+
+
+def _streamed_answer(client: httpx.Client, headers: dict[str, str], model: str) -> _StreamedAnswer:
+    """Asks for a streamed answer and keeps what the stream itself shows: its pieces, the first one's time, its end."""
+    pieces, first, data, started = [], None, None, time.perf_counter()
+    body = {**chat_body(model, QUESTION, ANSWER_TOKENS), "stream": True}
+    with client.stream("POST", "/v1/chat/completions", headers=headers, json=body) as response:
+        if response.is_error:
+            response.read()
+        response.raise_for_status()
+        for data in server_sent_events(response):
+            piece = "" if data == "[DONE]" else chat_content(json.loads(data), "delta")
+            if piece:
+                first = first or 1000 * (time.perf_counter() - started)
+                pieces.append(piece)
+    return _StreamedAnswer("".join(pieces), len(pieces), first, finished=data == "[DONE]")
+
+
+def _check(name: str, expected: str, key: str, probe: Callable[[], _Outcome]) -> EndpointCheck:
+    """Runs one probe; whatever goes wrong with the answer is the check's result, and never shows the key."""
+    started = time.perf_counter()
+    try:
+        outcome = probe()
+    except httpx.HTTPStatusError as error:
+        outcome = _Outcome(str(error.response.status_code), False, error.response.text)
+    except httpx.HTTPError as error:
+        outcome = _Outcome("no answer", False, f"{type(error).__name__}: {error}")
+    except ValueError as error:
+        outcome = _Outcome("an answer of another form", False, str(error))
+    return EndpointCheck(
+        name=name,
+        expected=expected,
+        got=outcome.got.replace(key, "***"),
+        ok=outcome.ok,
+        detail=_short(outcome.detail.replace(key, "***")),  # in this order: half a key must not be left
+        milliseconds=round(1000 * (time.perf_counter() - started), 1),
+    )
+
+
+def _health(client: httpx.Client) -> _Outcome:
+    status = client.get("/health").status_code
+    return _Outcome(str(status), status == httpx.codes.OK)
+
+
+def _model_list(client: httpx.Client, headers: dict[str, str], model: str) -> _Outcome:
+    response = client.get("/v1/models", headers=headers).raise_for_status()
+    document = response.json()
+    try:
+        names = [entry["id"] for entry in document["data"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a model list: {response.text}") from error
+    return _Outcome(", ".join(map(str, names)) or "no model", model in names)
+
+
+def _chat(client: httpx.Client, headers: dict[str, str], body: dict[str, Any]) -> _Outcome:
+    response = client.post("/v1/chat/completions", headers=headers, json=body).raise_for_status()
+    answer = chat_content(response.json(), "message").strip()
+    return _Outcome(str(response.status_code) if answer else "an empty answer", bool(answer), answer)
+
+
+def _streaming(client: httpx.Client, headers: dict[str, str], model: str) -> _Outcome:
+    answer = _streamed_answer(client, headers, model)
+    # One single chunk would mean that the server, or a proxy before it, keeps the answer back until it is whole.
+    ok = answer.finished and answer.chunks > 1
+    got = f"{answer.chunks} chunks, {'then' if answer.finished else 'without'} [DONE]"
+    first = "none" if answer.first_token_ms is None else f"after {answer.first_token_ms:.0f} ms"
+    return _Outcome(got, ok, f"first token {first}: {answer.text.strip()}")
+
+
+def _refusal(client: httpx.Client, headers: dict[str, str], body: dict[str, Any], status: int) -> _Outcome:
+    response = client.post("/v1/chat/completions", headers=headers, json=body)
+    return _Outcome(str(response.status_code), response.status_code == status, response.text)
+
+
+def _short(text: str, length: int = 160) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 1]}…"

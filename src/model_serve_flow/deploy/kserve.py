@@ -1,0 +1,263 @@
+"""Writes and checks the KServe manifests of the chosen model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from importlib import resources
+from typing import Any
+
+from model_serve_flow.deploy.endpoint_checks import ANSWER_TOKENS, QUESTION
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.profile import FlowConfig
+from model_serve_flow.flow.results.compared import BaseComparison, CandidateComparison, Comparison
+from model_serve_flow.flow.results.measured import BASE, Model
+from model_serve_flow.serve import vllm_main as vllm
+from model_serve_flow.serve.vllm import engine_arguments, engine_environment
+from model_serve_flow.system.hardware import usable_cores
+from model_serve_flow.system.sizes import GIB
+
+PORT = 8080
+MODEL_FOLDER = "/mnt/models"  # where KServe puts the checkpoint, whatever the storage URI
+SECRET_KEY = "api-key"
+NAME_LENGTH = 40  # KServe adds "-predictor" and the like, and a DNS label ends at 63
+KINDS = {
+    ("serving.kserve.io/v1alpha1", "ServingRuntime"): "V1alpha1ServingRuntime",
+    ("serving.kserve.io/v1beta1", "InferenceService"): "V1beta1InferenceService",
+}
+
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_IMAGE = re.compile(r"[a-z0-9][\w.:/-]*(@sha256:[0-9a-f]{64})?", re.ASCII)
+_STORAGE = re.compile(r"(pvc|s3|gs|hf|oci|https?|hdfs|webhdfs)://[\w.~:/%+=-]+", re.ASCII)
+
+
+def resource_name(config: FlowConfig, name: str) -> str:
+    """Name of a model's Kubernetes resources, and the model name clients use: a DNS label, 40 characters at most."""
+    whole = f"{config.model.name}-{name}"
+    label = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
+    label = label if label[:1].isalpha() else f"m-{label}"
+    if len(label) <= NAME_LENGTH:
+        return label
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    return f"{label[: NAME_LENGTH - 9].rstrip('-')}-{digest}"
+
+
+def serving_runtime(flow: Flow, name: str) -> dict[str, Any]:
+    """The KServe ServingRuntime that starts vLLM with the flags the model was measured with.
+
+    Raises:
+        FlowError: a value of `deploy` or `engine` cannot go into a manifest.
+    """
+    config = flow.config
+    _require_safe(config)
+    resource = resource_name(config, name)
+    return {
+        "apiVersion": "serving.kserve.io/v1alpha1",
+        "kind": "ServingRuntime",
+        "metadata": _metadata(config, resource),
+        "spec": {
+            "multiModel": False,
+            "supportedModelFormats": [{"name": "vLLM", "autoSelect": False}],
+            "containers": [_container(config, resource)],
+            "volumes": [
+                {"name": "scratch", "emptyDir": {"sizeLimit": "8Gi"}},
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{_shm_gib(config)}Gi"}},
+            ],
+        },
+    }
+
+
+def inference_service(
+    flow: Flow, model: Model, comparison: Comparison, *, cores: int | None = None, run_as_user: int | None = None
+) -> dict[str, Any]:
+    """The KServe InferenceService that serves the model on the runtime of `serving_runtime`.
+
+    Args:
+        model: what is deployed, as `describe_model` finds it on the disk.
+        comparison: gives the memory that the model took when it was measured.
+        cores: CPU cores; default: as many as this process may use (CPU), 4 (GPU).
+        run_as_user: user id; needed on plain Kubernetes, where the image would start as root and be refused.
+            OpenShift gives each namespace its own ids: leave it out there.
+
+    Raises:
+        FlowError: a value of `deploy` or `engine` cannot go into a manifest; the model was not compared.
+    """
+    config = flow.config
+    _require_safe(config)
+    resource = resource_name(config, model.name)
+    figures = comparison.base if model.name == BASE else comparison.candidate(model.name)
+    user = {} if run_as_user is None else {"runAsUser": run_as_user, "fsGroup": run_as_user}
+    # RawDeployment: a plain Deployment, because a model that is loaded for minutes is no case for scaling to zero.
+    annotations = {"serving.kserve.io/deploymentMode": "RawDeployment", "model-serve-flow/sha256": model.sha256}
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {**_metadata(config, resource), "annotations": annotations},
+        "spec": {
+            "predictor": {
+                "minReplicas": 1,
+                "maxReplicas": 1,
+                "automountServiceAccountToken": False,
+                # A Service called "vllm" would otherwise set VLLM_PORT in the pod, which vLLM reads as its own.
+                "enableServiceLinks": False,
+                "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **user},
+                "model": {
+                    "modelFormat": {"name": "vLLM"},
+                    "runtime": resource,
+                    "storageUri": config.deploy.storage_uri,
+                    "resources": _resources(config, figures, cores),
+                },
+            }
+        },
+    }
+
+
+def validate_manifest(document: dict[str, Any]) -> None:
+    """Checks a manifest against the schema generated from KServe's own SDK, see `tools/kserve_schema.py`.
+
+    Raises:
+        FlowError: another kind or version, a field they do not have, a value of another type, a required field missing.
+    """
+    from jsonschema import Draft202012Validator
+
+    model = KINDS.get((document.get("apiVersion"), document.get("kind")))
+    if model is None:
+        raise FlowError(f"Unknown manifest: {document.get('apiVersion')} {document.get('kind')}.")
+    text = resources.files("model_serve_flow.deploy").joinpath("kserve.json").read_text(encoding="utf-8")
+    validator = Draft202012Validator({**json.loads(text), "$ref": f"#/$defs/{model}"})
+    problems = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+    if problems:
+        raise FlowError(f"The {document['kind']} is not valid:\n  " + "\n  ".join(sorted(problems)))
+
+
+def _metadata(config: FlowConfig, resource: str) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/name": resource, "app.kubernetes.io/managed-by": "model-serve-flow"}
+    return {"name": resource, "namespace": config.deploy.namespace, "labels": labels}
+
+
+def _container(config: FlowConfig, resource: str) -> dict[str, Any]:
+    where = ["--model", MODEL_FOLDER, "--served-model-name", resource, "--host", "0.0.0.0", "--port", str(PORT)]
+    return {
+        "name": "kserve-container",  # the name KServe looks for
+        "image": config.deploy.image,
+        "command": ["python3", "-m", vllm.MODULE],
+        # Kubernetes replaces $(NAME) in arguments; $$ keeps them as they were measured.
+        "args": [argument.replace("$", "$$") for argument in (*where, *engine_arguments(config))],
+        "env": _environment(config, resource),
+        "ports": [{"containerPort": PORT, "protocol": "TCP"}],
+        "startupProbe": _probe(period=10, failures=math.ceil(config.engine.startup_seconds / 10)),
+        "readinessProbe": _probe(period=10, failures=3),
+        "livenessProbe": _probe(period=30, failures=3),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "privileged": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
+    }
+
+
+def scratch_environment() -> dict[str, str]:
+    """Variables that keep every cache of the engine under /tmp, the one writable folder, for any user id."""
+    caches = {
+        "VLLM_CACHE_ROOT": "vllm",
+        "TORCHINDUCTOR_CACHE_DIR": "inductor",
+        "TRITON_CACHE_DIR": "triton",
+        "HF_HOME": "hf",
+    }
+    # An arbitrary user id has no name in /etc/passwd, and torch asks for one.
+    return {"HOME": "/tmp", "USER": "vllm", **{name: f"/tmp/{folder}" for name, folder in caches.items()}}
+
+
+def _environment(config: FlowConfig, resource: str) -> list[dict[str, Any]]:
+    variables = {**engine_environment(config), **scratch_environment()}
+    secret = {"name": f"{resource}-api-key", "key": SECRET_KEY}
+    return [
+        *({"name": name, "value": value} for name, value in variables.items()),
+        {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}},
+    ]
+
+
+def _probe(period: int, failures: int) -> dict[str, Any]:
+    get = {"path": "/health", "port": PORT, "scheme": "HTTP"}
+    return {"httpGet": get, "periodSeconds": period, "timeoutSeconds": 10, "failureThreshold": failures}
+
+
+def _shm_gib(config: FlowConfig) -> int:
+    return 2 if config.device == "gpu" else 1
+
+
+def _resources(
+    config: FlowConfig, figures: BaseComparison | CandidateComparison, cores: int | None
+) -> dict[str, dict[str, str]]:
+    """Requests equal to limits: a model server that is throttled or evicted under load is not the one measured.
+
+    CPU: 1.25 x the measured peak (where it is not known: 2 x the weights + the KV cache + 4 GiB). GPU: the measured
+    peak is device memory; the host needs the weights once, while they are read, + 8 GiB. Both: + shared memory.
+    """
+    peak, size = figures.memory.peak_bytes, figures.size_bytes
+    if config.device == "gpu":
+        need, cores, device = size + 8 * GIB, cores or 4, {"nvidia.com/gpu": str(config.engine.gpus)}
+    else:
+        need = 1.25 * peak if peak else 2 * size + (4 + (config.engine.kv_cache_gib or 4)) * GIB
+        cores, device = cores or usable_cores(), {}
+    amounts = {"cpu": str(cores), "memory": f"{math.ceil(need / GIB) + _shm_gib(config)}Gi", **device}
+    return {"requests": dict(amounts), "limits": dict(amounts)}
+
+
+def _require_safe(config: FlowConfig) -> None:
+    """Refuses values that Kubernetes would reject or read as something else."""
+    deploy = config.deploy
+    for key, value, allowed, hint in (
+        ("deploy.namespace", deploy.namespace, _DNS_LABEL, "Lower-case letters, digits and '-', at most 63."),
+        ("deploy.image", deploy.image, _IMAGE, "Example: registry/name:tag, or registry/name@sha256:…"),
+        (
+            "deploy.storage_uri",
+            deploy.storage_uri,
+            _STORAGE,
+            "Example: pvc://claim/folder or s3://bucket/folder; no credentials.",
+        ),
+    ):
+        if not allowed.fullmatch(value):
+            raise FlowError(f"{key} is {value!r}, which cannot go into a manifest.", hint)
+    for argument in engine_arguments(config):
+        if "{{" in argument:
+            raise FlowError(
+                f"engine.extra_arguments holds {argument!r}: KServe would fill in what stands in {{{{ }}}}."
+            )
+
+
+def apply_commands(config: FlowConfig, name: str) -> str:
+    """Markdown with the commands that bring this model to a cluster; a new key is made there and shown nowhere."""
+    resource, namespace, uri = resource_name(config, name), config.deploy.namespace, config.deploy.storage_uri
+    seconds = config.engine.startup_seconds + 300  # and time to pull the image
+    question = {"role": "user", "content": QUESTION}
+    body = json.dumps({"model": resource, "messages": [question], "max_tokens": ANSWER_TOKENS})
+    return f"""# Deploying {resource}
+
+Not run by model-serve-flow: these need a cluster with KServe. `oc` takes the same arguments as `kubectl`.
+
+1. Put the files of `models/{name}` where the cluster reads them, readable for every user id (`chmod -R a+rX`): `{uri}`
+2. Make the key, the runtime and the service:
+```bash
+kubectl create namespace {namespace}
+openssl rand -hex 32 | tr -d '\\n' |
+  kubectl -n {namespace} create secret generic {resource}-api-key --from-file={SECRET_KEY}=/dev/stdin
+kubectl apply --dry-run=server -f servingruntime.yaml -f inferenceservice.yaml
+kubectl apply -f servingruntime.yaml -f inferenceservice.yaml
+kubectl -n {namespace} wait --for=condition=Ready --timeout={seconds}s inferenceservice/{resource}
+```
+3. Ask it:
+```bash
+kubectl -n {namespace} port-forward deployment/{resource}-predictor {PORT}:{PORT} &
+KEY=$(kubectl -n {namespace} get secret {resource}-api-key -o 'jsonpath={{.data.{SECRET_KEY}}}' | base64 -d)
+curl -s http://127.0.0.1:{PORT}/v1/chat/completions -H @<(printf 'Authorization: Bearer %s' "$KEY") \\
+  -H 'Content-Type: application/json' -d '{body}'
+```
+"""

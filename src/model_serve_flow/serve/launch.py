@@ -1,0 +1,305 @@
+"""Starts vLLM as a child process, waits until it answers, and always stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import ipaddress
+import os
+import secrets
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from model_serve_flow.errors import RERUN, FlowError
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.manifest import update_manifest
+from model_serve_flow.flow.profile import FlowConfig
+from model_serve_flow.serve.engine_variables import PREFIX, Inherited, compile_caches, inherited
+from model_serve_flow.serve.server import Server, ServerGone, evidence
+from model_serve_flow.serve.vllm import engine_arguments, engine_environment, serve_command
+from model_serve_flow.serve.watchdog import watched
+from model_serve_flow.system import environments, live, processes
+from model_serve_flow.system.hardware import free_port
+
+KEY_VARIABLE = "MODEL_SERVE_FLOW_API_KEY"
+SERVER_VARIABLE = "MODEL_SERVE_FLOW_SERVER"  # marks every process of one server, also when its parent is gone
+LEAST_KEY_LENGTH = 16
+SHOWING = ("pandas", "matplotlib.figure", "matplotlib.backends.backend_svg")  # what tables and charts are made with
+STOP_SECONDS = 20
+LEFTOVER_SECONDS = 2
+GONE_SECONDS = 10  # an engine that lost a process of its own takes this long to end
+
+
+def api_key(config: FlowConfig) -> str:
+    """The key clients must send: that of the environment (`MODEL_SERVE_FLOW_API_KEY`), else a new one.
+
+    Raises:
+        FlowError: the server would be reached from elsewhere and no key is set, or it is shorter than 16 characters.
+    """
+    given = os.environ.get(KEY_VARIABLE, "")
+    if given and len(given) < LEAST_KEY_LENGTH:
+        raise FlowError(
+            f"{KEY_VARIABLE} has {len(given)} characters, at least {LEAST_KEY_LENGTH} are needed.",
+            "Make one: openssl rand -hex 32.",
+        )
+    if not given and not _is_loopback(config.engine.host):
+        raise FlowError(
+            f"engine.host is {config.engine.host}: other machines could reach the server, and no key is set.",
+            f"Set {KEY_VARIABLE} (openssl rand -hex 32 makes one), or keep 127.0.0.1.",
+        )
+    return given or secrets.token_urlsafe(32)
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
+@contextlib.contextmanager
+def serve(
+    flow: Flow,
+    name: str,
+    *,
+    purpose: str = "serve",
+    port: int | None = None,
+    meanwhile: Callable[[], object] | None = None,
+) -> Iterator[Server]:
+    """Serves the model called `name` ('base' or a candidate) with vLLM until the block ends.
+
+    Args:
+        purpose: chooses the engine's arguments (`engine_arguments`), and is part of the log's file name.
+        port: a free one is chosen if not given.
+        meanwhile: called while the server starts, which keeps one core busy for most of a minute.
+
+    Raises:
+        FlowError: the port is taken, the engine is not installed, it died while starting or did not answer in time
+            (its last log lines are shown), or other machines could reach it without a key.
+        ServerGone: it ended, or hung for `engine.unresponsive_seconds`, before the block did.
+    """
+    started = _launch(flow, name, purpose, port)
+    try:
+        _wait_until_ready([started], flow.config.engine.startup_seconds, meanwhile)
+        with _supervised(flow, started.server()) as server:
+            yield server
+    finally:
+        started.stop()
+
+
+@contextlib.contextmanager
+def serve_each(
+    flow: Flow, names: Iterable[str], *, purpose: str = "serve", meanwhile: Callable[[], object] | None = None
+) -> Iterator[Iterator[Server]]:
+    """`with serve_each(flow, names) as servers:` iterates over running servers, each stopped when its turn is over.
+
+    Each starts when its turn comes, because a GPU's memory holds one; with `engine.start_together` all start at once:
+    starting is importing on one core, and a server without requests takes no time of those that have some.
+
+    Raises:
+        FlowError: as `serve`; whichever model it is of, no server is left when the block ends.
+    """
+    with contextlib.ExitStack() as servers:
+        yield _turns(flow, names, purpose, meanwhile, servers)
+
+
+def _turns(
+    flow: Flow,
+    names: Iterable[str],
+    purpose: str,
+    meanwhile: Callable[[], object] | None,
+    servers: contextlib.ExitStack,
+) -> Iterator[Server]:
+    """The servers one after the other; `servers` ends the one whose turn it is, and those that wait, with the block."""
+    seconds, waiting = flow.config.engine.startup_seconds, list(names)
+    together: dict[str, _Started] = {}
+    if flow.config.engine.start_together:
+        for name in waiting:
+            port = free_port({started.port for started in together.values()})
+            together[name] = _launch(flow, name, purpose, port)
+            servers.callback(together[name].stop)
+        _wait_until_ready(list(together.values()), seconds, meanwhile)
+    for name in waiting:
+        with contextlib.ExitStack() as turn:
+            servers.push(turn.__exit__)
+            started = together.get(name) or _launch(flow, name, purpose)
+            turn.callback(started.stop)
+            _wait_until_ready([started], seconds, None if together else meanwhile)
+            yield turn.enter_context(_supervised(flow, started.server()))
+
+
+@contextlib.contextmanager
+def _supervised(flow: Flow, server: Server) -> Iterator[Server]:
+    """Ends the server if it hangs; whatever fails because the server is gone, is reported as that."""
+    try:
+        with watched(server, flow.config.engine.unresponsive_seconds):
+            yield server
+    except ServerGone:
+        raise
+    except Exception:
+        _await_end(server)
+        server.require_alive()  # raises in the place of what failed, which stays its context
+        raise
+
+
+def _await_end(server: Server) -> None:
+    """Gives a server that does not answer well the time to end, so that its end can be told from another failure."""
+    deadline = time.monotonic() + GONE_SECONDS
+    while server.exit_status() is None and time.monotonic() < deadline:
+        if _is_healthy(server.url):
+            return
+        time.sleep(0.5)
+
+
+def _is_healthy(url: str) -> bool:
+    """Whether the server answers its health check; vLLM does not once its engine is dead."""
+    with contextlib.suppress(httpx.TransportError):
+        # trust_env: a proxy of the machine must not come between us and its own loopback address.
+        return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == httpx.codes.OK
+    return False
+
+
+@dataclass
+class _Started:
+    """A server's process, which may not answer yet."""
+
+    name: str
+    api_key: str = field(repr=False)
+    mark: str
+    folder: Path
+    log: Path
+    host: str
+    port: int
+    child: subprocess.Popen[bytes]
+    scratch: tempfile.TemporaryDirectory[str]
+    launched: float
+    arguments: tuple[str, ...]
+    start_seconds: float | None = None
+
+    @property
+    def url(self) -> str:
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # addresses to listen on, not to connect to
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{everywhere.get(self.host, host)}:{self.port}"
+
+    def server(self) -> Server:
+        process = psutil.Process(self.child.pid)
+        return Server(
+            self.url,
+            self.name,
+            self.api_key,
+            self.folder,
+            self.log,
+            process,
+            self.start_seconds,
+            self.child.poll,
+            arguments=self.arguments,
+        )
+
+    def answers(self) -> bool:
+        """Whether it is ready, now or before; FlowError if it ended."""
+        if self.start_seconds is not None:
+            return True
+        if self.child.poll() is not None:
+            raise FlowError(
+                f"vLLM ended with exit code {self.child.returncode} while starting. {evidence(self.log)}",
+                f"\nThe whole log: {self.log}",
+            )
+        if _is_healthy(self.url):
+            self.start_seconds = time.monotonic() - self.launched
+        return self.start_seconds is not None
+
+    def stop(self) -> None:
+        """Asks the server to end, and kills whatever of its processes is left; may be called again."""
+        if self.child.poll() is None:
+            self.child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.child.wait(STOP_SECONDS)
+        # A process of the engine outlives a server that was killed, and is nobody's child then.
+        processes.end(lambda: processes.marked(SERVER_VARIABLE, self.mark.__eq__), LEFTOVER_SECONDS)
+        self.child.wait()
+        self.scratch.cleanup()
+
+
+def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _Started:
+    """Starts the server's process; the caller stops it."""
+    folder, host, key = flow.workspace.model(name), flow.config.engine.host, api_key(flow.config)
+    if not folder.is_dir():
+        raise FlowError(f"There is no model folder {folder}.", RERUN)
+    port = port or free_port()
+    require_free(port, host)
+    log, mark = flow.workspace.logs / f"vllm-{purpose}-{name}.log", uuid.uuid4().hex
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # vLLM leaves sockets and a file in the temporary folder. The name is short: that of a socket may have 107 bytes.
+    scratch = tempfile.TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True)
+    own = {"VLLM_API_KEY": key, SERVER_VARIABLE: mark, "TMPDIR": scratch.name, **processes.KEEP_READABLE}
+    given, ours = inherited(os.environ), _own_variables(flow.config)
+    _tell(flow, f"{purpose}-{name}", given, ours)
+    os.environ.update(environments.direct(host))  # for the clients in this process, and those that it starts
+    launched = time.monotonic()
+    with log.open("wb") as sink:
+        child = subprocess.Popen(
+            serve_command(flow.config, folder, name, port, purpose),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env={**given.passed, **ours, **own},
+            start_new_session=True,
+            preexec_fn=processes.end_with_parent,
+        )
+    arguments = tuple(engine_arguments(flow.config, purpose))
+    return _Started(name, key, mark, folder, log, host, port, child, scratch, launched, arguments)
+
+
+def _own_variables(config: FlowConfig) -> dict[str, str]:
+    """What the flow sets for every server, secrets and marks apart."""
+    readable = {"VLLM_LOGGING_COLOR": "0"}  # also where the user forces colours
+    return {**environments.variables_in_force(), **readable, **engine_environment(config), **compile_caches(config)}
+
+
+def _tell(flow: Flow, name: str, given: Inherited, ours: dict[str, str]) -> None:
+    """Records in the manifest which variables the server has beside the surrounding ones, and says which it lacks."""
+    engine = {key: value for key, value in given.passed.items() if key.startswith(PREFIX)}
+    record = {"variables": {**engine, **ours}, "not_handed_on": list(given.dropped)}
+    update_manifest(flow.workspace, servers={name: record})
+    if given.dropped:
+        print(f"Not handed on to vLLM, which would be served otherwise or not at all: {', '.join(given.dropped)}")
+
+
+def require_free(port: int, host: str = "127.0.0.1") -> None:
+    """FlowError if something listens on the port of that address."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise FlowError(
+                f"Port {port} is in use on {host}.", "Stop what listens there, or choose another."
+            ) from error
+
+
+def _wait_until_ready(servers: Sequence[_Started], seconds: int, meanwhile: Callable[[], object] | None = None) -> None:
+    what = f"{', '.join(server.name for server in servers)}: vLLM starts"
+    live.report(what, 0, 0)
+    if meanwhile is not None:
+        meanwhile()
+    for module in SHOWING:  # the cells after the measurement need them; the start leaves a core free
+        importlib.import_module(module)
+    deadline, unready = time.monotonic() + seconds, list(servers)
+    while time.monotonic() < deadline:
+        unready = [server for server in servers if not server.answers()]
+        if not unready:
+            live.report(what, 1, 1)
+            return
+        time.sleep(0.5)
+    log = unready[0].log
+    raise FlowError(
+        f"vLLM did not answer within {seconds} s. {evidence(log, by_itself=False)}",
+        f"\nThe whole log: {log}. A slow machine needs more: --set engine.startup_seconds={2 * seconds}.",
+    )

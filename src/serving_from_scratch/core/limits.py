@@ -45,14 +45,16 @@ class Limits:
     def check_queue(self, waiting: int) -> None:
         """Checks that one more request may wait; raises QueueFull otherwise."""
         if waiting >= self.max_waiting:
-            raise QueueFull(f"{waiting} requests wait; the limit is {self.max_waiting}.", self.retry_after)
+            problem = f"{waiting} requests wait; the limit is {self.max_waiting}."
+            raise QueueFull(problem, self.retry_after)
 
     def _check_prompt(self, request: Request) -> None:
         if not request.prompt:
             raise InvalidRequest("prompt has no tokens; the limit is at least 1.", "prompt")
         foreign = next((id for id in request.prompt if not 0 <= id < self.vocabulary), None)
         if foreign is not None:
-            raise InvalidRequest(f"prompt has the token id {foreign}; ids are 0 to {self.vocabulary - 1}.", "prompt")
+            problem = f"prompt has the token id {foreign}; ids are 0 to {self.vocabulary - 1}."
+            raise InvalidRequest(problem, "prompt")
 
     def _check_sampling(self, sampling: SamplingParameters) -> None:
         def check(field: str, fine: bool, limit: str) -> None:

@@ -117,7 +117,13 @@ class Slots:
 
     keeps = True
 
-    def __init__(self, places: int, capacity: int, prefixes: bool = False, shortest: int = 16) -> None:
+    def __init__(
+        self,
+        places: int,
+        capacity: int,
+        prefixes: bool = False,
+        shortest: int = 16,
+    ) -> None:
         self.capacity = capacity
         self.shortest = shortest
         self.prefixes = PrefixStore() if prefixes else None

@@ -38,7 +38,7 @@ class Scheduler:
     ) -> None:
         if strategy.chunks and not memory.keeps:
             raise ServingError(
-                f"{type(strategy).__name__} splits prompts, and {type(memory).__name__} would forget the first part.",
+                f"{type(strategy).__name__} splits prompts; {type(memory).__name__} keeps nothing.",
                 "Take a cache, or a strategy that computes prompts whole.",
             )
         self.strategy = strategy
@@ -54,7 +54,7 @@ class Scheduler:
         total = len(request.prompt) + request.sampling.max_tokens
         if total > self.memory.capacity:
             raise InvalidRequest(
-                f"prompt and max_tokens make {total} tokens; the cache holds {self.memory.capacity} of one request.",
+                f"prompt and max_tokens make {total} tokens; the cache has {self.memory.capacity}.",
                 "max_tokens",
                 "Shorten the prompt or lower max_tokens.",
             )
@@ -144,7 +144,8 @@ class Scheduler:
         request, start = sequence.request, sequence.computed
         end = start + tokens
         whole = end == len(sequence.tokens)
-        wants_targets = request.sampling.prompt_logprobs is not None and len(sequence.prompt_logprobs) <= start
+        wanted = request.sampling.prompt_logprobs is not None
+        missing = len(sequence.prompt_logprobs) <= start  # not known from before a preemption
         return Chunk(
             request=request.id,
             slot=sequence.slot,
@@ -153,7 +154,7 @@ class Scheduler:
             sample=whole and not request.embed and request.sampling.max_tokens > 0,
             sampling=request.sampling,
             seed=sequence.seed,
-            targets=request.prompt[start + 1 : end + 1] if wants_targets else (),
+            targets=request.prompt[start + 1 : end + 1] if wanted and missing else (),
             blocks=tuple(sequence.blocks),
             embed=whole and request.embed,
         )

@@ -67,14 +67,21 @@ class Pages:
         count: number of blocks.
         block_tokens: tokens a block.
         prefixes: whether equal beginnings share their blocks.
+        longest: tokens of the longest sequence; None: as many as there are.
     """
 
     keeps = True
 
-    def __init__(self, count: int, block_tokens: int = 16, prefixes: bool = False) -> None:
+    def __init__(
+        self,
+        count: int,
+        block_tokens: int = 16,
+        prefixes: bool = False,
+        longest: int | None = None,
+    ) -> None:
         self.manager = BlockManager(count)
         self.block_tokens = block_tokens
-        self.capacity = count * block_tokens
+        self.capacity = min(count * block_tokens, longest or count * block_tokens)
         self.prefixes = prefixes
 
     @property

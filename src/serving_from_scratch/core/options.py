@@ -43,7 +43,7 @@ class ModelOptions:
         if self.cache == "slots":
             return Slots(self.places, self.length, prefixes)
         if self.cache == "paged":
-            return Pages(self.pages, self.block_tokens, prefixes)
+            return Pages(self.pages, self.block_tokens, prefixes, self.length)
         if self.cache == "none" and not prefixes:
             return NoMemory(self.places, self.length)
         raise ServingError(

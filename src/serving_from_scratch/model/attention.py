@@ -87,7 +87,12 @@ class Sdpa(Dense):
         if group.tokens > 1:
             mask = None if group.causal else group.mask
             return functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=group.causal, enable_gqa=True
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=group.causal,
+                enable_gqa=True,
             )
         # One token each: the heads that share keys become the tokens of one head. Nothing repeats.
         shape = (q.shape[0], k.shape[1], -1, q.shape[-1])

@@ -128,17 +128,14 @@ class PagedCache:
         self.positions = row.positions
         self._blocks = self.tables[self.owners, row.positions // self.block_tokens]
         self._offsets = row.positions % self.block_tokens
-        places = {id(chunk): place for place, chunk in enumerate(row.chunks)}
-        self._first = {id(group): places[id(group.chunks[0])] for group in row.groups}
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         self.keys[layer][self._blocks, self._offsets] = keys.to(self.keys.dtype)
         self.values[layer][self._blocks, self._offsets] = values.to(self.values.dtype)
 
     def read(self, layer: int, group: Group) -> tuple[Tensor, Tensor]:
-        first, n = self._first[id(group)], len(group.chunks)
         needed = -(-group.length // self.block_tokens)
-        table = self.tables[first : first + n, :needed]
+        table = self.tables[group.first : group.first + len(group.chunks), :needed]
         keys = self.keys[layer][table].flatten(1, 2)[:, : group.length]
         values = self.values[layer][table].flatten(1, 2)[:, : group.length]
         return keys.transpose(1, 2), values.transpose(1, 2)

@@ -51,6 +51,7 @@ class ModelManager:
         """Loads a model, or takes the one in memory, and gives it a cache of its own."""
         config = read_config(Path(options.folder))
         shape = read_shape(config)
+        check_length(options, shape)
         if options.threads:
             torch.set_num_threads(options.threads)
         model = self._model(options, shape, config)
@@ -89,7 +90,9 @@ class Weights:
                 problem = f"{path} is no complete safetensors file: {error}."
                 raise ServingError(problem, "Fetch it again.") from error
             self._files.update(dict.fromkeys(file.keys(), file))
-        check_memory(folder, dtype)
+        stored = sum(path.stat().st_size for path in weight_files(folder))
+        # Checkpoints are stored in two bytes a weight.
+        check_memory("The weights", stored * dtype.itemsize // 2)
 
     def take(self, name: str, *size: int) -> Tensor:
         """Reads one tensor; raises ServingError where it is missing, misshapen or not finite."""
@@ -126,19 +129,9 @@ def read_config(folder: Path) -> dict:
 
 
 def read_shape(config: dict) -> LlamaShape:
-    """Takes the model's numbers out of config.json; refuses what the forward pass lacks."""
+    """Takes the model's numbers out of config.json."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    computed = {
-        "hidden_act": (config.get("hidden_act"), "silu"),
-        "attention_bias": (config.get("attention_bias", False), False),
-        "mlp_bias": (config.get("mlp_bias", False), False),
-        "rope_type": (rope.get("rope_type", "default"), "default"),
-        "quantization_config": (config.get("quantization_config"), None),
-    }
-    for name, (value, known) in computed.items():
-        if value != known:
-            problem = f"config.json has {name} {value!r}."
-            raise ServingError(problem, f"This engine computes {known!r}.")
+    check_arithmetic(config, rope)
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     return LlamaShape(
         vocabulary=config["vocab_size"],
@@ -154,6 +147,21 @@ def read_shape(config: dict) -> LlamaShape:
     )
 
 
+def check_arithmetic(config: dict, rope: dict) -> None:
+    """Refuses what the forward pass does not compute."""
+    computed = {
+        "hidden_act": (config.get("hidden_act"), "silu"),
+        "attention_bias": (config.get("attention_bias", False), False),
+        "mlp_bias": (config.get("mlp_bias", False), False),
+        "rope_type": (rope.get("rope_type", "default"), "default"),
+        "quantization_config": (config.get("quantization_config"), None),
+    }
+    for name, (value, known) in computed.items():
+        if value != known:
+            problem = f"config.json has {name} {value!r}."
+            raise ServingError(problem, f"This engine computes {known!r}.")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Lists the safetensors files; refuses a folder whose weights are pickles: those run code."""
     files = sorted(folder.glob("*.safetensors"))
@@ -164,15 +172,22 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def check_memory(folder: Path, dtype: torch.dtype) -> None:
-    """Checks that the weights fit into free memory, with room for the largest tensor twice."""
-    stored = sum(path.stat().st_size for path in weight_files(folder))
-    needed = stored * dtype.itemsize // 2  # checkpoints are stored in two bytes a weight
+def check_length(options: ModelOptions, shape: LlamaShape) -> None:
+    """Checks that the model was made for texts of the wanted length."""
+    if options.length > shape.max_length:
+        raise ServingError(
+            f"length is {options.length} tokens; the model was made for {shape.max_length}.",
+            "Lower length.",
+        )
+
+
+def check_memory(what: str, needed: int) -> None:
+    """Checks that so many bytes are free."""
     free = psutil.virtual_memory().available
     if needed > free:
         raise ServingError(
-            f"The weights need {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free.",
-            "End other programs, or take a smaller model.",
+            f"{what} would need {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free.",
+            "End other programs, take a smaller model, or lower places or length.",
         )
 
 
@@ -217,12 +232,14 @@ def build_layer(shape: LlamaShape, weights: Weights, number: int) -> Layer:
 def make_cache(options: ModelOptions, shape: LlamaShape) -> KVCache:
     """Makes the tensors of the cache."""
     dtype = pick("precision", options.precision, PRECISIONS)
+    # The paged kernel computes in 32-bit numbers: numba knows no bfloat16.
+    token = shape.kv(torch.float32 if options.attention == "paged" else dtype)
     if options.cache == "slots":
-        return SlotCache(shape.kv(dtype), options.places, options.length)
+        check_memory("The cache", options.places * options.length * token.token_bytes)
+        return SlotCache(token, options.places, options.length)
     if options.cache == "paged":
-        # The paged kernel computes in 32-bit numbers: numba knows no bfloat16.
-        wide = torch.float32 if options.attention == "paged" else dtype
-        return PagedCache(shape.kv(wide), options.pages, options.block_tokens)
+        check_memory("The cache", options.pages * options.block_tokens * token.token_bytes)
+        return PagedCache(token, options.pages, options.block_tokens)
     return pick("cache", options.cache, {"none": NoCache})()
 
 

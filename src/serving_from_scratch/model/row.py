@@ -17,10 +17,12 @@ class Group:
 
     Attributes:
         chunks: n chunks of m tokens each.
-        rows: their n * m places in the row.
+        first: the place of the first one among the row's chunks.
+        rows: the n * m places of their tokens in the row.
     """
 
     chunks: tuple[Chunk, ...]
+    first: int
     rows: slice
 
     @property
@@ -81,9 +83,9 @@ class Row:
 
     def _groups(self) -> tuple[Group, ...]:
         single = tuple(chunk for chunk in self.chunks if len(chunk.tokens) == 1)
-        groups = [Group(single, slice(0, len(single)))] if single else []
+        groups = [Group(single, 0, slice(0, len(single)))] if single else []
         row = len(single)
-        for chunk in self.chunks[len(single) :]:
-            groups.append(Group((chunk,), slice(row, row + len(chunk.tokens))))
+        for first, chunk in enumerate(self.chunks[row:], len(single)):
+            groups.append(Group((chunk,), first, slice(row, row + len(chunk.tokens))))
             row += len(chunk.tokens)
         return tuple(groups)

@@ -30,13 +30,17 @@ def filled(cache, mixture, seed=0):
     torch.manual_seed(seed)
     texts = [torch.randn(2, end, SHAPE.heads, SHAPE.width) for end in map(sum, mixture)]
     row = Row(Step(tuple(chunks(mixture))))
-    before = [c for c in chunks([(0, start) for start, _ in mixture]) if c.tokens]
-    full = {chunk.request: chunk for chunk in row.chunks}
+    before = tuple(earlier(chunk) for chunk in row.chunks if chunk.start)
     if before:
-        before = [Chunk(c.request, c.slot, 0, c.tokens, False, blocks=full[c.request].blocks) for c in before]
-        write(cache, Row(Step(tuple(before))), texts)
+        write(cache, Row(Step(before)), texts)
     write(cache, row, texts)
     return row, torch.randn(len(row.ids), HEADS, SHAPE.width)
+
+
+def earlier(chunk):
+    """What came before a chunk."""
+    tokens = (0,) * chunk.start
+    return Chunk(chunk.request, chunk.slot, 0, tokens, sample=False, blocks=chunk.blocks)
 
 
 def write(cache, row, texts):
@@ -53,7 +57,11 @@ CACHES = {
 
 @pytest.mark.parametrize(
     ("backend", "cache"),
-    [*itertools.product((Sdpa, Tiled, lambda: Tiled(7)), CACHES), (Eager, "paged"), (PagedNumba, "paged")],
+    [
+        *itertools.product((Sdpa, Tiled, lambda: Tiled(7)), CACHES),
+        (Eager, "paged"),
+        (PagedNumba, "paged"),
+    ],
 )
 def test_backends_agree_with_the_formula(backend, cache):
     slots, other = CACHES["slots"](), CACHES[cache]()

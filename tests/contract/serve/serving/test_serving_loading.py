@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from serving_from_scratch.core.errors import ServingError
 from serving_from_scratch.core.options import ModelOptions
 from serving_from_scratch.core.step import Chunk, Step
-from serving_from_scratch.model.loading import ModelManager
+from serving_from_scratch.model.loading import ModelManager, check_memory
 
 
 @pytest.fixture
@@ -69,7 +70,10 @@ def rope(rope_type):
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
         (truncate, "no complete safetensors file"),
         (lambda folder: change_config(folder, auto_map={"a": "b"}), "its own code"),
-        (lambda folder: change_config(folder, architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel"),
+        (
+            lambda folder: change_config(folder, architectures=["GPT2LMHeadModel"]),
+            "GPT2LMHeadModel",
+        ),
         (lambda folder: change_config(folder, hidden_act="gelu"), "hidden_act 'gelu'"),
         (lambda folder: change_config(folder, **rope("llama3")), "rope_type 'llama3'"),
         (lambda folder: change_config(folder, quantization_config={}), "quantization_config"),
@@ -87,15 +91,29 @@ def test_a_damaged_checkpoint_is_refused(checkpoint, damage, told):
 
 @pytest.mark.parametrize("field", ["precision", "cache", "attention"])
 def test_an_unknown_name_is_refused_with_the_known_ones(tiny_llama, field):
-    options = ModelOptions(str(tiny_llama), **({"precision": "float32"} | {field: "fast"}))
+    known = {"precision": "float32", "length": 64}
+    options = ModelOptions(str(tiny_llama), **(known | {field: "fast"}))
     with pytest.raises(ServingError, match=f"{field} is 'fast'. Choose one of"):
         ModelManager().runner(options)
 
 
-def test_a_model_that_does_not_fit_into_memory_is_refused(tiny_llama, monkeypatch):
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("", (), {"available": 1000}))
-    with pytest.raises(ServingError, match=r"0\.0 GB are free\. End other programs"):
-        load(tiny_llama)
+@pytest.mark.parametrize("cache", ["slots", "paged"])
+def test_a_cache_that_does_not_fit_into_memory_is_refused(tiny_llama, cache):
+    told = r"The cache would need \d+\.\d GB; \d+\.\d GB are free\. End other programs"
+    with pytest.raises(ServingError, match=told):
+        load(tiny_llama, cache=cache, places=10**9)
+
+
+def test_weights_that_do_not_fit_into_memory_are_refused():
+    free = psutil.virtual_memory().available
+    with pytest.raises(ServingError, match="The weights would need"):
+        check_memory("The weights", 2 * free)
+    check_memory("The weights", free // 2)
+
+
+def test_texts_longer_than_the_model_was_made_for_are_refused(tiny_llama):
+    with pytest.raises(ServingError, match="length is 1025 tokens; the model was made for 1024"):
+        ModelManager().runner(ModelOptions(str(tiny_llama), "float32", length=1025))
 
 
 def test_a_model_says_what_it_is(tiny_llama):

@@ -33,7 +33,10 @@ def test_a_refusal_names_field_value_and_limit(field, sampling, told):
     assert refused.value.field == field
 
 
-@pytest.mark.parametrize(("prompt", "told"), [((), "no tokens"), ((1, 100), "100; ids"), ((-1,), "-1")])
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [((), "no tokens"), ((1, 100), "100; ids"), ((-1,), "-1")],
+)
 def test_a_prompt_has_tokens_of_the_vocabulary(prompt, told):
     with pytest.raises(InvalidRequest, match=told):
         LIMITS.check(Request("a", prompt))

@@ -280,7 +280,13 @@ class History:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(["arrive", "step", "step", "leave", "lose"]), st.integers(0, 999)), max_size=60),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["arrive", "step", "step", "leave", "lose"]),
+            st.integers(0, 999),
+        ),
+        max_size=60,
+    ),
     st.booleans(),
     st.sampled_from(STRATEGIES[3:]),
 )

@@ -32,7 +32,12 @@ def test_a_stream_shows_the_whole_answer_however_it_is_cut(cuts, stops):
 
 def test_only_what_may_become_a_stop_text_is_held_back():
     stops = StopTexts(("\n\n",))
-    assert [stops.feed(piece) for piece in ("one\n", "two", "\n", "\nthree")] == ["one", "\ntwo", "", ""]
+    assert [stops.feed(piece) for piece in ("one\n", "two", "\n", "\nthree")] == [
+        "one",
+        "\ntwo",
+        "",
+        "",
+    ]
     assert stops.stopped == "\n\n" and stops.feed("more") == "" and stops.end() == ""
 
 

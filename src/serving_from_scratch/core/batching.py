@@ -12,6 +12,7 @@ import collections.abc as abc
 from dataclasses import dataclass
 from typing import Protocol
 
+from serving_from_scratch.core.errors import ServingError
 from serving_from_scratch.core.request import Sequence
 
 Sequences = abc.Sequence[Sequence]
@@ -124,3 +125,22 @@ class ChunkedPrefill:
 def whole(sequences: abc.Iterable[Sequence]) -> Plan:
     """Plans everything that each sequence lacks for its next token."""
     return {sequence: sequence.pending for sequence in sequences}
+
+
+def make_strategy(
+    name: str,
+    size: int = 8,
+    chunk: int = 256,
+    max_wait: float = 0.05,
+) -> BatchingStrategy:
+    """Makes a strategy by its name; raises ServingError that lists the known ones."""
+    known = {
+        "one-by-one": OneByOne(),
+        "static": Static(size),
+        "dynamic": Dynamic(size, max_wait),
+        "continuous": Continuous(),
+        "chunked": ChunkedPrefill(chunk),
+    }
+    if name not in known:
+        raise ServingError(f"strategy is {name!r}.", f"Choose one of {', '.join(known)}.")
+    return known[name]

@@ -33,12 +33,20 @@ class InvalidRequest(Refusal):
     """A value that no server of this model could serve."""
 
 
-class QueueFull(Refusal):
-    """Too many requests wait; the sender may try again after `retry_after` seconds."""
+class TryLater(Refusal):
+    """Not now: the sender may try again after `retry_after` seconds."""
 
     def __init__(self, problem: str, retry_after: float) -> None:
         super().__init__(problem, hint=f"Try again in {retry_after:g} seconds.")
         self.retry_after = retry_after
+
+
+class QueueFull(TryLater):
+    """Too many requests wait."""
+
+
+class Unavailable(TryLater):
+    """Nothing is computed now: the worker is starting or down, or the server ends."""
 
 
 class DeadlinePassed(Refusal):

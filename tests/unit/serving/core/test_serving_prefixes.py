@@ -27,6 +27,12 @@ def test_a_shared_beginning_is_computed_once():
     assert served(Slots(2, 64), prompts) == [42, 43, 42]
 
 
+def test_the_last_token_of_a_known_prompt_is_computed_again():
+    prompt = list(range(100, 140))
+    assert served(Slots(2, 64, prefixes=True), [prompt, prompt]) == [40, 1]
+    assert served(Pages(40, 4, prefixes=True), [prompt, prompt]) == [40, 4]
+
+
 def test_beginnings_of_equal_length_are_never_mixed_up():
     first, second = [7] * 40, [7] * 20 + [8] * 20
     assert served(Slots(2, 64, prefixes=True), [first, second, first]) == [40, 20, 20]

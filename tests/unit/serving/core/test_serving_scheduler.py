@@ -84,6 +84,40 @@ def test_a_full_cache_preempts_the_youngest_and_all_still_end():
     assert preemptions[requests[-1].id] == 0 and sum(preemptions.values()) > 0
 
 
+def test_who_lost_a_place_is_overtaken_by_nobody():
+    scheduler, executor = scheduler_of(Continuous(), Pages(8, 4)), Speller()
+    old, young = (scheduler.submit(request(id, [id] * 12, max_tokens=20)) for id in range(2))
+    while old.pending + old.computed <= 16:  # four pages each: all there are
+        scheduler.update(step := scheduler.schedule(), executor.step(step))
+    short = scheduler.submit(request("short", [5], max_tokens=1))
+    step = scheduler.schedule()
+    assert [chunk.request for chunk in step.chunks] == [old.request.id]
+    assert scheduler.waiting == [young, short] and young.preemptions == 1
+
+
+class YoungestFirst(Continuous):
+    """Plans those first who are the first to lose their place."""
+
+    def plan(self, waiting, running, budget):
+        return super().plan(waiting, running[::-1], budget)
+
+
+def test_a_step_never_computes_who_lost_a_place_while_it_was_planned():
+    requests = [request(id, [id] * 10, max_tokens=30) for id in range(4)]
+    trace = serve(scheduler_of(YoungestFirst(), Pages(18, 4)), Speller(), requests)
+    assert trace.answers == {r.id: spelled(r.prompt, 30) for r in requests}
+    assert sum(sequence.preemptions for sequence in trace.finished.values()) > 0
+    assert all(chunk.slot is not None for step in trace.steps for chunk in step.chunks)
+
+
+def test_a_prompt_longer_than_a_step_is_computed_beside_few_others():
+    scheduler = scheduler_of(Continuous(), Slots(PLACES, 64), step_tokens=10)
+    requests = [request(id, range(length), 3) for id, length in enumerate((30, 40, 4, 5, 30))]
+    trace = serve(scheduler, Speller(), requests[::-1])
+    assert len(trace.answers) == 5
+    assert [len(step.chunks) for step in trace.steps[:2]] == [1, 2]
+
+
 @pytest.mark.parametrize("memory", ["slots", "pages"])
 @pytest.mark.parametrize("strategy", STRATEGIES[:4], ids=lambda s: type(s).__name__)
 def test_decoding_feeds_one_token_a_sequence_and_step(strategy, memory):

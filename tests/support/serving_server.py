@@ -44,6 +44,7 @@ def write_tokenizer(folder):
 class Running:
     """A running server."""
 
+    popen: subprocess.Popen
     process: psutil.Process
     url: str
     log: object
@@ -88,22 +89,20 @@ class Running:
     def healthy(self):
         return self.client.get("/health").status_code == 200
 
+    def exit_code(self, seconds=30):
+        return self.popen.wait(seconds)
+
+
+def gone(process):
+    """Whether a process has ended; a zombie has, only nobody has asked yet."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
 
 @contextmanager
 def running(folder, log, *options, key="", name="tiny", precision="float32"):
     """Starts a server on a free port, and ends it by SIGTERM unless the test has ended it."""
-    command = [
-        *COMMAND,
-        "serve",
-        str(folder),
-        "--port",
-        "0",
-        "--name",
-        name,
-        "--precision",
-        precision,
-        *options,
-    ]
+    fixed = f"--port 0 --name {name} --precision {precision}".split()
+    command = [*COMMAND, "serve", str(folder), *fixed, *options]
     variables = {**os.environ, "SERVING_FROM_SCRATCH_API_KEY": key, "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=variables)
@@ -111,7 +110,7 @@ def running(folder, log, *options, key="", name="tiny", precision="float32"):
         url = wait_for_url(process, log)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False) as client:
-            yield Running(psutil.Process(process.pid), url, log, client)
+            yield Running(process, psutil.Process(process.pid), url, log, client)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

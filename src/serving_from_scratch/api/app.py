@@ -111,8 +111,8 @@ class Body:
 def require_key(request: Request) -> None:
     """Checks the key in constant time."""
     key = request.app.state.service.key
-    sent = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if key and not hmac.compare_digest(sent.encode(), key.encode()):
+    sent = request.headers.get("authorization", "").encode()
+    if key and not hmac.compare_digest(sent, f"Bearer {key}".encode()):
         raise HTTPException(401, "The API key is missing or wrong.")
 
 
@@ -151,7 +151,8 @@ async def refused(request: Request, error: ServingError) -> Response:
 async def invalid(request: Request, error: RequestValidationError) -> Response:
     """Words what pydantic found: the field, the value and the limit."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query")) or "body"
+    places = [str(place) for place in first["loc"] if place not in ("body", "query", "str")]
+    field = ".".join(place for place in places if "[" not in place) or "body"
     value = repr(first.get("input"))[:80]
     problem = InvalidRequest(f"{field}: {first['msg']}; it was {value}.", field)
     return Json(error_body(problem, code=400), 400)

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving_from_scratch.core.request import SamplingParameters
 
-Ids = list[int]
+Ids = Annotated[list[int], Field(min_length=1)]
 Prompts = Annotated[list[str] | list[Ids], Field(min_length=1, max_length=256)]
 Never = Annotated[float, Field(ge=0, le=0)]  # a technique that this server lacks
 

@@ -134,12 +134,13 @@ class LLMEngine:
                 place, item = await news.get()
                 if item.error:
                     raise item.error
-                if place in running:  # not: a step was under way when its stop text was met
-                    delta = writers[place].write(place, item)
-                    if delta.finish_reason:
-                        running.remove(place)
-                        self.abort(tickets[place].request.id, delta.finish_reason)
-                    yield delta
+                if place not in running:  # a step was under way when its stop text was met
+                    continue
+                delta = writers[place].write(place, item)
+                if delta.finish_reason:
+                    running.remove(place)
+                    self.abort(tickets[place].request.id, delta.finish_reason)
+                yield delta
         finally:
             for ticket in tickets:
                 self.abort(ticket.request.id)

@@ -1,5 +1,6 @@
 """The plain endpoints: one prompt, a batch, a stream, and the same question to vLLM."""
 
+import os
 import uuid
 from typing import Any
 
@@ -89,7 +90,7 @@ async def generate_vllm(body: GenerateBody, request: Request) -> Response:
     wanted = body.model_dump(exclude_none=True, exclude={"model", "timeout", "user"})
     wanted = {"max_tokens": 16, "temperature": 0, **wanted, "return_token_ids": True}
     try:
-        async with httpx.AsyncClient(base_url=service.vllm, timeout=600, trust_env=False) as client:
+        async with vllm_client(service.vllm) as client:
             model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
             reply = await client.post("/v1/completions", json={**wanted, "model": model})
             choices = reply.raise_for_status().json()["choices"]
@@ -102,6 +103,12 @@ async def generate_vllm(body: GenerateBody, request: Request) -> Response:
         for place, c in enumerate(choices)
     ]
     return Json(PlainShape(model, single=False).whole(answers))
+
+
+def vllm_client(url: str) -> httpx.AsyncClient:
+    """Makes a client of vLLM; its key is in the variable that vLLM itself reads."""
+    headers = {"Authorization": f"Bearer {os.environ.get('VLLM_API_KEY', '')}"}
+    return httpx.AsyncClient(base_url=url, headers=headers, timeout=600, trust_env=False)
 
 
 async def answer(

@@ -123,16 +123,20 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 def read_template(folder: Path) -> tuple[Any, dict[str, Any]]:
     """Reads the chat template and its variables; None where the model has none."""
     config_file, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = json.loads(config_file.read_text()) if config_file.is_file() else {}
-    source = file.read_text() if file.is_file() else config.get("chat_template")
-    if not isinstance(source, str):
-        return None, {}
-
-    def refuse(problem: str) -> None:
-        raise TemplateError(problem)
-
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     sandbox.globals["raise_exception"] = refuse
+    try:
+        config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+        source = file.read_text() if file.is_file() else config.get("chat_template")
+        template = sandbox.from_string(source) if isinstance(source, str) else None
+    except (ValueError, TemplateError) as error:
+        problem = f"The tokenizer's files in {folder} cannot be read: {error}."
+        raise ServingError(problem, "Fetch them again.") from error
     names = ("bos_token", "eos_token")
     tokens = {name: config[name] for name in names if isinstance(config.get(name), str)}
-    return sandbox.from_string(source), {**tokens, "add_generation_prompt": True}
+    return template, {**tokens, "add_generation_prompt": True}
+
+
+def refuse(problem: str) -> None:
+    """Lets a template refuse a conversation."""
+    raise TemplateError(problem)

@@ -2,6 +2,7 @@
 
 import pytest
 from support.serving_server import running, write_tokenizer
+from tokenizers import Tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -9,6 +10,11 @@ def tiny_model(tiny_llama):
     """The random Llama with a tokenizer and a chat template."""
     write_tokenizer(tiny_llama)
     return tiny_llama
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_model):
+    return Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import numpy as np
 import openai
 import pytest
 from support.serving import Reference
-from tokenizers import Tokenizer
 
 PROMPTS = ["def", "import os", "the end of the process", "é è ü", "A long one. " * 8]
 
@@ -20,11 +19,6 @@ PROMPTS = ["def", "import os", "the end of the process", "é è ü", "A long one
 def client(server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model):
-    return Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ KEY = "canary-3f9c"
 
 
 def serve(*arguments):
-    command = [*COMMAND, "serve", *map(str, arguments)]
+    command = [*COMMAND, "serve", "--length", "1024", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -51,13 +51,14 @@ def with_nan(folder):
     [
         (shutil.rmtree, "tokenizer.json"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer.json"),
+        (lambda folder: (folder / "chat_template.jinja").write_text("{% if"), "cannot be read"),
         (pickle_only, "safetensors"),
         (cut, "safetensors"),
         (with_nan, "model.norm.weight"),
         (lambda folder: change_config(folder, auto_map={"a": "b"}), "auto_map"),
         (lambda folder: change_config(folder, architectures=["Other"]), "Other"),
     ],
-    ids=["missing", "tokenizer", "pickle", "truncated", "nan", "code", "architecture"],
+    ids=["missing", "tokenizer", "template", "pickle", "truncated", "nan", "code", "architecture"],
 )
 def test_a_checkpoint_that_cannot_be_served(tiny_model, tmp_path, damage, told):
     folder = tmp_path / "model"
@@ -78,7 +79,7 @@ def test_an_unknown_choice_is_refused_with_the_known_ones(tiny_model, option):
 
 
 def test_doctor_says_what_it_finds(tiny_model):
-    command = [*COMMAND, "doctor", str(tiny_model), "--precision", "float32"]
+    command = [*COMMAND, "doctor", str(tiny_model), "--length", "1024"]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "vocabulary: 512" in told and "loaded in" in told
 

@@ -52,8 +52,18 @@ class Speller:
         return chunk.blocks[position // self.block_tokens], position % self.block_tokens
 
     def _outcome(self, chunk: Chunk) -> Outcome:
-        text = [self.cells[self._cell(chunk, position)] for position in range(chunk.end)]
+        end = chunk.end - chunk.guesses
+        text = [self.cells[self._cell(chunk, position)] for position in range(end)]
         targets = tuple(TokenLogprob(target, -1.0) for target in chunk.targets)
         embedding = (float(next_token(text)),) if chunk.embed else None
-        tokens = (next_token(text),) if chunk.sample else ()
+        tokens = self._chosen(chunk, text) if chunk.sample else ()
         return Outcome(tokens, (), targets, embedding)
+
+    def _chosen(self, chunk: Chunk, text: list[int]) -> tuple[int, ...]:
+        """The tokens up to the first that was not guessed."""
+        end, tokens = len(text), []
+        for position in range(end, chunk.end + 1):
+            tokens.append(next_token([*text, *tokens]))
+            if position == chunk.end or self.cells[self._cell(chunk, position)] != tokens[-1]:
+                break
+        return tuple(tokens)

@@ -5,9 +5,12 @@ from collections.abc import Collection
 from serving_from_scratch.core.batching import BatchingStrategy, Budget, Plan
 from serving_from_scratch.core.errors import InvalidRequest, ServingError
 from serving_from_scratch.core.memory import Memory
+from serving_from_scratch.core.proposers import NoProposer, Proposer
 from serving_from_scratch.core.request import FinishReason, Request, Sequence, Status
 from serving_from_scratch.core.step import Chunk, Outcome, Step, StepResult
 from serving_from_scratch.core.stopping import finish_reason
+
+NO_PROPOSER = NoProposer()
 
 
 class Scheduler:
@@ -26,6 +29,7 @@ class Scheduler:
         places: how many sequences may run at once.
         step_tokens: how many tokens one step should compute.
         eos: the end-of-sequence tokens.
+        proposer: guesses tokens of sequences that decode.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class Scheduler:
         places: int,
         step_tokens: int = 8192,
         eos: Collection[int] = (),
+        proposer: Proposer = NO_PROPOSER,
     ) -> None:
         if strategy.chunks and not memory.keeps:
             raise ServingError(
@@ -46,6 +51,7 @@ class Scheduler:
         self.places = places
         self.step_tokens = step_tokens
         self.eos = frozenset(eos)
+        self.proposer = proposer
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
 
@@ -70,7 +76,7 @@ class Scheduler:
         chosen = self._grow_running(plan)
         if chosen.keys() | joining == plan.keys():  # who just lost a place is not overtaken
             self._admit_waiting(plan, joining, chosen)
-        chunks = tuple(self._chunk(sequence, tokens) for sequence, tokens in chosen.items())
+        chunks = tuple(self._chunk(*pair) for pair in chosen.items())
         return Step(chunks, self.memory.take_copies()) if chunks else None
 
     def update(self, step: Step, result: StepResult) -> list[Sequence]:
@@ -144,32 +150,45 @@ class Scheduler:
         request, start = sequence.request, sequence.computed
         end = start + tokens
         whole = end == len(sequence.tokens)
+        guesses = self._guess(sequence) if whole and sequence.decoding else ()
         wanted = request.sampling.prompt_logprobs is not None
         missing = len(sequence.prompt_logprobs) <= start  # not known from before a preemption
         return Chunk(
             request=request.id,
             slot=sequence.slot,
             start=start,
-            tokens=tuple(sequence.tokens[start:end]),
+            tokens=(*sequence.tokens[start:end], *guesses),
             sample=whole and not request.embed and request.sampling.max_tokens > 0,
             sampling=request.sampling,
             seed=sequence.seed,
             targets=request.prompt[start + 1 : end + 1] if wanted and missing else (),
             blocks=tuple(sequence.blocks),
             embed=whole and request.embed,
+            guesses=len(guesses),
         )
+
+    def _guess(self, sequence: Sequence) -> tuple[int, ...]:
+        """Guesses tokens, as many as the answer may still have and the cache has room for."""
+        left = sequence.request.sampling.max_tokens - len(sequence.generated) - 1
+        guesses = tuple(self.proposer.propose(sequence.tokens))[: max(0, left)]
+        return guesses if self.memory.grow(sequence, sequence.pending + len(guesses)) else ()
 
     def _take(self, sequence: Sequence, chunk: Chunk, outcome: Outcome) -> bool:
         """Adds an outcome to its sequence; says whether the sequence has news for its client."""
-        self.memory.advance(sequence, chunk.end)
         sequence.prompt_logprobs.extend(outcome.prompt_logprobs)
         if chunk.end < len(sequence.tokens):  # in the middle of its prompt
+            self.memory.advance(sequence, chunk.end)
             return False
         sequence.logprobs.extend(outcome.logprobs)
-        sequence.tokens.extend(outcome.tokens)
         sequence.embedding = outcome.embedding
-        embedded = FinishReason.STOP if sequence.request.embed else None
-        if reason := embedded or finish_reason(sequence, self.eos):
+        reason = FinishReason.STOP if sequence.request.embed else None
+        for token in outcome.tokens:
+            sequence.tokens.append(token)
+            if reason := finish_reason(sequence, self.eos):
+                break
+        right_guesses = max(0, len(outcome.tokens) - 1)
+        self.memory.advance(sequence, chunk.end - chunk.guesses + right_guesses)
+        if reason := reason or finish_reason(sequence, self.eos):
             self._end(sequence, reason)
         return True
 

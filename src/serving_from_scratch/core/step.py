@@ -20,6 +20,7 @@ class Chunk:
         targets: the tokens that follow each of `tokens`, where their log probabilities are wanted.
         blocks: the sequence's pages, where the cache has pages.
         embed: whether the hidden state of the last token is wanted.
+        guesses: how many of the last tokens are guesses; they are checked one after the other.
     """
 
     request: str
@@ -32,10 +33,11 @@ class Chunk:
     targets: tuple[int, ...] = ()
     blocks: tuple[int, ...] = ()
     embed: bool = False
+    guesses: int = 0
 
     @property
     def end(self) -> int:
-        """How many tokens of the sequence are computed after the step."""
+        """The position after the last token, guesses included."""
         return self.start + len(self.tokens)
 
 

@@ -60,20 +60,38 @@ class ModelRunner:
         return tuple(outcomes)
 
     def _choose(self, row: Row, hidden: Tensor) -> dict[int, Chosen]:
-        """Chooses the next token of each chunk that wants one, by the chunk's place in the row."""
+        """Chooses the next tokens of each chunk that wants one, by the chunk's place in the row."""
         places = [place for place, chunk in enumerate(row.chunks) if chunk.sample]
         if not places:
             return {}
-        logits = self.model.logits(hidden[[row.ends[place] for place in places]])
+        rows: list[int] = []
+        for place in places:
+            last = row.ends[place]
+            rows.extend(range(last - row.chunks[place].guesses, last + 1))
+        logits = self.model.logits(hidden[rows])
         if not torch.isfinite(logits).all():
             raise ServingError("The model's scores are not finite.", "Load the checkpoint again.")
-        scored = zip(places, logits, strict=True)
-        return {place: self._next(row.chunks[place], scores) for place, scores in scored}
+        scores = logits.split([row.chunks[place].guesses + 1 for place in places])
+        found = zip(places, scores, strict=True)
+        return {place: self._next(row.chunks[place], scores) for place, scores in found}
 
-    def _next(self, chunk: Chunk, logits: Tensor) -> Chosen:
-        token = choose(logits, chunk.sampling, chunk.seed, chunk.end)
+    def _next(self, chunk: Chunk, scores: Tensor) -> Chosen:
+        """Chooses tokens up to the first that was not guessed: 1 + guesses rows of scores.
+
+        Each is the token that would have been chosen without guesses, sampled or greedy.
+        """
+        first = chunk.end - chunk.guesses
+        guesses = chunk.tokens[len(chunk.tokens) - chunk.guesses :]
+        tokens: list[int] = []
+        for place, logits in enumerate(scores):
+            tokens.append(choose(logits, chunk.sampling, chunk.seed, first + place))
+            if tokens != list(guesses[: place + 1]):
+                break
         wanted = chunk.sampling.logprobs
-        return (token,), () if wanted is None else (logprob(logits, token, wanted),)
+        if wanted is None:
+            return tuple(tokens), ()
+        pairs = zip(scores, tokens, strict=False)
+        return tuple(tokens), tuple(logprob(*pair, wanted) for pair in pairs)
 
     def _prompt_logprobs(self, chunk: Chunk, hidden: Tensor) -> tuple[TokenLogprob, ...]:
         found = []

@@ -74,6 +74,32 @@ def test_one_seed_gives_one_text_whatever_the_batch(executor, reference):
     assert len({token for answer in alone.values() for token in answer}) > 100
 
 
+class Recall:
+    """Guesses from texts that it knows: three tokens, of which the third is sometimes wrong."""
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def propose(self, tokens):
+        known = [text for text in self.texts if text[: len(tokens)] == list(tokens)]
+        if not known:
+            return ()
+        guesses = known[0][len(tokens) : len(tokens) + 3]
+        return [*guesses[:2], 7] if len(tokens) % 2 else guesses
+
+
+def test_guesses_change_no_sampled_text(executor, reference):
+    requests = list(sampled_requests(reference))
+    alone = serve(scheduler_of(OneByOne()), executor, requests)
+    proposer = Recall([sequence.tokens for sequence in alone.finished.values()])
+    options = OPTIONS("")
+    scheduler = Scheduler(Continuous(), options.memory(), 8, proposer=proposer)
+    guessed = serve(scheduler, executor, requests, seed=4)
+    assert guessed.answers == alone.answers
+    chunks = [chunk for step in guessed.steps for chunk in step.chunks]
+    assert len(chunks) < sum(len(step.chunks) for step in alone.steps) * 0.6
+
+
 def test_a_request_without_a_seed_gets_another_text_each_time(executor):
     sampling = SamplingParameters(24, temperature=1.0)
     requests = [Request(str(place), (5, 6, 7), sampling) for place in range(4)]

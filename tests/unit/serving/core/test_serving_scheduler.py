@@ -278,6 +278,35 @@ def test_what_the_cache_cannot_hold_is_refused_with_the_figures():
         scheduler_of(ChunkedPrefill(4), NoMemory(PLACES, 64))
 
 
+class Oracle:
+    """Guesses `right` tokens rightly and one wrongly."""
+
+    def __init__(self, right):
+        self.right = right
+
+    def propose(self, tokens):
+        return [*spelled(tokens, self.right), 1000]
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("right", [0, 1, 5])
+def test_guesses_change_no_answer_and_right_ones_save_steps(memory, right):
+    requests = [request(id, range(id, id + 9), max_tokens=13) for id in range(6)]
+    plain = serve(scheduler_of(Continuous(), MEMORIES[memory]()), Speller(), requests)
+    scheduler = scheduler_of(Continuous(), MEMORIES[memory](), proposer=Oracle(right))
+    guessed = serve(scheduler, Speller(), requests)
+    assert guessed.answers == plain.answers == {r.id: spelled(r.prompt, 13) for r in requests}
+    assert right == 0 or len(guessed.steps) < len(plain.steps)
+    assert all(len(chunk.tokens) <= 21 for step in guessed.steps for chunk in step.chunks)
+
+
+def test_an_end_of_sequence_among_right_guesses_ends_the_answer_there():
+    answer = spelled([5], 9)
+    scheduler = scheduler_of(Continuous(), Slots(PLACES, 64), eos=(answer[4],), proposer=Oracle(6))
+    (ended,) = serve(scheduler, Speller(), [request("a", [5], max_tokens=9)]).finished.values()
+    assert ended.generated == answer[:5] and ended.finish_reason is FinishReason.STOP
+
+
 class History:
     """A random history of a scheduler: arrivals, steps, leavers, lost caches."""
 

@@ -106,7 +106,9 @@ class WorkloadManager:
             if self.unavailable or self.draining:
                 problem = self.unavailable or "The server ends."
                 raise Unavailable(problem, self.limits.retry_after)
-            self.limits.check_queue(len(self.scheduler.waiting) + len(tickets) - 1)
+            places = self.scheduler.places - len(self.scheduler.running)
+            waiting = len(self.scheduler.waiting) - places  # who gets a free place does not wait
+            self.limits.check_queue(waiting + len(tickets) - 1)
             for ticket in tickets:
                 ticket.sequence = self.scheduler.submit(ticket.request)
                 self._tickets[ticket.request.id] = ticket

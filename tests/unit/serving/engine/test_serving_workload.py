@@ -169,11 +169,12 @@ def test_a_deadline_that_passes_in_the_queue_starts_nothing(begin):
 
 def test_a_full_queue_takes_all_or_none(begin):
     manager = begin(Fragile(seconds=0.01), OneByOne(), places=1, max_waiting=2)
-    taken = [Client([n], 20) for n in range(2)]
-    manager.submit(*(client.ticket for client in taken))
+    taken = [Client([n], 20) for n in range(3)]  # one finds the free place, two wait
+    manager.submit(*(client.ticket for client in taken[:2]))
     with pytest.raises(QueueFull, match="limit is 2"):
-        manager.submit(*(Client([n]).ticket for n in range(3)))
-    assert [client.tokens() for client in taken] == [spelled([n], 20) for n in range(2)]
+        manager.submit(*(Client([n]).ticket for n in range(2)))
+    manager.submit(taken[2].ticket)
+    assert [client.tokens() for client in taken] == [spelled([n], 20) for n in range(3)]
 
 
 def test_a_finished_request_hears_nothing_more_and_its_place_is_free(begin):

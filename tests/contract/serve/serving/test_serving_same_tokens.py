@@ -55,6 +55,10 @@ def name(value):
     return type(value).__name__ if not isinstance(value, str | bool) else None
 
 
+def test_the_reference_is_no_repeated_token(reference):
+    assert len({token for answer in reference.answers.values() for token in answer}) > 200
+
+
 @pytest.mark.parametrize(("cache", "attention", "prefixes"), CACHES)
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=name)
 def test_tokens_are_those_of_transformers(

@@ -1,0 +1,1 @@
+"""A serving engine to read: batching strategies, caches and attention behind small interfaces."""

@@ -1,0 +1,130 @@
+"""The plain endpoints: one prompt, a batch, a stream, and the same question to vLLM."""
+
+import os
+import uuid
+from typing import Any
+
+import httpx
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from serving_from_scratch.api.openai import encode_all
+from serving_from_scratch.api.schemas import GenerateBody
+from serving_from_scratch.api.sse import Json, Service, respond
+from serving_from_scratch.core.errors import InvalidRequest, Refusal, Unavailable
+from serving_from_scratch.engine.llm_engine import Delta, Job
+
+router = APIRouter()
+HINT = "Start `vllm serve <folder>` and name its address with --vllm."
+
+
+class PredictorFailed(Refusal):
+    """A server behind this one did not answer as it should."""
+
+
+class PlainShape:
+    """Text, token ids and the reason of the end; one id a sequence.
+
+    Args:
+        single: whether the answer of one prompt stands alone.
+    """
+
+    def __init__(self, model: str, single: bool) -> None:
+        self.model, self.single, self.id = model, single, uuid.uuid4().hex
+
+    def whole(self, answers: list[Delta]) -> dict[str, Any]:
+        worded = [self.chunk(answer) for answer in answers]
+        return {"model": self.model, **(worded[0] if self.single else {"answers": worded})}
+
+    def chunk(self, delta: Delta) -> dict[str, Any]:
+        return {
+            "id": f"{self.id}-{delta.job}",
+            "text": delta.text,
+            "token_ids": list(delta.tokens),
+            "finish_reason": delta.finish_reason,
+        }
+
+    def last(self) -> None:
+        """Adds nothing."""
+
+
+@router.post("/basic_generate")
+async def basic_generate(body: GenerateBody, request: Request) -> Response:
+    """Answers one prompt."""
+    return await answer(body, request, single=True)
+
+
+@router.post("/generate")
+async def generate(body: GenerateBody, request: Request) -> Response:
+    """Answers one or more prompts side by side."""
+    return await answer(body, request)
+
+
+@router.post("/generate_stream")
+async def generate_stream(body: GenerateBody, request: Request) -> Response:
+    """Streams the answer to one prompt, one event a token."""
+    return await answer(body, request, single=True, stream=True)
+
+
+@router.post("/predict")
+async def predict(model: str, body: GenerateBody, request: Request) -> Response:
+    """Answers one prompt; the address names the model, so that a proxy can route by it."""
+    body.model = model
+    return await answer(body, request, single=True)
+
+
+@router.post("/stream")
+async def stream(model: str, body: GenerateBody, request: Request) -> Response:
+    """Streams what /predict answers."""
+    body.model = model
+    return await answer(body, request, single=True, stream=True)
+
+
+@router.post("/generate_vllm")
+async def generate_vllm(body: GenerateBody, request: Request) -> Response:
+    """Asks vLLM what /generate answers itself, in the same words."""
+    service: Service = request.app.state.service
+    service.check_model(body.model)
+    if not service.vllm:
+        raise Unavailable(f"No vLLM runs beside this server. {HINT}", 60)
+    wanted = body.model_dump(exclude_none=True, exclude={"model", "timeout", "user"})
+    wanted = {"max_tokens": 16, "temperature": 0, **wanted, "return_token_ids": True}
+    try:
+        async with vllm_client(service.vllm) as client:
+            model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
+            reply = await client.post("/v1/completions", json={**wanted, "model": model})
+            choices = reply.raise_for_status().json()["choices"]
+    except httpx.ConnectError as error:
+        raise Unavailable(f"vLLM does not answer at {service.vllm}. {HINT}", 60) from error
+    except (httpx.HTTPError, ValueError, LookupError) as error:
+        raise PredictorFailed(f"vLLM at {service.vllm} failed: {error!r}.") from error
+    answers = [
+        Delta(place, c["text"], tuple(c.get("token_ids") or ()), finish_reason=c["finish_reason"])
+        for place, c in enumerate(choices)
+    ]
+    return Json(PlainShape(model, single=False).whole(answers))
+
+
+def vllm_client(url: str) -> httpx.AsyncClient:
+    """Makes a client of vLLM; its key is in the variable that vLLM itself reads."""
+    headers = {"Authorization": f"Bearer {os.environ.get('VLLM_API_KEY', '')}"}
+    return httpx.AsyncClient(base_url=url, headers=headers, timeout=600, trust_env=False)
+
+
+async def answer(
+    body: GenerateBody,
+    request: Request,
+    single: bool = False,
+    stream: bool = False,
+) -> Response:
+    """Answers by this server's own engine."""
+    service: Service = request.app.state.service
+    service.check_model(body.model)
+    prompts = encode_all(service.engine.text, body.prompt)
+    if single and len(prompts) > 1:
+        problem = f"prompt has {len(prompts)} texts; the limit is 1."
+        raise InvalidRequest(problem, "prompt", "/generate takes several.")
+    if body.max_tokens == 0:
+        raise InvalidRequest("max_tokens is 0; the limit is at least 1.", "max_tokens")
+    jobs = [Job(prompt, body.sampling(16, 0.0)) for prompt in prompts]
+    return await respond(request, jobs, PlainShape(service.name, single), stream, body.timeout)

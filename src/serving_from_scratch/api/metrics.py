@@ -1,0 +1,49 @@
+"""What Prometheus reads: numbers only, never a text or a key."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from serving_from_scratch.engine.llm_engine import LLMEngine
+
+PREFIX = "serving_from_scratch_"
+
+
+class EngineNumbers:
+    """Reads an engine's own counts when they are asked for."""
+
+    def __init__(self, engine: LLMEngine) -> None:
+        self.engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        workload = self.engine.workload
+        counts, scheduler = workload.counts, workload.scheduler
+        gauges = {
+            "requests_waiting": len(scheduler.waiting),
+            "requests_running": len(scheduler.running),
+            "cache_free_tokens": scheduler.memory.free_tokens,
+            "healthy": int(not self.engine.health()),
+        }
+        totals = {
+            "steps": counts.steps,
+            "step_seconds": counts.step_seconds,
+            "step_tokens": counts.step_tokens,
+            "generated_tokens": counts.generated_tokens,
+            "worker_deaths": counts.worker_deaths,
+        }
+        for name, value in gauges.items():
+            yield GaugeMetricFamily(PREFIX + name, name.replace("_", " "), value=value)
+        for name, total in totals.items():
+            yield CounterMetricFamily(PREFIX + name, name.replace("_", " "), value=total)
+        ends = CounterMetricFamily(PREFIX + "requests", "requests by their end", labels=["end"])
+        for reason, number in list(counts.finished.items()):
+            ends.add_metric([reason], number)
+        yield ends
+
+
+def make_metrics(engine: LLMEngine) -> tuple[CollectorRegistry, Counter]:
+    """Makes a registry of the engine's numbers, and a counter of responses by status."""
+    registry = CollectorRegistry()
+    registry.register(EngineNumbers(engine))
+    return registry, Counter(PREFIX + "responses", "by status", ["status"], registry=registry)

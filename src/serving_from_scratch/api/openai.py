@@ -1,0 +1,241 @@
+"""OpenAI's endpoints: the stock client, GuideLLM and lm-eval use them unchanged."""
+
+import base64
+import struct
+import time
+import uuid
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from serving_from_scratch.api.schemas import (
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    Ids,
+    OpenAISampling,
+)
+from serving_from_scratch.api.sse import Json, Service, collect, respond, unless_gone
+from serving_from_scratch.core.errors import InvalidRequest
+from serving_from_scratch.core.request import SamplingParameters, TokenLogprob
+from serving_from_scratch.engine.llm_engine import Delta, Job
+from serving_from_scratch.engine.text import Text
+
+router = APIRouter(prefix="/v1")
+
+
+@router.get("/models")
+async def models(request: Request) -> Response:
+    """Lists the one model of this server."""
+    service: Service = request.app.state.service
+    length = service.engine.limits.max_length
+    model = {"id": service.name, "object": "model", "created": 0, "owned_by": "local"}
+    return Json({"object": "list", "data": [{**model, "max_model_len": length}]})
+
+
+@router.post("/completions")
+async def completions(body: CompletionBody, request: Request) -> Response:
+    """Goes on with one or more prompts."""
+    service: Service = request.app.state.service
+    service.check_model(body.model)
+    if body.max_tokens == 0 and not body.echo:
+        raise InvalidRequest("max_tokens is 0; the limit is at least 1 without echo.", "max_tokens")
+    prompts = encode_all(service.engine.text, body.prompt)
+    jobs = [
+        Job(prompt, body.sampling(16, 1.0, choice, body.logprobs, body.echo))
+        for prompt in prompts
+        for choice in range(body.n)
+    ]
+    echoed = [job.prompt for job in jobs] if body.echo else []
+    shape = CompletionShape(service, body, sum(map(len, prompts)), echoed)
+    return await respond(request, jobs, shape, body.stream, body.timeout)
+
+
+@router.post("/chat/completions")
+async def chat(body: ChatBody, request: Request) -> Response:
+    """Answers the last turn of a conversation."""
+    service: Service = request.app.state.service
+    service.check_model(body.model)
+    if body.max_completion_tokens is not None:
+        body.max_tokens = body.max_completion_tokens
+    check_chat(body)
+    prompt = service.engine.text.chat([message.plain() for message in body.messages])
+    room = max(service.engine.limits.max_length - len(prompt), 1)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    choices = [body.sampling(room, 1.0, choice, logprobs) for choice in range(body.n)]
+    shape = ChatShape(service, body, len(prompt))
+    jobs = [Job(prompt, sampling) for sampling in choices]
+    return await respond(request, jobs, shape, body.stream, body.timeout)
+
+
+@router.post("/embeddings")
+async def embeddings(body: EmbeddingBody, request: Request) -> Response:
+    """Returns the last hidden state of each text, scaled to length one."""
+    service: Service = request.app.state.service
+    service.check_model(body.model)
+    if body.dimensions not in (None, service.engine.facts.hidden):
+        problem = f"dimensions is {body.dimensions}; this model has {service.engine.facts.hidden}."
+        raise InvalidRequest(problem, "dimensions")
+    prompts = encode_all(service.engine.text, body.input, "input")
+    jobs = [Job(prompt, SamplingParameters(max_tokens=0), embed=True) for prompt in prompts]
+    deltas = service.engine.generate(jobs, seconds=body.timeout)
+    answers = await unless_gone(request, collect(deltas, len(jobs)))
+    coded = body.encoding_format == "base64"
+    vectors = [in_base64(a.embedding) if coded else list(a.embedding) for a in answers]
+    frame = {"object": "embedding"}
+    data = [{**frame, "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+    tokens = sum(map(len, prompts))
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return Json({"object": "list", "model": service.name, "data": data, "usage": usage})
+
+
+class OpenAIShape:
+    """What both kinds of completions share: the frame, the usage, the end of a stream.
+
+    Args:
+        service: names the model.
+        body: says what was asked for.
+        prompt_tokens: of all prompts.
+    """
+
+    kind = ""  # the name of the object
+    prefix = ""
+
+    def __init__(self, service: Service, body: OpenAISampling, prompt_tokens: int) -> None:
+        self.service = service
+        self.text: Text = service.engine.text
+        self.options = body.stream_options
+        self.wants_logprobs = body.logprobs not in (None, False)
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = 0
+        self.begun: set[int] = set()  # jobs of which something was sent
+        self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
+
+    def whole(self, answers: list[Delta]) -> dict[str, Any]:
+        self.completion_tokens = sum(len(answer.tokens) for answer in answers)
+        choices = [self.choice(answer, whole=True) for answer in answers]
+        return {**self._frame(choices), "usage": self._usage()}
+
+    def chunk(self, delta: Delta) -> dict[str, Any] | None:
+        self.completion_tokens += len(delta.tokens)
+        silent = not (delta.text or delta.finish_reason or self.wants_logprobs)
+        if silent and delta.job in self.begun:
+            return None
+        frame = self._frame([self.choice(delta, whole=False)], ".chunk")
+        self.begun.add(delta.job)
+        if self.options and self.options.continuous_usage_stats:
+            frame["usage"] = self._usage()
+        return frame
+
+    def last(self) -> dict[str, Any] | None:
+        wanted = self.options and self.options.include_usage
+        return {**self._frame([], ".chunk"), "usage": self._usage()} if wanted else None
+
+    def choice(self, delta: Delta, whole: bool) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _frame(self, choices: list[dict[str, Any]], suffix: str = "") -> dict[str, Any]:
+        kind = self.kind if self.kind == "text_completion" else self.kind + suffix
+        frame = {"id": self.id, "object": kind, "created": self.created}
+        return {**frame, "model": self.service.name, "choices": choices}
+
+    def _usage(self) -> dict[str, int]:
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        total = {"total_tokens": prompt + completion}
+        return {"prompt_tokens": prompt, "completion_tokens": completion, **total}
+
+
+class CompletionShape(OpenAIShape):
+    """Of /v1/completions; with echo, each answer begins with its prompt."""
+
+    kind, prefix = "text_completion", "cmpl"
+
+    def __init__(
+        self,
+        service: Service,
+        body: CompletionBody,
+        prompt_tokens: int,
+        echoed: list[Ids],
+    ) -> None:
+        super().__init__(service, body, prompt_tokens)
+        self.echoed = echoed
+        self._offsets: dict[int, int] = {}  # by job: characters of the tokens so far
+
+    def choice(self, delta: Delta, whole: bool) -> dict[str, Any]:
+        prompt = self.echoed[delta.job] if self.echoed and delta.job not in self.begun else []
+        text = self.text.tokenizer.decode(prompt, skip_special_tokens=False) + delta.text
+        reason = delta.finish_reason
+        return {
+            "index": delta.job,
+            "text": text,
+            "logprobs": self._logprobs(delta, prompt) if self.wants_logprobs else None,
+            "finish_reason": reason,
+        }
+
+    def _logprobs(self, delta: Delta, prompt: Ids) -> dict[str, list[Any]]:
+        entries = [*delta.prompt_logprobs, *delta.logprobs]
+        tokens = [self.text.show(id) for id in prompt[:1] + [entry.token for entry in entries]]
+        offsets = [self._offsets.get(delta.job, 0)]
+        for token in tokens:
+            offsets.append(offsets[-1] + len(token))
+        self._offsets[delta.job] = offsets.pop()
+        first = [None] * len(prompt[:1])  # nothing says how likely a text's first token is
+        return {
+            "tokens": tokens,
+            "token_logprobs": [*first, *(entry.logprob for entry in entries)],
+            "top_logprobs": [*first, *(self._top(entry) for entry in entries)],
+            "text_offset": offsets,
+        }
+
+    def _top(self, entry: TokenLogprob) -> dict[str, float]:
+        likeliest = dict(entry.top) | {entry.token: entry.logprob}
+        # Two tokens may look alike: the likelier one stays.
+        by_rank = sorted(likeliest.items(), key=lambda pair: pair[1])
+        return {self.text.show(token): logprob for token, logprob in by_rank}
+
+
+class ChatShape(OpenAIShape):
+    """Of /v1/chat/completions."""
+
+    kind, prefix = "chat.completion", "chatcmpl"
+
+    def choice(self, delta: Delta, whole: bool) -> dict[str, Any]:
+        role = {} if delta.job in self.begun else {"role": "assistant"}
+        logprobs = [self._entry(entry) for entry in delta.logprobs]
+        return {
+            "index": delta.job,
+            "message" if whole else "delta": {**role, "content": delta.text},
+            "logprobs": {"content": logprobs} if self.wants_logprobs else None,
+            "finish_reason": delta.finish_reason,
+        }
+
+    def _entry(self, entry: TokenLogprob) -> dict[str, Any]:
+        top = [self._token(*pair) for pair in entry.top]
+        return {**self._token(entry.token, entry.logprob), "top_logprobs": top}
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self.text.show(token)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+
+def check_chat(body: ChatBody) -> None:
+    """Checks what the schema cannot: fields that depend on each other, and what is not built."""
+    if body.tools or body.tool_choice not in (None, "none"):
+        raise InvalidRequest("This server has no function calls.", "tools", "Leave tools out.")
+    if body.max_tokens == 0:
+        raise InvalidRequest("max_tokens is 0; the limit is at least 1.", "max_tokens")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true.", "top_logprobs")
+
+
+def encode_all(text: Text, prompt: str | Ids | list[str] | list[Ids], field="prompt") -> list[Ids]:
+    """Turns one or more prompts, as text or as token ids, into token ids."""
+    one = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
+    prompts = [prompt] if one else prompt
+    return [text.encode(p, field) if isinstance(p, str) else list(p) for p in prompts]
+
+
+def in_base64(vector: tuple[float, ...]) -> str:
+    """Codes a vector as OpenAI's client expects it: 32-bit numbers, little-endian."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,151 @@
+"""The command line: `serving-from-scratch serve FOLDER` and `… doctor FOLDER`."""
+
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import uvicorn
+
+from serving_from_scratch.api.app import create_app
+from serving_from_scratch.api.sse import Service
+from serving_from_scratch.core.batching import make_strategy
+from serving_from_scratch.core.errors import ServingError
+from serving_from_scratch.engine.executor import KEY_VARIABLE
+from serving_from_scratch.engine.llm_engine import EngineOptions, LLMEngine
+from serving_from_scratch.engine.messages import ModelOptions
+
+SEND_BUFFER = 64 * 1024  # bytes that one slow reader keeps in the kernel
+
+
+class Server(uvicorn.Server):
+    """A server that ends in order: new requests get 503, those that run may end.
+
+    Args:
+        engine: that it drains.
+        drain_seconds: how long running requests may still take.
+    """
+
+    def __init__(self, config: uvicorn.Config, engine: LLMEngine, drain_seconds: float) -> None:
+        super().__init__(config)
+        self.engine, self.drain_seconds = engine, drain_seconds
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Begins to end at the first signal; at the second, waits no longer."""
+        if self.engine.workload.draining:
+            self.drain_seconds = 0
+            self.should_exit = self.force_exit = True
+        else:
+            self.engine.workload.draining = True
+            threading.Thread(target=self._drain).start()
+
+    def _drain(self) -> None:
+        self.engine.close(self.drain_seconds)
+        self.should_exit = True
+
+
+@click.group()
+def main() -> None:
+    """A server of language models that a reader can build."""
+
+
+def model_options(command: Any) -> Any:
+    """Adds the options that say how a model is loaded."""
+    defaults = ModelOptions("")
+    for option in (
+        click.option("--threads", default=defaults.threads, help="Of torch; 0: its own number."),
+        click.option("--blocks", default=defaults.blocks, help="Pages of the cache; 0: enough."),
+        click.option("--length", default=defaults.length, help="Tokens of prompt and answer."),
+        click.option("--places", default=defaults.places, help="Requests that run at once."),
+        click.option("--attention", default=defaults.attention, help="sdpa, eager, tiled, paged."),
+        click.option("--cache", default=defaults.cache, help="slots, paged or none."),
+        click.option("--precision", default=defaults.precision, help="bfloat16 or float32."),
+        click.argument("folder", type=click.Path(path_type=Path)),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@model_options
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True, help="0: any free one.")
+@click.option("--name", default="", help="Of the model; by default its folder's name.")
+@click.option("--strategy", default="continuous", help="Who computes next.", show_default=True)
+@click.option("--chunk", default=256, help="Tokens a step of the strategy chunked.")
+@click.option("--prefixes", is_flag=True, help="Computes equal beginnings once.")
+@click.option("--max-waiting", default=256, help="More requests get 429.")
+@click.option("--step-seconds", default=30.0, help="A worker silent for longer is ended.")
+@click.option("--request-seconds", default=600.0, help="The longest time of a request.")
+@click.option("--write-seconds", default=30.0, help="Ends streams whose client reads nothing.")
+@click.option("--drain-seconds", default=30.0, help="What running requests may take at the end.")
+@click.option("--vllm", default="", help="Address of a vLLM for /generate_vllm.")
+def serve(host: str, port: int, name: str, **options: Any) -> None:
+    """Serves the model of FOLDER. The API key is taken from SERVING_FROM_SCRATCH_API_KEY."""
+    try:
+        listener = listen(host, port, options["write_seconds"])
+        engine = LLMEngine(engine_options(options))
+    except ServingError as error:
+        sys.exit(str(error))
+    service = Service(
+        engine=engine,
+        name=name or options["folder"].resolve().name,
+        key=os.environ.get(KEY_VARIABLE, ""),
+        write_seconds=options["write_seconds"],
+        vllm=options["vllm"],
+    )
+    config = uvicorn.Config(
+        create_app(service),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
+    click.echo(f"Serving {service.name} at http://{host}:{listener.getsockname()[1]}")
+    Server(config, engine, options["drain_seconds"]).run(sockets=[listener])
+
+
+@main.command()
+@model_options
+def doctor(**options: Any) -> None:
+    """Loads the model of FOLDER as `serve` does, and says what it finds."""
+    started = time.monotonic()
+    try:
+        engine = LLMEngine(engine_options(options))
+    except ServingError as error:
+        sys.exit(str(error))
+    engine.close()
+    click.echo(f"loaded in {time.monotonic() - started:.1f} seconds")
+    for name, value in asdict(engine.facts).items():
+        click.echo(f"{name}: {value}")
+
+
+def engine_options(options: dict[str, Any]) -> EngineOptions:
+    """Takes the engine's options out of the command line's."""
+    names = ("precision", "cache", "attention", "places", "length", "blocks", "threads")
+    model = ModelOptions(str(options["folder"]), **{name: options[name] for name in names})
+    size, chunk = options["places"], options.get("chunk", 256)
+    strategy = make_strategy(options.get("strategy", "continuous"), size, chunk)
+    names = ("prefixes", "max_waiting", "step_seconds", "request_seconds")
+    return EngineOptions(model, strategy, **{n: options[n] for n in names if n in options})
+
+
+def listen(host: str, port: int, write_seconds: float) -> socket.socket:
+    """Opens the port; connections whose client reads nothing are ended by the kernel."""
+    try:
+        listener = socket.create_server((host, port), backlog=2048)
+    except OSError as error:
+        problem = f"Port {port} of {host} cannot be opened: {error.strerror}."
+        raise ServingError(problem, "Choose another one with --port.") from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    milliseconds = round(write_seconds * 1000)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    return listener
+
+
+if __name__ == "__main__":
+    main()

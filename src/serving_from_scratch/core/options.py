@@ -1,0 +1,73 @@
+"""How a model is loaded, and what the loaded model says of itself. Plain values only."""
+
+from dataclasses import dataclass
+
+from serving_from_scratch.core.blocks import Pages
+from serving_from_scratch.core.errors import ServingError
+from serving_from_scratch.core.memory import Memory, NoMemory, Slots
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How a model is loaded.
+
+    Attributes:
+        folder: a checkpoint: config.json and safetensors.
+        precision: "float32" (the reference) or "bfloat16".
+        cache: "slots", "paged" or "none".
+        attention: "sdpa", "eager", "tiled" or "paged".
+        places: how many sequences may run at once.
+        length: the longest sequence in tokens: prompt and answer.
+        blocks: how many pages the paged cache has; 0: enough for every place at full length.
+        block_tokens: tokens a page.
+        threads: of torch; 0 leaves torch's own number.
+    """
+
+    folder: str
+    precision: str = "bfloat16"
+    cache: str = "slots"
+    attention: str = "sdpa"
+    places: int = 8
+    length: int = 2048
+    blocks: int = 0
+    block_tokens: int = 16
+    threads: int = 0
+
+    @property
+    def pages(self) -> int:
+        """How many pages the paged cache has."""
+        return self.blocks or self.places * -(-self.length // self.block_tokens)
+
+    def memory(self, prefixes: bool = False) -> Memory:
+        """Makes the scheduler's side of the cache; `prefixes` reuses equal beginnings."""
+        if self.cache == "slots":
+            return Slots(self.places, self.length, prefixes)
+        if self.cache == "paged":
+            return Pages(self.pages, self.block_tokens, prefixes, self.length)
+        if self.cache == "none" and not prefixes:
+            return NoMemory(self.places, self.length)
+        raise ServingError(
+            f"cache is {self.cache!r} and prefixes {prefixes}.",
+            'Choose "slots", "paged" or "none"; without a cache no prefix is kept.',
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the loaded model says of itself.
+
+    Attributes:
+        vocabulary: number of token ids.
+        max_length: the longest sequence that the model was made for, in tokens.
+        eos: the end-of-sequence tokens.
+        hidden: the width of a hidden state.
+        parameters: number of weights.
+        kv_bytes: bytes of keys and values a token.
+    """
+
+    vocabulary: int
+    max_length: int
+    eos: tuple[int, ...]
+    hidden: int
+    parameters: int
+    kv_bytes: int

@@ -1,0 +1,136 @@
+"""What a client asks for (`Request`) and how far its answer has come (`Sequence`)."""
+
+import secrets
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"  # an end-of-sequence token, or a stop text
+    LENGTH = "length"  # max_tokens
+    ABORT = "abort"  # the client left
+    DEADLINE = "deadline"
+    ERROR = "error"  # the model could not go on with it
+
+
+class Status(StrEnum):
+    """Where a sequence is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParameters:
+    """How the next token is chosen, and when to stop.
+
+    Attributes:
+        max_tokens: the longest answer, in tokens. 0 computes the prompt only.
+        temperature: 0 takes the likeliest token.
+        top_k: draws from the k likeliest tokens; 0 from all.
+        top_p: draws from the likeliest tokens that together reach this probability.
+        seed: the same seed gives the same text, whatever else the server computes. None: any.
+        stop: texts that end the answer.
+        ignore_eos: goes on after an end-of-sequence token, until max_tokens.
+        logprobs: how many of the likeliest tokens to report for each new token. None: nothing.
+        prompt_logprobs: the same for the tokens of the prompt.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+GREEDY = SamplingParameters()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and what is wanted of it.
+
+    Attributes:
+        id: unique among the requests that a server holds.
+        prompt: token ids.
+        sampling: how to answer.
+        arrived: seconds of the caller's monotonic clock.
+        deadline: seconds of the same clock after which nobody waits for the answer. None: never.
+        embed: wants the prompt's last hidden state instead of an answer.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParameters = GREEDY
+    arrived: float = 0.0
+    deadline: float | None = None
+    embed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The natural logarithm of a token's probability, and the likeliest tokens beside it."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """A request on its way: waiting -> running -> finished; preempted, it waits again.
+
+    Attributes:
+        tokens: the prompt and what was generated after it.
+        computed: how many of the tokens have their keys and values in the cache.
+        slot: its place in the cache while it runs.
+        blocks: its pages, in order, where the cache has pages.
+        seed: of its own random numbers.
+        logprobs: one entry a generated token, where they were asked for.
+        prompt_logprobs: one entry a token of the prompt except the first.
+        embedding: the last hidden state of the prompt, where it was asked for.
+        preemptions: how often it lost its place in the cache.
+    """
+
+    request: Request
+    tokens: list[int] = field(init=False)
+    computed: int = 0
+    status: Status = Status.WAITING
+    finish_reason: FinishReason | None = None
+    slot: int | None = None
+    blocks: list[int] = field(default_factory=list)
+    seed: int = field(init=False)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    embedding: tuple[float, ...] | None = None
+    preemptions: int = 0
+
+    def __post_init__(self) -> None:
+        seed = self.request.sampling.seed
+        self.tokens = list(self.request.prompt)
+        self.seed = secrets.randbits(63) if seed is None else seed
+
+    @property
+    def pending(self) -> int:
+        """How many tokens must be computed before the next one can be chosen: decoding, 1."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def generated(self) -> list[int]:
+        return self.tokens[len(self.request.prompt) :]
+
+    @property
+    def finished(self) -> bool:
+        return self.status is Status.FINISHED
+
+    @property
+    def decoding(self) -> bool:
+        """Whether its prompt is computed: the next step gives a token."""
+        return len(self.tokens) > len(self.request.prompt)

@@ -1,0 +1,184 @@
+"""Where a step is computed: `Executor` is the interface, `InProcess` the simplest one."""
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+from serving_from_scratch.core.errors import ServingError
+from serving_from_scratch.engine.messages import ModelFacts, ModelOptions, Outcome, Step, StepResult
+
+KEY_VARIABLE = "SERVING_FROM_SCRATCH_API_KEY"
+MODULE = "serving_from_scratch.engine.worker"
+
+
+class WorkerDied(ServingError):
+    """What computed the steps is gone; its cache is lost."""
+
+
+class Runner(Protocol):
+    """Computes steps: `serving_from_scratch.model.runner.ModelRunner`."""
+
+    facts: ModelFacts
+
+    def run(self, step: Step) -> tuple[Outcome, ...]: ...
+
+
+class Executor(Protocol):
+    """Computes one step after the other, somewhere.
+
+    `step` and `ready` raise WorkerDied; after it, only `restart` and `close` are allowed.
+    """
+
+    facts: ModelFacts
+
+    def step(self, step: Step) -> StepResult: ...
+
+    def ready(self, seconds: float) -> bool:
+        """Waits for the model at most so long; says whether it can compute."""
+
+    def restart(self) -> None:
+        """Begins again with an empty cache; does not wait until that is ready."""
+
+    def close(self) -> None: ...
+
+
+class InProcess:
+    """Computes steps in the caller's own process: for notebooks and tests."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.facts = runner.facts
+
+    def step(self, step: Step) -> StepResult:
+        started = time.perf_counter()
+        outcomes = self._runner.run(step)
+        return StepResult(outcomes, time.perf_counter() - started)
+
+    def ready(self, seconds: float) -> bool:
+        return True
+
+    def restart(self) -> None:
+        """Has nothing to begin again."""
+
+    def close(self) -> None:
+        """Has nothing to end."""
+
+
+class WorkerProcess:
+    """Computes steps in a process of its own, and watches it.
+
+    Args:
+        options: of the model.
+        step_seconds: a worker that is silent for longer during a step is ended.
+        start_seconds: the same for loading the model.
+    """
+
+    facts: ModelFacts
+
+    def __init__(
+        self,
+        options: ModelOptions,
+        step_seconds: float = 30.0,
+        start_seconds: float = 300.0,
+    ) -> None:
+        self.options = options
+        self.step_seconds = step_seconds
+        self.start_seconds = start_seconds
+        self._start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def step(self, step: Step) -> StepResult:
+        self._send(step)
+        return self._receive()
+
+    def ready(self, seconds: float) -> bool:
+        if self._loaded:
+            # Between steps it says nothing: whatever can be read then is its end.
+            if self._pipe.poll(seconds):
+                self._receive()
+            return True
+        if self._pipe.poll(seconds):
+            self.facts = self._receive()
+            self._loaded = True
+        elif time.monotonic() - self._started > self.start_seconds:
+            raise self._died(f"The model was not loaded after {self.start_seconds:g} seconds.")
+        return self._loaded
+
+    def restart(self) -> None:
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        """Ends the process and waits until it is gone."""
+        self._pipe.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        variables = {"OMP_WAIT_POLICY": "passive", **os.environ}
+        variables.pop(KEY_VARIABLE, None)
+        with theirs:
+            command = [sys.executable, "-P", "-m", MODULE, str(theirs.fileno())]
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                env=variables,
+                pass_fds=[theirs.fileno()],
+            )
+        # A blocking read or write ends after step_seconds, also in the middle of a message.
+        limit = struct.pack("ll", int(self.step_seconds), int(self.step_seconds % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, limit)
+        self._pipe = Connection(ours.detach())
+        self._loaded, self._started = False, time.monotonic()
+        self._send(self.options)
+
+    def _send(self, message: Any) -> None:
+        try:
+            self._pipe.send(message)
+        except BlockingIOError as error:
+            raise self._died(self._silent) from error
+        except OSError as error:
+            raise self._died(self._last_words()) from error
+
+    def _receive(self) -> Any:
+        try:
+            message = self._pipe.recv()
+        except BlockingIOError as error:
+            raise self._died(self._silent) from error
+        except (EOFError, OSError) as error:
+            raise self._died("") from error
+        if isinstance(message, ServingError):
+            raise self._died(message.problem, message.hint)
+        return message
+
+    @property
+    def _silent(self) -> str:
+        return f"A step was not computed within {self.step_seconds:g} seconds."
+
+    def _last_words(self) -> str:
+        """What a worker that takes no more messages has said before."""
+        try:
+            return str(self._pipe.recv())
+        except (EOFError, OSError):
+            return ""
+
+    def _died(self, problem: str, hint: str = "") -> WorkerDied:
+        """Ends what is left of the worker, and says how it ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(0 if problem else 1)
+        self._process.kill()
+        code = self._process.wait()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return WorkerDied(problem or f"The worker process ended ({how}).", hint)

@@ -1,0 +1,206 @@
+"""The engine as the API sees it: prompts in, pieces of text out; the event loop never waits."""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving_from_scratch.core.batching import BatchingStrategy
+from serving_from_scratch.core.limits import Limits
+from serving_from_scratch.core.request import (
+    FinishReason,
+    Request,
+    SamplingParameters,
+    TokenLogprob,
+)
+from serving_from_scratch.core.scheduler import Scheduler
+from serving_from_scratch.core.stopping import StopTexts
+from serving_from_scratch.engine.executor import Executor, WorkerProcess
+from serving_from_scratch.engine.messages import ModelFacts, ModelOptions
+from serving_from_scratch.engine.text import Detokenizer, Text
+from serving_from_scratch.engine.workload import News, Ticket, WorkloadManager
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine runs.
+
+    Attributes:
+        model: how the model is loaded.
+        strategy: who computes next.
+        prefixes: whether equal beginnings of texts are computed once.
+        step_tokens: how many tokens one step should compute.
+        step_seconds: a worker that is silent for longer is ended.
+        max_waiting: how many requests may wait.
+        request_seconds: the longest time that a request may take.
+    """
+
+    model: ModelOptions
+    strategy: BatchingStrategy
+    prefixes: bool = False
+    step_tokens: int = 8192
+    step_seconds: float = 30.0
+    max_waiting: int = 256
+    request_seconds: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One answer that is wanted: a prompt and how to go on; `embed` wants its embedding instead."""
+
+    prompt: list[int]
+    sampling: SamplingParameters
+    embed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of one answer.
+
+    Attributes:
+        job: the place of its job.
+        text: what is new; may be empty while a character or a stop text is not decided.
+        tokens: the new token ids.
+        finish_reason: in the last piece: "stop" or "length".
+    """
+
+    job: int
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    embedding: tuple[float, ...] | None = None
+    finish_reason: FinishReason | None = None
+
+
+class LLMEngine:
+    """Answers prompts.
+
+        async for delta in engine.generate([Job(prompt, sampling)]):
+            print(delta.text, end="")
+
+    Args:
+        options: how it runs.
+        executor: computes the steps; none: a worker process.
+
+    Raises:
+        ServingError: the model cannot be loaded.
+    """
+
+    def __init__(self, options: EngineOptions, executor: Executor | None = None) -> None:
+        self.options = options
+        self.text = Text(Path(options.model.folder), options.model.length)
+        self.memory = options.model.memory(options.prefixes)
+        executor = executor or WorkerProcess(options.model, options.step_seconds)
+        try:
+            while not executor.ready(1):
+                pass
+            self.facts: ModelFacts = executor.facts
+            self.limits = Limits(
+                vocabulary=self.facts.vocabulary,
+                max_length=min(self.facts.max_length, self.memory.capacity, options.model.length),
+                max_waiting=options.max_waiting,
+            )
+            places, tokens = options.model.places, options.step_tokens
+            scheduler = Scheduler(options.strategy, self.memory, places, tokens, self.facts.eos)
+        except BaseException:
+            executor.close()
+            raise
+        self.workload = WorkloadManager(scheduler, executor, self.limits)
+
+    async def generate(
+        self, jobs: list[Job], stream: bool = False, seconds: float | None = None
+    ) -> AsyncIterator[Delta]:
+        """Answers all jobs side by side; closing the iterator ends what still runs.
+
+        Args:
+            jobs: what is wanted.
+            stream: whether the caller shows every piece at once.
+            seconds: after which the caller gives up.
+
+        Raises:
+            Refusal: the jobs are not taken, or cannot be completed.
+        """
+        news: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
+        tickets = [self._ticket(*pair, news, stream, seconds) for pair in enumerate(jobs)]
+        writers = [Writer(self.text, job.sampling.stop) for job in jobs]
+        self.workload.submit(*tickets)
+        try:
+            running = set(range(len(jobs)))
+            while running:
+                place, item = await news.get()
+                if item.error:
+                    raise item.error
+                if place not in running:  # a step was under way when its stop text was met
+                    continue
+                delta = writers[place].write(place, item)
+                if delta.finish_reason:
+                    running.remove(place)
+                    self.abort(tickets[place].request.id, delta.finish_reason)
+                yield delta
+        finally:
+            for ticket in tickets:
+                self.abort(ticket.request.id)
+
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> None:
+        """Ends a request; nothing happens where it has ended."""
+        self.workload.finish(request_id, reason)
+
+    def health(self) -> str:
+        """Says why no request would be served now; "": they are."""
+        return self.workload.unavailable or ("The server ends." if self.workload.draining else "")
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """Lets running requests end for so long, then ends the worker. Blocks."""
+        self.workload.close(drain_seconds)
+
+    def _ticket(
+        self,
+        place: int,
+        job: Job,
+        news: asyncio.Queue,
+        stream: bool,
+        seconds: float | None,
+    ) -> Ticket:
+        now = time.monotonic()
+        deadline = now + min(seconds or self.options.request_seconds, self.options.request_seconds)
+        id = uuid.uuid4().hex
+        request = Request(id, tuple(job.prompt), job.sampling, now, deadline, job.embed)
+        return Ticket(request, into(news, place), stream)
+
+
+class Writer:
+    """Turns the news of one request into text, up to its first stop text."""
+
+    def __init__(self, text: Text, stops: tuple[str, ...]) -> None:
+        self._detokenizer = Detokenizer(text.tokenizer)
+        self._stops = StopTexts(stops)
+
+    def write(self, job: int, news: News) -> Delta:
+        text = self._stops.feed("".join(map(self._detokenizer.feed, news.tokens)))
+        if news.finish_reason:
+            text += self._stops.feed(self._detokenizer.end()) + self._stops.end()
+        met = self._stops.stopped is not None
+        return Delta(
+            job=job,
+            text=text,
+            tokens=news.tokens,
+            logprobs=news.logprobs,
+            prompt_logprobs=news.prompt_logprobs,
+            embedding=news.embedding,
+            finish_reason=FinishReason.STOP if met else news.finish_reason,
+        )
+
+
+def into(news: asyncio.Queue, place: int) -> Callable[[News], None]:
+    """Makes a function that other threads call to put news into a queue of this event loop."""
+    loop = asyncio.get_running_loop()
+
+    def deliver(item: News) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and its clients with it
+            loop.call_soon_threadsafe(news.put_nowait, (place, item))
+
+    return deliver

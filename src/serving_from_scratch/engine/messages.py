@@ -1,0 +1,6 @@
+"""What crosses the pipe to a worker process: the core's plain values, under one name."""
+
+from serving_from_scratch.core.options import ModelFacts, ModelOptions
+from serving_from_scratch.core.step import Chunk, Copy, Outcome, Step, StepResult
+
+__all__ = ["Chunk", "Copy", "ModelFacts", "ModelOptions", "Outcome", "Step", "StepResult"]

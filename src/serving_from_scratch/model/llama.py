@@ -1,0 +1,132 @@
+"""Llama: one forward pass over a flat row of tokens of many sequences.
+
+Prompts, parts of prompts and single new tokens of different sequences lie next to each other in the
+row. Every layer treats its tokens alike; only attention asks which sequence a token belongs to.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from serving_from_scratch.model.attention import AttentionBackend
+from serving_from_scratch.model.kv_cache import KVCache, KVShape
+from serving_from_scratch.model.row import Row
+
+
+@dataclass(frozen=True)
+class LlamaShape:
+    """The numbers of a Llama.
+
+    Attributes:
+        hidden: width of a token's hidden state.
+        inner: width of the MLP.
+        heads: of queries; `kv_heads` of keys and values.
+        width: of a head.
+        epsilon: of the norms.
+        theta: the base of the rotary position embedding.
+        max_length: the longest text it was made for, in tokens.
+    """
+
+    vocabulary: int
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    width: int
+    epsilon: float
+    theta: float
+    max_length: int
+
+    def kv(self, dtype: torch.dtype) -> KVShape:
+        return KVShape(self.layers, self.kv_heads, self.width, dtype)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one layer; what multiplies the same input lies in one matrix."""
+
+    attention_norm: Tensor
+    qkv: Tensor
+    output: Tensor
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class Llama:
+    """A decoder of Llama's architecture.
+
+    Args:
+        shape: its numbers.
+        embedding: vocabulary x hidden.
+        layers: the weights of each layer.
+        norm: of the last hidden state.
+        head: vocabulary x hidden; often the embedding itself.
+    """
+
+    def __init__(
+        self,
+        shape: LlamaShape,
+        embedding: Tensor,
+        layers: list[Layer],
+        norm: Tensor,
+        head: Tensor,
+    ) -> None:
+        self.shape = shape
+        self.embedding = embedding
+        self.layers = layers
+        self.norm = norm
+        self.head = head
+        self.rotations = rotations(shape, embedding.dtype)
+
+    @torch.inference_mode()
+    def forward(self, row: Row, cache: KVCache, backend: AttentionBackend) -> Tensor:
+        """Computes the last hidden state of every token of the row: tokens x hidden."""
+        cache.begin(row)
+        cos, sin = (table[row.positions, None] for table in self.rotations)
+        x = functional.embedding(row.ids, self.embedding)
+        for number, layer in enumerate(self.layers):
+            q, k, v = self._qkv(layer, x)
+            cache.write(number, rotate(k, cos, sin), v)
+            attended = backend.attend(rotate(q, cos, sin), cache, number, row)
+            x = x + functional.linear(attended.flatten(1), layer.output)
+            x = x + self._mlp(layer, x)
+        return self._norm(x, self.norm)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores every token of the vocabulary as the next one: rows x vocabulary, float32."""
+        return functional.linear(hidden, self.head).float()
+
+    def _qkv(self, layer: Layer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shape = self.shape
+        qkv = functional.linear(self._norm(x, layer.attention_norm), layer.qkv)
+        qkv = qkv.view(len(x), -1, shape.width)
+        return qkv.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
+
+    def _mlp(self, layer: Layer, x: Tensor) -> Tensor:
+        both = functional.linear(self._norm(x, layer.mlp_norm), layer.gate_up)
+        gate, up = both.chunk(2, dim=-1)
+        return functional.linear(functional.silu(gate) * up, layer.down)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.shape.epsilon)
+        return weight * wide.to(x.dtype)
+
+
+def rotations(shape: LlamaShape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Computes cosine and sine of every position's rotation: max_length x width each."""
+    frequencies = shape.theta ** (-torch.arange(0, shape.width, 2).float() / shape.width)
+    angles = torch.arange(shape.max_length).float()[:, None] * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns each pair of a head's numbers by its position's angle (RoPE, Su et al., 2021)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -1,0 +1,108 @@
+"""Computes steps: from chunks of tokens to new tokens."""
+
+import torch
+from torch import Tensor
+
+from serving_from_scratch.core.errors import ServingError
+from serving_from_scratch.core.options import ModelFacts
+from serving_from_scratch.core.request import TokenLogprob
+from serving_from_scratch.core.step import Chunk, Outcome, Step
+from serving_from_scratch.model.attention import AttentionBackend
+from serving_from_scratch.model.kv_cache import KVCache
+from serving_from_scratch.model.llama import Llama
+from serving_from_scratch.model.row import Row
+from serving_from_scratch.model.sampling import choose, logprob
+
+Chosen = tuple[tuple[int, ...], tuple[TokenLogprob, ...]]  # new tokens and their logprobs
+ROWS = 128  # logits of so many prompt tokens are in memory at once: 25 MB for 49,152 tokens
+
+
+class ModelRunner:
+    """A model with its cache: what an executor runs.
+
+    Args:
+        model: the weights and the forward pass.
+        cache: what it remembers.
+        backend: how it computes attention.
+        facts: what it says of itself.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        cache: KVCache,
+        backend: AttentionBackend,
+        facts: ModelFacts,
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self.backend = backend
+        self.facts = facts
+
+    def run(self, step: Step) -> tuple[Outcome, ...]:
+        """Computes a step; returns one outcome a chunk, in the step's order."""
+        for copy in step.copies:
+            self.cache.copy(copy)
+        row = Row(step)
+        hidden = self.model.forward(row, self.cache, self.backend)
+        chosen = self._choose(row, hidden)
+        outcomes: list[Outcome] = [Outcome()] * len(step.chunks)
+        for place, (chunk, index) in enumerate(zip(row.chunks, row.order, strict=True)):
+            end = row.ends[place] + 1
+            states = hidden[end - len(chunk.tokens) : end]
+            tokens, logprobs = chosen.get(place, ((), ()))
+            outcomes[index] = Outcome(
+                tokens=tokens,
+                logprobs=logprobs,
+                prompt_logprobs=self._prompt_logprobs(chunk, states),
+                embedding=unit(states[-1]) if chunk.embed else None,
+            )
+        return tuple(outcomes)
+
+    def _choose(self, row: Row, hidden: Tensor) -> dict[int, Chosen]:
+        """Chooses the next tokens of each chunk that wants one, by the chunk's place in the row."""
+        places = [place for place, chunk in enumerate(row.chunks) if chunk.sample]
+        if not places:
+            return {}
+        rows: list[int] = []
+        for place in places:
+            last = row.ends[place]
+            rows.extend(range(last - row.chunks[place].guesses, last + 1))
+        logits = self.model.logits(hidden[rows])
+        if not torch.isfinite(logits).all():
+            raise ServingError("The model's scores are not finite.", "Load the checkpoint again.")
+        scores = logits.split([row.chunks[place].guesses + 1 for place in places])
+        found = zip(places, scores, strict=True)
+        return {place: self._next(row.chunks[place], scores) for place, scores in found}
+
+    def _next(self, chunk: Chunk, scores: Tensor) -> Chosen:
+        """Chooses tokens up to the first that was not guessed: 1 + guesses rows of scores.
+
+        Each is the token that would have been chosen without guesses, sampled or greedy.
+        """
+        first = chunk.end - chunk.guesses
+        guesses = chunk.tokens[len(chunk.tokens) - chunk.guesses :]
+        tokens: list[int] = []
+        for place, logits in enumerate(scores):
+            tokens.append(choose(logits, chunk.sampling, chunk.seed, first + place))
+            if tokens != list(guesses[: place + 1]):
+                break
+        wanted = chunk.sampling.logprobs
+        if wanted is None:
+            return tuple(tokens), ()
+        pairs = zip(scores, tokens, strict=False)
+        return tuple(tokens), tuple(logprob(*pair, wanted) for pair in pairs)
+
+    def _prompt_logprobs(self, chunk: Chunk, hidden: Tensor) -> tuple[TokenLogprob, ...]:
+        found = []
+        for start in range(0, len(chunk.targets), ROWS):
+            targets = chunk.targets[start : start + ROWS]
+            logits = self.model.logits(hidden[start : start + len(targets)])
+            wanted = chunk.sampling.prompt_logprobs or 0
+            found += [logprob(*pair, wanted) for pair in zip(logits, targets, strict=True)]
+        return tuple(found)
+
+
+def unit(hidden: Tensor) -> tuple[float, ...]:
+    """Scales a hidden state to length one."""
+    return tuple((hidden.float() / hidden.float().norm()).tolist())

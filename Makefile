@@ -13,7 +13,7 @@ TO ?= $(HOME)/.local/bin
 export OMP_WAIT_POLICY ?= passive
 unexport PYTHONDONTWRITEBYTECODE   # set in many images; without compiled files every import takes almost three times as long
 
-.PHONY: help demo install test test-fast lab lint lock audit bench bench-accuracy evidence soak clean bootstrap environments
+.PHONY: help demo serving install test test-fast lab lint lock audit bench bench-accuracy evidence soak clean bootstrap environments
 .DEFAULT_GOAL := demo
 
 help:             ## these lines
@@ -37,6 +37,12 @@ test: environments   ## unit, contract and end-to-end tests, each in the environ
 
 test-fast: lint   ## lint and every test that starts no engine, in the notebook environment: two minutes on two cores
 	$(FAST)
+
+serving: environments   ## the notebooks of serving from scratch, executed into artifacts/serving
+	@mkdir -p artifacts/serving
+	@for notebook in examples/serving-from-scratch/*/*.ipynb; do \
+	    JUPYTER_PATH=$(abspath $(ENVIRONMENTS))/serve/share/jupyter $(BIN)/papermill $$notebook artifacts/serving/$$(basename $$notebook) \
+	        --cwd $$(dirname $$notebook) --no-progress-bar $(addprefix -p profile ,$(PROFILE)) || exit 1; done
 
 lab: bootstrap    ## JupyterLab with a kernel for each environment
 	$(BIN)/model-serve-flow lab

@@ -11,10 +11,10 @@ import torch
 from matplotlib.axes import Axes
 from torch.nn import functional
 
-from model_serve_flow.charts import PALETTE, house_style
-from model_serve_flow.flow import Flow
-from model_serve_flow.sources import prepare_base
-from model_serve_flow.workspace import write_json
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.report.chart_style import PALETTE, house_style
+from model_serve_flow.setup.models import prepare_base
+from model_serve_flow.system.files import write_json
 from serving_from_scratch.core.options import ModelFacts, ModelOptions
 from serving_from_scratch.core.step import Chunk, Step
 from serving_from_scratch.model.llama import LlamaShape

@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from model_serve_flow.charts import PALETTE, house_style
-from model_serve_flow.flow import Flow
-from model_serve_flow.sources import prepare_base
-from model_serve_flow.workspace import write_json
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.report.chart_style import PALETTE, house_style
+from model_serve_flow.setup.models import prepare_base
+from model_serve_flow.system.files import write_json
 from serving_from_scratch.core.options import ModelOptions
 from serving_from_scratch.core.request import SamplingParameters
 from serving_from_scratch.core.step import Chunk, Step

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model_serve_flow.charts import PALETTE, house_style
-from model_serve_flow.flow import Flow
-from model_serve_flow.sources import prepare_base
-from model_serve_flow.workspace import write_json
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.report.chart_style import PALETTE, house_style
+from model_serve_flow.setup.models import prepare_base
+from model_serve_flow.system.files import write_json
 from serving_from_scratch.core.batching import Continuous
 from serving_from_scratch.core.blocks import Pages
 from serving_from_scratch.core.memory import Memory

@@ -12,10 +12,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 
-from model_serve_flow.charts import PALETTE, house_style
-from model_serve_flow.flow import Flow
-from model_serve_flow.sources import prepare_base
-from model_serve_flow.workspace import write_json
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.report.chart_style import PALETTE, house_style
+from model_serve_flow.setup.models import prepare_base
+from model_serve_flow.system.files import write_json
 from serving_from_scratch.core.batching import (
     BatchingStrategy,
     ChunkedPrefill,

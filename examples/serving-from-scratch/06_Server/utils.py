@@ -20,10 +20,10 @@ import pandas as pd
 import psutil
 from openai import OpenAI
 
-from model_serve_flow.charts import PALETTE, house_style
-from model_serve_flow.flow import Flow
-from model_serve_flow.sources import prepare_base
-from model_serve_flow.workspace import write_json
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.report.chart_style import PALETTE, house_style
+from model_serve_flow.setup.models import prepare_base
+from model_serve_flow.system.files import write_json
 
 __all__ = [
     "Flow",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from model_serve_flow.busy import BUSY_SHARE
@@ -15,12 +14,13 @@ from model_serve_flow.comparability import (
     require_comparable,
 )
 from model_serve_flow.compare.gaps import Evidence, economy_gaps, score_gaps
+from model_serve_flow.compare.looks import Answers, compare_answers, looks_sentence
 from model_serve_flow.config import FlowConfig
 from model_serve_flow.diagnosis import diagnose, held_in_float32
-from model_serve_flow.differences import Differences, compare_suite, compare_task, deciding
+from model_serve_flow.differences import Differences, deciding
 from model_serve_flow.flow import Flow
-from model_serve_flow.margins import check_seal
-from model_serve_flow.pairs import Pairs, flipped_items, pair, primary_metric
+from model_serve_flow.margins import PLAN, check_seal
+from model_serve_flow.pairs import flipped_items, primary_metric
 from model_serve_flow.ranking import BASE, rankable, ranked, recommended
 from model_serve_flow.results import (
     BaseComparison,
@@ -38,6 +38,11 @@ from model_serve_flow.speed import cost, cost_interval, mean_speedup, memory, sp
 from model_serve_flow.verdict import decide, loss_p_values, with_items_to_settle
 from model_serve_flow.workspace import write_json
 
+REFUSED = (
+    "The number of looks or items was changed after the measurement had begun. That is a look that was "
+    "not planned, and no error is left for it: SHIP is refused. Plan it so from the start, in another "
+    "artifacts folder."
+)
 __all__ = ["compare", "compare_workspace", "mean_speedup", "primary_metric", "recommended"]
 
 
@@ -50,8 +55,24 @@ def compare_workspace(flow: Flow) -> Comparison:
     space, config = flow.workspace, flow.config
     candidates = [read_candidate(space, config, candidate.name) for candidate in flow.candidates]
     comparison = compare(config, read_base(space, config), candidates).model_copy(update={"margins": check_seal(flow)})
+    comparison = refused_after_change(comparison)
     write_json(space.report / "comparison.json", comparison)
     return comparison
+
+
+def refused_after_change(comparison: Comparison) -> Comparison:
+    """The comparison without SHIP, if looks were planned and the plan was changed after the measurement had begun.
+
+    Measuring again with the number of items that a report asks for, up to three times, ships a loss of the margin in 6
+    to 7 % of all cases.
+    """
+    if comparison.margins is None or not PLAN & comparison.margins.changed.keys():
+        return comparison
+    refused = tuple(
+        c.model_copy(update={"verdict": "INCONCLUSIVE", "reasons": (REFUSED, *c.reasons)}) if c.verdict == "SHIP" else c
+        for c in comparison.candidates
+    )
+    return comparison.model_copy(update={"candidates": refused})
 
 
 def compare(config: FlowConfig, base: BaseResults, candidates: Sequence[CandidateResults]) -> Comparison:
@@ -68,7 +89,9 @@ def compare(config: FlowConfig, base: BaseResults, candidates: Sequence[Candidat
     """
     require_comparable(base, candidates)
     noise = noise_floor(base, config.seed)
-    answered = [_Answered.of(config, base, candidate) for candidate in candidates]
+    answered = [
+        compare_answers(base.accuracy, candidate.accuracy, config.verdict, config.seed) for candidate in candidates
+    ]
     compared = [
         _compare_one(config, base, candidate, noise, answers, _others(answers, answered))
         for candidate, answers in zip(candidates, answered, strict=True)
@@ -113,23 +136,7 @@ def _base(config: FlowConfig, base: BaseResults) -> BaseComparison:
     )
 
 
-@dataclass(frozen=True)
-class _Answered:
-    """What base and one candidate answered, item by item, before anything is corrected for what others did."""
-
-    tasks: list[Pairs]
-    differences: Differences
-    suite: Difference | None
-
-    @classmethod
-    def of(cls, config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> _Answered:
-        measured = (base.accuracy.tasks, candidate.accuracy.tasks)
-        tasks = [pair(task, *(side[task] for side in measured)) for task in base.accuracy.tasks]
-        differences = {pairs.task: compare_task(pairs, config.verdict, config.seed) for pairs in tasks}
-        return cls(tasks, differences, compare_suite(differences, config.verdict))
-
-
-def _others(answers: _Answered, everyone: Sequence[_Answered]) -> list[float]:
+def _others(answers: Answers, everyone: Sequence[Answers]) -> list[float]:
     """The p-values of all other candidates, for which SHIP is corrected too."""
     return [p for other in everyone if other is not answers for p in loss_p_values(other.differences, other.suite)]
 
@@ -139,7 +146,7 @@ def _compare_one(
     base: BaseResults,
     candidate: CandidateResults,
     noise: NoiseFloor | None,
-    answered: _Answered,
+    answered: Answers,
     others: Sequence[float],
 ) -> CandidateComparison:
     made, size = candidate.compression, base.accuracy.model.size_bytes
@@ -156,15 +163,16 @@ def _compare_one(
         size_bytes=made.model.size_bytes,
         size_ratio=made.model.size_bytes / size,
         verdict=verdict,
-        reasons=(*reasons, *_noise_sentence(answers["accuracy"], noise), *closing),
+        reasons=(*reasons, *looks_sentence(answered.looks), *_noise_sentence(answers["accuracy"], noise), *closing),
         noise_floor=noise,
+        looks=answered.looks,
         **answers,
         **_distribution_shift(config, base, candidate),
         **speed,
     )
 
 
-def _answers(config: FlowConfig, answered: _Answered, others: Sequence[float]) -> dict[str, Any]:
+def _answers(config: FlowConfig, answered: Answers, others: Sequence[float]) -> dict[str, Any]:
     """Fields on what the candidate answers: differences, slices and flipped items."""
     differences, suite = with_items_to_settle(answered.differences, answered.suite, others)
     return {

@@ -329,6 +329,12 @@ class Verdict(Section):
     retention: Annotated[
         float, Field(gt=0, lt=1, description="share of the base's score above guessing that a candidate must keep")
     ] = 0.95
+    looks: Annotated[
+        int,
+        Field(
+            gt=0, le=20, description="04 asks a candidate a part of the items at a time, and stops once it is decided"
+        ),
+    ] = 1
     rationale: str = Field(default="", description="how the margins were chosen, for the reader of the report")
 
 

@@ -11,6 +11,8 @@ from model_serve_flow.results import MarginSeal, protocol_hash
 from model_serve_flow.workspace import now
 
 SECTION = "margins"
+ITEMS = "accuracy.limit"
+PLAN = frozenset({"looks", ITEMS})  # a change of these is a look that was not planned
 
 
 def seal_margins(flow: Flow) -> dict[str, Any]:
@@ -56,9 +58,12 @@ def seal_sentence(seal: MarginSeal | None) -> str:
     return "The margins are the profile's and were fixed before anything was measured."
 
 
-def _values(config: FlowConfig) -> dict[str, float]:
-    """The `verdict` section without its rationale, which decides nothing."""
-    return config.verdict.model_dump(mode="json", exclude={"rationale"})
+def _values(config: FlowConfig) -> dict[str, float | None]:
+    """The `verdict` section without its rationale, which decides nothing; with planned looks also how many items."""
+    values = config.verdict.model_dump(
+        mode="json", exclude={"rationale"} | ({"looks"} if config.verdict.looks == 1 else set())
+    )
+    return values if config.verdict.looks == 1 else {**values, ITEMS: config.accuracy.limit}
 
 
 def _text(value: float | None) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model_serve_flow.errors import RERUN, FlowError
 
 SCHEMA_VERSION = "2.0"
+LOOK = "look"  # key of a protocol: [the look, how many are planned]; the base is asked everything
 NOT_REACHED = "the measurement was interrupted before it"
 
 Unit = Literal["points", "percent", "bits/byte"]
@@ -147,6 +148,9 @@ class AccuracyResult(Measurement):
 
     kind: Literal["accuracy"] = "accuracy"
     tasks: dict[str, TaskAccuracy]
+    looks: tuple[dict[str, tuple[str, ...]], ...] = Field(
+        default=(), description="look -> task -> ids of the items asked then; none: all at once"
+    )
     requests: dict[str, Count] = Field(default={}, description="how lm-eval's requests were asked -> how many")
 
 
@@ -421,6 +425,9 @@ class Difference(Record):
     adjusted_p: tuple[Probability, Probability] | None = Field(
         default=None, description="Holm-adjusted, of a loss beyond the limit and within it; none: does not decide"
     )
+    look_p: tuple[Probability, Probability] | None = Field(
+        default=None, description="over all looks, of a loss beyond the limit and within it; none: all asked at once"
+    )
     clusters: Clusters | None = Field(default=None, description="none: the items come in none, or in too few")
     too_few: Count | None = Field(default=None, description="items that a decision needs; none: there are as many")
     monte_carlo_error: NonNegative | None = Field(
@@ -554,6 +561,15 @@ class Memory(Record):
     kv_cache_tokens: Count | None
 
 
+class Looks(Record):
+    """How often the answers of a candidate were looked at, and how many were not needed."""
+
+    planned: Annotated[int, Field(gt=0)]
+    made: Annotated[int, Field(gt=0)]
+    items: Count = Field(description="asked of the candidate")
+    of_items: Count = Field(description="that the base was asked")
+
+
 class Ranks(Record):
     """1 + the number of models that are surely better: two that cannot be told apart can share a rank."""
 
@@ -593,6 +609,7 @@ class CandidateComparison(Record):
     diagnosis: Diagnosis | None = None
     memory: Memory
     dominated_by: str | None = Field(default=None, description="a model that is surely more accurate and cheaper")
+    looks: Looks | None = Field(default=None, description="none: all items were asked at once")
     ranks: Ranks | None = Field(default=None, description="among the base and the candidates that may ship; none: not")
     verdict: Decision
     reasons: tuple[str, ...]
@@ -648,6 +665,7 @@ class ShippedCandidate(Record):
     verdict: Decision
     reason: str = Field(description="the one that decided")
     recommended: bool
+    looks: Looks | None = Field(default=None, description="none: all items were asked at once")
 
 
 class ShipOverride(Record):
@@ -692,7 +710,7 @@ def require_same_protocol(base: Measurement, candidate: Measurement) -> None:
     """
     if base.protocol_hash == candidate.protocol_hash:
         return
-    for key in sorted(base.protocol.keys() | candidate.protocol.keys()):
+    for key in sorted((base.protocol.keys() | candidate.protocol.keys()) - {LOOK}):
         ours, theirs = base.protocol.get(key), candidate.protocol.get(key)
         if ours != theirs:
             raise FlowError(

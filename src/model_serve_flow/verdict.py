@@ -164,6 +164,8 @@ def _check(subject: str, difference: Difference) -> _Check:
 
 def _p_values(difference: Difference) -> tuple[float, float]:
     """Of "the loss is the margin or more" and of "it is less"; both 1 where too few items allow no test."""
+    if difference.look_p is not None:
+        return difference.look_p
     p = difference.decision_p
     return (1.0, 1.0) if p is None else (p, 1 - p)
 

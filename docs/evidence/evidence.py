@@ -35,7 +35,6 @@ import test_speed_in_blocks as speed  # noqa: E402
 from model_serve_flow import bootstrap, statistics  # noqa: E402
 
 ALPHA, COVERED = 0.025, 0.93
-SKEWED = 0.03  # of a bootstrap over few, skewed documents: a little more than nominal
 COMMAND = "make evidence"
 
 
@@ -114,7 +113,7 @@ def rare_losses(draws: int) -> Iterator[Row]:
     for documents in (16, 40, 100):
         held, below = simulations.text_coverage(documents, draws)
         yield Row(page, f"95 % interval of a perplexity, {documents} documents", held, draws, least=COVERED)
-        yield Row(page, f"false SHIP; perplexity on its margin, {documents} documents", below, draws, most=SKEWED)
+        yield Row(page, f"false SHIP; perplexity on its margin, {documents} documents", below, draws, most=ALPHA)
     for documents, share in ((16, 0.01), (100, 0.01), (400, 0.002)):
         text = f"stated share of collapsed documents (95 %); {documents} documents, {share:.1%} collapse"
         yield Row(page, text, simulations.tail_coverage(documents, share), None, least=0.95)
@@ -125,7 +124,7 @@ def rare_losses(draws: int) -> Iterator[Row]:
     for sizes, icc, name, most in (
         (equal, 0.01, "57 clusters of one size", ALPHA), (equal, 0.05, "57 clusters of one size", ALPHA),
         (np.full(14, 40), 0.05, "14 clusters of one size", ALPHA),
-        (mmlu, 0.01, "57 clusters of MMLU's sizes", 0.03), (mmlu, 0.05, "57 clusters of MMLU's sizes", 0.03),
+        (mmlu, 0.01, "57 clusters of MMLU's sizes", ALPHA), (mmlu, 0.05, "57 clusters of MMLU's sizes", ALPHA),
     ):  # fmt: skip
         alone, together = simulations.clustered_rates(sizes, icc)
         text = f"false SHIP; {name}, ICC {icc}"
@@ -303,6 +302,12 @@ def overview(rows: list[Row], agreed: dict[str, float], draws: int, seconds: flo
     for page, title in PAGES.items():
         mine = [row for row in rows if row.page == page]
         lines.append(f"| [{title}]({page}.md) | {len(mine)} | {worst(mine)} |")
+    lines += [
+        "",
+        *(f"Not as promised: {row.setting}, {row.rate:.2%} ± {row.error:.2%}." for row in rows if not row.holds),
+    ]
+    lines += ["", "The rates 66, 14, 83 and 17 % in the columns 'before' are those of the review that found the flaw; "
+              "the others are simulated here."]  # fmt: skip
     lines += ["", "Independent implementations: the largest difference over random data.", "", "| what | difference |"]
     lines += ["|---|--:|", *(f"| {name} | {value:.0e} |" for name, value in agreed.items()), "", PUBLISHED, ""]
     return "\n".join([*lines, "All figures are in [evidence.json](evidence.json).", ""])

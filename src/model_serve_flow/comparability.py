@@ -210,7 +210,7 @@ def _require_same_tasks(base: AccuracyResult, other: AccuracyResult) -> None:
         raise FlowError(f"The accuracy result of {other.model.name} lacks the task {lacking[0]}.", REMEASURE)
     _require_known_tasks(base, other)
     for task in base.tasks:
-        if base.tasks[task].chance != other.tasks[task].chance:
+        if not other.looks and base.tasks[task].chance != other.tasks[task].chance:  # some items have other choices
             raise FlowError(
                 f"Task {task}: guessing scores {base.tasks[task].chance} for base and "
                 f"{other.tasks[task].chance} for {other.model.name}.",

@@ -12,6 +12,7 @@ from model_serve_flow.errors import RERUN, FlowError
 
 SCHEMA_VERSION = "2.0"
 BASE = "base"  # the name of the base model in results, folders and servers
+LOOK = "look"  # key of a protocol: [the look, how many are planned]; the base is asked everything
 NOT_REACHED = "the measurement was interrupted before it"
 QUESTION = "question"  # the group of the answers to one item, where it was asked several times
 RIGHT_CHOICE = "right_choice_probability"  # of an item's values; no metric of lm-eval has this name
@@ -152,6 +153,9 @@ class AccuracyResult(Measurement):
 
     kind: Literal["accuracy"] = "accuracy"
     tasks: dict[str, TaskAccuracy]
+    looks: tuple[dict[str, tuple[str, ...]], ...] = Field(
+        default=(), description="look -> task -> ids of the items asked then; none: all at once"
+    )
     requests: dict[str, Count] = Field(default={}, description="how lm-eval's requests were asked -> how many")
 
 
@@ -458,6 +462,9 @@ class Difference(Record):
         description="holds together with those of the other deciding tasks, and is clear of the limit exactly where "
         "the verdict says so; none: does not decide",
     )
+    look_p: tuple[Probability, Probability] | None = Field(
+        default=None, description="over all looks, of a loss beyond the limit and within it; none: all asked at once"
+    )
     clusters: Clusters | None = Field(default=None, description="none: the items come in none, or in too few")
     too_few: Count | None = Field(default=None, description="items that a decision needs; none: there are as many")
     monte_carlo_error: NonNegative | None = Field(
@@ -494,6 +501,17 @@ class Difference(Record):
     def decision_p(self) -> float | None:
         """One-sided p-value of "the loss is the margin or more, or too little is kept"; none: no test was possible."""
         return self.noninferiority_p if self.retention_p is None else max(self.noninferiority_p, self.retention_p)
+
+    @property
+    def decision_ps(self) -> tuple[float, float]:
+        """One-sided p-values of "the loss is the limit or more" and of "it is less", over all looks.
+
+        Both are 1 where too few items allow no test.
+        """
+        if self.look_p is not None:
+            return self.look_p
+        p = self.decision_p
+        return (1.0, 1.0) if p is None else (p, 1 - p)
 
 
 class SoftScore(Record):
@@ -640,6 +658,15 @@ class Memory(Record):
     kv_cache_tokens: Count | None
 
 
+class Looks(Record):
+    """How often the answers of a candidate were looked at, and how many were not needed."""
+
+    planned: Annotated[int, Field(gt=0)]
+    made: Annotated[int, Field(gt=0)]
+    items: Count = Field(description="asked of the candidate")
+    of_items: Count = Field(description="that the base was asked")
+
+
 class Ranks(Record):
     """1 + the number of models that are surely better: two that cannot be told apart can share a rank."""
 
@@ -689,6 +716,7 @@ class CandidateComparison(Record):
     diagnosis: Diagnosis | None = None
     memory: Memory
     dominated_by: str | None = Field(default=None, description="a model that is surely more accurate and cheaper")
+    looks: Looks | None = Field(default=None, description="none: all items were asked at once")
     ranks: Ranks | None = Field(default=None, description="among the base and the candidates that may ship; none: not")
     verdict: Decision
     reasons: tuple[str, ...]
@@ -752,6 +780,7 @@ class ShippedCandidate(Record):
     verdict: Decision
     reason: str = Field(description="the one that decided")
     recommended: bool
+    looks: Looks | None = Field(default=None, description="none: all items were asked at once")
 
 
 class ShipOverride(Record):
@@ -796,7 +825,7 @@ def require_same_protocol(base: Measurement, candidate: Measurement) -> None:
     """
     if base.protocol_hash == candidate.protocol_hash:
         return
-    for key in sorted(base.protocol.keys() | candidate.protocol.keys()):
+    for key in sorted((base.protocol.keys() | candidate.protocol.keys()) - {LOOK}):
         ours, theirs = base.protocol.get(key), candidate.protocol.get(key)
         if ours != theirs:
             raise FlowError(

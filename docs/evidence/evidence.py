@@ -27,6 +27,7 @@ TESTS = HERE.parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "unit"), str(TESTS / "unit" / "compare")]
 
 import test_capacity_interval as capacity  # noqa: E402
+import test_looks as looks  # noqa: E402
 import test_several as several  # noqa: E402
 import test_simulations as simulations  # noqa: E402
 import test_speed_in_blocks as speed  # noqa: E402
@@ -66,7 +67,7 @@ PAGES = {
     "paired-answers": "Paired answers: intervals, false SHIP, power",
     "rare-losses": "Rare losses, few documents, texts and clusters",
     "weak-tasks": "Tasks that cannot show a loss, and retention",
-    "candidates": "Several candidates",
+    "candidates": "Planned looks and several candidates",
     "speed": "Speed-up, capacity and cost",
 }
 
@@ -123,7 +124,7 @@ def rare_losses(draws: int) -> Iterator[Row]:
     for sizes, icc, name, most in (
         (equal, 0.01, "57 clusters of one size", ALPHA), (equal, 0.05, "57 clusters of one size", ALPHA),
         (np.full(14, 40), 0.05, "14 clusters of one size", ALPHA),
-        (mmlu, 0.01, "57 clusters of MMLU's sizes", 0.03), (mmlu, 0.05, "57 clusters of MMLU's sizes", 0.03),
+        (mmlu, 0.01, "57 clusters of MMLU's sizes", ALPHA), (mmlu, 0.05, "57 clusters of MMLU's sizes", ALPHA),
     ):  # fmt: skip
         alone, together = simulations.clustered_rates(sizes, icc)
         text = f"false SHIP; {name}, ICC {icc}"
@@ -135,7 +136,7 @@ def weak_tasks(draws: int) -> Iterator[Row]:
     simulations.DRAWS = draws
     text = "false SHIP; 0 % where the base scores 1 % on 1,319 items, beside four healthy tasks"
     yield Row("weak-tasks", text, simulations.collapse_rate(), None, most=ALPHA, before="83 %")
-    text, few = "false SHIP; the base has 26 % of four choices, the candidate guesses", max(20, draws // 200)
+    text, few = "false SHIP; the base has 26 % of four choices, the candidate guesses", 20
     yield Row("weak-tasks", text, simulations.guess_rate(few), few, most=ALPHA, before="17 %")
     for setting in simulations.RETAINED:
         text = "false SHIP; keeps just too little: n = {}, score {}, {} changed, {} to keep, guessing {}".format(
@@ -145,7 +146,12 @@ def weak_tasks(draws: int) -> Iterator[Row]:
 
 
 def candidates(draws: int) -> Iterator[Row]:
-    """Holm over all questions of all candidates, and ranks."""
+    """Planned looks, Holm over all questions of all candidates, and ranks."""
+    for number in (2, 4, 8):
+        plain, planned = looks.false_ship(number, draws)
+        text = f"false SHIP at any of {number} planned looks, the loss is the margin"
+        before = f"{plain:.1%} by the plain test at each look"
+        yield Row("candidates", text, planned, draws, most=ALPHA, before=before)
     for number in (2, 5, 20):
         alone, corrected = several.best_ships(number, draws // 2)
         text = f"false SHIP of any; {number} candidates, all on the margin"
@@ -169,7 +175,7 @@ def speed_and_capacity(draws: int) -> Iterator[Row]:
             yield Row("speed", text, rate, draws, least=COVERED, before=before if between == 2 else "")
     rate = speed.coverage(1.0, 4, drift=0.1)
     yield Row("speed", "the same, 4 blocks, the machine slows by 10 %", rate, draws, least=COVERED)
-    few = draws // 10
+    few = draws // 2
     one = f"{capacity.one_search_coverage(capacity.NOISES[-1], few):.0%} between the loads of one search"
     for noise in capacity.NOISES:
         for requests, tolerance in ((30, 0.1), (120, 0.1), (30, 1.0)):
@@ -296,6 +302,12 @@ def overview(rows: list[Row], agreed: dict[str, float], draws: int, seconds: flo
     for page, title in PAGES.items():
         mine = [row for row in rows if row.page == page]
         lines.append(f"| [{title}]({page}.md) | {len(mine)} | {worst(mine)} |")
+    lines += [
+        "",
+        *(f"Not as promised: {row.setting}, {row.rate:.2%} ± {row.error:.2%}." for row in rows if not row.holds),
+    ]
+    lines += ["", "The rates 66, 14, 83 and 17 % in the columns 'before' are those of the review that found the flaw; "
+              "the others are simulated here."]  # fmt: skip
     lines += ["", "Independent implementations: the largest difference over random data.", "", "| what | difference |"]
     lines += ["|---|--:|", *(f"| {name} | {value:.0e} |" for name, value in agreed.items()), "", PUBLISHED, ""]
     return "\n".join([*lines, "All figures are in [evidence.json](evidence.json).", ""])

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 from support import many
 
+from model_serve_flow.compare.stats.looks import bounds
 from model_serve_flow.flow.profile import Verdict
 
 ALPHA = 0.025
@@ -78,12 +79,22 @@ class Draws:
 
 
 def shipped(tasks: Mapping[str, Draws], margins: Verdict) -> NDArray:
-    """Whether each draw ships: Holm over the tasks, and the suite's own test."""
+    """Whether each draw ships: Holm over the tasks, and the suite's own test.
+
+    With planned looks only the last one is counted, by its stricter bound. An early look ships a few
+    more.
+    """
+    allowed = _last_level(margins.looks)
     ps = np.sort([one.p_values(margins) for one in tasks.values()], axis=0)
-    adjusted = ps * np.arange(len(ps), 0, -1)[:, None]
+    levels = [_last_level(margins.looks, ALPHA / tests) for tests in range(len(ps), 0, -1)]
     changes = [(one.gained - one.lost) / one.n for one in tasks.values()]
     lows = [many.score_intervals(one.gained, one.lost, one.n)[0] for one in tasks.values()]
     below = np.sqrt(np.sum([(c - low) ** 2 for c, low in zip(changes, lows, strict=True)], axis=0))
-    mean = np.mean(changes, axis=0)
-    suite = mean - below / len(ps) > -margins.suite_margin_points / 100
-    return (adjusted <= ALPHA).all(axis=0) & suite
+    mean, strict = np.mean(changes, axis=0), ndtri(allowed) / ndtri(ALPHA)
+    suite = mean - strict * below / len(ps) > -margins.suite_margin_points / 100
+    return (ps <= np.array(levels)[:, None]).all(axis=0) & suite
+
+
+def _last_level(looks: int, alpha: float = ALPHA) -> float:
+    """The level of the test at the last of equally spaced looks that together err in `alpha`."""
+    return float(ndtr(-bounds([look / looks for look in range(1, looks + 1)], alpha)[-1]))

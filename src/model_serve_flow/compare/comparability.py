@@ -9,6 +9,7 @@ from typing import Any
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.flow.results.measured import (
+    LOOK,
     AccuracyResult,
     CompressionResult,
     DistributionResult,
@@ -209,7 +210,7 @@ def _require_same_tasks(base: AccuracyResult, other: AccuracyResult) -> None:
         raise FlowError(f"The accuracy result of {other.model.name} lacks the task {lacking[0]}.", REMEASURE)
     _require_known_tasks(base, other)
     for task in base.tasks:
-        if base.tasks[task].chance != other.tasks[task].chance:
+        if not other.looks and base.tasks[task].chance != other.tasks[task].chance:  # some items have other choices
             raise FlowError(
                 f"Task {task}: guessing scores {base.tasks[task].chance} for base and "
                 f"{other.tasks[task].chance} for {other.model.name}.",
@@ -278,7 +279,7 @@ def require_same_protocol(base: Measurement, candidate: Measurement) -> None:
     """
     if base.protocol_hash == candidate.protocol_hash:
         return
-    for key in sorted(base.protocol.keys() | candidate.protocol.keys()):
+    for key in sorted((base.protocol.keys() | candidate.protocol.keys()) - {LOOK}):
         ours, theirs = base.protocol.get(key), candidate.protocol.get(key)
         if ours != theirs:
             raise FlowError(

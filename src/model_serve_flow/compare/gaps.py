@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_serve_flow.compare.looks import part_of
 from model_serve_flow.compare.pairs import pair
 from model_serve_flow.compare.reading import primary_metric
 from model_serve_flow.compare.speed import block_means, output_bracket
@@ -45,10 +46,11 @@ def score_gaps(models: Mapping[str, AccuracyResult], tasks: Sequence[str]) -> Ga
 
 
 def _task_gap(task: str, one: TaskAccuracy, other: TaskAccuracy, level: float) -> Interval:
-    pairs = pair(task, one, other)
+    common = {item.id for item in one.items} & {item.id for item in other.items}  # a look may have ended one earlier
+    pairs = pair(task, part_of(one, common), part_of(other, common))
     metric = primary_metric([name for name in one.metrics if pairs.values(name) is not None])
-    key = cluster_key(one.items)
-    labels = None if key is None else [item.groups[key] for item in one.items]
+    key = cluster_key(pairs.base.items)
+    labels = None if key is None else [item.groups[key] for item in pairs.base.items]
     return score_gap(*pairs.oriented(metric), labels, level).scaled(100)
 
 

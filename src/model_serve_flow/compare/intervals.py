@@ -21,7 +21,9 @@ def simultaneous(
 
     The lower bound belongs to "the loss is within the limit", the upper one to "it is beyond", each
     by Holm at 2.5 %. Higher is better in both; the result is turned back to the difference's own
-    direction and is in its unit.
+    direction and is in its unit. Where looks were planned, the p-values are those over all looks.
+    The bounds are not corrected for having stopped. A question that an earlier look settled stays
+    settled: then the limit is the bound, even if the estimate is now on its other side.
 
     Args:
         family: the questions whose "within" is corrected together.
@@ -52,7 +54,7 @@ def _within(d: Difference) -> Claim:
     if d.decision_p is None:  # too few items: it counts in the family and is never shown
         return _claim(1.0)
     estimate = d.difference if d.higher_is_better else -d.difference
-    return Claim(estimate, -d.limit, d.decision_p, lambda level: _at(d, level).low)
+    return Claim(estimate, -d.limit, d.decision_ps[0], lambda level: _at(d, level).low)
 
 
 def _beyond(d: Difference) -> Claim:
@@ -60,7 +62,7 @@ def _beyond(d: Difference) -> Claim:
     if d.decision_p is None:
         return _claim(1.0)
     estimate = d.difference if d.higher_is_better else -d.difference
-    return Claim(-estimate, d.limit, 1 - d.decision_p, lambda level: -_at(d, level).high)
+    return Claim(-estimate, d.limit, d.decision_ps[1], lambda level: -_at(d, level).high)
 
 
 def _at(d: Difference, level: float) -> Interval:
@@ -82,4 +84,5 @@ def _at(d: Difference, level: float) -> Interval:
 
 
 def _turned(d: Difference, low: float, mirrored: float) -> tuple[float, float]:
-    return (low, -mirrored) if d.higher_is_better else (mirrored, -low)
+    high = max(low, -mirrored)  # an early look can have shown one claim and a later one the opposite
+    return (low, high) if d.higher_is_better else (-high, -low)

@@ -12,6 +12,8 @@ from model_serve_flow.flow.results.measured import protocol_hash
 from model_serve_flow.system.files import now
 
 SECTION = "margins"
+ITEMS, ANSWERS = "accuracy.limit", "accuracy.repeats.count"
+PLAN = frozenset({"looks", ITEMS, ANSWERS})  # a change of these is a look that was not planned
 
 
 def seal_margins(flow: Flow) -> dict[str, Any]:
@@ -57,13 +59,21 @@ def seal_sentence(seal: MarginSeal | None) -> str:
     return "The margins are the profile's and were fixed before anything was measured."
 
 
-def _values(config: FlowConfig) -> dict[str, float | str]:
-    """The `verdict` section without its rationale, which decides nothing; a list of tasks as text."""
+def _values(config: FlowConfig) -> dict[str, float | str | None]:
+    """Returns the `verdict` section without its rationale, which decides nothing.
+
+    A list of tasks becomes text. With planned looks the numbers of items and of answers to an item
+    belong to the plan too.
+    """
     found = config.verdict.model_dump(mode="json", exclude={"rationale"})
     inner = {f"secondary.{key}": value for key, value in found.pop("secondary", {}).items()}
-    return {
+    values = {
         key: ", ".join(sorted(value)) if isinstance(value, list) else value for key, value in {**found, **inner}.items()
     }
+    if config.verdict.looks == 1:
+        return values
+    repeats = config.accuracy.repeats
+    return {**values, ITEMS: config.accuracy.limit, **({ANSWERS: repeats.count} if repeats else {})}
 
 
 def _text(value: float | str | None) -> str:

@@ -101,17 +101,6 @@ def primary_metric(metrics: Iterable[str]) -> str:
     return names[0]
 
 
-def must_not_ship(candidate: CandidateComparison) -> bool:
-    """Whether its gains are struck through."""
-    return candidate.verdict == "DO NOT SHIP"
-
-
-def all_differences(candidate: CandidateComparison) -> list[tuple[str, str, Difference]]:
-    """(task, metric, difference) of the average and of every task and metric."""
-    rows = [(task, name, d) for task, metrics in candidate.accuracy.items() for name, d in metrics.items()]
-    return rows if candidate.suite is None else [(*AVERAGE, candidate.suite), *rows]
-
-
 def worst(candidate: CandidateComparison) -> tuple[str, str, Difference] | None:
     """(task, metric, difference) of the task that comes nearest to its margin or lies farthest beyond it.
 
@@ -125,3 +114,14 @@ def worst(candidate: CandidateComparison) -> tuple[str, str, Difference] | None:
 def _loss(difference: Difference) -> float:
     """How much worse the candidate is, in the difference's unit."""
     return -difference.difference if difference.higher_is_better else difference.difference
+
+
+def must_not_ship(candidate: CandidateComparison) -> bool:
+    """Whether its gains are struck through."""
+    return candidate.verdict == "DO NOT SHIP"
+
+
+def all_differences(candidate: CandidateComparison) -> list[tuple[str, str, Difference]]:
+    """(task, metric, difference) of the average and of every task and metric."""
+    rows = [(task, name, d) for task, metrics in candidate.accuracy.items() for name, d in metrics.items()]
+    return rows if candidate.suite is None else [(*AVERAGE, candidate.suite), *rows]

@@ -143,7 +143,7 @@ def decide(
 def loss_p_values(differences: Differences, suite: Difference | None) -> list[float]:
     """The p-values of one candidate that SHIP needs to be small, uncorrected: of every task, perplexity and average."""
     asked_for = [difference for _, difference in _family(differences).values()]
-    return [_p_values(difference)[0] for difference in (*asked_for, *filter(None, [suite]))]
+    return [difference.decision_ps[0] for difference in (*asked_for, *filter(None, [suite]))]
 
 
 def with_items_to_settle(
@@ -177,18 +177,13 @@ def with_items_to_settle(
         return found, None
     check = counting[SUITE]
     shown = {"adjusted_p": (check.within_p, check.beyond_p), "simultaneous_ci95": check.difference.simultaneous_ci95}
-    return found, suite.model_copy(update={"items_to_settle": check.items_to_settle(), **(shown if others else {})})
+    tells_more = bool(others) or suite.look_p is not None
+    return found, suite.model_copy(update={"items_to_settle": check.items_to_settle(), **(shown if tells_more else {})})
 
 
 def _check(subject: str, difference: Difference) -> _Check:
     """The question by itself, uncorrected."""
-    return _Check(subject, difference, *_p_values(difference), 1)
-
-
-def _p_values(difference: Difference) -> tuple[float, float]:
-    """Of "the loss is the margin or more" and of "it is less"; both 1 where too few items allow no test."""
-    p = difference.decision_p
-    return (1.0, 1.0) if p is None else (p, 1 - p)
+    return _Check(subject, difference, *difference.decision_ps, 1)
 
 
 def _suite_subject(differences: Differences) -> str:
@@ -208,7 +203,9 @@ def _checks(differences: Differences, suite: Difference | None, others: Sequence
     joint = [key for key in family if key != SUITE or others]
     alone = [key for key in family if key != SUITE]
     shown = simultaneous({key: family[key][1] for key in joint}, alone, others)
-    raw = {key: _p_values(difference) for key, (_, difference) in family.items()}
+    if SUITE not in joint and suite is not None and suite.look_p is not None:  # its own interval knows one look only
+        shown |= simultaneous({SUITE: suite}, [SUITE])
+    raw = {key: difference.decision_ps for key, (_, difference) in family.items()}
     within = {key: p[0] for key, p in raw.items()} | _holm({key: raw[key][0] for key in joint}, others)
     beyond = {key: p[1] for key, p in raw.items()} | _holm({key: raw[key][1] for key in alone})
     tests = {key: len(joint) + len(others) if key in joint else 1 for key in family}

@@ -115,6 +115,7 @@ def _bound(space: Workspace, candidate: CandidateComparison, is_recommended: boo
         verdict=candidate.verdict,
         reason=candidate.reasons[0],
         recommended=is_recommended,
+        looks=candidate.looks,
     )
 
 

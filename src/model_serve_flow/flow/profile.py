@@ -292,7 +292,7 @@ class Performance(Section):
 
 
 def _is_one(value: int) -> bool:
-    """A profile without parallelism keeps the digest that it had before."""
+    """A profile that leaves such a key at 1 keeps the digest that it had before."""
     return value == 1
 
 
@@ -393,6 +393,11 @@ class Verdict(Section):
         default=Secondary(),
         exclude_if=lambda found: found == Secondary(),
         description="margins of divergence, top-1 agreement, gross loss and speed",
+    )
+    looks: Annotated[int, Field(gt=0, le=20)] = Field(
+        default=1,
+        exclude_if=_is_one,
+        description="04 asks a candidate a part of the items at a time, and stops once it is decided",
     )
     rationale: str = Field(default="", description="how the margins were chosen, for the reader of the report")
 

@@ -20,11 +20,11 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.busy import MachineWatch
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.profile import FlowConfig
-from model_serve_flow.flow.results.measured import AccuracyResult, Model, TaskAccuracy
+from model_serve_flow.flow.results.measured import LOOK, AccuracyResult, Model, TaskAccuracy
 from model_serve_flow.flow.workspace import describe_model
 from model_serve_flow.measure.lm_eval_cache import forget_answers, request_cache
 from model_serve_flow.measure.lm_eval_results import plain, read_task, was_asked
-from model_serve_flow.measure.lm_eval_subsample import subsample
+from model_serve_flow.measure.lm_eval_subsample import first_looks, subsample
 from model_serve_flow.measure.provenance import earlier, proven_facts, provenance, require_arguments, say_kept
 from model_serve_flow.measure.repeats import joined, repeated_tasks, require_written, seeds
 from model_serve_flow.serve.server import Server
@@ -86,6 +86,30 @@ def measure_accuracy_again(flow: Flow, server: Server) -> AccuracyResult | None:
     return _measure(Flow(second_measurement(flow.config), flow.workspace), server, "_again", again.items_per_task)
 
 
+def measure_accuracy_in_looks(flow: Flow, server: Server, decided: Callable[[AccuracyResult], bool]) -> AccuracyResult:
+    """As `measure_accuracy`, a part of the items at a time (`verdict.looks`), until the candidate is decided.
+
+    The items come in a random order that is the seed's, and `accuracy.json` holds those asked until now. What was asked
+    at an earlier look is not asked again, and an interrupted measurement goes on with the look that was interrupted.
+
+    Args:
+        decided: whether the answers until now decide; asked after every look but the last.
+    """
+    looks = flow.config.verdict.looks
+    if looks == 1:
+        return measure_accuracy(flow, server)
+    look, result = 0, None
+    while look < looks:
+        result = _measure(flow, server, look=look + 1)
+        look = result.protocol[LOOK][0]
+        print(f"{server.model_name}: look {look} of {looks}, {sum(task.n for task in result.tasks.values())} items")
+        if look < looks and decided(result):
+            break
+    if look == looks:  # else a changed margin may ask for the next look
+        forget_answers(flow.workspace, server.model_name)
+    return result
+
+
 def second_measurement(config: FlowConfig) -> FlowConfig:
     """The profile with concurrency and batch size of `accuracy.again`, which must be there."""
     accuracy = config.accuracy
@@ -93,27 +117,32 @@ def second_measurement(config: FlowConfig) -> FlowConfig:
     return config.model_copy(update={"accuracy": accuracy.model_copy(update=again)})
 
 
-def _measure(flow: Flow, server: Server, suffix: str = "", items: int | None = None) -> AccuracyResult:
-    """Measures, or keeps what lies there; `items` of each task, or all."""
+def _measure(
+    flow: Flow, server: Server, suffix: str = "", items: int | None = None, look: int | None = None
+) -> AccuracyResult:
+    """Measures, or keeps what lies there: `items` of each task, those up to a `look`, or all."""
     started, name, workspace = time.monotonic(), server.model_name, flow.workspace
     if name != "base":
         trust = flow.config.model.trust_remote_code
         verify_same_tokenizer(workspace.model("base"), server.folder, trust_remote_code=trust)
     path, facts = workspace.results(name) / f"accuracy{suffix}.json", proven_facts(server)
     protocol = accuracy_protocol(flow, facts.version) | ({"items_per_task": items} if items else {})
+    protocol |= {LOOK: [look, flow.config.verdict.looks]} if look else {}
     require_arguments(server, protocol)
     before = earlier(path, AccuracyResult, server, facts)
-    if before is not None and before.protocol == protocol:
+    if before is not None and (before.protocol == protocol or (look and _looked_already(before, protocol))):
         say_kept(path)
-        forget_answers(workspace, f"{name}{suffix}")
+        if not look:
+            forget_answers(workspace, f"{name}{suffix}")
         return before
-    scored = {} if before is None else _scored_before(before, protocol)
+    scored = {} if before is None or look else _scored_before(before, protocol)
     asked = [task for task in flow.config.accuracy.tasks if task not in scored]
-    ways, spent = (collections.Counter(before.requests), before.seconds) if scored else (collections.Counter(), 0.0)
+    ways = collections.Counter(before.requests if scored else {})
+    spent = before.seconds if scored or (before is not None and (look or 1) > 1) else 0.0
     live.report(f"{name}{suffix.replace('_', ', ')}: lm-eval", 0, 0)
     watch, model = MachineWatch(), describe_model(name, server.folder)
     with contextlib.ExitStack() as caches:  # all answers are kept until the result is written
-        ask = _Asker(flow, server, suffix, items, model, _manner(protocol), caches, ways, frozenset(scored))
+        ask = _Asker(flow, server, suffix, items, look, model, _manner(protocol), caches, ways, frozenset(scored))
         several = repeated_tasks(flow.config, asked)
         found = ask([task for task in asked if task not in several])
         scored |= found | _ask_several(flow.config, several, ask, only_one=items is not None)
@@ -123,6 +152,8 @@ def _measure(flow: Flow, server: Server, suffix: str = "", items: int | None = N
             tasks={task: scored[task] for task in flow.config.accuracy.tasks if task in scored},
             requests=dict(ways),
         )
+        if look:
+            result = result.model_copy(update={"looks": _looks(before, result)})
         write_json(path, result)
     return result
 
@@ -135,6 +166,7 @@ class _Asker:
     server: Server
     suffix: str
     items: int | None
+    look: int | None
     model: Model
     manner: dict[str, Any]
     caches: contextlib.ExitStack
@@ -147,9 +179,10 @@ class _Asker:
         part = self.suffix if seed is None else f"{self.suffix}-seed-{seed}"
         manner = self.manner if seed is None else {**self.manner, "seed of the answers": seed}
         # lm-eval's key of an answer does not have the seed
-        cache = self.caches.enter_context(request_cache(workspace, self.model, manner, self.suffix))
+        caching = request_cache(workspace, self.model, manner, self.suffix, keep=self.look is not None)
+        cache = self.caches.enter_context(caching)
         log = workspace.logs / f"lm-eval-{name}{part}.log"
-        raw, new = evaluate(self.flow, self.server, log, cache, tasks, self.items, seed)
+        raw, new = evaluate(self.flow, self.server, log, cache, tasks, self.items, seed, self.look)
         _write_raw(workspace.raw(name) / f"lm-eval{part}.json", raw, set(self.kept))
         self.ways.update(new)
         return {task: read_task(task, raw) for task in tasks if not self.items or was_asked(task, raw)}
@@ -163,6 +196,25 @@ def _ask_several(config: FlowConfig, tasks: Sequence[str], ask: _Asker, only_one
             require_written(task, measured)
             answers[task][seed] = measured
     return {task: joined(by_seed) for task, by_seed in answers.items() if by_seed}
+
+
+def _looked_already(before: AccuracyResult, protocol: dict[str, Any]) -> bool:
+    """Whether an earlier result, of this look or a later one, was measured in the same way."""
+    others = [{key: value for key, value in one.items() if key != LOOK} for one in (before.protocol, protocol)]
+    ours, theirs = protocol[LOOK], before.protocol.get(LOOK)
+    return others[0] == others[1] and theirs is not None and theirs[1] == ours[1] and theirs[0] >= ours[0]
+
+
+def _looks(before: AccuracyResult | None, result: AccuracyResult) -> tuple[dict[str, tuple[str, ...]], ...]:
+    """The items of every look, the last being what is new in this result."""
+    look, planned = result.protocol[LOOK]
+    earlier_looks = before.looks if before is not None and before.protocol.get(LOOK) == [look - 1, planned] else ()
+    known = {(task, key) for one in earlier_looks for task, keys in one.items() for key in keys}
+    new = {
+        name: tuple(item.id for item in task.items if (name, item.id) not in known)
+        for name, task in result.tasks.items()
+    }
+    return (*earlier_looks, new)
 
 
 def _scored_before(before: AccuracyResult, protocol: dict[str, Any]) -> dict[str, TaskAccuracy]:
@@ -185,7 +237,7 @@ def _manner(protocol: dict[str, Any]) -> dict[str, Any]:
     """The protocol without what says which tasks and items are scored, and how often."""
     apart = ("tasks", "packaged", "repeats")
     settings = {key: value for key, value in protocol["accuracy"].items() if key not in apart}
-    rest = {key: value for key, value in protocol.items() if key not in ("data_sha256", "task_definitions")}
+    rest = {key: value for key, value in protocol.items() if key not in ("data_sha256", "task_definitions", LOOK)}
     return {**rest, "accuracy": settings}
 
 
@@ -207,6 +259,7 @@ def evaluate(
     tasks: Sequence[str] | None = None,
     items: int | None = None,
     seed: int | None = None,
+    look: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Runs lm-eval's `simple_evaluate` against the endpoint.
 
@@ -216,6 +269,7 @@ def evaluate(
         cache: lm-eval's `use_cache`: answers found there are not asked again, and new ones are added.
         items: how many of each task are asked; none: all.
         seed: of answers sampled at `accuracy.repeats.temperature`; none: as each task says.
+        look: the items up to this look of `verdict.looks` are asked; none: all.
 
     Returns:
         lm-eval's results with all samples; and way -> requests that were answered so.
@@ -230,7 +284,8 @@ def evaluate(
     ways: collections.Counter[str] = collections.Counter()
     chosen = flow.config.accuracy.tasks if tasks is None else tuple(tasks)
     try:
-        return _alone(functools.partial(_ask, flow, server, cache, chosen, items, ways, seed), log), dict(ways)
+        run = functools.partial(_ask, flow, server, cache, chosen, items, look, ways, seed)
+        return _alone(run, log), dict(ways)
     except (aiohttp.ClientError, requests.RequestException, httpx.HTTPError, TimeoutError) as error:
         raise FlowError(
             f"vLLM did not answer lm-eval: {error!r:.500}",
@@ -244,13 +299,15 @@ def _ask(
     cache: Path | None,
     tasks: tuple[str, ...],
     items: int | None,
+    look: int | None,
     ways: collections.Counter[str],
     answers_seed: int | None,
 ) -> dict[str, Any]:
     """lm-eval's results; counts in `ways` how its requests were asked."""
     import lm_eval
 
-    accuracy, seed, selection = flow.config.accuracy, flow.config.seed, _selection(flow, tasks, items)
+    accuracy, seed = flow.config.accuracy, flow.config.seed
+    selection = _selection(flow, tasks, items, look)
     sampled = {} if answers_seed is None else {"seed": answers_seed}
     if not selection["tasks"]:
         return {"samples": {}}
@@ -273,12 +330,14 @@ def _ask(
     return raw
 
 
-def _selection(flow: Flow, tasks: tuple[str, ...], items: int | None) -> dict[str, Any]:
-    """What lm-eval is told to ask: every task up to `accuracy.limit`, or so many items of each that could flip."""
-    limit = flow.config.accuracy.limit
+def _selection(flow: Flow, tasks: tuple[str, ...], items: int | None, look: int | None) -> dict[str, Any]:
+    """What lm-eval is told to ask: every task up to `accuracy.limit`, a look's part, or so many that could flip."""
+    limit, seed = flow.config.accuracy.limit, flow.config.seed
+    if look is not None:
+        return first_looks(task_manager(flow), tasks, look, flow.config.verdict.looks, limit=limit, seed=seed)
     if items is None:
         return {"tasks": list(tasks), "limit": limit}
-    return subsample(task_manager(flow), tasks, items, limit=limit, seed=flow.config.seed)
+    return subsample(task_manager(flow), tasks, items, limit=limit, seed=seed)
 
 
 def _endpoint(flow: Flow, server: Server, **ours: Any) -> dict[str, Any]:

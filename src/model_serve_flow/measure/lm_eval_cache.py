@@ -20,9 +20,9 @@ DIGEST_LENGTH = 16
 
 @contextlib.contextmanager
 def request_cache(
-    workspace: Workspace, model: Model, protocol: dict[str, Any], measurement: str = ""
+    workspace: Workspace, model: Model, protocol: dict[str, Any], measurement: str = "", *, keep: bool = False
 ) -> Iterator[Path | None]:
-    """Yields what lm-eval calls `use_cache`; the answers in it are dropped when the block succeeds.
+    """Yields what lm-eval calls `use_cache`; the answers in it are dropped when the block succeeds, unless `keep`.
 
     lm-eval's keys do not name the model, so each model, protocol and measurement has a cache of its own:
     `cache/lm-eval/<model><measurement>-<digest of both>`. Its values are pickles, which may run code when they are
@@ -43,7 +43,8 @@ def request_cache(
     path = folder / f"{name}-{_digest(model, protocol)}"
     _drop_if_damaged(path.with_name(f"{path.name}_rank0.db"))  # the name lm-eval gives it
     yield path
-    forget_answers(workspace, name)
+    if not keep:
+        forget_answers(workspace, name)
 
 
 def forget_answers(workspace: Workspace, measurement: str) -> None:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+LEAST_PAIRS = 2
 ROLLING = "loglikelihood_rolling"  # a text that is scored has no answer that could flip
 
 
@@ -24,17 +25,50 @@ def subsample(manager: Any, tasks: tuple[str, ...], per_task: int, *, limit: int
     Returns:
         `tasks`, which is empty if the items of none can flip, and `samples`.
     """
+
+    def choose(name: str, sizes: Mapping[str, int]) -> dict[str, list[int]]:
+        return draw(sizes, per_task, random.Random(f"{seed} {name}"))
+
+    return _selected(manager, tasks, choose, limit, texts=False)
+
+
+def first_looks(
+    manager: Any, tasks: tuple[str, ...], look: int, looks: int, *, limit: int | None, seed: int
+) -> dict[str, Any]:
+    """Arguments of `simple_evaluate` that ask the items of the looks up to this one: `look` of `looks` parts.
+
+    Every part of a task gives its share, in a random order that is the seed's alone; the last look has all.
+    """
+
+    def choose(name: str, sizes: Mapping[str, int]) -> dict[str, list[int]]:
+        return {part: until_look(size, look, looks, f"{seed} {name} {part}") for part, size in sizes.items()}
+
+    return _selected(manager, tasks, choose, limit, texts=True)
+
+
+def until_look(size: int, look: int, looks: int, seed: str) -> list[int]:
+    """Item numbers of one part that are asked up to a look, rising; at least two, which a paired difference needs."""
+    order = random.Random(seed).sample(range(size), size)
+    return sorted(order[: max(LEAST_PAIRS, size * look // looks)])
+
+
+def _selected(
+    manager: Any,
+    tasks: tuple[str, ...],
+    choose: Callable[[str, Mapping[str, int]], dict[str, list[int]]],
+    limit: int | None,
+    texts: bool,
+) -> dict[str, Any]:
     objects: list[Any] = []
     samples: dict[str, list[int]] = {}
     for name in tasks:
         loaded = manager.load([name])
         everything = loaded["tasks"].items()
-        parts = {part: task for part, task in everything if task.OUTPUT_TYPE != ROLLING}
+        parts = {part: task for part, task in everything if texts or task.OUTPUT_TYPE != ROLLING}
         if not parts:
             continue
         sizes = {part: len(task.eval_docs) for part, task in parts.items()}
-        sizes = {part: min(size, limit or size) for part, size in sizes.items()}
-        chosen = draw(sizes, per_task, random.Random(f"{seed} {name}"))
+        chosen = choose(name, {part: min(size, limit or size) for part, size in sizes.items()})
         for part, task in parts.items():
             build = task.build_all_requests
             task.build_all_requests = functools.partial(_build, task, build, chosen[part])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from model_serve_flow.compare import reading
@@ -237,17 +237,20 @@ def methods(comparison: Comparison) -> Table:
         for task, metric, d in reading.all_differences(candidate):
             uses[d.method][f"{task} {metric}"] = None
     rows = [("95 % interval of " + ", ".join(names), method, INTERVALS) for method, names in uses.items()]
-    tests = TESTS | {"verdict": _verdict_method(len(comparison.candidates)), "speed": _speed_method(comparison)}
+    tests = TESTS | {"verdict": _verdict_method(comparison.candidates), "speed": _speed_method(comparison)}
     rows += [tests[key] for key, used in _used(comparison).items() if used]
     cells = tuple(tuple(Cell(text) for text in row) for row in rows)
     columns = ("Number¶", "Method¶", "Section of docs/Statistics.md¶")
     return Table("Methods", columns, cells, sortable=False)
 
 
-def _verdict_method(candidates: int) -> tuple[str, str, str]:
-    over = "Holm over the tasks"
-    if candidates > 1:
-        over = f"SHIP: Holm over the tasks and averages of all {candidates} candidates; DO NOT SHIP: over the tasks"
+def _verdict_method(candidates: Sequence[CandidateComparison]) -> tuple[str, str, str]:
+    over, count = "Holm over the tasks", len(candidates)
+    if count > 1:
+        over = f"SHIP: Holm over the tasks and averages of all {count} candidates; DO NOT SHIP: over the tasks"
+    planned = max((candidate.looks.planned for candidate in candidates if candidate.looks), default=1)
+    if planned > 1:
+        over += f"; O'Brien-Fleming bounds over {planned} planned looks (Lan and DeMets)"
     return "Verdict", f"non-inferiority to the margins, one-sided at 2.5 %, {over}", "The verdict"
 
 

@@ -69,8 +69,8 @@ STEPS: tuple[Step, ...] = (
     Step(
         "04_Compressed_Accuracy",
         "serve",
-        (*SERVED, "candidates", "accuracy"),
-        (CANDIDATE, DATA),
+        (*SERVED, "candidates", "accuracy", "verdict"),  # which decides when no more items are asked
+        (CANDIDATE, DATA, ACCURACY),
         (CANDIDATE_ACCURACY, CANDIDATE_DISTRIBUTION),
     ),
     Step(

@@ -29,8 +29,8 @@ class Sampling(Endpoint):
         return {"index": index, "text": hashlib.sha256(f"{prompt} {body['seed']}".encode()).hexdigest()[:8]}
 
 
-def opened(folder, *tasks, **repeats):  # noqa: F811
-    chosen = {"accuracy.tasks": list(tasks), "accuracy.repeats": REPEATS | repeats}
+def opened(folder, *tasks, looks=1, **repeats):  # noqa: F811
+    chosen = {"accuracy.tasks": list(tasks), "accuracy.repeats": REPEATS | repeats, "verdict.looks": looks}
     return Flow.open("ci", SETTINGS | chosen, folder)
 
 

@@ -10,6 +10,7 @@ from model_serve_flow.compare import reading as reading_module
 from model_serve_flow.compare.differences import compare_suite, compare_task
 from model_serve_flow.compare.pairs import pair
 from model_serve_flow.compare.stats import bootstrap
+from model_serve_flow.compare.stats.looks import sequential_p
 from model_serve_flow.compare.verdict import decide, with_items_to_settle
 from model_serve_flow.flow.profile import Verdict
 from model_serve_flow.flow.results.measured import Item, Metric, TaskAccuracy
@@ -69,6 +70,7 @@ def family(seed):
 
 
 SEEDS = range(40)
+QUARTERS = (0.25, 0.5, 0.75, 1.0)
 
 
 def test_the_interval_shown_is_clear_of_the_limit_exactly_where_the_verdict_says_so():
@@ -111,6 +113,36 @@ def test_the_verdict_and_its_sentences_are_what_the_intervals_say():
             assert (verdict == "SHIP") == all(map(clear, [*named.values(), suite]))
         verdicts.add(verdict)
     assert verdicts == {"SHIP", "DO NOT SHIP", "INCONCLUSIVE"}
+
+
+def test_the_interval_shown_agrees_with_the_p_values_of_all_looks():
+    """Of four looks the first three tell nothing, or the first one has settled the question already."""
+    agreed = set()
+    for seed in SEEDS:
+        differences = {task: {name: looked(d, seed) for name, d in metrics.items()}
+                       for task, metrics in family(seed).items()}  # fmt: skip
+        suite = compare_suite(differences, MARGINS)
+        found, suite = with_items_to_settle(differences, None if suite is None else looked(suite, seed))
+        shown = [d for metrics in found.values() for d in metrics.values() if d.simultaneous_ci95]
+        for d in [*shown, *filter(None, [suite])]:
+            within, beyond = (p <= 0.025 for p in d.adjusted_p)
+            low, high = d.shown_ci95 if d.higher_is_better else (-d.shown_ci95[1], -d.shown_ci95[0])
+            assert (low >= -d.limit, high <= -d.limit) == (within, beyond), (seed, d)
+            estimate = d.difference if d.higher_is_better else -d.difference
+            assert low <= high
+            if seed % 4:  # no early look has settled anything that the last one does not show
+                assert low <= estimate <= high
+            agreed.add((within, beyond, within != (d.decision_p <= 0.025)))
+    assert {(True, False, False), (False, True, False), (False, False, True), (True, False, True)} <= agreed
+
+
+def looked(d, seed):
+    """The difference as if seen at four looks: what the last one says, or that the first one was clear."""
+    if d.decision_p is None:
+        return d
+    early = 1e-6 if seed % 4 == 0 and abs(d.decision_p - 0.5) < 0.49 else 0.9
+    within = sequential_p([early, 0.9, 0.9, d.decision_p], QUARTERS)
+    return d.model_copy(update={"look_p": (within, sequential_p([0.9, 0.9, 0.9, 1 - d.decision_p], QUARTERS))})
 
 
 def clear(d):

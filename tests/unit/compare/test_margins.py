@@ -8,6 +8,7 @@ import pytest
 from model_serve_flow.compare.margins import check_seal, seal_margins, seal_sentence
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.manifest import read_manifest, update_manifest
+from model_serve_flow.flow.profile import Repeats
 from model_serve_flow.flow.workspace import Workspace
 from model_serve_flow.report.sections import sections
 from model_serve_flow.report.wording import caveat
@@ -72,3 +73,29 @@ def test_an_edited_seal_does_not_hold(flow):
     assert check_seal(flow).changed["task_margin_points"] == (None, 5.0)
     assert "task_margin_points from nothing to 5" in seal_sentence(check_seal(flow))
     assert json.loads(check_seal(flow).model_dump_json())["before_measuring"] is True
+
+
+def test_a_plan_of_looks_is_sealed_with_the_number_of_items(flow):
+    def planned(looks, limit):
+        verdict = flow.config.verdict.model_copy(update={"looks": looks})
+        accuracy = flow.config.accuracy.model_copy(update={"limit": limit})
+        return Flow(flow.config.model_copy(update={"verdict": verdict, "accuracy": accuracy}), flow.workspace)
+
+    seal_margins(planned(4, 100))
+    (flow.workspace.results("base") / "accuracy.json").parent.mkdir(parents=True, exist_ok=True)
+    (flow.workspace.results("base") / "accuracy.json").write_text("{}")
+    assert check_seal(planned(4, 100)).changed == {}
+    assert check_seal(planned(4, 400)).changed == {"accuracy.limit": (100, 400)}
+    assert check_seal(planned(8, 100)).changed == {"looks": (4, 8)}
+    assert check_seal(planned(1, 100)).changed == {"looks": (4, None), "accuracy.limit": (100, None)}
+
+
+def test_the_answers_to_an_item_belong_to_a_plan_of_looks(flow):
+    def planned(count):
+        verdict = flow.config.verdict.model_copy(update={"looks": 4})
+        repeats = Repeats(tasks=("free",), count=count, temperature=0.6)
+        accuracy = flow.config.accuracy.model_copy(update={"repeats": repeats})
+        return Flow(flow.config.model_copy(update={"verdict": verdict, "accuracy": accuracy}), flow.workspace)
+
+    seal_margins(planned(4))
+    assert check_seal(planned(8)).changed == {"accuracy.repeats.count": (4, 8)}

@@ -60,6 +60,14 @@ def test_a_candidate_that_lost_nothing_ships():
     )
 
 
+def test_one_look_would_ship_a_few_more():
+    once = MARGINS.model_copy(update={"looks": 1})
+    assert MARGINS.looks == 4
+    assert [rate(loss, once) for loss in (0.0, 0.005, 0.01)] == pytest.approx(
+        said(r"One look would ship (\d+) %, (\d+) %, (\d+) %"), abs=1
+    )
+
+
 def test_a_narrower_margin_or_one_answer_to_each_prompt_would_not_do():
     narrower = MARGINS.model_copy(update={"task_margin_points": 2.0})
     assert rate(margins=narrower) < 80
@@ -95,7 +103,7 @@ def scored(draws, which):
 
 def test_the_verdict_itself_ships_what_is_counted_as_shipped():
     tasks = drawn(draws=200)
-    counted = shipped(TIERS.counting(tasks), MARGINS)
+    counted = shipped(TIERS.counting(tasks), MARGINS.model_copy(update={"looks": 1}))
     for which in (int(np.argmax(counted)), int(np.argmin(counted))):
         differences = {}
         for name, draws in tasks.items():

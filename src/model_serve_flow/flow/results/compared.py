@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from model_serve_flow.errors import RERUN, FlowError
-from model_serve_flow.flow.results.measured import SCHEMA_VERSION, Capacity, Repeated
+from model_serve_flow.flow.results.measured import SCHEMA_VERSION, Capacity, Looks, Repeated
 from model_serve_flow.system.records import Count, Finite, NonNegative, Positive, Probability, Record
 
 Unit = Literal["points", "percent", "bits/byte"]
@@ -92,6 +92,9 @@ class Difference(Record):
         description="holds together with those of the other deciding tasks, and is clear of the limit exactly where "
         "the verdict says so; none: does not decide",
     )
+    look_p: tuple[Probability, Probability] | None = Field(
+        default=None, description="over all looks, of a loss beyond the limit and within it; none: all asked at once"
+    )
     clusters: Clusters | None = Field(default=None, description="none: the items come in none, or in too few")
     too_few: Count | None = Field(default=None, description="items that a decision needs; none: there are as many")
     monte_carlo_error: NonNegative | None = Field(
@@ -128,6 +131,17 @@ class Difference(Record):
     def decision_p(self) -> float | None:
         """One-sided p-value of "the loss is the margin or more, or too little is kept"; none: no test was possible."""
         return self.noninferiority_p if self.retention_p is None else max(self.noninferiority_p, self.retention_p)
+
+    @property
+    def decision_ps(self) -> tuple[float, float]:
+        """One-sided p-values of "the loss is the limit or more" and of "it is less", over all looks.
+
+        Both are 1 where too few items allow no test.
+        """
+        if self.look_p is not None:
+            return self.look_p
+        p = self.decision_p
+        return (1.0, 1.0) if p is None else (p, 1 - p)
 
 
 class SoftScore(Record):
@@ -323,6 +337,7 @@ class CandidateComparison(Record):
     diagnosis: Diagnosis | None = None
     memory: Memory
     dominated_by: str | None = Field(default=None, description="a model that is surely more accurate and cheaper")
+    looks: Looks | None = Field(default=None, description="none: all items were asked at once")
     ranks: Ranks | None = Field(default=None, description="among the base and the candidates that may ship; none: not")
     verdict: Decision
     reasons: tuple[str, ...]

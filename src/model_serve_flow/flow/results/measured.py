@@ -12,6 +12,7 @@ from model_serve_flow.system.records import Count, Finite, NonNegative, Positive
 
 SCHEMA_VERSION = "2.0"
 BASE = "base"  # the name of the base model in results, folders and servers
+LOOK = "look"  # key of a protocol: [the look, how many are planned]; the base is asked everything
 NOT_REACHED = "the measurement was interrupted before it"
 QUESTION = "question"  # the group of the answers to one item, where it was asked several times
 RIGHT_CHOICE = "right_choice_probability"  # of an item's values; no metric of lm-eval has this name
@@ -137,6 +138,9 @@ class AccuracyResult(Measurement):
 
     kind: Literal["accuracy"] = "accuracy"
     tasks: dict[str, TaskAccuracy]
+    looks: tuple[dict[str, tuple[str, ...]], ...] = Field(
+        default=(), description="look -> task -> ids of the items asked then; none: all at once"
+    )
     requests: dict[str, Count] = Field(default={}, description="how lm-eval's requests were asked -> how many")
 
 
@@ -364,3 +368,12 @@ class Repeated(Record):
     items: Annotated[int, Field(gt=1)]
     between: NonNegative = Field(description="variance between items of the expected difference")
     within: NonNegative = Field(description="variance between the answers to one item")
+
+
+class Looks(Record):
+    """How often the answers of a candidate were looked at, and how many were not needed."""
+
+    planned: Annotated[int, Field(gt=0)]
+    made: Annotated[int, Field(gt=0)]
+    items: Count = Field(description="asked of the candidate")
+    of_items: Count = Field(description="that the base was asked")

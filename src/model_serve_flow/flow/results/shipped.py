@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from model_serve_flow.flow.results.compared import Decision, MarginSeal
-from model_serve_flow.flow.results.measured import SCHEMA_VERSION
+from model_serve_flow.flow.results.measured import SCHEMA_VERSION, Looks
 from model_serve_flow.system.records import Record
 
 
@@ -20,6 +20,7 @@ class ShippedCandidate(Record):
     verdict: Decision
     reason: str = Field(description="the one that decided")
     recommended: bool
+    looks: Looks | None = Field(default=None, description="none: all items were asked at once")
 
 
 class ShipOverride(Record):

@@ -130,8 +130,8 @@ class _Answered:
 
     @classmethod
     def of(cls, config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> _Answered:
-        measured = (base.accuracy.tasks, candidate.accuracy.tasks)
-        tasks = [pair(task, *(side[task] for side in measured)) for task in base.accuracy.tasks]
+        ours, theirs = base.accuracy.tasks, candidate.accuracy.tasks
+        tasks = [pair(task, ours[task], theirs[task]) for task in ours]
         differences = {pairs.task: compare_task(pairs, config.verdict, config.seed) for pairs in tasks}
         counting = _tiers(config.verdict).counting(differences)
         return cls(tasks, differences, counting, compare_suite(counting, config.verdict))
@@ -259,6 +259,7 @@ def _noise_sentence(differences: Differences, noise: NoiseFloor | None) -> list[
 
 
 def _flips(difference: Difference) -> int:
+    assert difference.flips is not None
     return difference.flips.total
 
 
@@ -276,7 +277,7 @@ def _speed_sentences(
     points: Sequence[SpeedPoint], unmeasured: Sequence[UnmeasuredLoad], verdict: SpeedVerdict | None
 ) -> list[str]:
     sentences = [f"Not measured at {load.concurrency} concurrent requests: {load.reason}." for load in unmeasured]
-    if points:
+    if points and verdict is not None:
         loads = ", ".join(f"{point.speedup:.2f}x at {point.concurrency}" for point in points)
         speed = f"Output tokens/s: {mean_speedup(points):.2f}x the base's in the geometric mean"
         judged = f"Against the speed margin of {verdict.margin:g}x: {verdict.reading}."

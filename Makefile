@@ -47,9 +47,10 @@ serving: environments   ## the notebooks of serving from scratch, executed into 
 lab: bootstrap    ## JupyterLab with a kernel for each environment
 	$(BIN)/model-serve-flow lab
 
-lint: bootstrap   ## ruff over code and notebooks, and who may import whom
+lint: bootstrap   ## ruff over code and notebooks, types, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ty check --python $(BIN)/python
 	$(BIN)/lint-imports
 
 lock: bootstrap   ## resolves the locks again from the modules' pyprojects; `make lock UPGRADE=--upgrade` moves them

@@ -29,7 +29,8 @@ class Picked(Exception):
     def __init__(self, kernel: str) -> None:
         frames = (frame.frame.f_locals.get("self") for frame in inspect.stack())
         schemes = [type(found) for found in frames if hasattr(type(found), "get_min_capability")]
-        self.kernel, self.scheme = kernel, next((s for s in schemes if "Kernel" not in s.__name__), None)
+        self.kernel = kernel
+        self.scheme: Any = next((s for s in schemes if "Kernel" not in s.__name__), None)
         super().__init__(kernel)
 
 
@@ -74,7 +75,7 @@ def flash_attention() -> types.ModuleType:
     """Stands for the compiled FlashAttention: version 2 from SM 8.0, 3 on SM 9.0, 4 on SM 9.0 and
     10.x.
     """
-    module = types.ModuleType("vllm.vllm_flash_attn")
+    module: Any = types.ModuleType("vllm.vllm_flash_attn")
     lowest = {2: (8, 9, 10, 11, 12), 3: (9,), 4: (9, 10)}
     module.is_fa_version_supported = lambda number: capability[0] in lowest[number]
     module.fa_version_unsupported_reason = lambda number: None

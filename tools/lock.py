@@ -13,12 +13,14 @@ import tempfile
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from model_serve_flow.system import lockfiles
 from model_serve_flow.system.checkout import MODULES
 from model_serve_flow.system.environments import (
     GPU_PYTHON,
     NAMES,
+    Device,
     build_lock,
     cpu_torch,
     lock_path,
@@ -45,7 +47,7 @@ def modules(environment: str) -> list[Path]:
     ]
 
 
-def compile_lock(environment: str, device: str, upgrade: bool) -> list[Path]:
+def compile_lock(environment: str, device: Device, upgrade: bool) -> list[Path]:
     """Resolves one environment with uv and returns its locks; CalledProcessError if the pins do not fit together."""
     torch, variables = cpu_torch() if device == "cpu" else ([], {})
     sources, extras = [*modules(environment), ROOT / "pyproject.toml"], [device, "dev"]  # the tests run in each
@@ -92,7 +94,7 @@ def main() -> None:
     upgrade = "--upgrade" in sys.argv[1:]
     written = [compile_build_lock(upgrade)]
     for environment in NAMES:
-        for device in ("cpu", "gpu"):
+        for device in get_args(Device):
             written += compile_lock(environment, device, upgrade)
     for path in written:
         pins = lockfiles.read(path)

@@ -39,6 +39,7 @@ NAMED_TOOLS = {
         "ruff",
         "hypothesis",
         "import-linter",
+        "ty",
     ),
 }
 PARAMETERS = (

@@ -14,7 +14,7 @@ from model_serve_flow.flow.results.measured import (
     CompressionResult,
     DistributionResult,
     EngineFacts,
-    Measurement,
+    Measured,
     PerformanceResult,
 )
 from model_serve_flow.flow.workspace import Workspace
@@ -37,7 +37,7 @@ class BaseResults:
     distribution_again: DistributionResult | None = None
 
     @property
-    def measurements(self) -> tuple[Measurement, ...]:
+    def measurements(self) -> tuple[Measured, ...]:
         """Every result there is."""
         everything = (
             self.accuracy,
@@ -63,7 +63,7 @@ class CandidateResults:
         return self.compression.model.name
 
     @property
-    def measurements(self) -> tuple[Measurement, ...]:
+    def measurements(self) -> tuple[Measured, ...]:
         """Every result there is of the served candidate."""
         everything = (self.accuracy, self.performance, self.distribution)
         return tuple(result for result in everything if result is not None)
@@ -148,7 +148,7 @@ def _check_candidate(base: BaseResults, candidate: CandidateResults) -> None:
 # --- The right models ---
 
 
-def _require_name(name: str, results: Iterable[CompressionResult | Measurement]) -> None:
+def _require_name(name: str, results: Iterable[CompressionResult | Measured]) -> None:
     for result in results:
         if result.model.name != name:
             raise FlowError(f"The {result.kind} result in the folder of {name} is of {result.model.name}.", REMAKE)
@@ -159,7 +159,7 @@ def _require_distinct(names: list[str]) -> None:
         raise FlowError(f"Candidate {repeated[0]} is given more than once.", "Give each candidate its own name.")
 
 
-def _require_same_checkpoint(first: CompressionResult | Measurement, second: Measurement) -> None:
+def _require_same_checkpoint(first: CompressionResult | Measured, second: Measured) -> None:
     if first.model != second.model:
         raise FlowError(
             f"The {first.kind} result of {first.model.name} is of checkpoint {first.model.sha256[:12]} "
@@ -169,7 +169,7 @@ def _require_same_checkpoint(first: CompressionResult | Measurement, second: Mea
         )
 
 
-def _require_quantised_kernel(results: Sequence[Measurement]) -> None:
+def _require_quantised_kernel(results: Sequence[Measured]) -> None:
     """The engine's own log is the proof that the compressed weights, and not the base's, answered."""
     for result in results:
         if result.engine.quantization is None or not result.engine.kernels:
@@ -188,7 +188,7 @@ def _require_quantised_kernel(results: Sequence[Measurement]) -> None:
             )
 
 
-def _require_same_engine(base: Measurement, others: Iterable[Measurement]) -> None:
+def _require_same_engine(base: Measured, others: Iterable[Measured]) -> None:
     for other in others:
         if other.engine.version != base.engine.version:
             raise FlowError(
@@ -223,7 +223,7 @@ def _require_known_tasks(base: AccuracyResult, other: AccuracyResult) -> None:
         raise FlowError(f"The accuracy result of base lacks the task {odd[0]}.", REMEASURE)
 
 
-def _require_second(first: Measurement | None, second: Measurement | None) -> None:
+def _require_second(first: Measured | None, second: Measured | None) -> None:
     """The base's second measurement differs in its batches only: what changes is the engine's noise."""
     if second is None:
         return
@@ -271,7 +271,7 @@ def _require_same_objectives(base: PerformanceResult, candidate: PerformanceResu
         )
 
 
-def require_same_protocol(base: Measurement, candidate: Measurement) -> None:
+def require_same_protocol(base: Measured, candidate: Measured) -> None:
     """Refuses a comparison of measurements made differently, naming the field that differs.
 
     Raises:

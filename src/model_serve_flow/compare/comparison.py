@@ -242,6 +242,7 @@ def _noise_sentence(differences: Differences, noise: NoiseFloor | None) -> list[
 
 
 def _flips(difference: Difference) -> int:
+    assert difference.flips is not None
     return difference.flips.total
 
 
@@ -259,7 +260,7 @@ def _speed_sentences(
     points: Sequence[SpeedPoint], unmeasured: Sequence[UnmeasuredLoad], verdict: SpeedVerdict | None
 ) -> list[str]:
     sentences = [f"Not measured at {load.concurrency} concurrent requests: {load.reason}." for load in unmeasured]
-    if points:
+    if points and verdict is not None:
         loads = ", ".join(f"{point.speedup:.2f}x at {point.concurrency}" for point in points)
         speed = f"Output tokens/s: {mean_speedup(points):.2f}x the base's in the geometric mean"
         judged = f"Against the speed margin of {verdict.margin:g}x: {verdict.reading}."

@@ -111,7 +111,7 @@ def _answer_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, 
 def _answer_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Difference:
     if metric.partition(",")[0] == LOGLIKELIHOOD_METRIC:
         return _perplexity_difference(pairs, metric, margins, seed)
-    base, candidate = pairs.values(metric)
+    base, candidate = pairs.scores(metric)
     binary = paired.is_binary(base) and paired.is_binary(candidate)
     higher_is_better = pairs.base.metrics[metric].higher_is_better
     tested = (_binary_test if binary else _mean_test)(pairs, metric, margins, seed)
@@ -134,7 +134,7 @@ def _answer_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -
 
 def _binary_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[str, Any]:
     """Interval and tests of values of 0 and 1. Nothing here is drawn."""
-    (base, candidate), good = pairs.values(metric), pairs.oriented(metric)
+    (base, candidate), good = pairs.scores(metric), pairs.oriented(metric)
     flips = count_flips(good[0] == 1, good[1] == 1)
     changed = flips.total / base.size
     low = paired.wilson_interval(int(good[0].sum()), base.size).low
@@ -190,7 +190,7 @@ def _sensitivity(score: float, low: float, chance: float | None, margins: Verdic
 
 def _perplexity_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Difference:
     """The perplexity of right answers, from the log-likelihood of each; in percent of the base's, like a text's."""
-    base, candidate = pairs.values(metric)
+    base, candidate = pairs.scores(metric)
     margin = margins.perplexity_margin_percent
     tested = PairedLoss.of(base, candidate, [1.0] * base.size, seed)
     return _text_difference(
@@ -265,7 +265,7 @@ def _recovery(base: float, candidate: float) -> float | None:
 
 def _text_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Difference]:
     """Word perplexity and bits per byte of the corpus: ratio estimators over its documents."""
-    (base, candidate), words, sizes = (pairs.values(key) for key in TEXT_KEYS)
+    (base, candidate), words, sizes = (pairs.scores(key) for key in TEXT_KEYS)
     for key, (ours, theirs) in (("words", words), ("bytes", sizes)):
         if (ours != theirs).any():
             raise FlowError(f"Task {pairs.task}: {key} of a document differ between base and candidate.", REMEASURE)
@@ -302,23 +302,24 @@ def _text_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Di
 def _text_difference(pairs: Pairs, metric: str, values: list[float], interval: Interval, **fields: Any) -> Difference:
     for result, value in zip((pairs.base, pairs.candidate), values, strict=True):
         _require_figure(pairs.task, metric, result, value)
+    figures: dict[str, Any] = {"method": BOOTSTRAP_DOCUMENTS, **_bounds(interval), **fields}
     return Difference(
         n=pairs.base.n,
         base=values[0],
         candidate=values[1],
         higher_is_better=False,
         smallest_detectable_drop=paired.smallest_detectable_change(interval),
-        **{"method": BOOTSTRAP_DOCUMENTS, **_bounds(interval), **fields},
+        **figures,
     )
 
 
-def _bounds(interval: Interval) -> dict[str, float | tuple[float, float]]:
+def _bounds(interval: Interval) -> dict[str, Any]:
     return {"difference": interval.difference, "ci95": (interval.low, interval.high)}
 
 
 def _require_own_figure(pairs: Pairs, metric: str) -> None:
     if metric.partition(",")[0] in PRIMARY_METRICS:  # known to be plain means of their items
-        for result, values in zip((pairs.base, pairs.candidate), pairs.values(metric), strict=True):
+        for result, values in zip((pairs.base, pairs.candidate), pairs.scores(metric), strict=True):
             _require_figure(pairs.task, metric, result, values.mean())
 
 

@@ -86,6 +86,7 @@ def _capacity_gap(one: dict[int, Capacity], other: dict[int, Capacity], level: f
     middles = [np.sqrt(side.prod(axis=1)) for side in ends]
     half = sum(float(np.log(side[:, 1] / side[:, 0]).mean()) / 2 for side in ends)
     gap = log_gap(*middles, level, paired=True)
+    assert gap is not None  # two blocks or more
     return Interval(gap.difference, gap.low - half, gap.high + half)
 
 

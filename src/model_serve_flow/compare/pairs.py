@@ -35,10 +35,16 @@ class Pairs:
         base, candidate = (np.array([row[side].values[key] for row in self.rows], dtype=float) for side in (0, 1))
         return base, candidate
 
-    def oriented(self, metric: str) -> tuple[NDArray, NDArray] | None:
+    def scores(self, key: str) -> tuple[NDArray, NDArray]:
+        """The values of base and candidate of a key that items carry."""
+        values = self.values(key)
+        assert values is not None, key
+        return values
+
+    def oriented(self, metric: str) -> tuple[NDArray, NDArray]:
         """The values, turned where lower is better (1 - value), so that 1 is right and a fall is a loss."""
-        values = self.values(metric)
-        if values is None or self.base.metrics[metric].higher_is_better:
+        values = self.scores(metric)
+        if self.base.metrics[metric].higher_is_better:
             return values
         return 1 - values[0], 1 - values[1]
 

@@ -61,10 +61,11 @@ def _economies(base: BaseComparison, candidates: Sequence[CandidateComparison]) 
     there is none either: the base's size over the checkpoint's.
     """
     found = {BASE: base.capacity, **{candidate.name: candidate.capacity for candidate in candidates}}
-    if all(capacity is not None and capacity.measured for capacity in found.values()):
-        return {name: capacity.output_tokens_per_s if capacity.streams else 0.0 for name, capacity in found.items()}
+    known = {name: capacity for name, capacity in found.items() if capacity is not None and capacity.measured}
+    if len(known) == len(found):
+        return {name: capacity.output_tokens_per_s if capacity.streams else 0.0 for name, capacity in known.items()}
     common = set.intersection(*({point.concurrency for point in c.performance} for c in candidates))
     speedups = {c.name: mean_speedup([p for p in c.performance if p.concurrency in common]) for c in candidates}
     if common:
-        return {BASE: 1.0, **speedups}
+        return {BASE: 1.0, **{name: speedup for name, speedup in speedups.items() if speedup is not None}}
     return {BASE: 1.0, **{candidate.name: 1 / candidate.size_ratio for candidate in candidates}}

@@ -21,8 +21,8 @@ def repeated(pairs: Pairs, metric: str) -> Repeated | None:
     Returns:
         None where no item was asked several times, or not all equally often.
     """
-    questions = [item.groups.get(QUESTION) for item in pairs.base.items]
-    if None in questions:
+    questions = [item.groups[QUESTION] for item in pairs.base.items if QUESTION in item.groups]
+    if len(questions) < len(pairs.base.items):
         return None
     base, candidate = pairs.oriented(metric)
     order = np.argsort(questions, kind="stable")
@@ -43,6 +43,7 @@ def advice(difference: Difference, tests: int) -> str:
     of Holm's correction. More answers reduce the second part only.
     """
     found = difference.repeated
+    assert found is not None
     estimate = difference.difference if difference.higher_is_better else -difference.difference
     distance = abs(estimate + difference.limit) / 100
     wanted = (distance / (float(norm.isf(ALPHA / tests)) + Z_POWER)) ** 2 * found.items

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Literal
 
 from model_serve_flow.compare.stats import paired
 from model_serve_flow.flow.results.compared import Memory, SpeedPoint, UnmeasuredLoad
 from model_serve_flow.flow.results.measured import Capacity, LoadPoint, PerformanceResult
 
 TOKEN_TOLERANCE = 0.05  # relative difference of tokens per request above which two load points are not the same work
+
+OneOfBoth = Literal["base", "candidate"]
 
 
 def speed_points(
@@ -75,7 +78,10 @@ def cost_interval(hourly_price_usd: float | None, found: Capacity | None) -> tup
 
     Where a search ended without a load that failed, the cost may be any smaller: the lower end is 0.
     """
-    if cost(hourly_price_usd, found) is None or found.output_ci95 is None:
+    if cost(hourly_price_usd, found) is None:
+        return None
+    assert hourly_price_usd is not None and found is not None
+    if found.output_ci95 is None:
         return None
     slow, fast = found.output_ci95
     cheap = 0.0 if fast is None else cost_per_million_output_tokens(hourly_price_usd, fast)
@@ -83,7 +89,7 @@ def cost_interval(hourly_price_usd: float | None, found: Capacity | None) -> tup
 
 
 def _speed_point(base: list[LoadPoint], candidate: list[LoadPoint]) -> SpeedPoint:
-    sides = {"base": base, "candidate": candidate}
+    sides: dict[OneOfBoth, list[LoadPoint]] = {"base": base, "candidate": candidate}
 
     def of_both(figure: Callable[[LoadPoint], float], combine: Callable[[list[float]], float] = fmean) -> dict:
         return {side: combine([figure(point) for point in points]) for side, points in sides.items()}
@@ -119,12 +125,13 @@ def block_means(points: list[LoadPoint]) -> list[float]:
     return [math.exp(fmean(blocks[block])) for block in sorted(blocks)]
 
 
-def _others_share(sides: dict[str, list[LoadPoint]]) -> dict[str, float] | None:
+def _others_share(sides: dict[OneOfBoth, list[LoadPoint]]) -> dict[OneOfBoth, float] | None:
     """What other programs and the hypervisor took of the CPU on each side, mean over the repeats; None if not known."""
     shares = {
-        side: [None if point.busy is None else point.busy.taken for point in points] for side, points in sides.items()
+        side: [taken for point in points if point.busy and (taken := point.busy.taken) is not None]
+        for side, points in sides.items()
     }
-    if any(share is None for found in shares.values() for share in found):
+    if any(len(found) < len(sides[side]) for side, found in shares.items()):
         return None
     return {side: fmean(found) for side, found in shares.items()}
 

@@ -49,6 +49,7 @@ class _Check:
         unit = "%" if d.unit == "percent" else d.unit
         change = f"{'drop' if d.higher_is_better else 'rise'} of {d.limit:.1f} {unit}"
         if d.limit < d.margin:
+            assert d.retention is not None
             change += f", {100 * (1 - d.retention):.0f} % of what the base scores above guessing,"
         place = "within" if self.passes else "beyond" if self.fails else "not clearly within"
         answers = "" if d.mcnemar_p is None else f", McNemar {p_statement(d.mcnemar_p)}"
@@ -254,12 +255,14 @@ def _silent_sentences(differences: Differences) -> tuple[list[str], list[str]]:
                 f"{task} cannot decide: the base scores {d.base:.1f} points (lower bound {d.base_low:.1f}, n = {d.n}), "
                 f"too close to guessing ({d.chance or 0:.1f} points) to lose the accepted {d.margin:.1f}."
             )
+            assert d.retention_p is not None
             lost = 1 - d.retention_p <= paired.ALPHA
             (withheld if lost else silent).append(f"{reason} {_loss_sentence(d)}" if lost else reason)
     return silent, withheld
 
 
 def _loss_sentence(difference: Difference) -> str:
+    assert difference.retention is not None and difference.retention_p is not None
     kept, p = 100 * difference.retention, p_statement(1 - difference.retention_p)
     return (
         f"But the candidate scores {difference.candidate:.1f} there, clearly less than {kept:.0f} % of the base's "

@@ -77,6 +77,7 @@ def _source_text(calibration: Calibration) -> str:
     if (packaged := calibration.packaged) is not None:
         return f"{packaged.package}=={packaged.version}: {packaged.path}"
     dataset = calibration.dataset
+    assert dataset is not None
     return ":".join(part for part in (dataset.path, dataset.name, dataset.split) if part)
 
 

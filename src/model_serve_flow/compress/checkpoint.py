@@ -98,7 +98,7 @@ def tensor_headers(folder: Path) -> dict[str, Tensor]:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 part = file.get_slice(name)
                 shape, dtype = tuple(part.get_shape()), part.get_dtype()
-                bits = int(re.search(r"\d+", dtype).group()) if dtype != "BOOL" else 8
+                bits = int(digits.group()) if (digits := re.search(r"\d+", dtype)) else 8  # BOOL
                 headers[name] = Tensor(path, dtype, shape, math.prod(shape) * bits // 8)
     return headers
 

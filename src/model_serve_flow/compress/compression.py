@@ -67,7 +67,7 @@ def compress(
     candidate, base = flow.config.candidate(name), flow.workspace.model("base")
     recipe = _recipe_of(candidate)
     _require_device(flow, recipe)
-    trust = {"trust_remote_code": flow.config.model.trust_remote_code}
+    trust: dict[str, Any] = {"trust_remote_code": flow.config.model.trust_remote_code}
     check_checkpoint(base, **trust)
     model_config = AutoConfig.from_pretrained(base, **trust)
     check_group_size(recipe, model_config)
@@ -121,7 +121,7 @@ def kept_candidate(
         made = flow.workspace.compression(name)
     except FlowError:
         return None  # edited, or of another version: what it says does not count, and it is made again
-    asked = {"recipe": recipe.model_dump(mode="json"), **_inputs(flow, recipe, quantise, calibration)}
+    asked: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), **_inputs(flow, recipe, quantise, calibration)}
     text = asked.pop("calibration")
     same = all(getattr(made, key) == value for key, value in asked.items()) and made.quantise is not None
     same = same and _without_overlap(made.calibration) == _without_overlap(text)
@@ -211,7 +211,7 @@ def adopt(flow: Flow, name: str) -> CompressionResult:
     candidate = flow.config.candidate(name)
     if candidate.source is None:
         raise FlowError(f"Candidate {name!r} has a recipe, not a ready-made checkpoint.", "Make it with compress().")
-    trust = {"trust_remote_code": flow.config.model.trust_remote_code}
+    trust: dict[str, Any] = {"trust_remote_code": flow.config.model.trust_remote_code}
     started = time.perf_counter()
     resolve_checkpoint(candidate.source, candidate.revision, flow.workspace.model(name), **trust)
     checkpoint = verify_checkpoint(flow.workspace.model(name), **trust)
@@ -244,12 +244,13 @@ def _require_device(flow: Flow, recipe: Recipe) -> None:
 
 def _record(flow: Flow, candidate: Candidate, cost: Cost, inputs: dict[str, Any]) -> CompressionResult:
     name, recipe, folder = candidate.name, candidate.recipe, flow.workspace.model(candidate.name)
-    trust = {"trust_remote_code": flow.config.model.trust_remote_code}
+    trust: dict[str, Any] = {"trust_remote_code": flow.config.model.trust_remote_code}
     checkpoint = inspect_checkpoint(folder, **trust)
     sample = ""
     if checkpoint.quant_method == "compressed-tensors":  # transformers needs further packages for other formats
         with writing(_log(flow, name), "log"), _logged(_log(flow, name)):
             sample = generate_sample(folder, **trust)
+    made_with: dict[str, Any] = {"calibration": None, **inputs}
     result = CompressionResult(
         model=describe_model(name, folder),
         base=describe_model("base", flow.workspace.model("base")),
@@ -257,7 +258,7 @@ def _record(flow: Flow, candidate: Candidate, cost: Cost, inputs: dict[str, Any]
         algorithm=algorithm_text(recipe) if recipe else checkpoint.quant_method,
         origin=candidate.source or "recipe",
         recipe=recipe.model_dump(mode="json") if recipe else None,
-        **{"calibration": None, **inputs},
+        **made_with,
         quantization_config=checkpoint.quantization_config,
         quantized_layers=len(checkpoint.quantized_layers),
         ignored_layers=checkpoint.ignored_layers,

@@ -136,7 +136,11 @@ def _expert_layers(name: str, up: Sequence[int], down: Sequence[int]) -> dict[st
             f"{name} holds its experts in an order that this flow does not know: {tuple(up)}, {tuple(down)}.",
             "Give a ready-made checkpoint of this model as 'source'.",
         )
-    shapes = {"gate_proj": (doubled // 2, hidden), "up_proj": (doubled // 2, hidden), "down_proj": tuple(down[1:])}
+    shapes = {
+        "gate_proj": (doubled // 2, hidden),
+        "up_proj": (doubled // 2, hidden),
+        "down_proj": (hidden, doubled // 2),
+    }
     return {f"{name}.{number}.{part}": shape for number in range(experts) for part, shape in shapes.items()}
 
 

@@ -113,7 +113,9 @@ def _make_absolute(document: dict[str, Any], folder: Path) -> None:
     candidates = document.get("candidates")
     sections = [document.get("model"), *(candidates if isinstance(candidates, list) else [])]
     for section in sections:
-        source = section.get("source") if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            continue
+        source = section.get("source")
         if isinstance(source, str) and _is_beside(source, folder):
             section["source"] = str((folder / source).resolve())
 

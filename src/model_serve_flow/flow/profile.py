@@ -342,7 +342,9 @@ class Engine(Section):
             # vLLM takes any unambiguous beginning of a flag for the flag
             if _SECRET_FLAG.match(flag):
                 raise PydanticCustomError(
-                    SECRET, f"{flag} holds a secret: set MODEL_SERVE_FLOW_API_KEY or HF_TOKEN in the environment"
+                    SECRET,
+                    "{flag} holds a secret: set MODEL_SERVE_FLOW_API_KEY or HF_TOKEN in the environment",
+                    {"flag": flag},
                 )
             if (parallel := _PARALLEL_FLAG.match(flag)) is not None:
                 key = "tensor_parallel" if parallel[1] else "pipeline_parallel"

@@ -32,7 +32,7 @@ class Margin(click.ParamType):
         return number
 
 
-class TaskMargin(Margin):
+class TaskMargin(click.ParamType):
     """TASK=MARGIN."""
 
     name = "task=number"
@@ -41,7 +41,7 @@ class TaskMargin(Margin):
         task, equals, number = value.rpartition("=")
         if not equals or not task:
             self.fail(f"{value!r} is not of the form TASK=MARGIN.", param, ctx)
-        return task, super().convert(number, param, ctx)
+        return task, Margin().convert(number, param, ctx)
 
 
 def _output(name: str, what: str) -> Any:

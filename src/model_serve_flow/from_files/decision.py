@@ -69,7 +69,7 @@ def compare_sides(base: Side, candidate: Side, rules: Rules) -> FileComparison:
 
 
 def _compare_answers(base: Side, candidate: Side, rules: Rules) -> _Outcome:
-    tiers, ours, theirs = rules.tiers, base.answers, candidate.answers
+    tiers, ours, theirs = rules.tiers, base.answered, candidate.answered
     rules.require_known({*ours.tasks, *theirs.tasks})
     shared = shared_tasks(base, candidate, (*tiers.required, *tiers.advisory))
     for task in shared:
@@ -97,7 +97,7 @@ def _differences(
     with as_bad_input(VALUES):
         ours, theirs = base.tasks, candidate.tasks
         pairs = {t: pair(t, ours[t].accuracy, theirs[t].accuracy) for t in tasks}
-        found = {t: compare_task(p, rules.of_task(t), rules.seed) for t, p in pairs.items()}
+        found: dict[str, ByMetric] = {t: compare_task(p, rules.of_task(t), rules.seed) for t, p in pairs.items()}
     return pairs, found
 
 
@@ -110,7 +110,7 @@ def _able(differences: Mapping[str, ByMetric]) -> list[str]:
 def _left_out(base: Side, candidate: Side, tiers: Tiers) -> Iterable[str]:
     """Sentences on the advisory tasks that only one side has."""
     for task in tiers.advisory:
-        if (task in base.answers.tasks) != (task in candidate.answers.tasks):
+        if (task in base.answered.tasks) != (task in candidate.answered.tasks):
             yield f"Only one side has the advisory task {task}."
 
 

@@ -112,8 +112,8 @@ class _Run:
         samples = {leaf: self._samples(leaf) for leaf in leaves}
         found = _read(group, {**self.document, "samples": samples})
         metric = primary_metric(found.metrics)
-        values = [item.values.get(metric) for item in found.items]
-        if None in values:
+        values = [item.values[metric] for item in found.items if metric in item.values]
+        if len(values) < len(found.items):
             return None
         same = math.isclose(fmean(values), found.metrics[metric].value, abs_tol=SAME_FIGURE)
         return found if same else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from model_serve_flow.errors import BadInput
 from model_serve_flow.from_files.sides import Load, concurrent
@@ -137,7 +137,7 @@ def _text(path: Path) -> str:
 def _vllm_result(path: Path, document: Any) -> _VllmBench:
     try:
         return _VllmBench.model_validate(document)
-    except ValueError as error:
+    except ValidationError as error:
         first: Any = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         problem = f"{path} is not a result of vllm bench serve: {field}: {first['msg']}."

@@ -41,9 +41,9 @@ def shared_tasks(base: Side, candidate: Side, may_miss: Collection[str]) -> list
     Raises:
         BadInput: another task is missing on one side.
     """
-    ours, theirs = base.answers.tasks, candidate.answers.tasks
+    ours, theirs = base.answered.tasks, candidate.answered.tasks
     for side, other in ((base, candidate), (candidate, base)):
-        lacking = sorted(other.answers.tasks.keys() - side.answers.tasks.keys() - set(may_miss))
+        lacking = sorted(other.answered.tasks.keys() - side.answered.tasks.keys() - set(may_miss))
         if lacking:
             raise BadInput(
                 f"{side.path} lacks the task {', '.join(lacking)}, which {other.path} has.",
@@ -58,7 +58,7 @@ def require_same_items(task: str, base: Side, candidate: Side) -> None:
     Raises:
         BadInput: names the task, what differs, and items or values of both sides.
     """
-    ours, theirs = (side.answers.tasks[task] for side in (base, candidate))
+    ours, theirs = (side.answered.tasks[task] for side in (base, candidate))
     _require_same_protocol(task, ours, theirs)
     _require_same_ids(task, base, candidate)
     _require_same_questions(task, ours, theirs)
@@ -110,7 +110,7 @@ def _require_same_questions(task: str, base: Task, candidate: Task) -> None:
 
 
 def _ids(task: str, side: Side) -> set[str]:
-    return {item.id for item in side.answers.tasks[task].accuracy.items}
+    return {item.id for item in side.answered.tasks[task].accuracy.items}
 
 
 def _names(ids: list[str]) -> str:

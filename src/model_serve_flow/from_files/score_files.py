@@ -67,7 +67,7 @@ def _item(place: str, row: Mapping[str, Any]) -> Item:
         raise BadInput(f"{place}: the id is {identity!r}.", FORMAT)
     cluster = row.get("cluster")
     groups = {} if cluster in (None, "") else {"cluster": str(cluster)}
-    values = {METRIC: _score(place, row["score"])}
+    values: dict[str, Any] = {METRIC: _score(place, row["score"])}
     return Item(id=str(identity), answer=None, groups=groups, **values)
 
 

@@ -71,7 +71,8 @@ def _nothing_decides(asked: Mapping[str, Difference]) -> str:
 
 def _lost(asked: Mapping[str, Difference]) -> str:
     """The task that cannot decide and for which the verdict withholds SHIP."""
-    return next(n for n, d in asked.items() if d.too_weak and 1 - d.retention_p <= ALPHA)
+    silent = [(name, d.retention_p) for name, d in asked.items() if d.too_weak]
+    return next(name for name, p in silent if p is not None and 1 - p <= ALPHA)
 
 
 def _p_values(difference: Difference) -> tuple[float, float]:

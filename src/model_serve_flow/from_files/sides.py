@@ -72,6 +72,12 @@ class Side:
     loads: tuple[Load, ...] = ()
     kinds: tuple[str, ...] = ()
 
+    @property
+    def answered(self) -> Answers:
+        """Its answers, of a side that has some."""
+        assert self.answers is not None
+        return self.answers
+
 
 def concurrent(requests: int) -> str:
     """The load of so many requests at once, in words."""

@@ -98,15 +98,16 @@ def _loss_cell(difference: Difference) -> Cell:
     loss = difference.gross_loss
     if loss is None:
         return NONE
+    assert difference.flips is not None
     broken = difference.flips.right_to_wrong
     return Cell(f"{loss.percent:.1f} %", f"{broken:,} of {loss.right:,}", loss.percent)
 
 
 def _speed_row(load: ComparedLoad) -> tuple[Cell, ...]:
     repeats = Cell(" / ".join(map(str, load.repeats)))
-    if load.speedup is None:
-        return Cell(load.load), repeats, NONE, NONE, Cell(load.pace, load.reason)
     ours, theirs = load.base_output_tokens_per_s, load.candidate_output_tokens_per_s
+    if load.speedup is None or ours is None or theirs is None:
+        return Cell(load.load), repeats, NONE, NONE, Cell(load.pace, load.reason)
     speeds = f"{number(ours)} → {number(theirs)}"
     between = "{:.2f} to {:.2f}".format(*load.speedup_ci95) if load.speedup_ci95 else "no interval"
     return (

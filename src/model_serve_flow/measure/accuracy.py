@@ -113,6 +113,7 @@ def measure_accuracy_in_looks(flow: Flow, server: Server, decided: Callable[[Acc
 def second_measurement(config: FlowConfig) -> FlowConfig:
     """The profile with concurrency and batch size of `accuracy.again`, which must be there."""
     accuracy = config.accuracy
+    assert accuracy.again is not None
     again = {"concurrency": accuracy.again.concurrency, "batch_size": accuracy.again.batch_size}
     return config.model_copy(update={"accuracy": accuracy.model_copy(update=again)})
 
@@ -137,8 +138,8 @@ def _measure(
         return before
     scored = {} if before is None or look else _scored_before(before, protocol)
     asked = [task for task in flow.config.accuracy.tasks if task not in scored]
-    ways = collections.Counter(before.requests if scored else {})
-    spent = before.seconds if scored or (before is not None and (look or 1) > 1) else 0.0
+    ways = collections.Counter(before.requests if before and scored else {})
+    spent = before.seconds if before is not None and (scored or (look or 1) > 1) else 0.0
     live.report(f"{name}{suffix.replace('_', ', ')}: lm-eval", 0, 0)
     watch, model = MachineWatch(), describe_model(name, server.folder)
     with contextlib.ExitStack() as caches:  # all answers are kept until the result is written
@@ -318,7 +319,7 @@ def _ask(
             task_manager=task_manager(flow),
             num_fewshot=accuracy.num_fewshot,
             apply_chat_template=accuracy.apply_chat_template,
-            gen_kwargs={"temperature": accuracy.repeats.temperature} if sampled else None,
+            gen_kwargs={"temperature": accuracy.repeats.temperature} if sampled and accuracy.repeats else None,
             use_cache=None if cache is None else str(cache),
             log_samples=True,
             random_seed=seed,

@@ -126,13 +126,17 @@ def pooled(searches: Sequence[Capacity]) -> Capacity:
     if (lacking := next((search for search in searches if not search.measured), None)) is not None:
         return lacking
     means = {key: _mean([getattr(s, key) for s in searches]) for key in ("streams", "output_tokens_per_s")}
-    streams = bracket_interval([s.streams for s in searches], [s.failed for s in searches])
+    passed = [s.streams for s in searches if s.streams is not None]  # all: each is measured
+    failed = [s.failed for s in searches if s.failed is not None]
+    streams = bracket_interval(passed, [s.failed for s in searches])
+    assert streams is not None  # two searches or more
     ends = [output_bracket(search) for search in searches]
-    output = bracket_interval(*zip(*ends, strict=True)) if all(low > 0 for low, _ in ends) else None
+    lows, highs = [low for low, _ in ends], [high for _, high in ends]
+    output = bracket_interval(lows, highs) if min(lows) > 0 else None
     return first.model_copy(
         update={
             "streams": round(means["streams"]),
-            "failed": None if any(s.failed is None for s in searches) else max(s.failed for s in searches),
+            "failed": max(failed) if len(failed) == len(searches) else None,
             "output_tokens_per_s": means["output_tokens_per_s"],
             "probes": tuple(probe for search in searches for probe in search.probes),
             "stopped": "; ".join(dict.fromkeys(search.stopped for search in searches)),

@@ -61,7 +61,7 @@ def measure_distribution(flow: Flow, server: Server, again: bool = False) -> Dis
         return None
     started, facts, k = time.monotonic(), proven_facts(server), accuracy.distribution.top_k
     documents = held_out_documents(flow, server.folder)
-    concurrency = accuracy.again.concurrency if again else accuracy.concurrency
+    concurrency = accuracy.again.concurrency if again and accuracy.again else accuracy.concurrency
     protocol = distribution_protocol(flow, documents, concurrency, facts.version)
     require_arguments(server, protocol)
     path = flow.workspace.results(server.model_name) / f"distribution{'_again' if again else ''}.json"
@@ -82,6 +82,7 @@ def distribution_protocol(
 ) -> dict[str, Any]:
     """All that must be equal for two results to be comparable; the token ids stand for text and tokenizer."""
     settings = flow.config.accuracy.distribution
+    assert settings is not None
     content = json.dumps([[document.id, document.tokens] for document in documents])
     return {
         "documents": len(documents),
@@ -107,6 +108,7 @@ def held_out_documents(flow: Flow, folder: Path) -> list[Document]:
     from transformers import AutoTokenizer
 
     settings = flow.config.accuracy.distribution
+    assert settings is not None
     texts = _hub_texts(settings, settings.dataset) if settings.dataset else _packaged_texts(flow)
     if len(texts) < settings.documents:
         raise FlowError(
@@ -205,7 +207,8 @@ def token_tops(document: Document, positions: list[dict[str, dict[str, Any]] | N
             "Does this version of vLLM give 'prompt_logprobs' in another form?",
         )
     ids, logprobs, own = [], [], []
-    for place, position in enumerate(positions[1:], start=1):
+    for place, entries in enumerate(positions[1:], start=1):
+        position = entries or {}
         ranked = sorted((entry["rank"], int(token), entry["logprob"]) for token, entry in position.items())
         top = [entry for entry in ranked if entry[0] <= k]
         token = str(document.tokens[place])

@@ -133,6 +133,7 @@ class WholeCompletions(LocalCompletionsAPI):
     def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs: Any) -> list[Answer]:
         if any(key is None for key, _, _ in requests):  # windows of a text
             found = super()._loglikelihood_tokens(requests, **kwargs)
+            assert self._texts is not None
             self._texts.add(1)
             return found
         self._progress = Count("requests", len(requests))
@@ -221,6 +222,7 @@ class WholeCompletions(LocalCompletionsAPI):
             finite = all(math.isfinite(logprob) for logprob, _ in found)
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
             raise not_whole(f"{type(error).__name__}: {error}") from error
+        assert tokens is not None
         if answered != list(range(len(tokens))) or not finite:
             share = f"{len(answered)} of {len(tokens)} prompts"
             raise not_whole(f"{share}, {'all' if finite else 'not all'} finite")

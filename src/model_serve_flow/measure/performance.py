@@ -60,9 +60,15 @@ class PerformanceWork:
         self.flow, self.generator, self.file, self.blocks = flow, generator, file, blocks
         self.points: dict[Place, LoadPoint] = {}
         self.searches: dict[int, Capacity] = {}  # block -> its search
-        self.server: Server | None = None
+        self._server: Server | None = None
         self.kept: PerformanceResult | None = None  # an earlier run's, that lacks nothing
         self.seconds, self.peak_memory = 0.0, 0
+
+    @property
+    def server(self) -> Server:
+        """What it measures on, from the first `use` on."""
+        assert self._server is not None
+        return self._server
 
     def use(self, server: Server) -> None:
         """Measures on this server from now on; with the first one, keeps what was measured before.
@@ -73,7 +79,7 @@ class PerformanceWork:
         facts = proven_facts(server)
         protocol = performance_protocol(self.flow.config, facts.version, self.blocks)
         require_arguments(server, protocol)
-        first, self.server, self.started = self.server is None, server, time.monotonic()
+        first, self._server, self.started = self._server is None, server, time.monotonic()
         self.protocol = protocol
         self.destination = self.flow.workspace.results(server.model_name) / self.file
         found = earlier(self.destination, PerformanceResult, server, facts) if first else None
@@ -145,13 +151,15 @@ class PerformanceWork:
     def again_if_busy(self, places: list[Place]) -> None:
         """Measures the loads once more that others disturbed, and keeps the less disturbed of both."""
         before = {place: self.points[place] for place in places if disturbed(self.points[place].busy)}
+        taken = {place: point.busy for place, point in before.items() if point.busy is not None}
         if not before:
             return
-        print(f"{self.server.model_name}: {disturbance([point.busy for point in before.values()])}. "
+        print(f"{self.server.model_name}: {disturbance(list(taken.values()))}. "
               f"{len(before)} loads are measured once more.")  # fmt: skip
         self.load(list(before), "undisturbed")
         for place, point in before.items():
-            if self.points[place].problem or less_disturbed(point.busy, self.points[place].busy):
+            again = self.points[place]
+            if again.problem or (again.busy is not None and less_disturbed(taken[place], again.busy)):
                 self.points[place] = point
         self.write()
 

@@ -18,7 +18,9 @@ def repeated_tasks(config: FlowConfig, tasks: Sequence[str]) -> tuple[str, ...]:
 
 def seeds(config: FlowConfig) -> tuple[int, ...]:
     """Lists the seed of each of the answers to an item."""
-    return tuple(config.seed + number for number in range(1, config.accuracy.repeats.count + 1))
+    repeats = config.accuracy.repeats
+    assert repeats is not None
+    return tuple(config.seed + number for number in range(1, repeats.count + 1))
 
 
 def require_written(task: str, measured: TaskAccuracy) -> None:

@@ -31,7 +31,7 @@ THEME = {  # colour -> CSS variable with which a page may replace it
     FADED: "--chart-faded",
     **{colour: f"--chart-{place}" for place, colour in enumerate(PALETTE, 1)},
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "text.color": INK,
@@ -150,6 +150,7 @@ def new_figure(title: str, height: float) -> Figure:
 
 def finish_figure(figure: Figure, names: Iterable[str] = (), style: dict[str, Look] | None = None) -> Figure:
     """Puts the models' names under the title and fixes the layout, so that every drawing is the same."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
 
     height, style = figure.get_figheight(), style or looks(names)
@@ -159,7 +160,9 @@ def finish_figure(figure: Figure, names: Iterable[str] = (), style: dict[str, Lo
         place = (0.004, 1 - 0.34 / height)
         figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=4, handlelength=1.8)
     top = 0.4 + 0.3 * -(-len(handles) // 4)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, hspace=0.06, wspace=0.05, rect=(0, 0, 1, 1 - top / height))
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(w_pad=0.08, h_pad=0.08, hspace=0.06, wspace=0.05, rect=(0, 0, 1, 1 - top / height))
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure

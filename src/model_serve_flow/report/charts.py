@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model_serve_flow.compare.reading import Offer, main_differences, offers, within_margin
 from model_serve_flow.flow.results.compared import Comparison, Difference
@@ -110,7 +110,7 @@ def latency_throughput(comparison: Comparison) -> Figure:
             axis.annotate(str(concurrency), (x, y), xytext=(0, 8), textcoords="offset points", ha="center", color=MUTED)
     ticks = _capacity_ticks(comparison)
     for name, x in ticks.items():
-        tick = {"color": style[name].colour, "linewidth": 5, "solid_capstyle": "butt"}
+        tick: dict[str, Any] = {"color": style[name].colour, "linewidth": 5, "solid_capstyle": "butt"}
         axis.plot([x, x], [0, 0.07], transform=axis.get_xaxis_transform(), **tick)
     meaning = "; thick ticks: capacity within the latency objectives" if ticks else ""
     label_axis(axis, title="Request latency, median, s", x=f"output tokens/s; numbers: concurrent requests{meaning}")

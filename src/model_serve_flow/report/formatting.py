@@ -96,6 +96,7 @@ def retention(difference: Difference) -> str:
     """The lower drop that retention accepts, where it is lower than the margin."""
     if difference.limit == difference.margin:
         return ""
+    assert difference.retention is not None
     return f"{number(difference.limit)} to keep {percent(difference.retention)} above guessing"
 
 

@@ -137,11 +137,15 @@ def sizes(sizes: dict[str, int]) -> Figure:
 @house_style()
 def token_lengths(lengths: Sequence[int]) -> Figure:
     """Histogram of tokens per text, with the median."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure("How long are the texts?", 3.2)
     axis = figure.subplots()
     axis.hist(lengths, bins=min(30, max(5, len(set(lengths)))), color=PALETTE[0], edgecolor=PAPER)
     middle = median(lengths)
     axis.axvline(middle, color=BASE_COLOUR, linestyle="--", linewidth=1.4)
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    locator = axis.yaxis.get_major_locator()
+    assert isinstance(locator, MaxNLocator)
+    locator.set_params(integer=True)
     label_axis(axis, title="number of texts", x=f"tokens per text; dashed: median, {middle:g} tokens")
     return finish_figure(figure)

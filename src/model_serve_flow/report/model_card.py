@@ -122,5 +122,7 @@ def _license(flow: Flow) -> str | None:
     source = flow.config.model.source
     folders = [flow.workspace.model("base"), *([Path(source).expanduser()] if source else [])]
     cards = [folder / "README.md" for folder in folders if (folder / "README.md").is_file()]
-    found: Any = ModelCard(cards[0].read_text(encoding="utf-8")).data.license if cards else None
-    return found
+    if not cards:
+        return None
+    data: Any = ModelCard(cards[0].read_text(encoding="utf-8")).data
+    return data.license

@@ -46,8 +46,8 @@ def divergence_table(base: DistributionResult | None, others: dict[str, Distribu
     import pandas as pd
 
     rows = []
-    for name, other in others.items() if base else ():
-        if other is None:
+    for name, other in others.items():
+        if base is None or other is None:
             continue
         per_document, agreement = compare_tokens(base, other)
         divergence = np.concatenate(per_document)

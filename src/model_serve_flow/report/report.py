@@ -172,5 +172,6 @@ def template(name: str, escaped: bool = False) -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= FILTERS
-    environment.globals |= {"meaning": MEANING, "symbol": SYMBOL, "not_recorded": NOT_RECORDED}
+    names: dict[str, Any] = environment.globals
+    names |= {"meaning": MEANING, "symbol": SYMBOL, "not_recorded": NOT_RECORDED}
     return environment.get_template(name)

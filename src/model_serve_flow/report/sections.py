@@ -130,8 +130,8 @@ def _flipped(candidates: Iterable[CandidateComparison], shown: int) -> tuple[tup
 
 def diagnosis_notes(candidates: Iterable[CandidateComparison]) -> tuple[Note, ...]:
     """Why each candidate is as fast as it is."""
-    known = [candidate for candidate in candidates if candidate.diagnosis is not None]
-    return tuple(Note(f"{c.name}: {c.diagnosis.sentence}", reading.must_not_ship(c)) for c in known)
+    known = [(c, c.diagnosis) for c in candidates if c.diagnosis is not None]
+    return tuple(Note(f"{c.name}: {why.sentence}", reading.must_not_ship(c)) for c, why in known)
 
 
 def _margins(comparison: Comparison) -> tuple[Note, ...]:

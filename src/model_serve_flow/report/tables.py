@@ -6,8 +6,9 @@ A speed-up, a capacity or a cost of a candidate that must not ship is a struck c
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from model_serve_flow.compare.reading import (
     all_differences,
@@ -293,7 +294,7 @@ def percent_flips(counted: Counted | None) -> str:
 
 
 def _flip_share(counted: Counted) -> float:
-    return sum(_total(flips) for flips, _ in counted.values()) / sum(n for _, n in counted.values())
+    return sum(flips.total for flips, _ in counted.values()) / sum(n for _, n in counted.values())
 
 
 def _total(flips: Flips | None) -> int | None:
@@ -330,7 +331,8 @@ def shift_table(comparison: Comparison) -> Table:
     counts = {c.name: flip_counts(c) for c in comparison.candidates}
     tasks = list(dict.fromkeys(task for counted in counts.values() if counted for task in counted))
     floor = _noise(comparison)
-    twice = floor and {task: (one, floor.items[task]) for task, one in floor.flips.items()}
+    twice = {task: (one, floor.items[task]) for task, one in floor.flips.items()} if floor else None
+    models: list[tuple[str, Counted | None, Cell, CandidateComparison | NoiseFloor | None]]
     models = [("base, asked again", twice, _noise_cell(comparison), floor)]
     models += [(c.name, counts[c.name], _flips_cell(counts[c.name]), c) for c in comparison.candidates]
     columns = (
@@ -340,7 +342,7 @@ def shift_table(comparison: Comparison) -> Table:
     rows = tuple(
         (
             Cell(name), share, *(_task_flips(counted, task) for task in tasks),
-            *_divergence_cells(found and found.kl), _agreement_cell(found),
+            *_divergence_cells(None if found is None else found.kl), _agreement_cell(found),
         )
         for name, counted, share, found in models
     )  # fmt: skip
@@ -464,7 +466,7 @@ def _repeats(point: SpeedPoint) -> Cell:
     return Cell(str(point.repeats), f"in {point.blocks} blocks" if point.blocks > 1 else "", point.repeats)
 
 
-def _pair(values: dict[str, float], text: Callable[[float], str]) -> Cell:
+def _pair(values: Mapping[Any, float], text: Callable[[float], str]) -> Cell:
     return Cell(f"{text(values[BASE])} → {text(values['candidate'])}", key=values["candidate"])
 
 
@@ -528,9 +530,10 @@ def _capacities(
 ) -> list[tuple[str, Capacity, BaseComparison | CandidateComparison, bool]]:
     """(name, capacity, model, struck) of the models whose capacity was searched."""
     base = comparison.base
+    models: list[tuple[str, Capacity | None, BaseComparison | CandidateComparison, bool]]
     models = [(BASE, base.capacity, base, False)]
     models += [(c.name, c.capacity, c, must_not_ship(c)) for c in comparison.candidates]
-    return [row for row in models if row[1] is not None]
+    return [(name, found, model, struck) for name, found, model, struck in models if found is not None]
 
 
 def model_table(comparison: Comparison) -> Table:

@@ -97,7 +97,9 @@ def lm_eval_command(config: FlowConfig, folder: Path, name: str, python: Path, s
     endpoint += "" if seed is None else f",seed={seed}"
     line = [str(python), "-m", "lm_eval", "--model", "local-completions", "--model_args", endpoint]
     line += ["--tasks", ",".join(tasks), "--batch_size", str(accuracy.batch_size), "--seed", str(config.seed)]
-    line += ["--gen_kwargs", f"temperature={accuracy.repeats.temperature}"] if seed is not None else []
+    line += (
+        ["--gen_kwargs", f"temperature={accuracy.repeats.temperature}"] if seed is not None and accuracy.repeats else []
+    )
     line += ["--limit", str(accuracy.limit)] if accuracy.limit else []
     line += ["--num_fewshot", str(accuracy.num_fewshot)] if accuracy.num_fewshot is not None else []
     line += ["--apply_chat_template"] if accuracy.apply_chat_template else []

@@ -189,6 +189,8 @@ class _Started:
         return f"http://{everywhere.get(self.host, host)}:{self.port}"
 
     def server(self) -> Server:
+        """Once it answers."""
+        assert self.start_seconds is not None
         process = psutil.Process(self.child.pid)
         return Server(
             self.url,

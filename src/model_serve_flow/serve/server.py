@@ -66,7 +66,7 @@ class Server:
             return
         if self.hung.is_set():
             problem = "hung: it owed a token and made no progress (engine.unresponsive_seconds), and was ended"
-        elif status < 0:
+        elif status is not None and status < 0:
             problem = f"was ended by signal {-status} ({signal.Signals(-status).name}) while it was needed"
         else:
             problem = f"ended with exit code {status} while it was needed"

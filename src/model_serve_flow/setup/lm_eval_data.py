@@ -29,8 +29,8 @@ def task_needs(tasks: Iterable[str]) -> list[tuple[str, str, str | None]]:
     index = TaskManager().task_index
     needs: dict[tuple[str, str, str | None], None] = {}
     for definition, folder in (leaf for task in tasks for leaf in _leaves(task, {}, index)):
-        path = definition.get("dataset_path")
-        if {"class", "custom_dataset"} & definition.keys() or "/" not in str(path) or not HUB_ID.fullmatch(path):
+        path = str(definition.get("dataset_path"))
+        if {"class", "custom_dataset"} & definition.keys() or "/" not in path or not HUB_ID.fullmatch(path):
             raise FlowError(f"Task {definition.get('task')} does not load its data from a repository of the hub.")
         needs["dataset", path, definition.get("dataset_name")] = None
         for script in sorted(folder.glob("*.py")):

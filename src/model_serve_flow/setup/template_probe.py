@@ -11,6 +11,7 @@ import json
 import resource
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, Undefined, nodes
 from jinja2.exceptions import SecurityError
@@ -72,12 +73,17 @@ def problem_of(template: str) -> str:
     return ""
 
 
+def _json(value: Any, *, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
 def sandbox() -> ImmutableSandboxedEnvironment:
     """The environment in which transformers renders chat templates."""
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
-    environment.globals["raise_exception"] = _give_up
-    environment.globals["strftime_now"] = lambda style: datetime.datetime.now().astimezone().strftime(style)
+    environment.filters["tojson"] = _json
+    names: dict[str, Any] = environment.globals
+    names["raise_exception"] = _give_up
+    names["strftime_now"] = lambda style: datetime.datetime.now().astimezone().strftime(style)
     return environment
 
 

@@ -39,7 +39,8 @@ def _articles(data: bytes) -> Iterator[tuple[str, str]]:
     """Title and wikitext of the articles: main namespace, no redirects. The pinned file ends inside its last page."""
     parser = ElementTree.XMLPullParser(events=("end",))
     parser.feed(bz2.decompress(data))
-    for _, page in parser.read_events():
+    events: Any = parser.read_events()  # "end" comes with an element
+    for _, page in events:
         if page.tag.rpartition("}")[2] != "page":
             continue
         if page.findtext("{*}ns") == "0" and page.find("{*}redirect") is None:

@@ -76,8 +76,8 @@ class _Reporter:
             what = what if what is not None else self.last.what if self.last else ""
             last = self.last
             same = last is not None and (what, total, unit) == (last.what, last.total, last.unit)
-            begins = not same or done < last.done
-            first, started = (done, now) if begins else (last.first, last.started)
+            begins = not same or last is None or done < last.done
+            first, started = (done, now) if begins or last is None else (last.first, last.started)
             self.last = Live(what, done, total, unit, first, started, now)
             if begins or self.last.is_over or now - self.written >= WRITE_SECONDS:
                 self.written = now

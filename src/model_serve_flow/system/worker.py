@@ -61,6 +61,9 @@ class JobProcess:
                 start_new_session=True,
                 preexec_fn=processes.end_with_parent,
             )
+        jobs, answers = self._child.stdin, self._child.stdout
+        assert jobs is not None and answers is not None  # pipes
+        self._jobs, self._answers = jobs, answers
 
     @property
     def pid(self) -> int:
@@ -73,13 +76,12 @@ class JobProcess:
             Ended: the process ended, now or before.
         """
         try:
-            self._child.stdin.write(json.dumps(job).encode() + b"\n")
+            self._jobs.write(json.dumps(job).encode() + b"\n")
         except (BrokenPipeError, ValueError):  # it ended by itself, or was stopped
             raise Ended(self._child.wait()) from None
-        answers = self._child.stdout
-        while not (answered := select.select([answers], [], [], seconds)[0]) and self._child.poll() is None:
+        while not (answered := select.select([self._answers], [], [], seconds)[0]) and self._child.poll() is None:
             meanwhile()
-        if not answered or not (line := answers.readline()):
+        if not answered or not (line := self._answers.readline()):
             raise Ended(self._child.wait())
         return json.loads(line)
 
@@ -93,12 +95,12 @@ class JobProcess:
 
     def stop(self, patience: float = 0) -> None:
         """Ends it and all it started, after `patience` seconds also while it works; may be called again."""
-        self._child.stdin.close()
+        self._jobs.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(patience)
         processes.end(self.marked, LEFTOVER_SECONDS)
         self._child.wait()
-        self._child.stdout.close()
+        self._answers.close()
 
 
 # --- Its own side ---

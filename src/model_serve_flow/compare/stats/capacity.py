@@ -37,9 +37,10 @@ def bracket_interval(
         return None
     reach = float(t.isf(level, len(passed) - 1)) / math.sqrt(len(passed))
     low = [math.log(max(load, HALF)) for load in passed]
-    if None in failed:
+    known = [load for load in failed if load is not None]
+    if len(known) < len(failed):
         return math.exp(fmean(low) - reach * stdev(low)), None
-    high = [math.log(load) for load in failed]
+    high = [math.log(load) for load in known]
     middle = [(one + other) / 2 for one, other in zip(low, high, strict=True)]
     width, spread = fmean(high) - fmean(low), stdev(middle)
     half = max(width / 2 + reach * spread, reach * math.hypot(spread, width / math.sqrt(12)))

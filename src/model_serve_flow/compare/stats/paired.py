@@ -348,7 +348,7 @@ def binary_retention_p(base: ArrayLike, candidate: ArrayLike, retained: float, c
     gained, lost, n = _flips(base, candidate)
     if not 0 < retained < 1:
         raise ValueError(f"the share to retain must be between 0 and 1, not {retained}")
-    score, share = float(np.mean(base)), 1 - retained
+    score, share = float(np.asarray(base).mean()), 1 - retained
     estimate = (gained - lost) / n + share * (score - chance)
     side = math.copysign(1.0, estimate)
 

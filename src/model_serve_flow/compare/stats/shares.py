@@ -44,7 +44,7 @@ def quantile_over_documents(values: Sequence[NDArray], share: float) -> Interval
         values: one vector per document, at least 2 documents, none empty.
         share: above 0 and below 1.
     """
-    ordered = np.sort(np.concatenate(values))
+    ordered: NDArray[np.float64] = np.sort(np.concatenate(values))
     found = float(np.quantile(ordered, share))
     place = int(np.searchsorted(ordered, found, side="right")) - 1
 

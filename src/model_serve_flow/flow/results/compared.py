@@ -130,7 +130,9 @@ class Difference(Record):
     @property
     def decision_p(self) -> float | None:
         """One-sided p-value of "the loss is the margin or more, or too little is kept"; none: no test was possible."""
-        return self.noninferiority_p if self.retention_p is None else max(self.noninferiority_p, self.retention_p)
+        if self.noninferiority_p is None or self.retention_p is None:
+            return self.noninferiority_p
+        return max(self.noninferiority_p, self.retention_p)
 
     @property
     def decision_ps(self) -> tuple[float, float]:

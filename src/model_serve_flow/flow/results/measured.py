@@ -102,7 +102,8 @@ class Item(BaseModel):
     """One scored item: a stable id, its values (a key per metric), the model's answer, and what it was asked."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, Finite]
+    # By this type pydantic checks what is beside the fields.
+    __pydantic_extra__: dict[str, Finite]  # ty: ignore[incompatible-mutable-override]
 
     id: str
     answer: str | None
@@ -335,6 +336,9 @@ class CalibrationFacts(Record):
     max_sequence_length: Count | None = Field(default=None, description="tokens at which a text was cut")
     sha256: str | None = Field(default=None, description="of the token ids, in their order")
     overlap: Overlap | None = Field(default=None, description="none: no evaluation item had been measured to look for")
+
+
+Measured = AccuracyResult | DistributionResult | PerformanceResult
 
 
 class CompressionResult(Record):

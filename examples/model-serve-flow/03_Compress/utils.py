@@ -14,7 +14,7 @@ from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.profile import Recipe
 from model_serve_flow.flow.results.measured import CalibrationFacts, CompressionResult
 from model_serve_flow.flow.workspace import describe_model
-from model_serve_flow.report import charts
+from model_serve_flow.report import measurement_charts as charts
 from model_serve_flow.report.formatting import byte_text
 
 __all__ = [

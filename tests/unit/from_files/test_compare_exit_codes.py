@@ -14,6 +14,7 @@ N = 2000
 @pytest.fixture
 def invoke(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
     return lambda *arguments: CliRunner().invoke(main, ["compare", *map(str, arguments)])
 
 

@@ -1,6 +1,8 @@
-"""Times `make demo` in a fresh clone in an empty folder, as a new user has it, and once more with all in place.
+"""Times `make demo` in a fresh clone in an empty folder, as a new user has it,
+and once more with all in place.
 
-`make bench` writes `docs/benchmarks/<profile>.json` and prints it. It takes half an hour, longer without AVX-512;
+`make bench` writes `docs/benchmarks/<profile>.json` and prints it. It takes half an hour, longer
+without AVX-512;
 run it on an idle machine.
 """
 
@@ -31,7 +33,9 @@ TOOL_CELLS = ("serve(flow", "serve_each(flow", "from llmcompressor import", "com
 
 
 class Memory:
-    """Peak of the proportional set size (shared pages counted once) of a process and all its descendants, in bytes."""
+    """Peak of the proportional set size (shared pages counted once) of a process and all its
+    descendants, in bytes.
+    """
 
     def __init__(self, pid: int) -> None:
         self.peak, self.process, self.ended = 0, psutil.Process(pid), threading.Event()
@@ -56,9 +60,13 @@ class Memory:
 
 
 def timed(command: list[str], folder: Path) -> dict[str, float]:
-    """Wall seconds and peak memory of a command and its descendants; CalledProcessError if it fails."""
+    """Wall seconds and peak memory of a command and its descendants;
+    CalledProcessError if it fails.
+    """
     started = time.monotonic()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MODEL_SERVE_FLOW")}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("MODEL_SERVE_FLOW")
+    }
     environment["MODEL_SERVE_FLOW_CACHE"] = str(folder.parent / "cache")
     with subprocess.Popen(command, cwd=folder, env=environment) as child:
         memory = Memory(child.pid)
@@ -68,29 +76,45 @@ def timed(command: list[str], folder: Path) -> dict[str, float]:
         memory.thread.join()
     if status:
         raise subprocess.CalledProcessError(status, command)
-    return {"seconds": round(time.monotonic() - started, 1), "peak_gib": round(memory.peak / 2**30, 2)}
+    return {
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_gib": round(memory.peak / 2**30, 2),
+    }
 
 
 def in_tool_cells(flow: Flow) -> float:
-    """Seconds of the notebooks' cells that serve with vLLM (lm-eval and GuideLLM run inside) or use llm-compressor."""
-    cells = [cell for path in flow.workspace.notebooks.glob("*.ipynb") for cell in read_json(path)["cells"]]
+    """Seconds of the notebooks' cells that serve with vLLM (lm-eval and GuideLLM run inside) or use
+    llm-compressor.
+    """
+    cells = [
+        cell
+        for path in flow.workspace.notebooks.glob("*.ipynb")
+        for cell in read_json(path)["cells"]
+    ]
     tools = [
         cell
         for cell in cells
-        if cell["cell_type"] == "code" and any(map("".join(cell["source"]).__contains__, TOOL_CELLS))
+        if cell["cell_type"] == "code"
+        and any(map("".join(cell["source"]).__contains__, TOOL_CELLS))
     ]
     return sum(cell["metadata"]["papermill"]["duration"] for cell in tools)
 
 
 def in_tools(flow: Flow) -> dict[str, float]:
-    """Seconds spent starting and using vLLM, lm-eval, GuideLLM and llm-compressor, as the results record them."""
-    accuracy = [flow.workspace.accuracy(name) for name in ("base", *(c.name for c in flow.candidates))]
+    """Seconds spent starting and using vLLM, lm-eval, GuideLLM and llm-compressor,
+    as the results record them.
+    """
+    accuracy = [
+        flow.workspace.accuracy(name) for name in ("base", *(c.name for c in flow.candidates))
+    ]
     distributions = [flow.workspace.distribution(result.model.name) for result in accuracy]
     performance = [flow.workspace.performance(result.model.name) for result in accuracy]
     return {
         "vllm_start": sum(result.engine.start_seconds for result in [*accuracy, *performance]),
         "lm_eval": sum(result.seconds for result in [*accuracy, flow.workspace.accuracy_again()]),
-        "distributions": sum(r.seconds for r in [*distributions, flow.workspace.distribution_again()]),
+        "distributions": sum(
+            r.seconds for r in [*distributions, flow.workspace.distribution_again()]
+        ),
         "guidellm": sum(result.seconds for result in performance),
         "llm_compressor": sum(flow.workspace.compression(c.name).seconds for c in flow.candidates),
     }
@@ -99,10 +123,13 @@ def in_tools(flow: Flow) -> dict[str, float]:
 def measure(folder: Path, profile: str) -> dict[str, Any]:
     """Two runs in a fresh clone of HEAD, and where the time of the second went.
 
-    The first builds the environments and fills the cache; the second finds both and makes all artifacts anew.
+    The first builds the environments and fills the cache; the second finds both and makes all
+    artifacts anew.
     """
     if changes := subprocess.check_output(["git", "status", "--porcelain"], cwd=ROOT, text=True):
-        raise SystemExit(f"A clone holds what is committed; commit or stash these first:\n{changes}")
+        raise SystemExit(
+            f"A clone holds what is committed; commit or stash these first:\n{changes}"
+        )
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     demo = ["make", "demo", f"PROFILE={profile}"]
     fresh = timed(demo, folder)
@@ -113,8 +140,12 @@ def measure(folder: Path, profile: str) -> dict[str, Any]:
 
 
 def breakdown(folder: Path, profile: str) -> dict[str, Any]:
-    """Where the seconds of a finished `make demo` in `folder` went, and on what they were measured."""
-    flow = Flow.open(str(folder / MODULES / "profiles" / f"{profile}.yaml"), {}, folder / "artifacts")
+    """Where the seconds of a finished `make demo` in `folder` went,
+    and on what they were measured.
+    """
+    flow = Flow.open(
+        str(folder / MODULES / "profiles" / f"{profile}.yaml"), {}, folder / "artifacts"
+    )
     manifest = read_json(flow.workspace.manifest)
     steps = {module: step["seconds"] for module, step in manifest["steps"].items()}
     tools = {tool: round(seconds, 1) for tool, seconds in in_tools(flow).items()}
@@ -125,9 +156,13 @@ def breakdown(folder: Path, profile: str) -> dict[str, Any]:
         "steps_seconds": steps,
         "tools_seconds": tools,
         "versions": manifest["versions"],
-        "machine": inspect_machine(ROOT).model_dump(mode="json", exclude={"gpus", "gpu_problem", "kernel"}),
+        "machine": inspect_machine(ROOT).model_dump(
+            mode="json", exclude={"gpus", "gpu_problem", "kernel"}
+        ),
         "python": platform.python_version(),
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=folder, text=True).strip(),
+        "commit": subprocess.check_output(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=folder, text=True
+        ).strip(),
     }
 
 

@@ -1,10 +1,11 @@
-"""Scores the same questions with stock `local-completions` and with the flow's client, on one server.
+"""Scores the same questions with stock `local-completions` and with the flow's client,
+on one server.
 
-`make bench-accuracy` writes `docs/benchmarks/accuracy.json`: prompt tokens that vLLM computed by its own
-counters, wall time, and how far the answers agree. Stock lm-eval asks a quarter of the items twice, the
-second time in other batches: what changes then is the engine's noise floor, by which the agreement is
-judged. With 200 items of each task it takes an hour on two idle cores. lm-eval's own tasks come from the
-hub, or from a mirror (`MODEL_SERVE_FLOW_MIRROR`).
+`make bench-accuracy` writes `docs/benchmarks/accuracy.json`: prompt tokens that vLLM computed by
+its own counters, wall time, and how far the answers agree. Stock lm-eval asks a quarter of the
+items twice, the second time in other batches: what changes then is the engine's noise floor, by
+which the agreement is judged. With 200 items of each task it takes an hour on two idle cores.
+lm-eval's own tasks come from the hub, or from a mirror (`MODEL_SERVE_FLOW_MIRROR`).
 """
 
 from __future__ import annotations
@@ -84,9 +85,13 @@ class Run:
 
 
 def measure(flow: Flow, server: Server, suite: Suite, *, stock: bool, again: bool = False) -> Run:
-    """Scores the suite with lm-eval's own client or ours; `again`: in the second measurement's batches."""
+    """Scores the suite with lm-eval's own client or ours; `again`:
+    in the second measurement's batches.
+    """
     settings = {"tasks": suite.tasks, "limit": suite.items, "num_fewshot": suite.examples}
-    config = flow.config.model_copy(update={"accuracy": flow.config.accuracy.model_copy(update=settings)})
+    config = flow.config.model_copy(
+        update={"accuracy": flow.config.accuracy.model_copy(update=settings)}
+    )
     config = accuracy.second_measurement(config) if again else config
     log = flow.workspace.logs / "bench-accuracy.log"
     before = counters(server)
@@ -166,17 +171,31 @@ def answers(raw: Mapping[str, Any]) -> dict[tuple[str, int], list[Any]]:
 
 
 def agreement(stock: Run, again: Run, ours: Run) -> dict[str, Any]:
-    """How far our answers are from stock lm-eval's, beside how far stock's are from its own in other batches."""
+    """How far our answers are from stock lm-eval's,
+    beside how far stock's are from its own in other batches.
+    """
     if stock.answers.keys() != ours.answers.keys():
         raise AssertionError("not the same items")
     if isinstance(next(iter(stock.answers.values()))[0], str):
-        other, engine = (sum(run.answers[item] != stock.answers[item] for item in run.answers) for run in (ours, again))
-        return {"items": len(stock.answers), "other_texts": other, "asked_twice": len(again.answers), "engine": engine}
+        other, engine = (
+            sum(run.answers[item] != stock.answers[item] for item in run.answers)
+            for run in (ours, again)
+        )
+        return {
+            "items": len(stock.answers),
+            "other_texts": other,
+            "asked_twice": len(again.answers),
+            "engine": engine,
+        }
     values = likelihoods(stock, stock.answers)
     noise = np.abs(likelihoods(again, again.answers) - likelihoods(stock, again.answers))
     off = np.abs(likelihoods(ours, stock.answers) - values)
     floor = float(noise.max())
-    gaps = [gap for item in stock.answers if (gap := choice_gap(stock.answers[item], ours.answers[item])) is not None]
+    gaps = [
+        gap
+        for item in stock.answers
+        if (gap := choice_gap(stock.answers[item], ours.answers[item])) is not None
+    ]
     return {
         "items": len(stock.answers),
         "asked_twice": len(again.answers),
@@ -187,7 +206,8 @@ def agreement(stock: Run, again: Run, ours: Run) -> dict[str, Any]:
         "other_choices": len(gaps),
         "other_choices_beyond_noise": sum(gap > floor for gap in gaps),
         "other_choices_of_the_engine": sum(
-            choice_gap(stock.answers[item], again.answers[item]) is not None for item in again.answers
+            choice_gap(stock.answers[item], again.answers[item]) is not None
+            for item in again.answers
         ),
         "largest_difference_of_a_metric": largest(ours.metrics, stock.metrics),
         "largest_noise_of_a_metric": largest(again.metrics, stock.metrics)
@@ -203,10 +223,14 @@ def likelihoods(run: Run, items: Iterable[tuple[str, int]]) -> np.ndarray:
 
 
 def choice_gap(stock: list[Any], other: list[Any]) -> float | None:
-    """How much likelier stock finds its own choice than the other's; None if the choice is the same."""
+    """How much likelier stock finds its own choice than the other's;
+    None if the choice is the same.
+    """
     if len(stock) < 2 or not isinstance(stock[0], tuple | list):
         return None
-    first, second = (max(range(len(found)), key=lambda place: found[place][0]) for found in (stock, other))
+    first, second = (
+        max(range(len(found)), key=lambda place: found[place][0]) for found in (stock, other)
+    )
     return None if first == second else float(stock[first][0] - stock[second][0])
 
 
@@ -259,7 +283,9 @@ def main() -> None:
     os.environ.update(offline.variables())  # before lm-eval is imported
     flow = Flow.open(given.profile)
     figures: dict[str, Any] = {"profile": given.profile, "order_of_metrics": ["stock", "ours"]}
-    with serve(flow, "base", purpose="accuracy", meanwhile=lambda: accuracy.prepare_evaluation(flow)) as server:
+    with serve(
+        flow, "base", purpose="accuracy", meanwhile=lambda: accuracy.prepare_evaluation(flow)
+    ) as server:
         measure(flow, server, Suite("warm-up", ("mmlu_dev",), 1), stock=True)
         figures |= {"engine": server.facts().version, "arguments": server.arguments, "suites": []}
         for suite in suites(given.items):
@@ -267,7 +293,12 @@ def main() -> None:
                 continue
             figures["suites"].append(found := compare(flow, server, suite))
             write_json(given.output, figures)
-            print(suite.name, json.dumps({key: found[key] for key in ("tokens_ratio", "seconds_ratio", "agreement")}))
+            print(
+                suite.name,
+                json.dumps(
+                    {key: found[key] for key in ("tokens_ratio", "seconds_ratio", "agreement")}
+                ),
+            )
 
 
 if __name__ == "__main__":

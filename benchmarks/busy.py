@@ -1,4 +1,5 @@
-"""Output tokens/s of the base model beside endless loops: threads that spin against threads that wait passively.
+"""Output tokens/s of the base model beside endless loops:
+threads that spin against threads that wait passively.
 
 After `model-serve-flow run --only 00`:
 
@@ -31,7 +32,9 @@ LONGEST_SECONDS = 600  # of a request or a loop
 
 @contextlib.contextmanager
 def endless_loops(number: int, *, seconds: float = LONGEST_SECONDS) -> Iterator[None]:
-    """Runs processes that take all they get; they end after `seconds` even if this program is killed."""
+    """Runs processes that take all they get;
+    they end after `seconds` even if this program is killed.
+    """
     code = f"import time; end = time.monotonic() + {seconds}\nwhile time.monotonic() < end: pass"
     loops = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(number)]
     try:
@@ -44,7 +47,12 @@ def endless_loops(number: int, *, seconds: float = LONGEST_SECONDS) -> Iterator[
 
 def output_tokens_per_s(server: Server, requests: int) -> float:
     """Of so many requests that start together; each gives `TOKENS` tokens."""
-    body = {"model": server.model_name, "prompt": "Once upon a time", "max_tokens": TOKENS, "ignore_eos": True}
+    body = {
+        "model": server.model_name,
+        "prompt": "Once upon a time",
+        "max_tokens": TOKENS,
+        "ignore_eos": True,
+    }
 
     def ask(client: httpx.Client) -> int:
         answer = client.post("/v1/completions", json=body)
@@ -67,7 +75,10 @@ def main() -> None:
             for number in LOOPS:
                 with endless_loops(number):
                     found = [output_tokens_per_s(server, count) for count in REQUESTS]
-                print(f"{policy:8} {number:5}  " + "  ".join(f"{speed:12.1f}" for speed in found), flush=True)
+                print(
+                    f"{policy:8} {number:5}  " + "  ".join(f"{speed:12.1f}" for speed in found),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

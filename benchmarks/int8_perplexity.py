@@ -1,4 +1,5 @@
-"""Word perplexity of a finished run's candidates as served, and with exact sums (transformers, the same checkpoints).
+"""Word perplexity of a finished run's candidates as served, and with exact sums (transformers,
+the same checkpoints).
 
 The profile must have the task `wikipedia`. Run it with the Python of the `compress` environment:
 .environments/compress/bin/python benchmarks/int8_perplexity.py cpu-smollm2-avx2
@@ -16,7 +17,9 @@ from model_serve_flow.system.files import read_rows
 
 
 def log_likelihood(folder: Path, texts: list[str]) -> float:
-    """Sum of ln p over all tokens of the texts, each after the end-of-text token, as lm-eval asks for it."""
+    """Sum of ln p over all tokens of the texts, each after the end-of-text token,
+    as lm-eval asks for it.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     total = 0.0

@@ -1,6 +1,8 @@
-"""Holds vLLM's INT8 matrix product on this processor against exact sums, and against sums that saturate in 16 bits.
+"""Holds vLLM's INT8 matrix product on this processor against exact sums,
+and against sums that saturate in 16 bits.
 
-Run it with the Python of the `serve` environment: .environments/serve/bin/python benchmarks/int8_sums.py
+Run it with the Python of the `serve` environment: .environments/serve/bin/python
+benchmarks/int8_sums.py
 """
 
 import torch
@@ -9,8 +11,12 @@ from vllm import _custom_ops as ops
 TOKENS, OUTPUTS, INPUTS = 16, 256, 576  # inputs as wide as SmolLM2-135M's
 
 
-def product(quantised: torch.Tensor, steps: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The kernel's product [tokens, outputs] of INT8 activations [tokens, inputs] and weights [outputs, inputs]."""
+def product(
+    quantised: torch.Tensor, steps: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """The kernel's product [tokens, outputs] of INT8 activations [tokens,
+    inputs] and weights [outputs, inputs].
+    """
     handler = ops.create_onednn_scaled_mm(weight.t(), scale, torch.float32, True, False, 32)
     found = torch.empty(len(quantised), len(weight))
     ops.onednn_scaled_mm(handler, quantised, found, steps, None, None, None)
@@ -18,14 +24,17 @@ def product(quantised: torch.Tensor, steps: torch.Tensor, weight: torch.Tensor, 
 
 
 def saturating(quantised: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Sums as AVX2's vpmaddubsw makes them: activations shifted to unsigned, each pair of products kept in 16 bits."""
+    """Sums as AVX2's vpmaddubsw makes them: activations shifted to unsigned,
+    each pair of products kept in 16 bits.
+    """
     products = (quantised.int() + 128)[:, None] * weight.int()
     pairs = products.unflatten(-1, (-1, 2)).sum(-1).clamp(-(2**15), 2**15 - 1)
     return (pairs.sum(-1) - 128 * weight.int().sum(-1)).double()
 
 
 def errors(x: torch.Tensor, w: torch.Tensor) -> tuple[float, float, float]:
-    """Relative errors (root mean square): rounding to INT8, kernel against exact sums, kernel against saturating sums.
+    """Relative errors (root mean square): rounding to INT8, kernel against exact sums,
+    kernel against saturating sums.
 
     Args:
         x: activations [tokens, inputs], quantised per token.
@@ -36,7 +45,11 @@ def errors(x: torch.Tensor, w: torch.Tensor) -> tuple[float, float, float]:
     quantised, steps, _ = ops.onednn_scaled_int8_quant(x, None, None, True)
     found, unit = product(quantised, steps, weight, scale), steps.double() * scale.double().t()
     exact = quantised.double() @ weight.double().t() * unit
-    pairs = ((exact, x.double() @ w.double().t()), (found, exact), (found, saturating(quantised, weight) * unit))
+    pairs = (
+        (exact, x.double() @ w.double().t()),
+        (found, exact),
+        (found, saturating(quantised, weight) * unit),
+    )
     return tuple(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
@@ -45,7 +58,10 @@ def main() -> None:
     torch.manual_seed(0)
     for name, draw in {"normal": torch.randn, "uniform in 0..1": torch.rand}.items():
         rounding, exact, saturated = errors(draw(TOKENS, INPUTS), draw(OUTPUTS, INPUTS))
-        print(f"{name}: rounding {rounding:.1e}; kernel against exact {exact:.1e}, against saturating {saturated:.1e}")
+        print(
+            f"{name}: rounding {rounding:.1e}; kernel against exact {exact:.1e}, against "
+            f"saturating {saturated:.1e}"
+        )
 
 
 if __name__ == "__main__":

@@ -79,7 +79,11 @@ def flash_attention() -> types.ModuleType:
     lowest = {2: (8, 9, 10, 11, 12), 3: (9,), 4: (9, 10)}
     module.is_fa_version_supported = lambda number: capability[0] in lowest[number]
     module.fa_version_unsupported_reason = lambda number: None
-    for name in ("compile_flash_attn_varlen_func_from_specs", "flash_attn_varlen_func", "get_scheduler_metadata"):
+    for name in (
+        "compile_flash_attn_varlen_func_from_specs",
+        "flash_attn_varlen_func",
+        "get_scheduler_metadata",
+    ):
         setattr(module, name, None)
     return module
 
@@ -98,7 +102,12 @@ def compiled_answers() -> None:
     if "toolkit" in os.environ[PLATFORM]:
         from vllm.utils import flashinfer
 
-        names = ("has_flashinfer", "has_flashinfer_cutedsl", "has_flashinfer_bf16_fp4", "has_flashinfer_b12x_gemm")
+        names = (
+            "has_flashinfer",
+            "has_flashinfer_cutedsl",
+            "has_flashinfer_bf16_fp4",
+            "has_flashinfer_b12x_gemm",
+        )
         for name in (*names, "has_flashinfer_cutlass_fused_moe", "has_flashinfer_trtllm_fused_moe"):
             setattr(flashinfer, name, lambda: True)
 
@@ -121,7 +130,9 @@ def catch_kernels() -> None:
     from vllm.model_executor.kernels import linear
 
     registries = [value for name, value in vars(linear).items() if name.startswith("_POSSIBLE_")]
-    for kernel in {kernel for registry in registries for kernels in registry.values() for kernel in kernels}:
+    for kernel in {
+        kernel for registry in registries for kernels in registry.values() for kernel in kernels
+    }:
 
         def init(self: Any, *arguments: Any, **options: Any) -> None:
             raise Picked(type(self).__name__)
@@ -153,11 +164,20 @@ def settings() -> Any:
 
 def configuration(scheme: str) -> Any:
     """The scheme as vLLM reads it from a checkpoint."""
-    from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
+    from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
+        CompressedTensorsConfig,
+    )
 
     form, weights, inputs = SCHEMES[scheme]
-    group = {"targets": ["Linear"], "weights": dict(weights), "input_activations": inputs, "format": form}
-    return CompressedTensorsConfig.from_config({"config_groups": {"group_0": group}, "format": form, "ignore": []})
+    group = {
+        "targets": ["Linear"],
+        "weights": dict(weights),
+        "input_activations": inputs,
+        "format": form,
+    }
+    return CompressedTensorsConfig.from_config(
+        {"config_groups": {"group_0": group}, "format": form, "ignore": []}
+    )
 
 
 def linear(scheme: str) -> dict[str, str | None]:
@@ -209,11 +229,17 @@ def experts(scheme: str) -> str | None:
     import torch
     from vllm.model_executor.layers.quantization.compressed_tensors import compressed_tensors
 
-    names = {"ckpt_gate_proj_name": "gate_proj", "ckpt_up_proj_name": "up_proj", "ckpt_down_proj_name": "down_proj"}
+    names = {
+        "ckpt_gate_proj_name": "gate_proj",
+        "ckpt_up_proj_name": "up_proj",
+        "ckpt_down_proj_name": "down_proj",
+    }
     layer = type("RoutedExperts", (torch.nn.Module,), {**names, "moe_config": experts_config()})()
     method = compressed_tensors.CompressedTensorsMoEMethod
     try:
-        chosen = method.get_moe_method(configuration(scheme), layer, "model.layers.0.mlp.experts").experts_cls
+        chosen = method.get_moe_method(
+            configuration(scheme), layer, "model.layers.0.mlp.experts"
+        ).experts_cls
     except (ValueError, RuntimeError, NotImplementedError):
         return None
     return chosen.__name__ if chosen and chosen._supports_current_device() else None
@@ -223,7 +249,11 @@ def experts_config() -> Any:
     """A layer of experts, as vLLM describes it."""
     import torch
     from vllm.model_executor.layers.fused_moe.activation import MoEActivation
-    from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
+    from vllm.model_executor.layers.fused_moe.config import (
+        FusedMoEConfig,
+        FusedMoEParallelConfig,
+        RoutingMethodType,
+    )
 
     return FusedMoEConfig(
         num_experts=EXPERTS,
@@ -246,7 +276,9 @@ def cache() -> str | None:
     from vllm.platforms import current_platform
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
-    wanted = AttentionSelectorConfig(head_size=128, dtype=getattr(torch, dtype), kv_cache_dtype="fp8", block_size=None)
+    wanted = AttentionSelectorConfig(
+        head_size=128, dtype=getattr(torch, dtype), kv_cache_dtype="fp8", block_size=None
+    )
     try:
         return current_platform.get_attn_backend_cls(None, wanted, num_heads=32).rpartition(".")[2]
     except ValueError:

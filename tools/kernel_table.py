@@ -35,7 +35,13 @@ _NVFP4 = {
     **{"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
     **{"symmetric": True, "scale_dtype": "torch.float8_e4m3fn"},
 }
-_MX = {"type": "float", "strategy": "group", "group_size": 32, "symmetric": True, "scale_dtype": "torch.uint8"}
+_MX = {
+    "type": "float",
+    "strategy": "group",
+    "group_size": 32,
+    "symmetric": True,
+    "scale_dtype": "torch.uint8",
+}
 _FP8 = {"num_bits": 8, "type": "float"}
 _INT8 = {"num_bits": 8, "type": "int"}
 _INT4 = {"num_bits": 4, "type": "int"}
@@ -57,7 +63,11 @@ SCHEMES: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
     "W4AFP8": ("pack-quantized", {**_INT4, **_GROUP}, {**_FP8, **_TOKEN}),
     "NVFP4": ("nvfp4-pack-quantized", _NVFP4, {**_NVFP4, "dynamic": "local"}),
     "NVFP4A16": ("nvfp4-pack-quantized", _NVFP4, None),
-    "MXFP4": ("mxfp4-pack-quantized", {"num_bits": 4, **_MX}, {"num_bits": 4, **_MX, "dynamic": True}),
+    "MXFP4": (
+        "mxfp4-pack-quantized",
+        {"num_bits": 4, **_MX},
+        {"num_bits": 4, **_MX, "dynamic": True},
+    ),
     "MXFP4A16": ("mxfp4-pack-quantized", {"num_bits": 4, **_MX}, None),
     "MXFP8": ("mxfp8-quantized", {"num_bits": 8, **_MX}, {"num_bits": 8, **_MX, "dynamic": True}),
 }
@@ -78,21 +88,29 @@ def build() -> dict[str, Any]:
     {processor: ...}}.
     """
     plain, toolkit, cpu = (_child(platform) for platform in ("gpu", "gpu with toolkit", "cpu"))
-    gpu = {capability: _joined(plain["gpu"][capability], toolkit["gpu"][capability]) for capability in CAPABILITIES}
+    gpu = {
+        capability: _joined(plain["gpu"][capability], toolkit["gpu"][capability])
+        for capability in CAPABILITIES
+    }
     return {"vllm": plain["vllm"], "gpu": gpu, "cpu": cpu["cpu"]}
 
 
 def render(table: dict[str, Any]) -> str:
     """JSON with one line for each scheme, so that a change can be read."""
     parts = [f' "vllm": {json.dumps(table["vllm"])}']
-    parts += [f' "gpu": {{\n{_nested(table["gpu"], 3)}\n }}', f' "cpu": {{\n{_nested(table["cpu"], 2)}\n }}']
+    parts += [
+        f' "gpu": {{\n{_nested(table["gpu"], 3)}\n }}',
+        f' "cpu": {{\n{_nested(table["cpu"], 2)}\n }}',
+    ]
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _nested(level: dict[str, Any], depth: int, indent: int = 2) -> str:
     pad = " " * indent
     if depth == 1:
-        return ",\n".join(f"{pad}{json.dumps(key)}: {json.dumps(row)}" for key, row in level.items())
+        return ",\n".join(
+            f"{pad}{json.dumps(key)}: {json.dumps(row)}" for key, row in level.items()
+        )
     inner = {key: _nested(row, depth - 1, indent + 1) for key, row in level.items()}
     return ",\n".join(f"{pad}{json.dumps(key)}: {{\n{text}\n{pad}}}" for key, text in inner.items())
 
@@ -109,7 +127,12 @@ def _joined(plain: dict[str, Any], toolkit: dict[str, Any]) -> dict[str, Any]:
 
 
 def _child(platform: str) -> dict[str, Any]:
-    environment = {**os.environ, PLATFORM: platform, "VLLM_LOGGING_LEVEL": "ERROR", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        PLATFORM: platform,
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [sys.executable, str(Path(__file__).with_name("kernel_survey.py"))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -1,7 +1,8 @@
 """Writes the locks of the three environments from the modules' pyprojects: `make lock`.
 
-Every release is pinned with the hashes of all its files. PyTorch's CPU build stands in a file of its own,
-`cpu-torch.txt`: it is on no package index, and a folder of wheels tells the hash of one interpreter's wheel only.
+Every release is pinned with the hashes of all its files. PyTorch's CPU build stands in a file of
+its own, `cpu-torch.txt`: it is on no package index, and a folder of wheels tells the hash of one
+interpreter's wheel only.
 """
 
 from __future__ import annotations
@@ -33,8 +34,16 @@ HERE = ROOT / MODULES / "environments"
 EVERY_CPU = ["--python-version", "3.11", "--universal"]
 CPU = [*EVERY_CPU, "--override", "cpu-overrides.txt"]
 GPU = ["--python-version", GPU_PYTHON, "--python-platform", "x86_64-manylinux_2_28"]
-STYLE = ["--generate-hashes", "--no-header", "--no-annotate", "--no-emit-package", "model-serve-flow", "--quiet"]
-BUILD = ["hatchling", "editables", "setuptools"]  # build this project, and the releases that have no wheel
+STYLE = [
+    "--generate-hashes",
+    "--no-header",
+    "--no-annotate",
+    "--no-emit-package",
+    "model-serve-flow",
+    "--quiet",
+]
+# build this project, and the releases that have no wheel
+BUILD = ["hatchling", "editables", "setuptools"]
 
 
 def modules(environment: str) -> list[Path]:
@@ -48,20 +57,32 @@ def modules(environment: str) -> list[Path]:
 
 
 def compile_lock(environment: str, device: Device, upgrade: bool) -> list[Path]:
-    """Resolves one environment with uv and returns its locks; CalledProcessError if the pins do not fit together."""
+    """Resolves one environment with uv and returns its locks;
+    CalledProcessError if the pins do not fit together.
+    """
     torch, variables = cpu_torch() if device == "cpu" else ([], {})
-    sources, extras = [*modules(environment), ROOT / "pyproject.toml"], [device, "dev"]  # the tests run in each
+    # the tests run in each
+    sources, extras = [*modules(environment), ROOT / "pyproject.toml"], [device, "dev"]
     extras += ["audit"] if environment == "notebook" else []
     arguments = [*(str(path) for path in sources), *(f"--extra={extra}" for extra in extras)]
     arguments += [*(CPU if device == "cpu" else GPU), *torch]
-    targets = [lock_path(environment, device), *([torch_lock(environment)] if device == "cpu" else [])]
+    targets = [
+        lock_path(environment, device),
+        *([torch_lock(environment)] if device == "cpu" else []),
+    ]
     pins = _compile(
-        arguments, [pin for path in targets if path.is_file() for pin in lockfiles.read(path)], upgrade, variables
+        arguments,
+        [pin for path in targets if path.is_file() for pin in lockfiles.read(path)],
+        upgrade,
+        variables,
     )
     apart = [pin for pin in pins if pin.version.local == "cpu"]
     lockfiles.write(targets[0], [pin for pin in pins if pin not in apart])
-    if device == "cpu":  # wheels found in a folder are those of one interpreter: others would be refused
-        lockfiles.write(targets[1], [replace(pin, hashes=()) if variables else pin for pin in apart])
+    # wheels found in a folder are those of one interpreter: others would be refused
+    if device == "cpu":
+        lockfiles.write(
+            targets[1], [replace(pin, hashes=()) if variables else pin for pin in apart]
+        )
     return targets
 
 
@@ -74,7 +95,11 @@ def compile_build_lock(upgrade: bool) -> Path:
 
 
 def _compile(
-    arguments: list[str], known: list[lockfiles.Pin], upgrade: bool, variables: dict[str, str], source: str = ""
+    arguments: list[str],
+    known: list[lockfiles.Pin],
+    upgrade: bool,
+    variables: dict[str, str],
+    source: str = "",
 ) -> list[lockfiles.Pin]:
     """What uv resolves; versions already `known` stay where they fit, unless `upgrade`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -84,13 +109,21 @@ def _compile(
         command += ["--upgrade"] if upgrade else []
         environment = {**os.environ, **variables}
         subprocess.run(
-            command, cwd=HERE, env=environment, input=source, text=True, stdout=subprocess.DEVNULL, check=True
+            command,
+            cwd=HERE,
+            env=environment,
+            input=source,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            check=True,
         )
         return lockfiles.read(output)
 
 
 def main() -> None:
-    """Every lock; with `--upgrade`, what is not pinned by a pyproject moves to its newest version."""
+    """Every lock; with `--upgrade`, what is not pinned by a pyproject moves to its newest
+    version.
+    """
     upgrade = "--upgrade" in sys.argv[1:]
     written = [compile_build_lock(upgrade)]
     for environment in NAMES:

@@ -1,7 +1,8 @@
-"""Runs the simulations behind docs/Statistics.md in full and writes the pages of this folder: `make evidence`.
+"""Runs the simulations behind docs/Statistics.md in full and writes the pages of this folder:
+`make evidence`.
 
-The simulations are those of the tests (tests/unit), with more draws. Every rate has its Monte-Carlo error,
-sqrt(p (1 - p) / draws). Exact rates are sums over all outcomes and have none.
+The simulations are those of the tests (tests/unit), with more draws. Every rate has its Monte-Carlo
+error, sqrt(p (1 - p) / draws). Exact rates are sums over all outcomes and have none.
 """
 
 from __future__ import annotations
@@ -60,7 +61,11 @@ class Row:
         """Whether the promise is kept, within two Monte-Carlo errors of the promised rate."""
         promised = self.most if self.most is not None else self.least
         slack = 0.0 if self.draws is None else 2 * math.sqrt(promised * (1 - promised) / self.draws)
-        return bool(self.rate <= self.most + slack if self.most is not None else self.rate >= self.least - slack)
+        return bool(
+            self.rate <= self.most + slack
+            if self.most is not None
+            else self.rate >= self.least - slack
+        )
 
 
 PAGES = {
@@ -82,23 +87,44 @@ def paired_answers(draws: int) -> Iterator[Row]:
         text = "95 % interval; accuracy {}, correlation {}, n = {}, drop {}".format(*setting)
         yield Row(page, text, rate, None if few else draws, least=COVERED)
     for setting in (s for s in simulations.SETTINGS if s[3]):
-        text = "false non-inferiority on the margin; accuracy {}, correlation {}, n = {}".format(*setting)
+        text = "false non-inferiority on the margin; accuracy {}, correlation {}, n = {}".format(
+            *setting
+        )
         yield Row(page, text, simulations.noninferior_rate(*setting), draws, most=0.05)
     margin, tasks = simulations.MARGIN, simulations.TASKS
     for name, drops in {
-        "one task of three on its margin, two without loss": {"large": margin, "middle": 0, "small": 0},
-        "one of three on its margin, two truly better": {"large": margin, "middle": -0.02, "small": -0.02},
+        "one task of three on its margin, two without loss": {
+            "large": margin,
+            "middle": 0,
+            "small": 0,
+        },
+        "one of three on its margin, two truly better": {
+            "large": margin,
+            "middle": -0.02,
+            "small": -0.02,
+        },
         "all three tasks on their margins": dict.fromkeys(tasks, margin),
         "three tasks, their average on its margin": dict.fromkeys(tasks, 0.01),
     }.items():
-        yield Row(page, f"false SHIP; {name}", simulations.verdicts(drops)["SHIP"], draws, most=ALPHA)
+        yield Row(
+            page, f"false SHIP; {name}", simulations.verdicts(drops)["SHIP"], draws, most=ALPHA
+        )
     refused = simulations.verdicts(dict.fromkeys(tasks, margin), suite_margin=margin)["DO NOT SHIP"]
-    yield Row(page, "false DO NOT SHIP; three tasks and their average on the margins", refused, draws, most=2 * ALPHA)
+    yield Row(
+        page,
+        "false DO NOT SHIP; three tasks and their average on the margins",
+        refused,
+        draws,
+        most=2 * ALPHA,
+    )
     for n, discordant in simulations.POWERED:
         text = f"power of the smallest detectable drop (80 %); n = {n}, {discordant:.0%} changed"
         yield Row(page, text, simulations.power(n, discordant), draws, least=0.77)
     for setting in simulations.SETTLED:
-        text = "decided at the items that are said to settle it (80 %); n = {}, gained {}, lost {}, margin {}"
+        text = (
+            "decided at the items that are said to settle it (80 %); n = {}, gained {}, lost {}, "
+            "margin {}"
+        )
         yield Row(page, text.format(*setting), simulations.settled(*setting), draws, least=0.77)
 
 
@@ -112,19 +138,42 @@ def rare_losses(draws: int) -> Iterator[Row]:
         yield Row(page, text, simulations.rare_loss_rate(n, 0.002), None, most=ALPHA, before=before)
     for documents in (16, 40, 100):
         held, below = simulations.text_coverage(documents, draws)
-        yield Row(page, f"95 % interval of a perplexity, {documents} documents", held, draws, least=COVERED)
-        yield Row(page, f"false SHIP; perplexity on its margin, {documents} documents", below, draws, most=ALPHA)
+        yield Row(
+            page,
+            f"95 % interval of a perplexity, {documents} documents",
+            held,
+            draws,
+            least=COVERED,
+        )
+        yield Row(
+            page,
+            f"false SHIP; perplexity on its margin, {documents} documents",
+            below,
+            draws,
+            most=ALPHA,
+        )
     for documents, share in ((16, 0.01), (100, 0.01), (400, 0.002)):
-        text = f"stated share of collapsed documents (95 %); {documents} documents, {share:.1%} collapse"
+        text = (
+            f"stated share of collapsed documents (95 %); {documents} documents, {share:.1%} "
+            "collapse"
+        )
         yield Row(page, text, simulations.tail_coverage(documents, share), None, least=0.95)
     for documents in (16, 64):
         rate = simulations.divergence_coverage(documents, draws // 10)
-        yield Row(page, f"95 % interval of a mean divergence, {documents} documents", rate, draws // 10, least=0.9)
+        yield Row(
+            page,
+            f"95 % interval of a mean divergence, {documents} documents",
+            rate,
+            draws // 10,
+            least=0.9,
+        )
     equal, mmlu = np.full(57, 246), simulations.MMLU
     for sizes, icc, name, most in (
-        (equal, 0.01, "57 clusters of one size", ALPHA), (equal, 0.05, "57 clusters of one size", ALPHA),
+        (equal, 0.01, "57 clusters of one size", ALPHA),
+        (equal, 0.05, "57 clusters of one size", ALPHA),
         (np.full(14, 40), 0.05, "14 clusters of one size", ALPHA),
-        (mmlu, 0.01, "57 clusters of MMLU's sizes", ALPHA), (mmlu, 0.05, "57 clusters of MMLU's sizes", ALPHA),
+        (mmlu, 0.01, "57 clusters of MMLU's sizes", ALPHA),
+        (mmlu, 0.05, "57 clusters of MMLU's sizes", ALPHA),
     ):  # fmt: skip
         alone, together = simulations.clustered_rates(sizes, icc)
         text = f"false SHIP; {name}, ICC {icc}"
@@ -139,9 +188,10 @@ def weak_tasks(draws: int) -> Iterator[Row]:
     text, few = "false SHIP; the base has 26 % of four choices, the candidate guesses", 20
     yield Row("weak-tasks", text, simulations.guess_rate(few), few, most=ALPHA, before="17 %")
     for setting in simulations.RETAINED:
-        text = "false SHIP; keeps just too little: n = {}, score {}, {} changed, {} to keep, guessing {}".format(
-            *setting
-        )
+        text = (
+            "false SHIP; keeps just too little: n = {}, score {}, {} changed, {} to keep, guessing "
+            "{}"
+        ).format(*setting)
         yield Row("weak-tasks", text, simulations.retention_rate(*setting), draws // 2, most=ALPHA)
 
 
@@ -155,10 +205,16 @@ def candidates(draws: int) -> Iterator[Row]:
     for number in (2, 5, 20):
         alone, corrected = several.best_ships(number, draws // 2)
         text = f"false SHIP of any; {number} candidates, all on the margin"
-        yield Row("candidates", text, corrected, draws // 2, most=ALPHA, before=f"{alone:.0%} uncorrected")
+        yield Row(
+            "candidates", text, corrected, draws // 2, most=ALPHA, before=f"{alone:.0%} uncorrected"
+        )
     for clustered in (False, True):
-        text = f"any two of five equal models told apart{', items in clusters' if clustered else ''}"
-        yield Row("candidates", text, several.told_apart(clustered, draws // 20), draws // 20, most=0.05)
+        text = (
+            f"any two of five equal models told apart{', items in clusters' if clustered else ''}"
+        )
+        yield Row(
+            "candidates", text, several.told_apart(clustered, draws // 20), draws // 20, most=0.05
+        )
 
 
 def speed_and_capacity(draws: int) -> Iterator[Row]:
@@ -168,21 +224,31 @@ def speed_and_capacity(draws: int) -> Iterator[Row]:
     for blocks, repeats in ((3, 1), (3, 3), (5, 1)):
         for between in (0.0, 0.5, 1.0, 2.0, 5.0):
             text = (
-                f"95 % interval of a speed-up; {blocks} blocks of {repeats} repeats, starts differ {between:g} times "
+                f"95 % interval of a speed-up; {blocks} blocks of {repeats} repeats, starts differ "
+                f"{between:g} times "
             )
             text += "as much as repeats"
             rate = speed.coverage(between, blocks, repeats)
-            yield Row("speed", text, rate, draws, least=COVERED, before=before if between == 2 else "")
+            yield Row(
+                "speed", text, rate, draws, least=COVERED, before=before if between == 2 else ""
+            )
     rate = speed.coverage(1.0, 4, drift=0.1)
     yield Row("speed", "the same, 4 blocks, the machine slows by 10 %", rate, draws, least=COVERED)
     few = draws // 2
-    one = f"{capacity.one_search_coverage(capacity.NOISES[-1], few):.0%} between the loads of one search"
+    one = (
+        f"{capacity.one_search_coverage(capacity.NOISES[-1], few):.0%} between the loads of one "
+        "search"
+    )
     for noise in capacity.NOISES:
         for requests, tolerance in ((30, 0.1), (120, 0.1), (30, 1.0)):
             text = (
-                f"95 % interval of a capacity; 3 searches, {requests} requests a load, tolerance {tolerance}, capacity "
+                f"95 % interval of a capacity; 3 searches, {requests} requests a load, tolerance "
+                f"{tolerance}, capacity "
             )
-            text += f"differs by {noise.starts:.0%} from start to start and {noise.loads:.0%} from load to load"
+            text += (
+                f"differs by {noise.starts:.0%} from start to start and {noise.loads:.0%} from "
+                "load to load"
+            )
             before = one if (noise, requests) == (capacity.NOISES[-1], 120) else ""
             rate = capacity.coverage(noise, 3, requests, tolerance, few)
             yield Row("speed", text, rate, few, least=COVERED, before=before)
@@ -202,8 +268,12 @@ def agreements() -> dict[str, float]:
             map(_paired_difference, np.exp(0.1 * rng.standard_normal((50, 2, 3))))
         ),
         "Wilson's interval, statsmodels": max(_wilson_difference(*case) for case in SHARES),
-        "Clopper and Pearson's bound, statsmodels": max(_exact_difference(*case) for case in SHARES),
-        "McNemar's exact p, statsmodels": max(_mcnemar_difference(*case) for case in ((3, 9), (0, 4), (20, 21))),
+        "Clopper and Pearson's bound, statsmodels": max(
+            _exact_difference(*case) for case in SHARES
+        ),
+        "McNemar's exact p, statsmodels": max(
+            _mcnemar_difference(*case) for case in ((3, 9), (0, 4), (20, 21))
+        ),
     }
 
 
@@ -239,14 +309,20 @@ def main() -> None:
     """Runs every study and writes a page for each, an overview, and all figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--draws", type=int, default=20_000, help="of the cheap settings; costly ones take a part of it"
+        "--draws",
+        type=int,
+        default=20_000,
+        help="of the cheap settings; costly ones take a part of it",
     )
     chosen = parser.parse_args()
     bootstrap.RESAMPLES = 4999  # over many draws the error of fewer resamples averages out
     rows, started = [], time.monotonic()
     for study in STUDIES:
         for row in study(chosen.draws):
-            print(f"{row.rate:7.2%}  {'' if row.holds else 'NOT AS PROMISED '}{row.setting}", flush=True)
+            print(
+                f"{row.rate:7.2%}  {'' if row.holds else 'NOT AS PROMISED '}{row.setting}",
+                flush=True,
+            )
             rows.append(row)
     write(rows, chosen.draws, time.monotonic() - started)
     if broken := [row.setting for row in rows if not row.holds]:
@@ -256,7 +332,11 @@ def main() -> None:
 def write(rows: Iterable[Row], draws: int, seconds: float) -> None:
     """Writes the pages of this folder."""
     rows = list(rows)
-    versions = {"numpy": np.__version__, "scipy": scipy.__version__, "statsmodels": statsmodels.__version__}
+    versions = {
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "statsmodels": statsmodels.__version__,
+    }
     agreed = agreements()
     document = {"command": COMMAND, "draws": draws, "versions": versions, "agreement": agreed}
     document["rows"] = [{**asdict(row), "error": row.error, "holds": row.holds} for row in rows]
@@ -269,13 +349,15 @@ def write(rows: Iterable[Row], draws: int, seconds: float) -> None:
 
 
 GENERATED = (
-    f"Generated by `{COMMAND}`; [what it means](../Statistics.md). A rate with draws has the error of the simulation."
+    f"Generated by `{COMMAND}`; [what it means](../Statistics.md). A rate with draws has the error "
+    "of the simulation."
 )
 
 
 PUBLISHED = """The tests repeat published examples
 ([test_statistics.py](../../tests/unit/compare/stats/test_paired.py),
-[test_divergence.py](../../tests/unit/compare/stats/test_divergence.py)): Tango's limits of two studies in
+[test_divergence.py](../../tests/unit/compare/stats/test_divergence.py)):
+Tango's limits of two studies in
 Fagerland, Lydersen and Laake; McNemar's exact p of Armitage and Berry's culture media and of the
 same; Agresti's approval ratings, where the score test without a margin is McNemar's; Newcombe's
 Wilson interval; Cover and Thomas' divergence. SciPy: BCa and entropy. The restricted likelihood of
@@ -287,7 +369,9 @@ def table(rows: Iterable[Row]) -> Iterator[str]:
     yield "| setting | promised | found | draws | before |"
     yield "|---|--:|--:|--:|---|"
     for row in rows:
-        promised = f"at most {row.most:.1%}" if row.most is not None else f"at least {row.least:.0%}"
+        promised = (
+            f"at most {row.most:.1%}" if row.most is not None else f"at least {row.least:.0%}"
+        )
         error = "" if row.draws is None else f" ± {row.error:.2%}"
         draws = "exact" if row.draws is None else f"{row.draws:,}"
         yield f"| {row.setting} | {promised} | {row.rate:.2%}{error} | {draws} | {row.before} |"
@@ -296,20 +380,37 @@ def table(rows: Iterable[Row]) -> Iterator[str]:
 def overview(rows: list[Row], agreed: dict[str, float], draws: int, seconds: float) -> str:
     """The page that links the others."""
     lines = ["# Evidence: every promised rate, simulated", "", GENERATED, ""]
-    lines += [f"{sum(row.holds for row in rows)} of {len(rows)} promises hold, within two errors of the simulation "
-              f"({draws:,} draws where they are cheap, {seconds / 60:.0f} minutes). The tests run a share of the same "
-              "functions.", "", "| page | settings | worst |", "|---|--:|---|"]  # fmt: skip
+    lines += [(f"{sum(row.holds for row in rows)} of {len(rows)} promises hold, within two errors "
+               f"of the simulation ({draws:,} draws where they are cheap, {seconds / 60:.0f} "
+               "minutes). The tests run a share of the same "
+               "functions."), "", "| page | settings | worst |", "|---|--:|---|"]  # fmt: skip
     for page, title in PAGES.items():
         mine = [row for row in rows if row.page == page]
         lines.append(f"| [{title}]({page}.md) | {len(mine)} | {worst(mine)} |")
     lines += [
         "",
-        *(f"Not as promised: {row.setting}, {row.rate:.2%} ± {row.error:.2%}." for row in rows if not row.holds),
+        *(
+            f"Not as promised: {row.setting}, {row.rate:.2%} ± {row.error:.2%}."
+            for row in rows
+            if not row.holds
+        ),
     ]
-    lines += ["", "The rates 66, 14, 83 and 17 % in the columns 'before' are those of the review that found the flaw; "
-              "the others are simulated here."]  # fmt: skip
-    lines += ["", "Independent implementations: the largest difference over random data.", "", "| what | difference |"]
-    lines += ["|---|--:|", *(f"| {name} | {value:.0e} |" for name, value in agreed.items()), "", PUBLISHED, ""]
+    lines += ["",
+              ("The rates 66, 14, 83 and 17 % in the columns 'before' are those of the review that "
+               "found the flaw; the others are simulated here.")]  # fmt: skip
+    lines += [
+        "",
+        "Independent implementations: the largest difference over random data.",
+        "",
+        "| what | difference |",
+    ]
+    lines += [
+        "|---|--:|",
+        *(f"| {name} | {value:.0e} |" for name, value in agreed.items()),
+        "",
+        PUBLISHED,
+        "",
+    ]
     return "\n".join([*lines, "All figures are in [evidence.json](evidence.json).", ""])
 
 

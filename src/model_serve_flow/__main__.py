@@ -11,14 +11,22 @@ import sys
 from pathlib import Path
 
 from model_serve_flow.errors import FlowError
-from model_serve_flow.system.environments import ensure, environment, environments_folder, is_ready, lock_path
+from model_serve_flow.system.environments import (
+    ensure,
+    environment,
+    environments_folder,
+    is_ready,
+    lock_path,
+)
 from model_serve_flow.system.places import home_variables, own_places
 from model_serve_flow.system.streams import show_what_can_be_shown
 from model_serve_flow.system.tools import provide
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command line in the environment `notebook`; exit status 1 with the reason where that cannot be built."""
+    """Runs the command line in the environment `notebook`;
+    exit status 1 with the reason where that cannot be built.
+    """
     built = environment("notebook")
     show_what_can_be_shown()
     try:

@@ -36,16 +36,22 @@ PROFILE = click.option(
     help="Name of a profile, or a YAML file.",
 )
 GPU_PROFILE = "gpu-llama-3.1-8b"
-SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Sets a value of the profile.")
+SET = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Sets a value of the profile."
+)
 QUIET_LAB = (  # no news, no look for a newer version, no list of extensions from the package index
     "--LabApp.news_url=None",
     "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
     "--LabApp.extension_manager=readonly",
 )
 GATE = click.option(
-    "--gate", is_flag=True, help="Ends with 0 SHIP, 10 DO NOT SHIP, 20 INCONCLUSIVE; 1 an error, 2 bad input."
+    "--gate",
+    is_flag=True,
+    help="Ends with 0 SHIP, 10 DO NOT SHIP, 20 INCONCLUSIVE; 1 an error, 2 bad input.",
 )
-ARTIFACTS = click.option("--artifacts", type=click.Path(path_type=Path), help="Folder of all results.")
+ARTIFACTS = click.option(
+    "--artifacts", type=click.Path(path_type=Path), help="Folder of all results."
+)
 
 
 class FlowGroup(click.Group):
@@ -70,7 +76,10 @@ class FlowGroup(click.Group):
 @click.group(cls=FlowGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="model-serve-flow")
 def main() -> None:
-    """Should this compressed model replace the base model? Measure, compress, measure again, decide, deploy."""
+    """Should this compressed model replace the base model?
+
+    Measure, compress, measure again, decide, deploy.
+    """
 
 
 main.add_command(compare)
@@ -83,7 +92,11 @@ main.add_command(compare)
 @click.option("--only", default="", metavar="01,02", help="Runs only these modules.")
 @click.option("--from", "start", metavar="03", help="Starts at this module.")
 @click.option("--force", is_flag=True, help="Runs finished steps again.")
-@click.option("--mirror", metavar="DIR", help=f"Takes all from this folder, with the network off [{VARIABLE}].")
+@click.option(
+    "--mirror",
+    metavar="DIR",
+    help=f"Takes all from this folder, with the network off [{VARIABLE}].",
+)
 @GATE
 def run(
     profile: str,
@@ -95,7 +108,9 @@ def run(
     mirror: str | None,
     gate: bool,
 ) -> None:
-    """Runs the notebooks and shows the verdicts; a finished step whose inputs are unchanged is skipped."""
+    """Runs the notebooks and shows the verdicts;
+    a finished step whose inputs are unchanged is skipped.
+    """
     from model_serve_flow.run import runner
     from model_serve_flow.run.steps import select
 
@@ -117,7 +132,9 @@ def run(
 @SET
 @ARTIFACTS
 def plan(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> None:
-    """Prints every step, its environment and command lines, and the memory and disk the profile needs."""
+    """Prints every step, its environment and command lines,
+    and the memory and disk the profile needs.
+    """
     from model_serve_flow.run.plan import plan as describe
 
     click.echo(describe(_open(profile, assignments, artifacts)))
@@ -161,10 +178,16 @@ def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -
 @main.command()
 @PROFILE
 @SET
-@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The mirror.")
-@click.option("--list", "only_list", is_flag=True, help="Only lists what is needed and what is missing.")
+@click.option(
+    "--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The mirror."
+)
+@click.option(
+    "--list", "only_list", is_flag=True, help="Only lists what is needed and what is missing."
+)
 def mirror(profile: str, assignments: tuple[str, ...], to: Path, only_list: bool) -> None:
-    """Fetches all that a profile needs into a folder, for `run --mirror` on a machine without a network."""
+    """Fetches all that a profile needs into a folder,
+    for `run --mirror` on a machine without a network.
+    """
     from model_serve_flow.setup import mirror
 
     os.environ.pop(VARIABLE, None)  # the mirror is filled from the network, not from itself
@@ -175,7 +198,10 @@ def mirror(profile: str, assignments: tuple[str, ...], to: Path, only_list: bool
         if fault and not only_list:
             mirror.fetch(piece, folder)
             click.echo(f"{piece}: fetched")
-    click.echo("Not included are the wheels of the environments; pip fetches them on a machine of the same kind:")
+    click.echo(
+        "Not included are the wheels of the environments; pip fetches them on a machine of the "
+        "same kind:"
+    )
     for command in mirror.environment_commands(folder, config.device):
         click.echo(f"    {command}")
 
@@ -201,7 +227,9 @@ def report(profile: str, assignments: tuple[str, ...], artifacts: Path | None, g
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
 def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
-    """Opens JupyterLab with a kernel for each environment, asking nothing of any host; ARGUMENTS go to JupyterLab."""
+    """Opens JupyterLab with a kernel for each environment, asking nothing of any host;
+    ARGUMENTS go to JupyterLab.
+    """
     for name in environments.NAMES:
         environments.ensure(name, device)
     python = str(environments.environment("notebook").python)
@@ -235,7 +263,9 @@ def _open(profile: str, assignments: tuple[str, ...], artifacts: Path | None) ->
 
 @contextlib.contextmanager
 def _refusing_bad_input(gate: bool) -> Iterator[None]:
-    """With --gate, a wrong profile or choice of steps is bad input, which has an exit code of its own."""
+    """With --gate, a wrong profile or choice of steps is bad input,
+    which has an exit code of its own.
+    """
     try:
         yield
     except FlowError as error:
@@ -245,7 +275,9 @@ def _refusing_bad_input(gate: bool) -> Iterator[None]:
 
 
 def _end_with_verdict(flow: Flow) -> None:
-    """Ends the command with the exit code of the verdict; FlowError if no report is of the present results."""
+    """Ends the command with the exit code of the verdict;
+    FlowError if no report is of the present results.
+    """
     from model_serve_flow.compare.gate import gate_verdict
     from model_serve_flow.run import runner
 

@@ -2,9 +2,9 @@
 
 Real notebooks, engine, model and data.
 
-A mirror is filled first, from the package index; the flow then runs from it where no network is, if the machine allows
-that, in surroundings that must not matter (`support/surroundings.py`). Secrets are set, and every command line that
-runs meanwhile is looked at.
+A mirror is filled first, from the package index; the flow then runs from it where no network is, if
+the machine allows that, in surroundings that must not matter (`support/surroundings.py`). Secrets
+are set, and every command line that runs meanwhile is looked at.
 """
 
 import os
@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "artifacts" / "e2e"
 MIRROR = ROOT / "artifacts" / "mirror"
 PROGRAM = (sys.executable, "-m", "model_serve_flow.cli")
-PER_TENSOR = ARTIFACTS / "planted" / "w4a16-per-tensor"  # made by tests/e2e/compress, judged by tests/e2e/serve
+# made by tests/e2e/compress, judged by tests/e2e/serve
+PER_TENSOR = ARTIFACTS / "planted" / "w4a16-per-tensor"
 CANARY = "canary-0b6f4e1d9a7c4c55"
 SECRETS = {
     "HF_TOKEN": f"hf_{CANARY}-hub",
@@ -42,8 +43,12 @@ def flow_command(*arguments: str, profile: str = CI, artifacts: Path = ARTIFACTS
     return [*PROGRAM, "run", "--profile", profile, "--artifacts", str(artifacts), *arguments]
 
 
-def call(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**environment, **SECRETS})
+def call(
+    command: Sequence[str], environment: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**environment, **SECRETS}
+    )
 
 
 def run_flow(*arguments: str, **where: object) -> subprocess.CompletedProcess[str]:
@@ -51,7 +56,10 @@ def run_flow(*arguments: str, **where: object) -> subprocess.CompletedProcess[st
 
 
 def copy_linked(source: Path, destination: Path) -> None:
-    """Copies a workspace; weights are linked, as they are only read. The rest is not: a log is written in place."""
+    """Copies a workspace; weights are linked, as they are only read.
+
+    The rest is not: a log is written in place.
+    """
 
     def copy(file: str, to: str) -> None:
         (os.link if file.endswith(".safetensors") else shutil.copy2)(file, to)

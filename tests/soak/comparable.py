@@ -1,4 +1,6 @@
-"""What of a result must be the same whenever it is made from the same inputs: all but times, speed and memory."""
+"""What of a result must be the same whenever it is made from the same inputs: all but times,
+speed and memory.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ SHOWN = 5
 def comparable(document: Any) -> Any:
     """The document without what time, speed and memory had a part in.
 
-    Left are the items with every answer and value, the distributions, the protocol and all hashes, the load points that
-    were measured, whether they are valid, and what the engine said of itself.
+    Left are the items with every answer and value, the distributions, the protocol and all hashes,
+    the load points that were measured, whether they are valid, and what the engine said of itself.
     """
     if isinstance(document, dict):
         return {
@@ -47,10 +49,15 @@ def comparable(document: Any) -> Any:
 
 
 def first_differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Where two nested documents differ: the first places with both values, and how many more there are."""
+    """Where two nested documents differ: the first places with both values,
+    and how many more there are.
+    """
     ours, theirs = (dict(leaves(document)) for document in (expected, found))
     places = [place for place in {**ours, **theirs} if _differ(place, ours, theirs)]
-    lines = [f"{place}: {theirs.get(place, 'nothing')} instead of {ours.get(place, 'nothing')}" for place in places]
+    lines = [
+        f"{place}: {theirs.get(place, 'nothing')} instead of {ours.get(place, 'nothing')}"
+        for place in places
+    ]
     more = [f"and {len(places) - SHOWN} more differences"] if len(places) > SHOWN else []
     return lines[:SHOWN] + more
 

@@ -1,9 +1,11 @@
-"""Kills the real flow at random points, and looks whether the next run finishes as if nothing had happened.
+"""Kills the real flow at random points, and looks whether the next run finishes as if nothing had
+happened.
 
     python tests/soak/soak.py --points 20 --seed 0 --artifacts DIR
 
-First, unless DIR has one, an undisturbed run of the profile: the reference. Then, for each point: a copy of it without
-what one step makes, `run --only NN --force`, a fault at a random time inside the step, and `run --only NN`.
+First, unless DIR has one, an undisturbed run of the profile: the reference. Then, for each point: a
+copy of it without what one step makes, `run --only NN --force`, a fault at a random time inside the
+step, and `run --only NN`.
 Not part of the tests: 20 points of `ci` take an hour. See tests/README.md.
 """
 
@@ -46,17 +48,23 @@ CTRL_C_SECONDS = 10  # what is promised: after this long nothing of the run is l
 KILL_SECONDS = 60
 KERNEL = "ipykernel_launcher"
 POLL_SECONDS = 0.1
-TRIES = 4  # a step that was quicker than in the reference is over before the fault: the next try comes earlier
+# a step that was quicker than in the reference is over before the fault: the next try comes earlier
+TRIES = 4
 COPIED = ("manifest.json", "data", "models", "results", "report", "deploy")
 CONTINUED = re.compile(r"\b(kept|continu\w*|resum\w*|goes on)\b", re.IGNORECASE)
 # Of the runner itself: the end of a notebook's log, which it shows, may hold another.
-UNCAUGHT = re.compile(r'^Traceback \(most recent call last\):\n(?: .*\n)*?  File ".*model_serve_flow/cli\.py"', re.M)
-UNFINISHED = re.compile(r"\.(tmp|partial|old)$|\.running\.")  # of hidden names: what is moved when it is whole
+UNCAUGHT = re.compile(
+    r'^Traceback \(most recent call last\):\n(?: .*\n)*?  File ".*model_serve_flow/cli\.py"', re.M
+)
+# of hidden names: what is moved when it is whole
+UNFINISHED = re.compile(r"\.(tmp|partial|old)$|\.running\.")
 
 
 @dataclass(frozen=True)
 class Victim:
-    """What is hit: who, with which signal, how soon nothing may be left, and how the run may then end."""
+    """What is hit: who, with which signal, how soon nothing may be left,
+    and how the run may then end.
+    """
 
     name: str
     number: signal.Signals
@@ -111,7 +119,9 @@ class Outcome:
 
 
 def plan(points: int, seed: int, seconds: dict[str, float]) -> list[Point]:
-    """`points` faults: victims in turns in a random order, steps in proportion to their seconds (module -> seconds)."""
+    """`points` faults: victims in turns in a random order,
+    steps in proportion to their seconds (module -> seconds).
+    """
     chance = random.Random(seed)
     chosen: list[Point] = []
     while len(chosen) < points:
@@ -158,7 +168,9 @@ class Run:
         return time.monotonic() - self.started
 
     def look(self) -> None:
-        """Remembers every process below the runner: one that lost its mark and its parent must not be overlooked."""
+        """Remembers every process below the runner:
+        one that lost its mark and its parent must not be overlooked.
+        """
         self.seen |= set(processes.family(self.child.pid)[1:])
 
     def marked(self) -> list[psutil.Process]:
@@ -167,7 +179,10 @@ class Run:
 
     def alive(self) -> list[psutil.Process]:
         """Every process of the run, the runner and those of its session too."""
-        found = {process.pid: process for process in (*self.marked(), *filter(processes.alive, self.seen))}
+        found = {
+            process.pid: process
+            for process in (*self.marked(), *filter(processes.alive, self.seen))
+        }
         for process in psutil.process_iter():
             with contextlib.suppress(ProcessLookupError, *processes.GONE):
                 if os.getsid(process.pid) == self.child.pid and processes.alive(process):
@@ -220,7 +235,8 @@ def targets_of(run: Run, victim: Victim) -> list[psutil.Process]:
         return run.alive()
     part = KERNEL if victim.name == "kernel" else SERVER_MODULE
     found = [process for process in run.marked() if part in command_line(process)]
-    return random.sample(found, 1) if found else []  # two servers may run, one of them waiting for its turn
+    # two servers may run, one of them waiting for its turn
+    return random.sample(found, 1) if found else []
 
 
 def command_line(process: psutil.Process) -> str:
@@ -231,7 +247,9 @@ def command_line(process: psutil.Process) -> str:
 
 
 def gone_after(run: Run, seconds: float) -> tuple[float | None, list[str]]:
-    """Seconds until nothing of the run was left, or none and what still was, which is killed then."""
+    """Seconds until nothing of the run was left, or none and what still was,
+    which is killed then.
+    """
     started = time.monotonic()
     while left := run.alive():
         if time.monotonic() - started > seconds:
@@ -247,9 +265,11 @@ def gone_after(run: Run, seconds: float) -> tuple[float | None, list[str]]:
 
 
 def copy_workspace(reference: Path, copy: Path, made: Sequence[str]) -> None:
-    """Copies a workspace but for what a step makes (paths inside it); weights are linked, for nobody edits them.
+    """Copies a workspace but for what a step makes (paths inside it); weights are linked,
+    for nobody edits them.
 
-    Neither logs, notebooks and caches come along, nor what the tools left (`raw`): nothing of it may help the step.
+    Neither logs, notebooks and caches come along, nor what the tools left (`raw`): nothing of it
+    may help the step.
     """
     leave = {reference / path for path in made}
 
@@ -271,7 +291,10 @@ def broken_files(root: Path) -> list[str]:
     """JSON files that are not whole."""
     broken = []
     folders = (root / name for name in ("results", "report", "deploy"))
-    for path in [root / "manifest.json", *(path for folder in folders for path in sorted(folder.rglob("*.json")))]:
+    for path in [
+        root / "manifest.json",
+        *(path for folder in folders for path in sorted(folder.rglob("*.json"))),
+    ]:
         try:
             json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -287,16 +310,24 @@ def unfinished_files(root: Path) -> list[str]:
 
 def finished_results(root: Path, step: Step, config: FlowConfig) -> dict[str, str]:
     """Path -> digest of each result of the step that is there."""
-    paths = [path for path in expand(step.outputs, config) if path.startswith("results/") and (root / path).is_file()]
+    paths = [
+        path
+        for path in expand(step.outputs, config)
+        if path.startswith("results/") and (root / path).is_file()
+    ]
     return {path: file_digest(root / path) for path in paths}
 
 
 def content(root: Path, step: Step, config: FlowConfig) -> dict[str, Any]:
-    """File -> what must be the same in every run of the step: a document without times, or a digest."""
+    """File -> what must be the same in every run of the step: a document without times,
+    or a digest.
+    """
     found: dict[str, Any] = {}
     for path in expand(step.outputs, config):
         if (root / path).is_dir():
-            found |= {f"{path}/{name}": digest for name, digest in content_digests(root / path).items()}
+            found |= {
+                f"{path}/{name}": digest for name, digest in content_digests(root / path).items()
+            }
         elif not path.endswith(".json"):
             found[path] = (root / path).is_file()  # a page for people, drawn from the JSON
         else:
@@ -326,7 +357,9 @@ def survive(point: Point, profile: str, reference: Path, folder: Path, seconds: 
 
 
 def disturb(point: Point, profile: str, reference: Path, folder: Path, outcome: Outcome) -> bool:
-    """Runs the step, hits the victim and notes what is left; whether the fault came before the end of the run."""
+    """Runs the step, hits the victim and notes what is left;
+    whether the fault came before the end of the run.
+    """
     config = Flow.open(profile).config
     root = folder / config.name
     copy_workspace(reference, root, expand(point.step.outputs, config))
@@ -339,9 +372,14 @@ def disturb(point: Point, profile: str, reference: Path, folder: Path, outcome: 
         gone, left = gone_after(run, point.victim.seconds)
     finally:
         run.end()
-    outcome.gone_after_seconds, outcome.status = None if gone is None else round(gone, 1), run.child.returncode
+    outcome.gone_after_seconds, outcome.status = (
+        None if gone is None else round(gone, 1),
+        run.child.returncode,
+    )
     if left:
-        outcome.problems.append(f"{point.victim.seconds} s later there still was: {'; '.join(left)}")
+        outcome.problems.append(
+            f"{point.victim.seconds} s later there still was: {'; '.join(left)}"
+        )
     if outcome.status not in point.victim.statuses:
         outcome.problems.append(f"exit status {outcome.status} instead of {point.victim.statuses}")
     if UNCAUGHT.search(run.text):
@@ -350,7 +388,9 @@ def disturb(point: Point, profile: str, reference: Path, folder: Path, outcome: 
     return True
 
 
-def recover(point: Point, profile: str, reference: Path, folder: Path, seconds: float, outcome: Outcome) -> None:
+def recover(
+    point: Point, profile: str, reference: Path, folder: Path, seconds: float, outcome: Outcome
+) -> None:
     """Runs the step again, without force, and compares what it leaves with the reference."""
     config = Flow.open(profile).config
     root, step = folder / config.name, point.step
@@ -361,19 +401,27 @@ def recover(point: Point, profile: str, reference: Path, folder: Path, seconds: 
     finally:
         run.end()
     if run.child.returncode != 0:
-        outcome.problems.append(f"the next run ended with {run.child.returncode}: {run.text.strip()[-400:]}")
+        outcome.problems.append(
+            f"the next run ended with {run.child.returncode}: {run.text.strip()[-400:]}"
+        )
         return
     again = step_seconds(root)[step.module] if f"{step.module}: started" in run.text else 0.0
     outcome.second_run_percent = round(100 * again / seconds, 1)
-    outcome.repeated_percent = round(max(0.0, 100 * (outcome.struck_after_seconds + again) / seconds - 100), 1)
+    outcome.repeated_percent = round(
+        max(0.0, 100 * (outcome.struck_after_seconds + again) / seconds - 100), 1
+    )
     outcome.finished_before = len(finished)
-    outcome.said_so = bool(CONTINUED.search(run.text + read_log(root, step))) or "skipped" in run.text
+    outcome.said_so = (
+        bool(CONTINUED.search(run.text + read_log(root, step))) or "skipped" in run.text
+    )
     changed = [path for path, digest in finished.items() if file_digest(root / path) != digest]
     outcome.problems += [f"{path} was finished and was made again" for path in changed]
     if finished and not outcome.said_so:
         outcome.problems.append("the next run did not say that it continued")
     outcome.problems += [*broken_files(root), *unfinished_files(root)]
-    outcome.problems += first_differences(content(reference, step, config), content(root, step, config))
+    outcome.problems += first_differences(
+        content(reference, step, config), content(root, step, config)
+    )
 
 
 def read_log(root: Path, step: Step) -> str:
@@ -392,11 +440,15 @@ def step_seconds(root: Path) -> dict[str, float]:
 
 
 def make_reference(profile: str, folder: Path) -> Path:
-    """Workspace of an undisturbed run, made if it is not there; FlowError, with the reason, if that fails."""
+    """Workspace of an undisturbed run, made if it is not there; FlowError, with the reason,
+    if that fails.
+    """
     root = (folder / Flow.open(profile).config.name).resolve()
     done = step_seconds(root) if (root / "manifest.json").is_file() else {}
     if root.exists() and set(done) != {step.module for step in STEPS}:
-        raise FlowError(f"{root} is not the whole of an undisturbed run.", "Delete it: it is made anew.")
+        raise FlowError(
+            f"{root} is not the whole of an undisturbed run.", "Delete it: it is made anew."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(profile, folder, folder / "run.txt")  # a step that is done and unchanged is skipped
     try:
@@ -404,7 +456,9 @@ def make_reference(profile: str, folder: Path) -> Path:
     finally:
         run.end()
     if run.child.returncode != 0:
-        raise FlowError(f"The undisturbed run failed, so nothing can be compared with it:\n{run.text.strip()}")
+        raise FlowError(
+            f"The undisturbed run failed, so nothing can be compared with it:\n{run.text.strip()}"
+        )
     return root
 
 
@@ -416,10 +470,14 @@ def totals(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "survived": sum(outcome.survived for outcome in outcomes),
         "recovery_seconds": spread(outcome.recovery_seconds for outcome in outcomes),
         "gone_after_seconds": spread(outcome.gone_after_seconds for outcome in went),
-        "ctrl_c_gone_after_seconds": spread(o.gone_after_seconds for o in went if o.victim == "Ctrl-C"),
+        "ctrl_c_gone_after_seconds": spread(
+            o.gone_after_seconds for o in went if o.victim == "Ctrl-C"
+        ),
         "second_run_percent": spread(outcome.second_run_percent for outcome in outcomes),
         "repeated_percent": spread(outcome.repeated_percent for outcome in outcomes),
-        "finished_results_kept": sum(outcome.finished_before for outcome in outcomes if outcome.survived),
+        "finished_results_kept": sum(
+            outcome.finished_before for outcome in outcomes if outcome.survived
+        ),
     }
 
 
@@ -431,18 +489,44 @@ def spread(values: Iterable[float]) -> dict[str, float]:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """The report as markdown: a row per point, the totals, and the problems in full."""
-    heads = ("point", "step", "victim", "after s", "exit", "gone after s", "results kept", "recovery s", "second run %")
+    heads = (
+        "point",
+        "step",
+        "victim",
+        "after s",
+        "exit",
+        "gone after s",
+        "results kept",
+        "recovery s",
+        "second run %",
+    )
     heads = (*heads, "repeated %", "survived")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for o in outcomes:
-        cells = (o.point, o.step, o.victim, o.struck_after_seconds, o.status, o.gone_after_seconds, o.finished_before)
-        cells = (*cells, o.recovery_seconds, o.second_run_percent, o.repeated_percent, "yes" if o.survived else "NO")
+        cells = (
+            o.point,
+            o.step,
+            o.victim,
+            o.struck_after_seconds,
+            o.status,
+            o.gone_after_seconds,
+            o.finished_before,
+        )
+        cells = (
+            *cells,
+            o.recovery_seconds,
+            o.second_run_percent,
+            o.repeated_percent,
+            "yes" if o.survived else "NO",
+        )
         lines.append(f"| {' | '.join('' if cell is None else str(cell) for cell in cells)} |")
     figures = totals(outcomes)
     lines += ["", f"Survived {figures['survived']} of {figures['points']}.", ""]
     for name, value in figures.items():
         if isinstance(value, dict) and value:
-            lines.append(f"- {name.replace('_', ' ')}: median {value['median']}, largest {value['max']}")
+            lines.append(
+                f"- {name.replace('_', ' ')}: median {value['median']}, largest {value['max']}"
+            )
     lines += [f"- point {o.point}: {problem}" for o in outcomes for problem in o.problems]
     return "\n".join(lines) + "\n"
 
@@ -463,11 +547,20 @@ def soak(options: argparse.Namespace) -> bool:
     output = options.output or options.artifacts / "soak.json"
     outcomes: list[Outcome] = []
     for point in plan(options.points, options.seed, seconds):
-        print(f"{point.number}: {point.victim.name} after {point.seconds:.0f} s of {point.step.module}", flush=True)
+        print(
+            f"{point.number}: {point.victim.name} after {point.seconds:.0f} s of "
+            f"{point.step.module}",
+            flush=True,
+        )
         folder = options.artifacts / f"point-{point.number:02d}"
-        outcomes.append(survive(point, options.profile, reference, folder, seconds[point.step.module]))
+        outcomes.append(
+            survive(point, options.profile, reference, folder, seconds[point.step.module])
+        )
         report(output, facts, outcomes)
-        print("   " + ("survived" if outcomes[-1].survived else "; ".join(outcomes[-1].problems)), flush=True)
+        print(
+            "   " + ("survived" if outcomes[-1].survived else "; ".join(outcomes[-1].problems)),
+            flush=True,
+        )
         if outcomes[-1].survived:
             shutil.rmtree(folder)
     print(table(outcomes))
@@ -476,16 +569,23 @@ def soak(options: argparse.Namespace) -> bool:
 
 def main() -> None:
     """Exit status 0 if every point survived, 1 if not, 2 if there is nothing to compare with."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     ci = for_this_processor("ci")
     parser.add_argument("--profile", default=ci, help=f"by default {ci}")
     parser.add_argument("--points", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--artifacts", type=Path, required=True, metavar="DIR", help="reference, copies and report")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="default: DIR/soak.json; .md beside it")
+    parser.add_argument(
+        "--artifacts", type=Path, required=True, metavar="DIR", help="reference, copies and report"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.json", help="default: DIR/soak.json; .md beside it"
+    )
     options = parser.parse_args()
     options.artifacts = options.artifacts.resolve()
-    # A shell that starts this in the background lets its children ignore Ctrl-C; a handler is not handed down.
+    # A shell that starts this in the background lets its children ignore Ctrl-C; a handler is not
+    # handed down.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sys.exit(0 if soak(options) else 1)

@@ -41,7 +41,8 @@ def test_every_victim_has_its_turn_inside_a_step_and_only_a_step_with_a_server_l
 
 def test_a_long_step_is_hit_more_often():
     hits = Counter(
-        point.step.module for point in soak.plan(600, 0, dict.fromkeys(SECONDS, 1.0) | {"03_Compress": 50.0})
+        point.step.module
+        for point in soak.plan(600, 0, dict.fromkeys(SECONDS, 1.0) | {"03_Compress": 50.0})
     )
     assert hits["03_Compress"] > 300
 
@@ -52,7 +53,9 @@ ACCURACY = {
     "engine": {"version": "1", "start_seconds": 4.2, "peak_memory_bytes": 5, "kernels": ["Int8"]},
     "protocol": {"performance": {"seconds": 4.0, "slo": {"ttft_ms": 600}}},
     "seconds": 100.0,
-    "points": [{"concurrency": 1, "ttft_ms": {"mean": 3.0}, "output_tokens_per_s": 9.0, "valid": True}],
+    "points": [
+        {"concurrency": 1, "ttft_ms": {"mean": 3.0}, "output_tokens_per_s": 9.0, "valid": True}
+    ],
     "tasks": {"mmlu": {"items": [{"id": "a", "answer": "B", "acc": 1.0}]}},
     "checks": [{"detail": "first token after 34 ms: Red", "milliseconds": 3.0, "ok": True}],
     "written_at": "2026",
@@ -131,19 +134,51 @@ def test_a_copy_has_nothing_that_could_help_the_step(tmp_path):
     reference, copy = tmp_path / "reference", tmp_path / "copy"
     made, kept = "results/base/accuracy.json", "results/base/performance.json"
     weights = "models/base/model.safetensors"
-    write(reference, made, kept, weights, "models/base/config.json", "results/base/raw/lm-eval.json", "manifest.json")
-    write(reference, "cache/lm-eval.db", "logs/01.log", "notebooks/01.ipynb", ".run.lock", "report/charts/speed.svg")
+    write(
+        reference,
+        made,
+        kept,
+        weights,
+        "models/base/config.json",
+        "results/base/raw/lm-eval.json",
+        "manifest.json",
+    )
+    write(
+        reference,
+        "cache/lm-eval.db",
+        "logs/01.log",
+        "notebooks/01.ipynb",
+        ".run.lock",
+        "report/charts/speed.svg",
+    )
     soak.copy_workspace(reference, copy, [made])
     files = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
-    assert files == {kept, weights, "models/base/config.json", "manifest.json", "report/charts/speed.svg"}
+    assert files == {
+        kept,
+        weights,
+        "models/base/config.json",
+        "manifest.json",
+        "report/charts/speed.svg",
+    }
     assert (copy / weights).samefile(reference / weights)
-    assert not (copy / kept).samefile(reference / kept), "an edit in the copy would change the reference"
+    assert not (copy / kept).samefile(reference / kept), (
+        "an edit in the copy would change the reference"
+    )
 
 
 def test_a_copy_leaves_out_whole_folders_that_the_step_makes(tmp_path):
-    write(tmp_path / "reference", "models/base/model.safetensors", "models/w8/model.safetensors", "data/a.jsonl")
+    write(
+        tmp_path / "reference",
+        "models/base/model.safetensors",
+        "models/w8/model.safetensors",
+        "data/a.jsonl",
+    )
     soak.copy_workspace(tmp_path / "reference", tmp_path / "copy", ["models/w8", "data"])
-    assert sorted(path.name for path in (tmp_path / "copy").rglob("*")) == ["base", "model.safetensors", "models"]
+    assert sorted(path.name for path in (tmp_path / "copy").rglob("*")) == [
+        "base",
+        "model.safetensors",
+        "models",
+    ]
 
 
 def test_half_written_and_left_over_files_are_named(tmp_path):
@@ -153,7 +188,10 @@ def test_half_written_and_left_over_files_are_named(tmp_path):
     [broken] = soak.broken_files(tmp_path)
     assert broken.startswith("results/base/raw/guidellm.json is half-written")
     write(
-        tmp_path, "results/base/.accuracy.json.x1.tmp", "models/.w8.partial/config.json", "models/.w8.old/config.json"
+        tmp_path,
+        "results/base/.accuracy.json.x1.tmp",
+        "models/.w8.partial/config.json",
+        "models/.w8.old/config.json",
     )
     write(tmp_path, "notebooks/.01.running.ipynb", "models/base/.source.json")
     assert [line.split()[0] for line in soak.unfinished_files(tmp_path)] == [
@@ -166,7 +204,10 @@ def test_half_written_and_left_over_files_are_named(tmp_path):
 
 def test_content_is_digests_of_checkpoints_and_documents_without_times(tmp_path):
     models = [f"models/{candidate.name}" for candidate in CI.candidates]
-    write(tmp_path, *(f"{model}/{name}" for model in models for name in ("model.safetensors", "config.json")))
+    write(
+        tmp_path,
+        *(f"{model}/{name}" for model in models for name in ("model.safetensors", "config.json")),
+    )
     results = [f"results/{candidate.name}/compression.json" for candidate in CI.candidates]
     write(tmp_path, *results, text='{"seconds": 3, "scheme": "W8A8"}')
     before = soak.content(tmp_path, step("03"), CI)
@@ -201,7 +242,9 @@ def run(tmp_path):
     run.seen = set()
     run.root, run.output = tmp_path / "ci", tmp_path / "output.txt"
     run.output.write_text("01_Base_Accuracy: started\n")
-    run.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    run.child = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
+    )
     yield run
     run.end()
 
@@ -210,7 +253,9 @@ def start_marked(root, *arguments):
     code = "import time; print(flush=True); time.sleep(60)"
     command = [sys.executable, "-c", code, *arguments]
     environment = {RUN_VARIABLE: f"{root}#1"}
-    child = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.PIPE
+    )
     child.stdout.readline()
     return child
 
@@ -269,8 +314,13 @@ def test_a_run_that_is_gone_is_seen_at_once(run):
 
 
 def test_a_traceback_of_the_runner_is_told_from_that_of_a_notebook():
-    lines = 'Traceback (most recent call last):\n  File "<frozen runpy>", line 198, in _run\n    main()\n'
-    assert soak.UNCAUGHT.search(f'text\n{lines}  File "/x/model_serve_flow/cli.py", line 3, in main\n')
+    lines = (
+        'Traceback (most recent call last):\n  File "<frozen runpy>", line 198, in _run\n    '
+        "main()\n"
+    )
+    assert soak.UNCAUGHT.search(
+        f'text\n{lines}  File "/x/model_serve_flow/cli.py", line 3, in main\n'
+    )
     assert not soak.UNCAUGHT.search(f'text\n{lines}  File "/x/papermill/cli.py", line 3, in main\n')
 
 
@@ -282,8 +332,15 @@ def outcome(number, **values):
 
 
 def test_the_report_counts_what_survived_and_names_what_did_not():
-    good = outcome(1, gone_after_seconds=2.0, recovery_seconds=10.0, repeated_percent=20.0, finished_before=2)
-    bad = outcome(2, gone_after_seconds=None, recovery_seconds=30.0, problems=["exit status 1 instead of (130,)"])
+    good = outcome(
+        1, gone_after_seconds=2.0, recovery_seconds=10.0, repeated_percent=20.0, finished_before=2
+    )
+    bad = outcome(
+        2,
+        gone_after_seconds=None,
+        recovery_seconds=30.0,
+        problems=["exit status 1 instead of (130,)"],
+    )
     figures = soak.totals([good, bad])
     assert (figures["points"], figures["survived"], figures["finished_results_kept"]) == (2, 1, 2)
     assert figures["recovery_seconds"] == {"median": 20.0, "max": 30.0}

@@ -23,7 +23,9 @@ def distributions() -> dict[str, importlib.metadata.Distribution]:
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
-        if name in found or not (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+        if name in found or not (
+            requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        ):
             continue
         found[name] = importlib.metadata.distribution(name)
         waiting += [Requirement(line) for line in found[name].requires or ()]
@@ -33,7 +35,11 @@ def distributions() -> dict[str, importlib.metadata.Distribution]:
 def import_names() -> set[str]:
     """The top-level names that these distributions bring."""
     parts = {file.parts[0] for one in distributions().values() for file in one.files or ()}
-    return {part.partition(".")[0] for part in parts if not part.endswith((".dist-info", ".libs", "..", ".pth"))}
+    return {
+        part.partition(".")[0]
+        for part in parts
+        if not part.endswith((".dist-info", ".libs", "..", ".pth"))
+    }
 
 
 def link_into(site_packages: Path) -> None:
@@ -50,12 +56,22 @@ def build_wheel(folder: Path) -> Path:
     name, version = PROJECT["name"].replace("-", "_"), PROJECT["version"]
     info = f"{name}-{version}.dist-info"
     scripts = "".join(f"{command} = {target}\n" for command, target in PROJECT["scripts"].items())
-    sources = [path for path in (ROOT / "src").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    sources = [
+        path
+        for path in (ROOT / "src").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
     files = {str(path.relative_to(ROOT / "src")): path.read_bytes() for path in sources}
-    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {PROJECT['name']}\nVersion: {version}\n".encode()
-    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files[f"{info}/METADATA"] = (
+        f"Metadata-Version: 2.1\nName: {PROJECT['name']}\nVersion: {version}\n".encode()
+    )
+    files[f"{info}/WHEEL"] = (
+        b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    )
     files[f"{info}/entry_points.txt"] = f"[console_scripts]\n{scripts}".encode()
-    record = "".join(f"{path},sha256={_digest(content)},{len(content)}\n" for path, content in files.items())
+    record = "".join(
+        f"{path},sha256={_digest(content)},{len(content)}\n" for path, content in files.items()
+    )
     files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -1,4 +1,6 @@
-"""Finds a secret where it must not be: on command lines while something runs, and in the files it leaves."""
+"""Finds a secret where it must not be: on command lines while something runs,
+and in the files it leaves.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,14 @@ LEAST_BYTES = 16
 
 
 class ProcessWatch:
-    """`with ProcessWatch(canary) as watch:` looks at the command line of every process, several times a second.
+    """`with ProcessWatch(canary) as watch:` looks at the command line of every process,
+    several times a second.
 
     Attributes:
         found: process id -> command line, of those that held the canary.
         samples: how often all processes were looked at.
-        seen: ids of all processes that were looked at, as a proof that the watch could see anything.
+        seen: ids of all processes that were looked at, as a proof that the watch could see
+            anything.
     """
 
     def __init__(self, canary: str, seconds: float = 0.2) -> None:
@@ -41,7 +45,8 @@ class ProcessWatch:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        if self._failure is not None:  # a watch that died found nothing, which must not look like a clean run
+        # a watch that died found nothing, which must not look like a clean run
+        if self._failure is not None:
             raise self._failure
 
     def _watch(self) -> None:
@@ -64,32 +69,46 @@ class ProcessWatch:
 
 
 def files_with(root: Path, canary: bytes) -> list[Path]:
-    """The files under `root`, sorted, that hold the canary in any form of `forms`, or have it in their path.
+    """The files under `root`, sorted, that hold the canary in any form of `forms`,
+    or have it in their path.
 
-    Every byte is searched: a database or a notebook holds text as it is. Compressed files are not opened. A file that
-    cannot be read is an error (OSError), for it may hold anything.
+    Every byte is searched: a database or a notebook holds text as it is. Compressed files are not
+    opened. A file that cannot be read is an error (OSError), for it may hold anything.
 
     Raises:
-        ValueError: the canary is shorter than 16 bytes, so that one of its forms could be there by chance.
+        ValueError: the canary is shorter than 16 bytes, so that one of its forms could be there by
+            chance.
     """
     wanted = forms(canary)
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    return [path for path in files if _holds(path, wanted) or canary in str(path.relative_to(root)).encode()]
+    return [
+        path
+        for path in files
+        if _holds(path, wanted) or canary in str(path.relative_to(root)).encode()
+    ]
 
 
 def forms(canary: bytes) -> set[bytes]:
-    """The canary as it is, in JSON (once and twice, as a notebook inside a string), URL-quoted, and in base64."""
+    """The canary as it is, in JSON (once and twice, as a notebook inside a string), URL-quoted,
+    and in base64.
+    """
     if len(canary) < LEAST_BYTES:
         raise ValueError(f"the canary has {len(canary)} bytes, at least {LEAST_BYTES} are needed")
     text = canary.decode()
     once = {json.dumps(text, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
     twice = {json.dumps(form)[1:-1] for form in once}
-    quoted = {urllib.parse.quote(text, safe=""), urllib.parse.quote(text), urllib.parse.quote_plus(text)}
+    quoted = {
+        urllib.parse.quote(text, safe=""),
+        urllib.parse.quote(text),
+        urllib.parse.quote_plus(text),
+    }
     return {canary, *(form.encode() for form in once | twice | quoted), *_in_base64(canary)}
 
 
 def _in_base64(canary: bytes) -> set[bytes]:
-    """What base64 of any text with the canary in it contains: it depends on how many bytes come before, modulo 3."""
+    """What base64 of any text with the canary in it contains:
+    it depends on how many bytes come before, modulo 3.
+    """
     found = set()
     for before in range(3):
         whole = base64.b64encode(bytes(before) + canary)

@@ -1,4 +1,6 @@
-"""Runs a command where no network is: in a user and network namespace of its own, which has a loopback only."""
+"""Runs a command where no network is: in a user and network namespace of its own,
+which has a loopback only.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,20 @@ UP_AND_RUNNING = 0x1 | 0x40  # IFF_UP | IFF_RUNNING
 def isolated(command: Sequence[str]) -> list[str]:
     """The command line that runs `command` with 127.0.0.1 and ::1 as the only addresses there are.
 
-    The loopback is the namespace's own: servers outside it, on 127.0.0.1 too, are out of reach. Nothing forks on the
-    way, so the process started is the command itself. Process ids, files and the user are those of the outside, where
-    it can be seen and killed as ever; inside, the user looks like root.
+    The loopback is the namespace's own: servers outside it, on 127.0.0.1 too, are out of reach.
+    Nothing forks on the way, so the process started is the command itself. Process ids, files and
+    the user are those of the outside, where it can be seen and killed as ever; inside, the user
+    looks like root.
     """
-    return ["unshare", "--user", "--map-root-user", "--net", sys.executable, str(Path(__file__).resolve()), *command]
+    return [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--net",
+        sys.executable,
+        str(Path(__file__).resolve()),
+        *command,
+    ]
 
 
 @functools.cache
@@ -36,7 +47,10 @@ def namespaces_allowed() -> bool:
 
 
 def raise_loopback() -> None:
-    """Switches the interface `lo` on; OSError where that is not allowed. `ip link set lo up` without the tool."""
+    """Switches the interface `lo` on; OSError where that is not allowed.
+
+    `ip link set lo up` without the tool.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, SET_FLAGS, struct.pack("16sh14x", b"lo", UP_AND_RUNNING))
 

@@ -1,4 +1,6 @@
-"""The intervals of many samples at once, for simulations; a test holds each against the library's of one sample."""
+"""The intervals of many samples at once, for simulations;
+a test holds each against the library's of one sample.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,15 @@ CHUNK = 200  # samples whose resamples are in memory together
 
 
 def score_intervals(gained: NDArray, lost: NDArray, n: int) -> tuple[NDArray, NDArray]:
-    """Tango's 95 % bounds of as many tables, by bisection: where the score test just does not reject."""
+    """Tango's 95 % bounds of as many tables, by bisection:
+    where the score test just does not reject.
+    """
     tables, place = np.unique(np.stack([gained, lost], axis=1), axis=0, return_inverse=True)
     gained, lost = tables[:, 0], tables[:, 1]
     estimate = (gained - lost) / n
-    bounds = [_bisect(estimate, np.full(estimate.shape, far), gained, lost, n) for far in (-1.0, 1.0)]
+    bounds = [
+        _bisect(estimate, np.full(estimate.shape, far), gained, lost, n) for far in (-1.0, 1.0)
+    ]
     return bounds[0][place], bounds[1][place]
 
 
@@ -40,14 +46,20 @@ def _bisect(inside: NDArray, outside: NDArray, gained: NDArray, lost: NDArray, n
 
 
 def score_deviation(gained: NDArray, lost: NDArray, n: int, value: NDArray | float) -> NDArray:
-    """Standard deviation of gained - lost if the true difference is `value` (Tango 1998, equation 3)."""
+    """Standard deviation of gained - lost if the true difference is `value` (Tango 1998,
+    equation 3).
+    """
     half = (gained + lost - (2 * n - gained + lost) * value) / 2
     losses = (half + np.sqrt(np.maximum(half**2 + 2 * n * lost * value * (1 - value), 0))) / (2 * n)
     return np.sqrt(np.maximum(n * (2 * losses + value * (1 - value)), 0))
 
 
-def ratio_intervals(numerators: NDArray, denominators: NDArray, seed: int) -> tuple[NDArray, NDArray]:
-    """BCa bounds of sum / sum with expanded levels; samples are rows, and all have the resamples of this seed."""
+def ratio_intervals(
+    numerators: NDArray, denominators: NDArray, seed: int
+) -> tuple[NDArray, NDArray]:
+    """BCa bounds of sum / sum with expanded levels; samples are rows,
+    and all have the resamples of this seed.
+    """
     counts = _resamples(bootstrap.RESAMPLES, numerators.shape[1], seed)
     parts = [
         _ratio_bounds(counts, numerators[i : i + CHUNK], denominators[i : i + CHUNK])
@@ -64,7 +76,9 @@ def _resamples(number: int, units: int, seed: int) -> NDArray:
     return np.stack([np.bincount(row, minlength=units) for row in drawn]).astype(float)
 
 
-def _ratio_bounds(counts: NDArray, numerators: NDArray, denominators: NDArray) -> tuple[NDArray, NDArray]:
+def _ratio_bounds(
+    counts: NDArray, numerators: NDArray, denominators: NDArray
+) -> tuple[NDArray, NDArray]:
     units = numerators.shape[1]
     estimate = numerators.sum(axis=1) / denominators.sum(axis=1)
     resampled = np.sort((numerators @ counts.T) / (denominators @ counts.T), axis=1)
@@ -73,7 +87,9 @@ def _ratio_bounds(counts: NDArray, numerators: NDArray, denominators: NDArray) -
     left = left / (denominators.sum(axis=1, keepdims=True) - denominators)
     pull = left.mean(axis=1, keepdims=True) - left
     acceleration = np.sum(pull**3, axis=1) / (6 * np.sum(pull**2, axis=1) ** 1.5)
-    return tuple(_quantile(resampled, _level(level, units, bias, acceleration)) for level in (0.025, 0.975))
+    return tuple(
+        _quantile(resampled, _level(level, units, bias, acceleration)) for level in (0.025, 0.975)
+    )
 
 
 def _level(level: float, units: int, bias: NDArray, acceleration: NDArray) -> NDArray:
@@ -85,5 +101,7 @@ def _level(level: float, units: int, bias: NDArray, acceleration: NDArray) -> ND
 def _quantile(rows: NDArray, shares: NDArray) -> NDArray:
     place = shares * (rows.shape[1] - 1)
     below = np.floor(place).astype(int)
-    pairs = np.take_along_axis(rows, np.stack([below, np.minimum(below + 1, rows.shape[1] - 1)], axis=1), axis=1)
+    pairs = np.take_along_axis(
+        rows, np.stack([below, np.minimum(below + 1, rows.shape[1] - 1)], axis=1), axis=1
+    )
     return pairs[:, 0] + (place - below) * (pairs[:, 1] - pairs[:, 0])

@@ -19,7 +19,9 @@ SMALLEST_Z, LARGEST_Z = 0.05, 8.0  # as in statistics.binary_retention_p
 
 @dataclass(frozen=True)
 class Planned:
-    """A task of 0 and 1: items, the base's expected score, chance, and the share of answers that flip."""
+    """A task of 0 and 1: items, the base's expected score, chance,
+    and the share of answers that flip.
+    """
 
     n: int
     score: float
@@ -29,7 +31,9 @@ class Planned:
 
 @dataclass(frozen=True)
 class Draws:
-    """Tables of one task: items that became right, that became wrong, and that the base has right."""
+    """Tables of one task: items that became right, that became wrong,
+    and that the base has right.
+    """
 
     n: int
     chance: float
@@ -47,7 +51,9 @@ class Draws:
 
     def p_values(self, margins: Verdict) -> NDArray:
         """Of "the loss is the margin or more, or too little is kept"."""
-        within = many.score_p_values(self.gained, self.lost, self.n, margins.task_margin_points / 100)
+        within = many.score_p_values(
+            self.gained, self.lost, self.n, margins.task_margin_points / 100
+        )
         return np.maximum(within, self.retention_p(margins.retention))
 
     def retention_p(self, retained: float) -> NDArray:
@@ -69,7 +75,10 @@ class Draws:
             middle = (inside + outside) / 2
             deviation = many.score_deviation(self.gained, self.lost, self.n, middle)
             rejected = self.gained - self.lost - self.n * middle > z * deviation
-            inside, outside = np.where(rejected, inside, middle), np.where(rejected, middle, outside)
+            inside, outside = (
+                np.where(rejected, inside, middle),
+                np.where(rejected, middle, outside),
+            )
         return estimate - (inside + outside) / 2
 
     def _wilson_below(self, z: NDArray) -> NDArray:
@@ -81,8 +90,8 @@ class Draws:
 def shipped(tasks: Mapping[str, Draws], margins: Verdict) -> NDArray:
     """Whether each draw ships: Holm over the tasks, and the suite's own test.
 
-    With planned looks only the last one is counted, by its stricter bound. An early look ships a few
-    more.
+    With planned looks only the last one is counted, by its stricter bound. An early look ships a
+    few more.
     """
     allowed = _last_level(margins.looks)
     ps = np.sort([one.p_values(margins) for one in tasks.values()], axis=0)

@@ -1,4 +1,6 @@
-"""Tango's score test of a paired difference, with the likelihood maximised on a grid instead of by his formula."""
+"""Tango's score test of a paired difference,
+with the likelihood maximised on a grid instead of by his formula.
+"""
 
 import math
 
@@ -7,7 +9,9 @@ from scipy.stats import norm
 
 
 def rejects(difference: float, gained: int, lost: int, n: int) -> bool:
-    """Whether n pairs, of which some became right and some wrong, contradict a true difference at 5 %."""
+    """Whether n pairs, of which some became right and some wrong,
+    contradict a true difference at 5 %.
+    """
     lowest = max(0.0, -difference)
     losses = np.linspace(lowest, (1 - difference) / 2, 40001)[1:-1]
     gains, rest = losses + difference, 1 - 2 * losses - difference
@@ -17,7 +21,9 @@ def rejects(difference: float, gained: int, lost: int, n: int) -> bool:
     return bool(abs(gained - lost - n * difference) > norm.ppf(0.975) * deviation)
 
 
-def assert_interval(low: float, high: float, gained: int, lost: int, n: int, within: float = 2e-3) -> None:
+def assert_interval(
+    low: float, high: float, gained: int, lost: int, n: int, within: float = 2e-3
+) -> None:
     """The bounds are where the test stops rejecting, to within `within`."""
     for bound, outward in ((low, -within), (high, within)):
         assert rejects(bound + outward, gained, lost, n), (bound, outward)

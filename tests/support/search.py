@@ -1,4 +1,6 @@
-"""GuideLLM's goodput search on a simulated server whose capacity differs from start to start and load to load."""
+"""GuideLLM's goodput search on a simulated server whose capacity differs from start to start and
+load to load.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,16 @@ def attainment(load: int, log_capacity: float) -> float:
 
 
 def search(
-    rng: np.random.Generator, log_capacity: float, noise: Noise, requests: int, tolerance: float = 0.1, most: int = 4096
+    rng: np.random.Generator,
+    log_capacity: float,
+    noise: Noise,
+    requests: int,
+    tolerance: float = 0.1,
+    most: int = 4096,
 ) -> tuple[int, int | None]:
-    """(highest load that passed, lowest that failed) of one server: doubles from 4, then halves the gap."""
+    """(highest load that passed, lowest that failed) of one server: doubles from 4,
+    then halves the gap.
+    """
     own, best, worst, load = log_capacity + noise.starts * rng.standard_normal(), 0, None, 4
     while load:
         share = attainment(load, own + noise.loads * rng.standard_normal())

@@ -1,4 +1,6 @@
-"""What the tests of the teaching engine share: serving many requests, and the reference's tokens."""
+"""What the tests of the teaching engine share: serving many requests,
+and the reference's tokens.
+"""
 
 import random
 from dataclasses import dataclass, field

@@ -1,4 +1,6 @@
-"""Surroundings that users have and that must not matter: a Service named vllm, a proxy, and no compiler."""
+"""Surroundings that users have and that must not matter: a Service named vllm, a proxy,
+and no compiler.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ import os
 import re
 from pathlib import Path
 
-SERVICE = {  # what Kubernetes tells every container beside a Service named vllm, and a level for another server
+# what Kubernetes tells every container beside a Service named vllm, and a level for another server
+SERVICE = {
     "VLLM_PORT": "tcp://172.30.12.7:8000",
     "VLLM_PORT_8000_TCP": "tcp://172.30.12.7:8000",
     "VLLM_SERVICE_HOST": "172.30.12.7",
@@ -18,7 +21,9 @@ COMPILER = re.compile(r"(.*-)?(cc|c\+\+|gcc|g\+\+|cpp|clang|clang\+\+|c\d\d)(-[\
 
 
 def hostile(folder: Path) -> dict[str, str]:
-    """The environment of this process, made hostile; `folder` is filled with links to all programs but compilers."""
+    """The environment of this process, made hostile;
+    `folder` is filled with links to all programs but compilers.
+    """
     link_programs(folder, os.environ["PATH"].split(os.pathsep))
     proxies = {name: NOBODY for proxy in PROXIES for name in (proxy, proxy.upper())}
     nothing = {"CC": "/nonexistent", "CXX": "/nonexistent", "PATH": str(folder)}

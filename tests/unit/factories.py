@@ -56,7 +56,13 @@ DISTRIBUTION_PROTOCOL = {
     "engine_version": "0.32.0",
 }
 PERFORMANCE_PROTOCOL = {
-    "performance": {"concurrency": [1, 4, 8], "prompt_tokens": 128, "output_tokens": 32, "seconds": 8.0, "repeats": 3},
+    "performance": {
+        "concurrency": [1, 4, 8],
+        "prompt_tokens": 128,
+        "output_tokens": 32,
+        "seconds": 8.0,
+        "repeats": 3,
+    },
     "engine_version": "0.32.0",
 }
 SUBJECT_GROUPS = ("humanities", "other", "social sciences", "stem")
@@ -81,7 +87,9 @@ class Traits:
 
 
 TRAITS = {
-    "base": Traits(269_060_552, 1.0, 1_912_602_624, (0, 0), (0, 0), 0.0, 10, 0.0, quantization=None),
+    "base": Traits(
+        269_060_552, 1.0, 1_912_602_624, (0, 0), (0, 0), 0.0, 10, 0.0, quantization=None
+    ),
     "w8a8-int8": Traits(
         160_421_888,
         1.35,
@@ -108,14 +116,24 @@ TRAITS = {
 
 
 def config() -> FlowConfig:
-    """The profile the sample belongs to, with margins and a price of its own: the tests are not about the profile's."""
-    margins = {"suite_margin_points": 3.0, "task_margin_points": 5.0, "perplexity_margin_percent": 3.0}
+    """The profile the sample belongs to, with margins and a price of its own:
+    the tests are not about the profile's.
+    """
+    margins = {
+        "suite_margin_points": 3.0,
+        "task_margin_points": 5.0,
+        "perplexity_margin_percent": 3.0,
+    }
     overrides = {f"verdict.{key}": value for key, value in margins.items()}
     return load_profile("cpu-smollm2", {**overrides, "deploy.hourly_price_usd": 0.08})
 
 
 def model(name: str = "base") -> Model:
-    return Model(name=name, sha256=hashlib.sha256(name.encode()).hexdigest(), size_bytes=TRAITS[name].size_bytes)
+    return Model(
+        name=name,
+        sha256=hashlib.sha256(name.encode()).hexdigest(),
+        size_bytes=TRAITS[name].size_bytes,
+    )
 
 
 def engine(name: str = "base") -> EngineFacts:
@@ -131,10 +149,15 @@ def engine(name: str = "base") -> EngineFacts:
 
 
 def question(i: int) -> dict:
-    """What a multiple-choice item carries beside its score: a question of one of four subjects, short or long."""
-    context = "A survey of 120 households in three districts was repeated in two later years. " * (i * 7 % 5)
+    """What a multiple-choice item carries beside its score:
+    a question of one of four subjects, short or long.
+    """
+    context = "A survey of 120 households in three districts was repeated in two later years. " * (
+        i * 7 % 5
+    )
     return {
-        "prompt": f"{context}Question {i}: which of the following is true?\nA. one\nB. two\nC. three\nD. four\nAnswer:",
+        "prompt": f"{context}Question {i}: which of the following is true?\nA. one\nB. two\nC. "
+        "three\nD. four\nAnswer:",
         "expected": "ABCD"[i % 4],
         "groups": {"subject group": SUBJECT_GROUPS[i // 2 % 4]},
     }
@@ -142,22 +165,41 @@ def question(i: int) -> dict:
 
 def analogy(i: int) -> dict:
     """The same for a word analogy."""
-    words = ("Athens is to Greece as Oslo is to", "Denmark is to krone as Japan is to", "boy is to girl as uncle is to")
-    return {"prompt": words[i % 3], "expected": "ABCD"[i % 4], "groups": {"category": CATEGORIES[i // 2 % 4]}}
+    words = (
+        "Athens is to Greece as Oslo is to",
+        "Denmark is to krone as Japan is to",
+        "boy is to girl as uncle is to",
+    )
+    return {
+        "prompt": words[i % 3],
+        "expected": "ABCD"[i % 4],
+        "groups": {"category": CATEGORIES[i // 2 % 4]},
+    }
 
 
 def choice_task(
-    n: int, correct: int, gained: int = 0, lost: int = 0, chance: float | None = 0.25, asks: Callable = question
+    n: int,
+    correct: int,
+    gained: int = 0,
+    lost: int = 0,
+    chance: float | None = 0.25,
+    asks: Callable = question,
 ) -> TaskAccuracy:
-    """A multiple-choice task: the first `correct` items are right, then `lost` of them flip and `gained` others."""
+    """A multiple-choice task: the first `correct` items are right,
+    then `lost` of them flip and `gained` others.
+    """
     right = np.arange(n) < correct
     right[:lost] = False
     right[correct : correct + gained] = True
     return scored_task(right, chance, asks)
 
 
-def scored_task(right: Sequence[bool], chance: float | None = 0.25, asks: Callable = question) -> TaskAccuracy:
-    """A multiple-choice task whose i-th item is right or wrong as given; a wrong answer is the next letter."""
+def scored_task(
+    right: Sequence[bool], chance: float | None = 0.25, asks: Callable = question
+) -> TaskAccuracy:
+    """A multiple-choice task whose i-th item is right or wrong as given;
+    a wrong answer is the next letter.
+    """
     n, share = len(right), float(np.mean(right))
     items = tuple(
         Item(id=str(i), answer="ABCD"[(i + (not value)) % 4], acc=float(value), **asks(i),
@@ -166,7 +208,10 @@ def scored_task(right: Sequence[bool], chance: float | None = 0.25, asks: Callab
     )  # fmt: skip
     stderr = math.sqrt(share * (1 - share) / (n - 1))
     return TaskAccuracy(
-        n=n, chance=chance, items=items, metrics={"acc": Metric(value=share, stderr=stderr, higher_is_better=True)}
+        n=n,
+        chance=chance,
+        items=items,
+        metrics={"acc": Metric(value=share, stderr=stderr, higher_is_better=True)},
     )
 
 
@@ -177,8 +222,17 @@ def text_task(documents: int = 50, loss: float = 0.0, seed: int = 0) -> TaskAccu
     sizes = np.round(words * rng.uniform(5.8, 6.4, documents))
     loglik = -words * (rng.normal(4.1, 0.25, documents) + loss * rng.uniform(0.6, 1.4, documents))
     items = tuple(
-        Item(id=str(i), answer=None, loglikelihood=log, words=w, bytes=b, bits_per_byte=-log / b / math.log(2))
-        for i, (log, w, b) in enumerate(zip(loglik.tolist(), words.tolist(), sizes.tolist(), strict=True))
+        Item(
+            id=str(i),
+            answer=None,
+            loglikelihood=log,
+            words=w,
+            bytes=b,
+            bits_per_byte=-log / b / math.log(2),
+        )
+        for i, (log, w, b) in enumerate(
+            zip(loglik.tolist(), words.tolist(), sizes.tolist(), strict=True)
+        )
     )
     per_byte = -loglik.sum() / sizes.sum()
     figures = {
@@ -186,7 +240,10 @@ def text_task(documents: int = 50, loss: float = 0.0, seed: int = 0) -> TaskAccu
         "byte_perplexity": math.exp(per_byte),
         "bits_per_byte": per_byte / math.log(2),
     }
-    metrics = {key: Metric(value=value, stderr=None, higher_is_better=False) for key, value in figures.items()}
+    metrics = {
+        key: Metric(value=value, stderr=None, higher_is_better=False)
+        for key, value in figures.items()
+    }
     return TaskAccuracy(n=documents, chance=None, metrics=metrics, items=items)
 
 
@@ -204,16 +261,25 @@ def accuracy_again() -> AccuracyResult:
     """Every second question of the base in other batches: three answers change."""
     settings = ACCURACY_PROTOCOL["accuracy"] | {"concurrency": 3, "batch_size": 20}
     again = accuracy("base", {**ACCURACY_PROTOCOL, "accuracy": settings, "items_per_task": 137})
-    tasks = {"mmlu_dev": choice_task(273, 78, 1, 1), "word_analogies": choice_task(336, 214, 1, 0, asks=analogy)}
-    return again.model_copy(update={"tasks": {name: every_second(task) for name, task in tasks.items()}})
+    tasks = {
+        "mmlu_dev": choice_task(273, 78, 1, 1),
+        "word_analogies": choice_task(336, 214, 1, 0, asks=analogy),
+    }
+    return again.model_copy(
+        update={"tasks": {name: every_second(task) for name, task in tasks.items()}}
+    )
 
 
 def every_second(task: TaskAccuracy) -> TaskAccuracy:
     return task.model_copy(update={"items": task.items[::2], "n": len(task.items[::2])})
 
 
-def distribution(name: str = "base", noise: float | None = None, protocol: dict | None = None) -> DistributionResult:
-    """Six documents of 40 tokens, the five likeliest of each: the base's logits and the candidate's noise on them."""
+def distribution(
+    name: str = "base", noise: float | None = None, protocol: dict | None = None
+) -> DistributionResult:
+    """Six documents of 40 tokens, the five likeliest of each:
+    the base's logits and the candidate's noise on them.
+    """
     logits = np.random.default_rng(11).normal(0, 2.5, (6, 39, VOCABULARY))
     tokens = np.random.default_rng(12).integers(0, VOCABULARY, (6, 40))
     noise = TRAITS[name].noise if noise is None else noise
@@ -223,11 +289,14 @@ def distribution(name: str = "base", noise: float | None = None, protocol: dict 
     likeliest = np.take_along_axis(logprobs, top, axis=-1)
     own = np.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
     documents = tuple(
-        TokenTops(id=str(i), tokens=row.tolist(), top_ids=ids.tolist(), top_logprobs=values.tolist(),
+        TokenTops(id=str(i), tokens=row.tolist(), top_ids=ids.tolist(),
+                  top_logprobs=values.tolist(),
                   own_logprobs=given.tolist())
         for i, (row, ids, values, given) in enumerate(zip(tokens, top, likeliest, own, strict=True))
     )  # fmt: skip
-    return DistributionResult(**_measurement(name, protocol or DISTRIBUTION_PROTOCOL), k=5, documents=documents)
+    return DistributionResult(
+        **_measurement(name, protocol or DISTRIBUTION_PROTOCOL), k=5, documents=documents
+    )
 
 
 def distribution_again() -> DistributionResult:
@@ -284,12 +353,16 @@ def performance(
             for c in (1, 4, 8)
         )
     return PerformanceResult(
-        **_measurement(name, protocol or PERFORMANCE_PROTOCOL), points=points, capacity=capacity(name)
+        **_measurement(name, protocol or PERFORMANCE_PROTOCOL),
+        points=points,
+        capacity=capacity(name),
     )
 
 
 def throughput(name: str, concurrency: int) -> float:
-    """Output tokens/s of a model of the sample: the base's saturates, the candidates gain a little less under load."""
+    """Output tokens/s of a model of the sample: the base's saturates,
+    the candidates gain a little less under load.
+    """
     base = 247 * concurrency / (concurrency + 4.8)
     return base * TRAITS[name].speedup * (1 - 0.004 * concurrency * (name != "base"))
 
@@ -354,12 +427,16 @@ def compression(name: str = "w8a8-int8") -> CompressionResult:
 
 def base() -> BaseResults:
     """All results of the base, its second measurement among them."""
-    return BaseResults(accuracy(), performance(), accuracy_again(), distribution(), distribution_again())
+    return BaseResults(
+        accuracy(), performance(), accuracy_again(), distribution(), distribution_again()
+    )
 
 
 def candidate(name: str = "w8a8-int8") -> CandidateResults:
     """All results of one candidate."""
-    return CandidateResults(compression(name), accuracy(name), performance(name), distribution(name))
+    return CandidateResults(
+        compression(name), accuracy(name), performance(name), distribution(name)
+    )
 
 
 @functools.cache
@@ -369,8 +446,14 @@ def sample_comparison() -> Comparison:
 
 
 def compare_int8(**replaced) -> CandidateComparison:
-    """w8a8-int8 against the base, with some results replaced: `accuracy=` is its own, `base_accuracy=` the base's."""
-    ours = {key.removeprefix("base_"): value for key, value in replaced.items() if key.startswith("base_")}
+    """w8a8-int8 against the base, with some results replaced: `accuracy=` is its own,
+    `base_accuracy=` the base's.
+    """
+    ours = {
+        key.removeprefix("base_"): value
+        for key, value in replaced.items()
+        if key.startswith("base_")
+    }
     theirs = {key: value for key, value in replaced.items() if not key.startswith("base_")}
     sides = dataclasses.replace(base(), **ours), [dataclasses.replace(candidate(), **theirs)]
     return compare(config(), *sides).candidates[0]
@@ -386,6 +469,7 @@ def tiny_config(**changes) -> LlamaConfig:
     from transformers import LlamaConfig
 
     return LlamaConfig(**{
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": 128, "tie_word_embeddings": True, **changes,
     })  # fmt: skip

@@ -15,7 +15,8 @@ SPEC.loader.exec_module(architecture)
 SOURCES = {
     "cli.py": "from model_serve_flow.run import runner",
     "run/__init__.py": "",
-    "run/runner.py": "import os\n\ndef run():\n    from model_serve_flow.flow.flow.profile import load",
+    "run/runner.py": "import os\n\ndef run():\n    from model_serve_flow.flow.flow.profile import "
+    "load",
     "flow/profile.py": "import model_serve_flow.system.files\nimport model_serve_flow.errors",
     "system/files.py": "from model_serve_flow.errors import FlowError",
     "errors.py": "class FlowError(Exception): ...",

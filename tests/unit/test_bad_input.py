@@ -1,4 +1,6 @@
-"""Results and profiles that are damaged in one known way: each is refused, by file, field and reason."""
+"""Results and profiles that are damaged in one known way: each is refused, by file,
+field and reason.
+"""
 
 import json
 import math

@@ -30,7 +30,9 @@ def test_a_canary_in_the_environment_is_no_find_and_the_watch_saw_the_process():
     code = "import time; print('ready', flush=True); time.sleep(30)"
     with (
         ProcessWatch(CANARY, 0.05) as watch,
-        subprocess.Popen([sys.executable, "-c", code], env={"KEY": CANARY}, stdout=subprocess.PIPE) as child,
+        subprocess.Popen(
+            [sys.executable, "-c", code], env={"KEY": CANARY}, stdout=subprocess.PIPE
+        ) as child,
     ):
         child.stdout.readline()
         before = watch.samples
@@ -59,9 +61,15 @@ def test_a_watch_that_fails_is_no_clean_run(monkeypatch):
         json.dumps({"cell": json.dumps({"key": CANARY})}),
         urllib.parse.urlencode({"key": CANARY}),
         urllib.parse.quote(f"/{CANARY}/"),
-        *(base64.b64encode(("x" * before + CANARY + "behind").encode()).decode() for before in range(6)),
+        *(
+            base64.b64encode(("x" * before + CANARY + "behind").encode()).decode()
+            for before in range(6)
+        ),
         *(base64.b64encode(("x" * before + CANARY).encode()).decode() for before in range(3)),
-        *(base64.urlsafe_b64encode(("x" * before + CANARY + "?>").encode()).decode() for before in range(3)),
+        *(
+            base64.urlsafe_b64encode(("x" * before + CANARY + "?>").encode()).decode()
+            for before in range(3)
+        ),
     ],
 )
 def test_every_form_of_the_canary_is_found(tmp_path, content):

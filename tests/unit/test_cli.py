@@ -68,7 +68,9 @@ def test_unknown_option_is_status_2(invoke):
 
 def test_gpu_profile_without_gpu_stops_before_anything_is_built(invoke, monkeypatch, tmp_path):
     monkeypatch.setattr(hardware, "find_gpus", lambda: ((), "no NVIDIA driver is installed"))
-    monkeypatch.setattr(runner.environments, "_build", lambda *_: pytest.fail("an environment was built"))
+    monkeypatch.setattr(
+        runner.environments, "_build", lambda *_: pytest.fail("an environment was built")
+    )
     result = invoke("run", "--profile", "gpu-llama-3.1-8b")
     assert result.exit_code == 1
     assert "no NVIDIA driver is installed" in result.stderr
@@ -82,7 +84,9 @@ def test_options_reach_the_runner(invoke, monkeypatch):
         raise FlowError("stop here", "and do this")
 
     monkeypatch.setattr(runner, "run", run)
-    result = invoke("run", "--profile", "ci", "--only", "01, 02", "--from", "01", "--force", "--set", "seed=3")
+    result = invoke(
+        "run", "--profile", "ci", "--only", "01, 02", "--from", "01", "--force", "--set", "seed=3"
+    )
     assert calls == [("ci", {"seed": 3}, ["01", "02"], "01", True)]
     assert result.stderr.splitlines() == ["stop here", "and do this"]
 
@@ -93,11 +97,16 @@ def reported(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "run", lambda *_: None)
     session = runner._Session(Flow.open("cpu-smollm2", {}, tmp_path), environments.ensure)
     (step,), space = select(["06"]), session.flow.workspace
-    for path in [*expand(step.inputs, session.flow.config), *expand(step.outputs, session.flow.config)]:
+    for path in [
+        *expand(step.inputs, session.flow.config),
+        *expand(step.outputs, session.flow.config),
+    ]:
         write_text(space.root / path, path)
     write_json(space.report / "comparison.json", factories.sample_comparison())
     outputs = {path: session.digest(path) for path in expand(step.outputs, session.flow.config)}
-    update_manifest(space, steps={step.module: {"fingerprint": session.fingerprint(step), "outputs": outputs}})
+    update_manifest(
+        space, steps={step.module: {"fingerprint": session.fingerprint(step), "outputs": outputs}}
+    )
     return space
 
 
@@ -108,7 +117,9 @@ def test_a_run_of_any_part_ends_with_the_verdicts_and_the_report(invoke, reporte
     assert shown.splitlines()[-1] == f"Report: {reported.report / 'report.html'}"
 
 
-@pytest.mark.parametrize("change", ["a result", "no result", "the report", "the profile", "nothing was run"])
+@pytest.mark.parametrize(
+    "change", ["a result", "no result", "the report", "the profile", "nothing was run"]
+)
 def test_a_report_that_is_not_of_the_present_results_is_not_shown(invoke, reported, change):
     result = reported.results("base") / "accuracy.json"
     if change == "a result":
@@ -137,17 +148,25 @@ def test_doctor_shows_machine_and_checks(invoke):
     assert "cores" in result.output
     assert "free port" in result.output
     said = " ".join(result.output.split())
-    assert re.search(r"Load average \d+\.\d on \d+ cores; over 2 s other programs used \d+% of the CPU and", said)
+    assert re.search(
+        r"Load average \d+\.\d on \d+ cores; over 2 s other programs used \d+% of the CPU and", said
+    )
     assert "accuracy stays the same" in said or "quiet enough" in said
 
 
 def gpu_machine(memory_gib, tmp_path):
-    gpu = Gpu(name="NVIDIA L40S", memory_bytes=memory_gib * GIB, driver="580", compute_capability="8.9")
+    gpu = Gpu(
+        name="NVIDIA L40S", memory_bytes=memory_gib * GIB, driver="580", compute_capability="8.9"
+    )
     room = {"memory_available_bytes": 200 * GIB, "disk_free_bytes": 500 * GIB}
-    return inspect_machine(tmp_path).model_copy(update={"gpus": (gpu,), "gpu_problem": None, **room})
+    return inspect_machine(tmp_path).model_copy(
+        update={"gpus": (gpu,), "gpu_problem": None, **room}
+    )
 
 
-def test_doctor_names_the_gpu_profile_where_it_fits_and_no_default_downloads_it(invoke, monkeypatch, tmp_path):
+def test_doctor_names_the_gpu_profile_where_it_fits_and_no_default_downloads_it(
+    invoke, monkeypatch, tmp_path
+):
     monkeypatch.setattr(hardware, "inspect_machine", lambda _: gpu_machine(46, tmp_path))
     shown = invoke("doctor").output
     assert "GPU (NVIDIA L40S) and fits the profile gpu-llama-3.1-8b" in shown
@@ -158,7 +177,12 @@ def test_doctor_names_the_gpu_profile_where_it_fits_and_no_default_downloads_it(
 
 def test_doctor_names_no_profile_for_a_gpu_that_is_too_small(tmp_path):
     assert cli.gpu_note(Flow.open("ci", {}, tmp_path), gpu_machine(16, tmp_path)) == ""
-    assert cli.gpu_note(Flow.open("ci", {}, tmp_path), inspect_machine(tmp_path).model_copy(update={"gpus": ()})) == ""
+    assert (
+        cli.gpu_note(
+            Flow.open("ci", {}, tmp_path), inspect_machine(tmp_path).model_copy(update={"gpus": ()})
+        )
+        == ""
+    )
 
 
 def test_lab_asks_nothing_of_any_host(invoke, monkeypatch):
@@ -170,9 +194,15 @@ def test_lab_asks_nothing_of_any_host(invoke, monkeypatch):
     assert result.exit_code == 0, result.output
     *built, (path, argv) = calls
     assert built == [(name, "cpu") for name in environments.NAMES]
-    assert path == argv[0] == str(environments.environment("notebook").python) and argv[1:3] == ["-m", "jupyterlab"]
+    assert path == argv[0] == str(environments.environment("notebook").python) and argv[1:3] == [
+        "-m",
+        "jupyterlab",
+    ]
     assert "--LabApp.news_url=None" in argv
-    assert "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate" in argv
+    assert (
+        "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate"
+        in argv
+    )
     assert "--LabApp.extension_manager=readonly" in argv
     assert argv[-2:] == ["--no-browser", "--port=8890"]
     assert environ["OMP_WAIT_POLICY"] == "passive"

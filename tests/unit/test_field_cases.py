@@ -31,9 +31,9 @@ def save_model(folder: Path, shards: int = 1) -> Path:
     model.save_pretrained(folder, max_shard_size="10GB" if shards == 1 else size // shards + 100)
     from tokenizers import Tokenizer, models
 
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))).save_pretrained(
-        folder
-    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    ).save_pretrained(folder)
     return folder
 
 
@@ -43,7 +43,9 @@ def save_model(folder: Path, shards: int = 1) -> Path:
 def test_a_second_copy_of_the_weights_is_neither_counted_nor_copied(tmp_path):
     model = save_model(tmp_path / "model", shards=2)
     size = describe_model("base", model).size_bytes
-    (model / "consolidated.safetensors").write_bytes((sorted(model.glob("model-*"))[0]).read_bytes())
+    (model / "consolidated.safetensors").write_bytes(
+        (sorted(model.glob("model-*"))[0]).read_bytes()
+    )
     assert describe_model("base", model).size_bytes == size
     copied = resolve_checkpoint(str(model), None, tmp_path / "base")
     assert not (copied / "consolidated.safetensors").exists()
@@ -93,7 +95,10 @@ def test_an_entry_that_names_no_layer_is_refused_with_one_that_does():
 def test_rows_with_an_empty_system_turn_parts_and_tool_calls_are_used():
     row = [
         {"role": "system", "content": ""},
-        {"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "2 + 2?"}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "2 + 2?"}],
+        },
         {"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]},
         {"role": "tool", "content": "4"},
     ]
@@ -114,7 +119,9 @@ def test_a_row_that_the_chat_template_refuses_is_named():
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    )
     tokenizer.chat_template = "{{ raise_exception('a system turn is needed') }}"
     with pytest.raises(FlowError, match=r"a system turn is needed.*The row: .*hello"):
         _text([{"role": "user", "content": "hello"}], tokenizer)
@@ -127,12 +134,19 @@ def test_paths_are_relative_to_the_profile_wherever_one_works(tmp_path, monkeypa
     mine, models = tmp_path / "mine", tmp_path / "mine" / "models" / "llama"
     models.mkdir(parents=True)
     (mine / "base.yaml").write_text("extends: ci\nname: mine-base\nseed: 5\n")
-    candidates = "[{name: a, source: ./models/llama}, {name: b, source: models/llama}, {name: c, source: org/model}]"
+    candidates = (
+        "[{name: a, source: ./models/llama}, {name: b, source: models/llama}, {name: c, source: "
+        "org/model}]"
+    )
     (mine / "my.yaml").write_text(f"extends: base.yaml\nname: mine\ncandidates: {candidates}\n")
     for folder in (tmp_path, mine, Path("/")):
         monkeypatch.chdir(folder)
         config = load_profile(str(mine / "my.yaml"))
-        assert [candidate.source for candidate in config.candidates] == [str(models), str(models), "org/model"]
+        assert [candidate.source for candidate in config.candidates] == [
+            str(models),
+            str(models),
+            "org/model",
+        ]
         assert config.seed == 5
 
 
@@ -140,7 +154,11 @@ def test_paths_are_relative_to_the_profile_wherever_one_works(tmp_path, monkeypa
 
 
 def test_a_terminal_that_is_not_utf_8_shows_what_it_can(tmp_path):
-    variables = {**os.environ, "PYTHONIOENCODING": "latin-1", "MODEL_SERVE_FLOW_ARTIFACTS": str(tmp_path)}
+    variables = {
+        **os.environ,
+        "PYTHONIOENCODING": "latin-1",
+        "MODEL_SERVE_FLOW_ARTIFACTS": str(tmp_path),
+    }
     command = [sys.executable, "-m", "model_serve_flow.cli", "plan", "--profile", "nicht-da-東京"]
     done = subprocess.run(command, env=variables, capture_output=True, check=False)
     assert done.returncode == 1 and b"Unknown profile 'nicht-da-??'" in done.stderr, done.stderr

@@ -8,7 +8,9 @@ import psutil
 import pytest
 from support.isolation import isolated, namespaces_allowed
 
-pytestmark = pytest.mark.skipif(not namespaces_allowed(), reason="this machine allows no user namespaces")
+pytestmark = pytest.mark.skipif(
+    not namespaces_allowed(), reason="this machine allows no user namespaces"
+)
 
 REACH = """
 import json, socket, sys
@@ -30,7 +32,7 @@ print(json.dumps({
     "a datagram": outcome(lambda: socket.socket(type=socket.SOCK_DGRAM).connect(("192.0.2.1", 53))),
     "a name": outcome(lambda: socket.getaddrinfo("example.org", 443) and None),
 }))
-"""
+"""  # noqa: E501
 
 
 def test_nothing_but_its_own_loopback_can_be_reached():
@@ -71,5 +73,7 @@ def test_files_of_the_user_are_read_and_written_as_outside(tmp_path):
 
 
 def test_exit_status_and_output_are_those_of_the_command():
-    done = subprocess.run(isolated(["sh", "-c", "echo out; exit 7"]), capture_output=True, text=True)
+    done = subprocess.run(
+        isolated(["sh", "-c", "echo out; exit 7"]), capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (7, "out\n")

@@ -1,4 +1,6 @@
-"""Every command that a message, a notebook or a document names can be typed as it is written there."""
+"""Every command that a message, a notebook or a document names can be typed as it is written
+there.
+"""
 
 import ast
 import itertools
@@ -61,10 +63,19 @@ def python_texts(source):
             inner.add(id(node.value))
         elif isinstance(node, ast.JoinedStr):
             inner |= {id(part) for part in node.values}
-            yield node.lineno, "".join(p.value if isinstance(p, ast.Constant) else GAP for p in node.values)
-        elif isinstance(node, ast.List) and getattr(next(iter(node.elts), None), "value", "") == "model-serve-flow":
+            yield (
+                node.lineno,
+                "".join(p.value if isinstance(p, ast.Constant) else GAP for p in node.values),
+            )
+        elif (
+            isinstance(node, ast.List)
+            and getattr(next(iter(node.elts), None), "value", "") == "model-serve-flow"
+        ):
             words = [part for part in node.elts if not isinstance(part, ast.Starred)]
-            yield node.lineno, " ".join(part.value if isinstance(part, ast.Constant) else GAP for part in words)
+            yield (
+                node.lineno,
+                " ".join(part.value if isinstance(part, ast.Constant) else GAP for part in words),
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
 
@@ -75,12 +86,19 @@ def markdown_texts(text):
         first = text.count("\n", 0, block.start(1)) + 1
         yield from enumerate((re.split(r"\s#", line)[0] for line in block[1].splitlines()), first)
     spans = FENCE.sub(lambda block: "\n" * block[0].count("\n"), text)
-    yield from ((spans.count("\n", 0, span.start()) + 1, " ".join(span[1].split())) for span in SPAN.finditer(spans))
+    yield from (
+        (spans.count("\n", 0, span.start()) + 1, " ".join(span[1].split()))
+        for span in SPAN.finditer(spans)
+    )
 
 
 def texts():
     """(place, text, whether all of it is code) of all that the project says."""
-    for path in [*ROOT.glob("src/**/*.py"), *ROOT.glob("examples/**/*.py"), *ROOT.glob("docs/**/*.py")]:
+    for path in [
+        *ROOT.glob("src/**/*.py"),
+        *ROOT.glob("examples/**/*.py"),
+        *ROOT.glob("docs/**/*.py"),
+    ]:
         for line, text in python_texts(path.read_text()):
             yield f"{path.relative_to(ROOT)}:{line}", text, False
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]:
@@ -96,7 +114,9 @@ def texts():
 
 
 def takes_value(command, option):
-    known = {name: not part.is_flag for part in cli.main.commands[command].params for name in part.opts}
+    known = {
+        name: not part.is_flag for part in cli.main.commands[command].params for name in part.opts
+    }
     return known.get(option, False)
 
 
@@ -129,10 +149,16 @@ TARGETS = [command for command in found(MAKE) if command.words[0] not in NO_TARG
 
 def test_commands_are_found_in_messages_documents_and_notebooks():
     shown = {str(command) for command in FLOW}
-    assert {"run", "doctor", "report", "mirror --to _", "run --profile _"} <= shown  # whole texts, f-strings, lists
-    assert any("deploy.override_reason=Internal demo" in line for line in shown)  # a block of a document
-    assert "06_Comparison.ipynb, next" in {place for place, text, _ in texts() if PROGRAM.search(text)}
-    assert {"demo", "test", "lock", "bootstrap", "audit"} <= {command.words[0] for command in TARGETS}
+    # whole texts, f-strings, lists
+    assert {"run", "doctor", "report", "mirror --to _", "run --profile _"} <= shown
+    # a block of a document
+    assert any("deploy.override_reason=Internal demo" in line for line in shown)
+    assert "06_Comparison.ipynb, next" in {
+        place for place, text, _ in texts() if PROGRAM.search(text)
+    }
+    assert {"demo", "test", "lock", "bootstrap", "audit"} <= {
+        command.words[0] for command in TARGETS
+    }
 
 
 @pytest.fixture
@@ -162,7 +188,8 @@ def started(monkeypatch, tmp_path):
 def test_the_program_understands_every_command(started, command):
     words = [PLACES.get(word, word) for word in command.words]
     filled = [
-        word.replace(GAP, "ci" if before == "--profile" else "1") for before, word in itertools.pairwise(["", *words])
+        word.replace(GAP, "ci" if before == "--profile" else "1")
+        for before, word in itertools.pairwise(["", *words])
     ]
     outcome = CliRunner().invoke(cli.main, filled)
     verdicts = EXIT_CODES.values() if command.words[0] == "compare" else (0,)
@@ -179,7 +206,12 @@ def test_make_knows_every_target(command):
 
 def test_every_key_that_a_message_sets_is_one_of_the_profile():
     keys = {key for _, text, _ in texts() for key in re.findall(r"--set ([a-z_.]+)=", text)}
-    assert {"deploy.candidate", "deploy.override_reason", "engine.startup_seconds", "performance.seconds"} <= keys
+    assert {
+        "deploy.candidate",
+        "deploy.override_reason",
+        "engine.startup_seconds",
+        "performance.seconds",
+    } <= keys
     for key in keys:
         try:
             load_profile("ci", {key: 1})
@@ -195,7 +227,8 @@ def messages():
 
 
 MORE_THAN_A_RERUN = re.compile(
-    r"--force|model-serve-flow run (?!--profile|--set)--|[Dd]elete it|[Rr]un (0\d|0\d_\w+)\b|\b0\d again"
+    r"--force|model-serve-flow run (?!--profile|--set)--|[Dd]elete it|[Rr]un (0\d|0\d_\w+)\b|\b0\d "
+    r"again"
 )
 
 
@@ -222,5 +255,11 @@ def test_a_command_ends_where_the_sentence_goes_on(text, words):
 
 
 def test_a_command_that_does_not_exist_is_refused(started):
-    for words in (["run", "--form", "03"], ["run", "--only", "12"], ["mirror"], ["compare"], ["plan", "--set", "x=1"]):
+    for words in (
+        ["run", "--form", "03"],
+        ["run", "--only", "12"],
+        ["mirror"],
+        ["compare"],
+        ["plan", "--set", "x=1"],
+    ):
         assert CliRunner().invoke(cli.main, words).exit_code != 0, words

@@ -47,7 +47,12 @@ PARAMETERS = (
     "overrides = {}\nartifacts = None"
 )
 PYTHONS = {"cpu": ("3.11", "3.12", "3.13"), "gpu": ("3.12",)}
-PLATFORM = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"}
+PLATFORM = {
+    "sys_platform": "linux",
+    "platform_system": "Linux",
+    "platform_machine": "x86_64",
+    "os_name": "posix",
+}
 
 module = pytest.mark.parametrize("module", ENVIRONMENTS)
 lock = pytest.mark.parametrize(
@@ -67,7 +72,10 @@ def notebook_path(name):
 
 def locked(environment, device, python):
     """name -> version that the lock installs on x86-64 Linux."""
-    files = [LOCKS / environment / f"{device}.txt", *([LOCKS / environment / TORCH] if device == "cpu" else [])]
+    files = [
+        LOCKS / environment / f"{device}.txt",
+        *([LOCKS / environment / TORCH] if device == "cpu" else []),
+    ]
     variables = {
         **PLATFORM,
         "python_version": python,
@@ -76,7 +84,11 @@ def locked(environment, device, python):
     }
     variables |= {"implementation_name": "cpython"}
     wanted = [pin.requirement for file in files for pin in lockfiles.read(file)]
-    return {r.name: str(r.specifier)[2:] for r in wanted if r.marker is None or r.marker.evaluate(variables)}
+    return {
+        r.name: str(r.specifier)[2:]
+        for r in wanted
+        if r.marker is None or r.marker.evaluate(variables)
+    }
 
 
 @module
@@ -87,7 +99,9 @@ def test_module_is_whole(module):
 
 
 def test_there_are_no_other_modules():
-    assert sorted(path.parent.name for path in EXAMPLE.glob("*/pyproject.toml")) == sorted(ENVIRONMENTS)
+    assert sorted(path.parent.name for path in EXAMPLE.glob("*/pyproject.toml")) == sorted(
+        ENVIRONMENTS
+    )
 
 
 @module
@@ -95,12 +109,16 @@ def test_there_are_no_other_modules():
 def test_pins_agree_with_the_lock(module, device):
     document = pyproject(module)
     assert document["tool"]["model-serve-flow"]["environment"] == ENVIRONMENTS[module]
-    listed = document["project"]["dependencies"] + document["project"]["optional-dependencies"][device]
+    listed = (
+        document["project"]["dependencies"] + document["project"]["optional-dependencies"][device]
+    )
     assert listed[0] == "model-serve-flow @ {root:parent:parent:parent:uri}"
     for python in PYTHONS[device]:
         versions = locked(ENVIRONMENTS[module], device, python)
         for requirement in map(Requirement, listed[1:]):
-            assert str(requirement.specifier) == f"=={versions[requirement.name]}", f"{requirement} ({python})"
+            assert str(requirement.specifier) == f"=={versions[requirement.name]}", (
+                f"{requirement} ({python})"
+            )
 
 
 @pytest.mark.parametrize("environment", NAMED_TOOLS)
@@ -146,15 +164,24 @@ def test_every_pin_has_hashes_but_for_the_cpu_build_of_torch(path):
 
 def test_what_builds_the_library_is_locked():
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    assert {*needed, "editables", "setuptools"} <= {pin.name for pin in lockfiles.read(LOCKS / "build.txt")}
+    assert {*needed, "editables", "setuptools"} <= {
+        pin.name for pin in lockfiles.read(LOCKS / "build.txt")
+    }
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_make_installs_its_tools_with_the_hashes_of_the_lock(device, tmp_path):
     """The awk line of the Makefile takes whole entries out of the lock."""
-    (recipe,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("\t@awk")]
+    (recipe,) = [
+        line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("\t@awk")
+    ]
     path = LOCKS / "notebook" / f"{device}.txt"
-    command = recipe.strip("\t@").replace("$$", "$").replace("$(LOCK)", str(path)).replace("$(TOOLS)", str(tmp_path))
+    command = (
+        recipe.strip("\t@")
+        .replace("$$", "$")
+        .replace("$(LOCK)", str(path))
+        .replace("$(TOOLS)", str(tmp_path))
+    )
     subprocess.run(["sh", "-c", command], check=True)
     taken = [pin for pin in lockfiles.read(path) if pin.name in ("packaging", "uv")]
     assert len(taken) == 2 and lockfiles.read(tmp_path / "lock.txt") == taken
@@ -162,7 +189,10 @@ def test_make_installs_its_tools_with_the_hashes_of_the_lock(device, tmp_path):
 
 @pytest.mark.parametrize("environment", NAMED_TOOLS)
 def test_cpu_locks_leave_out_what_stops_the_server(environment):
-    assert not {"torchvision", "torchaudio", "torchcodec", "triton"} & locked(environment, "cpu", "3.11").keys()
+    assert (
+        not {"torchvision", "torchaudio", "torchcodec", "triton"}
+        & locked(environment, "cpu", "3.11").keys()
+    )
 
 
 @module

@@ -19,8 +19,10 @@ from model_serve_flow.system.hardware import Machine, inspect_machine
 from model_serve_flow.system.sizes import gib
 
 __all__ = [
-    "Flow", "check", "checks_table", "estimate", "gib", "in_words", "inspect_machine", "machine_table", "model_record",
-    "prepare_base", "prepare_tasks", "read_manifest", "read_rows", "require", "room_chart", "sample_items",
+    "Flow", "check", "checks_table", "estimate", "gib", "in_words", "inspect_machine",
+    "machine_table", "model_record",
+    "prepare_base", "prepare_tasks", "read_manifest", "read_rows", "require", "room_chart",
+    "sample_items",
     "sample_machine", "update_manifest", "variables_in_force", "write_calibration",
 ]  # fmt: skip
 
@@ -30,9 +32,12 @@ def machine_table(machine: Machine) -> pd.DataFrame:
     rows = {}
     for name, value in machine.model_dump(exclude={"gpus", "gpu_problem"}).items():
         shown = gib(value) if name.endswith("_bytes") else value
-        rows[name.removesuffix("_bytes").replace("_", " ")] = ", ".join(shown) if isinstance(shown, tuple) else shown
+        rows[name.removesuffix("_bytes").replace("_", " ")] = (
+            ", ".join(shown) if isinstance(shown, tuple) else shown
+        )
     gpus = [
-        f"{gpu.name}, {'memory not known' if gpu.memory_bytes is None else gib(gpu.memory_bytes)}, driver {gpu.driver}"
+        f"{gpu.name}, {'memory not known' if gpu.memory_bytes is None else gib(gpu.memory_bytes)}, "
+        f"driver {gpu.driver}"
         for gpu in machine.gpus
     ]
     rows["GPUs"] = "; ".join(gpus) or f"none ({machine.gpu_problem})"
@@ -51,7 +56,9 @@ def checks_table(checks: list[Check]) -> pd.DataFrame:
 
 
 def room_chart(flow: Flow, machine: Machine, needs: Estimate) -> Any:
-    """Needed against available, in GiB, on a logarithmic axis: a small model uses a hundredth of what there is."""
+    """Needed against available, in GiB, on a logarithmic axis:
+    a small model uses a hundredth of what there is.
+    """
     import matplotlib.pyplot as plt
 
     from model_serve_flow.report.chart_style import house_style
@@ -66,12 +73,19 @@ def room_chart(flow: Flow, machine: Machine, needs: Estimate) -> Any:
     }
     with house_style():
         figure, axis = plt.subplots(figsize=(8, 2.4), layout="constrained")
-        for offset, label, column, colour in ((-0.19, "needed", 0, "#b5541c"), (0.19, "available", 1, "#8a8f98")):
+        for offset, label, column, colour in (
+            (-0.19, "needed", 0, "#b5541c"),
+            (0.19, "available", 1, "#8a8f98"),
+        ):
             values = [pair[column] for pair in rows.values()]
             places = [place + offset for place in range(len(rows))]
-            bars = axis.barh(places, [v / (1 << 30) for v in values], 0.36, color=colour, label=label)
+            bars = axis.barh(
+                places, [v / (1 << 30) for v in values], 0.36, color=colour, label=label
+            )
             axis.bar_label(bars, [gib(v) for v in values], padding=3)
-        axis.set(yticks=range(len(rows)), yticklabels=rows, xscale="log", xlabel="GiB (logarithmic)")
+        axis.set(
+            yticks=range(len(rows)), yticklabels=rows, xscale="log", xlabel="GiB (logarithmic)"
+        )
         axis.set_xlim(0.5, 3 * max(max(pair) for pair in rows.values()) / (1 << 30))
         axis.invert_yaxis()
         figure.legend(loc="outside upper center", ncols=2)
@@ -88,13 +102,18 @@ def sample_items(flow: Flow, tasks: dict[str, int]) -> pd.DataFrame:
             shown = {"first item": item["text"][:200], "scored": "every token of the text"}
         else:
             right = item["choices"][item["answer"]]
-            shown = {"first item": item["question"], "scored": f"{', '.join(item['choices'])} (right: {right})"}
+            shown = {
+                "first item": item["question"],
+                "scored": f"{', '.join(item['choices'])} (right: {right})",
+            }
         rows.append({"task": task, "items": items, **shown})
     return pd.DataFrame(rows).set_index("task")
 
 
 def model_record(flow: Flow) -> dict[str, Any]:
-    """The manifest's section `model`: name, digest and bytes of the weights, where they come from, and what to know."""
+    """The manifest's section `model`: name, digest and bytes of the weights,
+    where they come from, and what to know.
+    """
     model = flow.config.model
     described = describe_model("base", flow.workspace.model("base"))
     return {

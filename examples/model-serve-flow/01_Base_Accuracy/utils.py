@@ -10,14 +10,19 @@ from model_serve_flow.compare.pairs import Pairs, count_flips
 from model_serve_flow.compare.stats.paired import is_binary, wilson_interval
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.results.measured import AccuracyResult
-from model_serve_flow.measure.accuracy import measure_accuracy, measure_accuracy_again, prepare_evaluation
+from model_serve_flow.measure.accuracy import (
+    measure_accuracy,
+    measure_accuracy_again,
+    prepare_evaluation,
+)
 from model_serve_flow.measure.distribution import measure_distribution
 from model_serve_flow.report.measurement_charts import accuracy_bars
 from model_serve_flow.report.notebook_tables import accuracy_table, divergence_table
 from model_serve_flow.serve.launch import serve
 
 __all__ = [
-    "Flow", "accuracy_bars", "accuracy_table", "divergence_table", "measure_accuracy", "measure_accuracy_again",
+    "Flow", "accuracy_bars", "accuracy_table", "divergence_table", "measure_accuracy",
+    "measure_accuracy_again",
     "measure_distribution", "noise_table", "prepare_evaluation", "sample_questions", "seal_margins",
     "serve", "ways",
 ]  # fmt: skip
@@ -32,7 +37,11 @@ def sample_questions(flow: Flow) -> pd.DataFrame:
         first = json.loads(lines[0]) if lines else {}
         text = first.get("question") or first.get("text", "")
         rows.append(
-            {"task": task, "items": len(lines) or "lm-eval's own", "first item": f"{text[:120]}…" if text else ""}
+            {
+                "task": task,
+                "items": len(lines) or "lm-eval's own",
+                "first item": f"{text[:120]}…" if text else "",
+            }
         )
     return pd.DataFrame(rows).set_index("task")
 
@@ -43,11 +52,22 @@ def ways(result: AccuracyResult) -> str:
 
 
 def noise_table(first: AccuracyResult, second: AccuracyResult | None) -> pd.DataFrame:
-    """Task x metric of the items asked twice: answers that flipped, or the largest change of other values."""
+    """Task x metric of the items asked twice: answers that flipped,
+    or the largest change of other values.
+    """
     rows = []
     for task, pairs in pairs_of_second(first, second).items() if second else ():
-        for metric in [metric for metric in first.tasks[task].metrics if pairs.values(metric) is not None]:
-            rows.append({"task": task, "metric": metric, "items": len(pairs.rows), **_changes(pairs, metric)})
+        for metric in [
+            metric for metric in first.tasks[task].metrics if pairs.values(metric) is not None
+        ]:
+            rows.append(
+                {
+                    "task": task,
+                    "metric": metric,
+                    "items": len(pairs.rows),
+                    **_changes(pairs, metric),
+                }
+            )
     return pd.DataFrame(rows).fillna("")
 
 

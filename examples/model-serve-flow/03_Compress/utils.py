@@ -18,11 +18,14 @@ from model_serve_flow.report import measurement_charts as charts
 from model_serve_flow.report.formatting import byte_text
 
 __all__ = [
-    "Flow", "adopt", "calibration_dataset", "calibration_table", "charts", "compress", "cost_table", "describe_model",
-    "generate_sample", "kept_candidate", "overlap_text", "recipe_modifiers", "recipe_text", "verify_checkpoint",
+    "Flow", "adopt", "calibration_dataset", "calibration_table", "charts", "compress", "cost_table",
+    "describe_model",
+    "generate_sample", "kept_candidate", "overlap_text", "recipe_modifiers", "recipe_text",
+    "verify_checkpoint",
 ]  # fmt: skip
 
-configure_logger(LoggerConfig(console_log_level="ERROR"))  # while it works, its messages go to a log file
+# while it works, its messages go to a log file
+configure_logger(LoggerConfig(console_log_level="ERROR"))
 logging.set_verbosity_error()
 
 
@@ -42,13 +45,16 @@ def overlap_text(facts: CalibrationFacts) -> str:
     if (overlap := facts.overlap) is None:
         return "Not looked for: these tasks bring their items only when 01 has measured them."
     searched = f"{overlap.items} evaluation items of {SHORTEST} words or more were looked for"
-    shared = f"{overlap.ngram} words in a row (a shorter item: all of its words) with the calibration text"
+    shared = (
+        f"{overlap.ngram} words in a row (a shorter item: all of its words) with the calibration "
+        "text"
+    )
     if not overlap.overlapping:
         return f"{searched}; none shares {shared}."
     shown = "\n".join(f"  {name}" for name in overlap.overlapping[:20])
     return (
-        f"WARNING: {searched}; {len(overlap.overlapping)} share {shared}, which may flatter the candidates. Choose "
-        f"other calibration text, or read their results with care:\n{shown}"
+        f"WARNING: {searched}; {len(overlap.overlapping)} share {shared}, which may flatter the "
+        f"candidates. Choose other calibration text, or read their results with care:\n{shown}"
     )
 
 
@@ -71,7 +77,9 @@ def cost_table(base_bytes: int, results: dict[str, CompressionResult]) -> pd.Dat
             "algorithm": made.algorithm,
             "bits per weight": f"{made.bits_per_weight:.2f}",
             "seconds": f"{made.seconds:.0f}",
-            "peak memory": byte_text(made.peak_memory_bytes) if made.peak_memory_bytes else "not measured",
+            "peak memory": byte_text(made.peak_memory_bytes)
+            if made.peak_memory_bytes
+            else "not measured",
             "layers quantised": str(made.quantized_layers),
             "layers left": ", ".join(made.ignored_layers) or "none",
         }

@@ -1,4 +1,6 @@
-"""What this lesson uses: the comparison, its tables and charts, the ship record, the report and the model cards."""
+"""What this lesson uses: the comparison, its tables and charts, the ship record,
+the report and the model cards.
+"""
 
 import json
 from collections.abc import Iterable
@@ -19,8 +21,10 @@ from model_serve_flow.report.sections import Note, diagnosis_notes, ranking
 from model_serve_flow.report.tables import Table
 
 __all__ = [
-    "Flow", "charts", "compare_workspace", "diagnosis_notes", "ranking", "report_links", "show_notes", "show_record",
-    "show_table", "show_verdict", "tables", "write_model_card", "write_ship_records", "write_workspace_report",
+    "Flow", "charts", "compare_workspace", "diagnosis_notes", "ranking", "report_links",
+    "show_notes", "show_record",
+    "show_table", "show_verdict", "tables", "write_model_card", "write_ship_records",
+    "write_workspace_report",
 ]  # fmt: skip
 
 
@@ -48,14 +52,24 @@ def show_record(path: Path) -> DataFrame:
     """Which checkpoint each verdict of the ship record is bound to."""
     record = json.loads(path.read_text(encoding="utf-8"))
     rows = [
-        (entry["name"], entry["verdict"], entry["recommended"], len(entry["files"]), entry["sha256"])
+        (
+            entry["name"],
+            entry["verdict"],
+            entry["recommended"],
+            len(entry["files"]),
+            entry["sha256"],
+        )
         for entry in record["candidates"]
     ]
-    return DataFrame(rows, columns=["candidate", "verdict", "recommended", "files", "SHA-256"]).set_index("candidate")
+    return DataFrame(
+        rows, columns=["candidate", "verdict", "recommended", "files", "SHA-256"]
+    ).set_index("candidate")
 
 
 def report_links(written: Report) -> HTML:
     """Where the report lies, as links that work in JupyterLab's file system and as plain paths."""
     files = (written.html, written.markdown, *written.charts)
-    rows = "".join(f'<li><a href="{file.as_uri()}">{file.name}</a> <code>{file}</code></li>' for file in files)
+    rows = "".join(
+        f'<li><a href="{file.as_uri()}">{file.name}</a> <code>{file}</code></li>' for file in files
+    )
     return HTML(f"<ul>{rows}</ul>")

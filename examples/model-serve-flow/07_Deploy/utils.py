@@ -12,14 +12,18 @@ from model_serve_flow.serve.chat import ask, stream
 from model_serve_flow.serve.launch import serve
 
 __all__ = [
-    "Flow", "ask", "check_endpoint", "check_table", "choose", "require_checks", "require_shippable", "serve",
+    "Flow", "ask", "check_endpoint", "check_table", "choose", "require_checks", "require_shippable",
+    "serve",
     "show_file", "stream", "write_deployment",
 ]  # fmt: skip
 
 
 def check_table(checks: tuple[EndpointCheck, ...]) -> DataFrame:
     """One row per check: what was expected, what came, and how long it took."""
-    rows = [(c.name, c.expected, c.got, "passed" if c.ok else "FAILED", c.milliseconds, c.detail) for c in checks]
+    rows = [
+        (c.name, c.expected, c.got, "passed" if c.ok else "FAILED", c.milliseconds, c.detail)
+        for c in checks
+    ]
     names = ["check", "expected", "got", "result", "milliseconds", "detail"]
     return DataFrame(rows, columns=names).set_index("check")
 
@@ -27,4 +31,6 @@ def check_table(checks: tuple[EndpointCheck, ...]) -> DataFrame:
 def show_file(flow: Flow, name: str) -> Markdown:
     """A file of the deploy folder, as highlighted text."""
     text = (flow.workspace.deploy / name).read_text(encoding="utf-8")
-    return Markdown(text if name.endswith(".md") else f"**{name}**\n```{name.rpartition('.')[2]}\n{text}```")
+    return Markdown(
+        text if name.endswith(".md") else f"**{name}**\n```{name.rpartition('.')[2]}\n{text}```"
+    )

@@ -1,4 +1,7 @@
-"""Are these results of the right models, measured in the same way? What is not comparable is refused by name."""
+"""Are these results of the right models, measured in the same way?
+
+What is not comparable is refused by name.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ REMAKE = f"Results of different models were mixed. {RERUN}"
 
 @dataclass(frozen=True)
 class BaseResults:
-    """All that was measured of the base; the optional ones are none where the profile does not ask for them."""
+    """All that was measured of the base; the optional ones are none where the profile does not ask
+    for them.
+    """
 
     accuracy: AccuracyResult
     performance: PerformanceResult
@@ -70,11 +75,15 @@ class CandidateResults:
 
 
 def read_base(space: Workspace, config: FlowConfig) -> BaseResults:
-    """The base's results, with those the profile asks for; FlowError if one is missing or of another model."""
+    """The base's results, with those the profile asks for;
+    FlowError if one is missing or of another model.
+    """
     again, shift = config.accuracy.again is not None, config.accuracy.distribution is not None
     results = BaseResults(
         accuracy=space.accuracy("base"),
-        performance=space.performance("base") if config.performance.blocks == 1 else space.performance_in_blocks(),
+        performance=space.performance("base")
+        if config.performance.blocks == 1
+        else space.performance_in_blocks(),
         accuracy_again=space.accuracy_again() if again else None,
         distribution=space.distribution("base") if shift else None,
         distribution_again=space.distribution_again() if again and shift else None,
@@ -84,7 +93,9 @@ def read_base(space: Workspace, config: FlowConfig) -> BaseResults:
 
 
 def read_candidate(space: Workspace, config: FlowConfig, name: str) -> CandidateResults:
-    """A candidate's results, with those the profile asks for; FlowError if one is missing or of another model."""
+    """A candidate's results, with those the profile asks for;
+    FlowError if one is missing or of another model.
+    """
     results = CandidateResults(
         compression=space.compression(name),
         accuracy=space.accuracy(name),
@@ -113,7 +124,8 @@ def _check_base(base: BaseResults) -> None:
         _require_same_checkpoint(base.accuracy, result)
         if result.engine.quantization is not None or result.engine.kernels:
             raise FlowError(
-                f"The {result.kind} result of base was served quantised ({_served(result.engine)}).",
+                f"The {result.kind} result of base was served quantised "
+                f"({_served(result.engine)}).",
                 f"The base must be an unquantised model. {RERUN}",
             )
     _require_same_engine(base.accuracy, base.measurements)
@@ -130,12 +142,14 @@ def _check_candidate(base: BaseResults, candidate: CandidateResults) -> None:
         _require_same_checkpoint(compression, result)
     if compression.base.sha256 != base.accuracy.model.sha256:
         raise FlowError(
-            f"{name} was made from checkpoint {compression.base.sha256[:12]}, but the base that was measured is "
-            f"{base.accuracy.model.sha256[:12]}.",
+            f"{name} was made from checkpoint {compression.base.sha256[:12]}, but the base that "
+            f"was measured is {base.accuracy.model.sha256[:12]}.",
             RERUN,
         )
     if compression.model.sha256 == base.accuracy.model.sha256:
-        raise FlowError(f"{name} is the same checkpoint as base ({compression.model.sha256[:12]}).", REMAKE)
+        raise FlowError(
+            f"{name} is the same checkpoint as base ({compression.model.sha256[:12]}).", REMAKE
+        )
     require_same_protocol(base.accuracy, candidate.accuracy)
     require_same_protocol(base.performance, candidate.performance)
     _require_quantised_kernel(candidate.measurements)
@@ -151,26 +165,33 @@ def _check_candidate(base: BaseResults, candidate: CandidateResults) -> None:
 def _require_name(name: str, results: Iterable[CompressionResult | Measured]) -> None:
     for result in results:
         if result.model.name != name:
-            raise FlowError(f"The {result.kind} result in the folder of {name} is of {result.model.name}.", REMAKE)
+            raise FlowError(
+                f"The {result.kind} result in the folder of {name} is of {result.model.name}.",
+                REMAKE,
+            )
 
 
 def _require_distinct(names: list[str]) -> None:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise FlowError(f"Candidate {repeated[0]} is given more than once.", "Give each candidate its own name.")
+        raise FlowError(
+            f"Candidate {repeated[0]} is given more than once.", "Give each candidate its own name."
+        )
 
 
 def _require_same_checkpoint(first: CompressionResult | Measured, second: Measured) -> None:
     if first.model != second.model:
         raise FlowError(
-            f"The {first.kind} result of {first.model.name} is of checkpoint {first.model.sha256[:12]} "
-            f"({first.model.size_bytes} bytes), its {second.kind} result of {second.model.sha256[:12]} "
-            f"({second.model.size_bytes} bytes).",
+            f"The {first.kind} result of {first.model.name} is of checkpoint "
+            f"{first.model.sha256[:12]} ({first.model.size_bytes} bytes), its {second.kind} result "
+            f"of {second.model.sha256[:12]} ({second.model.size_bytes} bytes).",
             REMAKE,
         )
 
 
 def _require_quantised_kernel(results: Sequence[Measured]) -> None:
-    """The engine's own log is the proof that the compressed weights, and not the base's, answered."""
+    """The engine's own log is the proof that the compressed weights,
+    and not the base's, answered.
+    """
     for result in results:
         if result.engine.quantization is None or not result.engine.kernels:
             raise FlowError(
@@ -182,8 +203,8 @@ def _require_quantised_kernel(results: Sequence[Measured]) -> None:
     for other in others:
         if set(first.engine.kernels) != set(other.engine.kernels):
             raise FlowError(
-                f"{first.model.name} was served by different kernels: {first.kind} by {_served(first.engine)}, "
-                f"{other.kind} by {_served(other.engine)}.",
+                f"{first.model.name} was served by different kernels: {first.kind} by "
+                f"{_served(first.engine)}, {other.kind} by {_served(other.engine)}.",
                 f"Measure both on one machine. {RERUN}",
             )
 
@@ -192,8 +213,9 @@ def _require_same_engine(base: Measured, others: Iterable[Measured]) -> None:
     for other in others:
         if other.engine.version != base.engine.version:
             raise FlowError(
-                f"The {base.kind} result of {base.model.name} is from engine version {base.engine.version}, the "
-                f"{other.kind} result of {other.model.name} from {other.engine.version}.",
+                f"The {base.kind} result of {base.model.name} is from engine version "
+                f"{base.engine.version}, the {other.kind} result of {other.model.name} from "
+                f"{other.engine.version}.",
                 REMEASURE,
             )
 
@@ -207,10 +229,13 @@ def _served(engine: EngineFacts) -> str:
 
 def _require_same_tasks(base: AccuracyResult, other: AccuracyResult) -> None:
     if lacking := sorted(base.tasks.keys() - other.tasks.keys()):
-        raise FlowError(f"The accuracy result of {other.model.name} lacks the task {lacking[0]}.", REMEASURE)
+        raise FlowError(
+            f"The accuracy result of {other.model.name} lacks the task {lacking[0]}.", REMEASURE
+        )
     _require_known_tasks(base, other)
     for task in base.tasks:
-        if not other.looks and base.tasks[task].chance != other.tasks[task].chance:  # some items have other choices
+        # some items have other choices
+        if not other.looks and base.tasks[task].chance != other.tasks[task].chance:
             raise FlowError(
                 f"Task {task}: guessing scores {base.tasks[task].chance} for base and "
                 f"{other.tasks[task].chance} for {other.model.name}.",
@@ -224,13 +249,17 @@ def _require_known_tasks(base: AccuracyResult, other: AccuracyResult) -> None:
 
 
 def _require_second(first: Measured | None, second: Measured | None) -> None:
-    """The base's second measurement differs in its batches only: what changes is the engine's noise."""
+    """The base's second measurement differs in its batches only:
+    what changes is the engine's noise.
+    """
     if second is None:
         return
     if first is None:
         raise FlowError(f"The base has a second {second.kind} result but no first.", REMEASURE)
     ours, theirs = without_again(first.protocol), without_again(second.protocol)
-    if odd := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
+    if odd := sorted(
+        key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)
+    ):
         raise FlowError(
             f"The base's second {first.kind} result was not measured like its first: {odd[0]} is "
             f"{ours.get(odd[0])!r} and {theirs.get(odd[0])!r}.",
@@ -239,7 +268,9 @@ def _require_second(first: Measured | None, second: Measured | None) -> None:
 
 
 def without_again(protocol: dict[str, Any]) -> dict[str, Any]:
-    """The protocol without what says how requests were batched and how many items were asked, at any depth."""
+    """The protocol without what says how requests were batched and how many items were asked,
+    at any depth.
+    """
     return {
         key: without_again(value) if isinstance(value, dict) else value
         for key, value in protocol.items()
@@ -247,7 +278,9 @@ def without_again(protocol: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _require_same_distribution(base: DistributionResult | None, other: DistributionResult | None, name: str) -> None:
+def _require_same_distribution(
+    base: DistributionResult | None, other: DistributionResult | None, name: str
+) -> None:
     if base is None and other is None:
         return
     if base is None or other is None:
@@ -261,12 +294,13 @@ def _require_same_distribution(base: DistributionResult | None, other: Distribut
 
 def _require_same_objectives(base: PerformanceResult, candidate: PerformanceResult) -> None:
     ours, theirs = (
-        None if c is None else (c.ttft_ms, c.itl_ms, c.attainment) for c in (base.capacity, candidate.capacity)
+        None if c is None else (c.ttft_ms, c.itl_ms, c.attainment)
+        for c in (base.capacity, candidate.capacity)
     )
     if ours != theirs:
         raise FlowError(
-            f"The capacity of base was searched at the objectives {ours} and that of {candidate.model.name} at "
-            f"{theirs} (TTFT in ms, ITL in ms, share of requests).",
+            f"The capacity of base was searched at the objectives {ours} and that of "
+            f"{candidate.model.name} at {theirs} (TTFT in ms, ITL in ms, share of requests).",
             REMEASURE,
         )
 

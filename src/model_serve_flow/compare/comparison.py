@@ -1,4 +1,7 @@
-"""Results of base and candidates -> Comparison with a verdict per candidate. Refuses what cannot be compared."""
+"""Results of base and candidates -> Comparison with a verdict per candidate.
+
+Refuses what cannot be compared.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,14 @@ from model_serve_flow.compare.comparability import (
 from model_serve_flow.compare.differences import Differences, deciding
 from model_serve_flow.compare.distribution_shift import Shift, measure_shift, noise_floor
 from model_serve_flow.compare.gaps import Evidence, economy_gaps, score_gaps
-from model_serve_flow.compare.looks import Answers, compare_answers, decided, gross_losses, looks_sentence, tiers_of
+from model_serve_flow.compare.looks import (
+    Answers,
+    compare_answers,
+    decided,
+    gross_losses,
+    looks_sentence,
+    tiers_of,
+)
 from model_serve_flow.compare.margins import PLAN, check_seal
 from model_serve_flow.compare.pairs import flipped_items
 from model_serve_flow.compare.ranking import rankable, ranked
@@ -44,9 +54,9 @@ from model_serve_flow.flow.results.measured import BASE
 from model_serve_flow.system.files import write_json
 
 REFUSED = (
-    "The number of looks or items was changed after the measurement had begun. That is a look that was "
-    "not planned, and no error is left for it: SHIP is refused. Plan it so from the start, in another "
-    "artifacts folder."
+    "The number of looks or items was changed after the measurement had begun. That is a look that "
+    "was not planned, and no error is left for it: SHIP is refused. Plan it so from the start, in "
+    "another artifacts folder."
 )
 
 
@@ -54,71 +64,93 @@ def compare_workspace(flow: Flow) -> Comparison:
     """Compares all results in the workspace of a profile and writes `report/comparison.json`.
 
     Raises:
-        FlowError: a result is missing, was edited, lies in another model's folder, or cannot be compared.
+        FlowError: a result is missing, was edited, lies in another model's folder, or cannot be
+            compared.
     """
     space, config = flow.workspace, flow.config
     candidates = [read_candidate(space, config, candidate.name) for candidate in flow.candidates]
-    comparison = compare(config, read_base(space, config), candidates).model_copy(update={"margins": check_seal(flow)})
+    comparison = compare(config, read_base(space, config), candidates).model_copy(
+        update={"margins": check_seal(flow)}
+    )
     comparison = refused_after_change(comparison)
     write_json(space.report / "comparison.json", comparison)
     return comparison
 
 
 def refused_after_change(comparison: Comparison) -> Comparison:
-    """The comparison without SHIP, if looks were planned and the plan was changed after the measurement had begun.
+    """The comparison without SHIP, if looks were planned and the plan was changed after the
+    measurement had begun.
 
-    Measuring again with the number of items that a report asks for, up to three times, ships a loss of the margin in 6
-    to 7 % of all cases.
+    Measuring again with the number of items that a report asks for, up to three times, ships a loss
+    of the margin in 6 to 7 % of all cases.
     """
     if comparison.margins is None or not PLAN & comparison.margins.changed.keys():
         return comparison
     refused = tuple(
-        c.model_copy(update={"verdict": "INCONCLUSIVE", "reasons": (REFUSED, *c.reasons)}) if c.verdict == "SHIP" else c
+        c.model_copy(update={"verdict": "INCONCLUSIVE", "reasons": (REFUSED, *c.reasons)})
+        if c.verdict == "SHIP"
+        else c
         for c in comparison.candidates
     )
     return comparison.model_copy(update={"candidates": refused})
 
 
-def compare(config: FlowConfig, base: BaseResults, candidates: Sequence[CandidateResults]) -> Comparison:
-    """Compares each candidate with the base, item by item and load point by load point, decides, and ranks.
+def compare(
+    config: FlowConfig, base: BaseResults, candidates: Sequence[CandidateResults]
+) -> Comparison:
+    """Compares each candidate with the base, item by item and load point by load point,
+    decides, and ranks.
 
     Args:
-        config: gives the name and note of the base, the seed of the bootstrap, the margins and the machine's price.
+        config: gives the name and note of the base, the seed of the bootstrap, the margins and the
+            machine's price.
         base: results of the base model.
         candidates: results of each candidate.
 
     Raises:
-        FlowError: the results are not of the models they claim, were not measured in the same way, lack items or load
-            points, or a candidate was not served by a quantised kernel.
+        FlowError: the results are not of the models they claim, were not measured in the same way,
+            lack items or load points, or a candidate was not served by a quantised kernel.
     """
     require_comparable(base, candidates)
     noise = noise_floor(base, config.seed)
     answered = [
-        compare_answers(base.accuracy, candidate.accuracy, config.verdict, config.seed) for candidate in candidates
+        compare_answers(base.accuracy, candidate.accuracy, config.verdict, config.seed)
+        for candidate in candidates
     ]
     compared = [
         _compare_one(config, base, candidate, noise, answers, _others(answers, answered))
         for candidate, answers in zip(candidates, answered, strict=True)
     ]
-    described, compared = ranked(_base(config, base), compared, _evidence(base, candidates, compared))
+    described, compared = ranked(
+        _base(config, base), compared, _evidence(base, candidates, compared)
+    )
     return Comparison(
         profile=config.name,
         margin_rationale=config.verdict.rationale,
         base=described,
         candidates=compared,
         protocol={"accuracy": base.accuracy.protocol, "performance": base.performance.protocol},
-        protocol_hash={"accuracy": base.accuracy.protocol_hash, "performance": base.performance.protocol_hash},
+        protocol_hash={
+            "accuracy": base.accuracy.protocol_hash,
+            "performance": base.performance.protocol_hash,
+        },
     )
 
 
 def _evidence(
-    base: BaseResults, candidates: Sequence[CandidateResults], compared: Sequence[CandidateComparison]
+    base: BaseResults,
+    candidates: Sequence[CandidateResults],
+    compared: Sequence[CandidateComparison],
 ) -> Evidence:
-    """How far the base and the candidates that are ranked are apart, on the tasks that decide for all of them."""
+    """How far the base and the candidates that are ranked are apart,
+    on the tasks that decide for all of them.
+    """
     able = {c.name: c for c in rankable(compared)}
     measured = {BASE: base, **{c.name: c for c in candidates if c.name in able}}
     common = [set(deciding(candidate.accuracy)) for candidate in able.values()]
-    tasks = [task for task in base.accuracy.tasks if common and all(task in found for found in common)]
+    tasks = [
+        task for task in base.accuracy.tasks if common and all(task in found for found in common)
+    ]
     sizes = {name: results.accuracy.model.size_bytes for name, results in measured.items()}
     return Evidence(
         score_gaps({name: results.accuracy for name, results in measured.items()}, tasks),
@@ -142,7 +174,12 @@ def _base(config: FlowConfig, base: BaseResults) -> BaseComparison:
 
 def _others(answers: Answers, everyone: Sequence[Answers]) -> list[float]:
     """The p-values of all other candidates, for which SHIP is corrected too."""
-    return [p for other in everyone if other is not answers for p in loss_p_values(other.counting, other.suite)]
+    return [
+        p
+        for other in everyone
+        if other is not answers
+        for p in loss_p_values(other.counting, other.suite)
+    ]
 
 
 def _compare_one(
@@ -156,7 +193,9 @@ def _compare_one(
     made, size = candidate.compression, base.accuracy.model.size_bytes
     answers, speed = _answers(config, answered, others), _speed(config, base, candidate)
     shift = _distribution_shift(config, base, candidate)
-    secondary = secondary_readings(config.verdict.secondary, shift, gross_losses(answers["accuracy"]))
+    secondary = secondary_readings(
+        config.verdict.secondary, shift, gross_losses(answers["accuracy"])
+    )
     verdict, reasons = decided(config.verdict, answered, others, secondary)
     closing = _closing_sentences(verdict, speed, made.model.size_bytes, size)
     return CandidateComparison(
@@ -193,7 +232,9 @@ def _answers(config: FlowConfig, answered: Answers, others: Sequence[float]) -> 
 
 
 def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> dict[str, Any]:
-    """Fields on what serving the candidate takes: speed, capacity, cost, memory and the diagnosis."""
+    """Fields on what serving the candidate takes: speed, capacity, cost,
+    memory and the diagnosis.
+    """
     performance, made = candidate.performance, candidate.compression
     compared, unmeasured = speed_points(base.performance, performance)
     sizes = (base.accuracy.model.size_bytes, made.model.size_bytes)
@@ -204,16 +245,22 @@ def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -
         "speed": speed_verdict(config.verdict.secondary, compared),
         "unmeasured": unmeasured,
         "capacity": performance.capacity,
-        "cost_per_million_output_tokens": cost(config.deploy.hourly_price_usd, performance.capacity),
+        "cost_per_million_output_tokens": cost(
+            config.deploy.hourly_price_usd, performance.capacity
+        ),
         "cost_ci95": cost_interval(config.deploy.hourly_price_usd, performance.capacity),
-        "diagnosis": diagnose(base.performance, performance, *sizes, ", ".join(performance.engine.kernels))
+        "diagnosis": diagnose(
+            base.performance, performance, *sizes, ", ".join(performance.engine.kernels)
+        )
         if compared
         else None,
         "memory": memory(performance),
     }
 
 
-def _distribution_shift(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> Shift | None:
+def _distribution_shift(
+    config: FlowConfig, base: BaseResults, candidate: CandidateResults
+) -> Shift | None:
     if base.distribution is None or candidate.distribution is None:
         return None
     return measure_shift(base.distribution, candidate.distribution, config.seed)
@@ -221,23 +268,31 @@ def _distribution_shift(config: FlowConfig, base: BaseResults, candidate: Candid
 
 def _secondary(answers: dict[str, Any], noise: NoiseFloor | None) -> list[str]:
     """Sentences on what does not decide."""
-    return [*_noise_sentence(answers["accuracy"], noise), *filter(None, [soft_sentence(answers["soft"])])]
+    return [
+        *_noise_sentence(answers["accuracy"], noise),
+        *filter(None, [soft_sentence(answers["soft"])]),
+    ]
 
 
 def _noise_sentence(differences: Differences, noise: NoiseFloor | None) -> list[str]:
-    """Says so where the candidate's share of flips may be the engine's: rates, as the engine's is from a sample."""
+    """Says so where the candidate's share of flips may be the engine's: rates,
+    as the engine's is from a sample.
+    """
     if noise is None or noise.rate is None:
         return []
     primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
-    flipped = {task: d for task, d in primaries.items() if task in noise.flips and d.flips is not None}
+    flipped = {
+        task: d for task, d in primaries.items() if task in noise.flips and d.flips is not None
+    }
     ours = sum(map(_flips, flipped.values())) / max(1, sum(d.n for d in flipped.values()))
     low, high = noise.rate.ci95
     if not flipped or ours > high:
         return []
     twice = sum(noise.items.values())
     return [
-        f"Its flips, {100 * ours:.1f} % of the answers, cannot be told from those that the engine makes by itself: "
-        f"{100 * noise.rate.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {twice:,} answers asked twice."
+        f"Its flips, {100 * ours:.1f} % of the answers, cannot be told from those that the engine "
+        f"makes by itself: {100 * noise.rate.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of "
+        f"{twice:,} answers asked twice."
     ]
 
 
@@ -246,8 +301,12 @@ def _flips(difference: Difference) -> int:
     return difference.flips.total
 
 
-def _closing_sentences(verdict: Decision, measured: dict[str, Any], size: int, base_size: int) -> list[str]:
-    """Speed and size (in bytes); the speed of a model that must not ship is no reason for anything."""
+def _closing_sentences(
+    verdict: Decision, measured: dict[str, Any], size: int, base_size: int
+) -> list[str]:
+    """Speed and size (in bytes); the speed of a model that must not ship is no reason for
+    anything.
+    """
     whole = f"{100 * size / base_size:.0f} % of the base's {base_size / 1e6:,.0f} MB"
     size_sentence = f"Size: {size / 1e6:,.0f} MB, {whole}."
     if verdict == "DO NOT SHIP":
@@ -259,14 +318,20 @@ def _closing_sentences(verdict: Decision, measured: dict[str, Any], size: int, b
 def _speed_sentences(
     points: Sequence[SpeedPoint], unmeasured: Sequence[UnmeasuredLoad], verdict: SpeedVerdict | None
 ) -> list[str]:
-    sentences = [f"Not measured at {load.concurrency} concurrent requests: {load.reason}." for load in unmeasured]
+    sentences = [
+        f"Not measured at {load.concurrency} concurrent requests: {load.reason}."
+        for load in unmeasured
+    ]
     if points and verdict is not None:
         loads = ", ".join(f"{point.speedup:.2f}x at {point.concurrency}" for point in points)
         speed = f"Output tokens/s: {mean_speedup(points):.2f}x the base's in the geometric mean"
         judged = f"Against the speed margin of {verdict.margin:g}x: {verdict.reading}."
         sentences.insert(0, f"{speed} ({loads} concurrent requests). {judged}")
-    taken = [share for point in points if point.others_share for share in point.others_share.values()]
+    taken = [
+        share for point in points if point.others_share for share in point.others_share.values()
+    ]
     if taken and max(taken) >= BUSY_SHARE:
-        sentences.append(f"The machine was busy: other programs took up to {max(taken):.0%} of its CPU during a load. "
-                         "Speeds would be higher without them; the answers would be the same.")  # fmt: skip
+        sentences.append(f"The machine was busy: other programs took up to {max(taken):.0%} of its "
+                         "CPU during a load. Speeds would be higher without them; the answers "
+                         "would be the same.")  # fmt: skip
     return sentences

@@ -1,4 +1,6 @@
-"""The paired difference in every metric of a task and in their average, with its uncertainty and its test."""
+"""The paired difference in every metric of a task and in their average,
+with its uncertainty and its test.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from model_serve_flow.flow.results.compared import Clusters, Difference, Tail
 from model_serve_flow.flow.results.measured import TaskAccuracy
 
 TEXT_KEYS = ("loglikelihood", "words", "bytes")  # what an item of a perplexity task carries
-LOGLIKELIHOOD_METRIC = "perplexity"  # LAMBADA's: exp(-mean), and its values are the log-likelihoods, higher is better
+# LAMBADA's: exp(-mean), and its values are the log-likelihoods, higher is better
+LOGLIKELIHOOD_METRIC = "perplexity"
 AGGREGATE_TOLERANCE = 1e-6
 COLLAPSE = math.log(2)  # nats per word by which a document's loss rises when its perplexity doubles
 
@@ -39,8 +42,8 @@ Differences = Mapping[str, Mapping[str, Difference]]  # task -> metric -> differ
 def compare_task(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Difference]:
     """The difference in each metric of one task that has a value per item.
 
-    Metrics of answers are in points (values x 100), word perplexity in percent of the base's, bits per byte in
-    bits/byte.
+    Metrics of answers are in points (values x 100), word perplexity in percent of the base's, bits
+    per byte in bits/byte.
 
     Raises:
         FlowError: a value is NaN or infinite, or a task's figure is not that of its items.
@@ -55,7 +58,9 @@ def compare_task(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Differe
 
 
 def deciding(differences: Differences) -> dict[str, Difference]:
-    """The primary metric of each task that can decide: those `asked` that have items enough for their test."""
+    """The primary metric of each task that can decide:
+    those `asked` that have items enough for their test.
+    """
     return {task: d for task, d in asked(differences).items() if d.too_few is None}
 
 
@@ -66,12 +71,17 @@ def asked(differences: Differences) -> dict[str, Difference]:
 
 
 def compare_suite(differences: Differences, margins: Verdict) -> Difference | None:
-    """Macro average over the deciding tasks, each counting the same; higher is better. None if no task can decide."""
+    """Macro average over the deciding tasks, each counting the same; higher is better.
+
+    None if no task can decide.
+    """
     tasks = list(deciding(differences).values())
     if not tasks:
         return None
     interval = paired.mean_of_independent([oriented(d) for d in tasks])
-    base, candidate = (math.fsum(getattr(d, side) for d in tasks) / len(tasks) for side in ("base", "candidate"))
+    base, candidate = (
+        math.fsum(getattr(d, side) for d in tasks) / len(tasks) for side in ("base", "candidate")
+    )
     return Difference(
         n=sum(d.n for d in tasks),
         base=base,
@@ -81,7 +91,9 @@ def compare_suite(differences: Differences, margins: Verdict) -> Difference | No
         method=MOVER,
         margin=margins.suite_margin_points,
         noninferiority_p=paired.average_noninferiority_p(interval, margins.suite_margin_points),
-        recovery_percent=_recovery(base, candidate) if all(d.higher_is_better for d in tasks) else None,
+        recovery_percent=_recovery(base, candidate)
+        if all(d.higher_is_better for d in tasks)
+        else None,
         smallest_detectable_drop=paired.smallest_detectable_change(interval),
         **_bounds(interval),
     )
@@ -164,13 +176,20 @@ def _mean_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[s
         **_drawn(pairs.base.n, tested.noninferiority_p(margins.task_margin_points / 100)),
         "smallest_detectable_drop": paired.smallest_detectable_change(interval),
     }
-    if "too_few" in found or not (higher_is_better or tested.bounded):  # an error without a ceiling has no floor
+    # an error without a ceiling has no floor
+    if "too_few" in found or not (higher_is_better or tested.bounded):
         return found
     sensitivity = _sensitivity(float(tested.base.mean()), tested.base_low(), chance, margins)
-    return {**found, **sensitivity, "retention_p": tested.retention_p(margins.retention, chance or 0.0)}
+    return {
+        **found,
+        **sensitivity,
+        "retention_p": tested.retention_p(margins.retention, chance or 0.0),
+    }
 
 
-def _sensitivity(score: float, low: float, chance: float | None, margins: Verdict) -> dict[str, Any]:
+def _sensitivity(
+    score: float, low: float, chance: float | None, margins: Verdict
+) -> dict[str, Any]:
     """Whether the task can show a loss at all: assay sensitivity, ICH E10 (2000), section 1.5.
 
     Args:
@@ -189,7 +208,9 @@ def _sensitivity(score: float, low: float, chance: float | None, margins: Verdic
 
 
 def _perplexity_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Difference:
-    """The perplexity of right answers, from the log-likelihood of each; in percent of the base's, like a text's."""
+    """The perplexity of right answers, from the log-likelihood of each;
+    in percent of the base's, like a text's.
+    """
     base, candidate = pairs.scores(metric)
     margin = margins.perplexity_margin_percent
     tested = PairedLoss.of(base, candidate, [1.0] * base.size, seed)
@@ -205,12 +226,19 @@ def _perplexity_difference(pairs: Pairs, metric: str, margins: Verdict, seed: in
     )
 
 
-def _cluster_test(pairs: Pairs, metric: str, margins: Verdict, found: dict[str, Any]) -> dict[str, Any]:
-    """What changes where items come in clusters: all of it if their interval is wider than that of single items."""
+def _cluster_test(
+    pairs: Pairs, metric: str, margins: Verdict, found: dict[str, Any]
+) -> dict[str, Any]:
+    """What changes where items come in clusters:
+    all of it if their interval is wider than that of single items.
+    """
     key = cluster_key(pairs.base.items)
     if key is None:
         return {}
-    labels, (base, candidate) = [item.groups[key] for item in pairs.base.items], pairs.oriented(metric)
+    labels, (base, candidate) = (
+        [item.groups[key] for item in pairs.base.items],
+        pairs.oriented(metric),
+    )
     change = candidate - base
     whole, alone = ClusteredMean.of(change, labels), float(change.var(ddof=1) / change.size)
     interval, (low, high) = whole.interval().scaled(100), found["ci95"]
@@ -236,14 +264,22 @@ def _cluster_test(pairs: Pairs, metric: str, margins: Verdict, found: dict[str, 
 
 
 def _cluster_sensitivity(
-    pairs: Pairs, labels: list[str], good: tuple[NDArray, NDArray], margins: Verdict, found: dict[str, Any]
+    pairs: Pairs,
+    labels: list[str],
+    good: tuple[NDArray, NDArray],
+    margins: Verdict,
+    found: dict[str, Any],
 ) -> dict[str, Any]:
-    """The base's lower bound and retention over clusters, where single items have them; the more cautious counts."""
+    """The base's lower bound and retention over clusters, where single items have them;
+    the more cautious counts.
+    """
     if "base_low" not in found:
         return {}
     (base, candidate), chance = good, pairs.base.chance or 0.0
     low = min(found["base_low"] / 100, ClusteredMean.of(base, labels).interval().low)
-    kept = ClusteredMean.of(candidate - margins.retention * base - (1 - margins.retention) * chance, labels)
+    kept = ClusteredMean.of(
+        candidate - margins.retention * base - (1 - margins.retention) * chance, labels
+    )
     p = kept.p_at_most(0.0) if kept.error else found["retention_p"]
     sensitivity = _sensitivity(float(base.mean()), low, pairs.base.chance, margins)
     return {**sensitivity, "retention_p": max(found["retention_p"], p)}
@@ -268,7 +304,10 @@ def _text_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Di
     (base, candidate), words, sizes = (pairs.scores(key) for key in TEXT_KEYS)
     for key, (ours, theirs) in (("words", words), ("bytes", sizes)):
         if (ours != theirs).any():
-            raise FlowError(f"Task {pairs.task}: {key} of a document differ between base and candidate.", REMEASURE)
+            raise FlowError(
+                f"Task {pairs.task}: {key} of a document differ between base and candidate.",
+                REMEASURE,
+            )
     words, sizes = words[0], sizes[0]
     margin = math.log1p(margins.perplexity_margin_percent / 100)  # nats per word
     byte_margin = margin * words.sum() / sizes.sum()
@@ -299,7 +338,9 @@ def _text_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Di
     }
 
 
-def _text_difference(pairs: Pairs, metric: str, values: list[float], interval: Interval, **fields: Any) -> Difference:
+def _text_difference(
+    pairs: Pairs, metric: str, values: list[float], interval: Interval, **fields: Any
+) -> Difference:
     for result, value in zip((pairs.base, pairs.candidate), values, strict=True):
         _require_figure(pairs.task, metric, result, value)
     figures: dict[str, Any] = {"method": BOOTSTRAP_DOCUMENTS, **_bounds(interval), **fields}
@@ -326,7 +367,10 @@ def _require_own_figure(pairs: Pairs, metric: str) -> None:
 def _require_figure(task: str, metric: str, result: TaskAccuracy, recomputed: float) -> None:
     """A figure that its own items do not give was edited, or belongs to other items."""
     given = result.metrics[metric].value if metric in result.metrics else recomputed
-    if not math.isclose(given, recomputed, rel_tol=AGGREGATE_TOLERANCE, abs_tol=AGGREGATE_TOLERANCE):
+    if not math.isclose(
+        given, recomputed, rel_tol=AGGREGATE_TOLERANCE, abs_tol=AGGREGATE_TOLERANCE
+    ):
         raise FlowError(
-            f"Task {task}: {metric} is given as {given:.6g}, but its items give {recomputed:.6g}.", REMEASURE
+            f"Task {task}: {metric} is given as {given:.6g}, but its items give {recomputed:.6g}.",
+            REMEASURE,
         )

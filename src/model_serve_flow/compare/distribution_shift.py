@@ -1,4 +1,6 @@
-"""How far the candidate's distributions moved from the base's, and how far the engine moves the base's by itself."""
+"""How far the candidate's distributions moved from the base's,
+and how far the engine moves the base's by itself.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,19 @@ from model_serve_flow.compare.stats import divergence, paired
 from model_serve_flow.compare.stats.shares import quantile_over_documents, share_over_documents
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.results.compared import Divergence, FlipRate, Flips, NoiseFloor
-from model_serve_flow.flow.results.measured import QUESTION, AccuracyResult, DistributionResult, TokenTops
+from model_serve_flow.flow.results.measured import (
+    QUESTION,
+    AccuracyResult,
+    DistributionResult,
+    TokenTops,
+)
 
 
 @dataclass(frozen=True)
 class Shift:
-    """KL divergence base -> other, and the share of tokens at which both expect the same next token."""
+    """KL divergence base -> other, and the share of tokens at which both expect the same next
+    token.
+    """
 
     kl: Divergence
     agreement: float
@@ -33,7 +42,8 @@ class Shift:
 
 
 def measure_shift(base: DistributionResult, other: DistributionResult, seed: int) -> Shift:
-    """Measures how far the next-token distributions moved from base to other, with 95 % intervals over documents.
+    """Measures how far the next-token distributions moved from base to other,
+    with 95 % intervals over documents.
 
     Raises:
         FlowError: as `compare_tokens`, or fewer than two documents.
@@ -54,25 +64,34 @@ def measure_shift(base: DistributionResult, other: DistributionResult, seed: int
     return Shift(found, agreement, (same.low, same.high))
 
 
-def compare_tokens(base: DistributionResult, other: DistributionResult) -> tuple[list[NDArray], float]:
-    """KL divergence base -> other of every token, and the share of tokens at which both expect the same next token.
+def compare_tokens(
+    base: DistributionResult, other: DistributionResult
+) -> tuple[list[NDArray], float]:
+    """KL divergence base -> other of every token,
+    and the share of tokens at which both expect the same next token.
 
     Returns:
         One vector per document, a value in nats per token; and the share, from 0 to 1.
 
     Raises:
-        FlowError: the two are not of the same documents, tokens and k, or their probabilities are none.
+        FlowError: the two are not of the same documents, tokens and k, or their probabilities are
+            none.
     """
     pairs = list(_documents(base, other))
     with _refusing(other):
-        per_document = [divergence.kl_lower_bound(*_tops(one), *_tops(two), _own(one, two)) for one, two in pairs]
+        per_document = [
+            divergence.kl_lower_bound(*_tops(one), *_tops(two), _own(one, two))
+            for one, two in pairs
+        ]
     return per_document, float(np.mean(np.concatenate(_same_first(base, other))))
 
 
 def _same_first(base: DistributionResult, other: DistributionResult) -> list[NDArray]:
     """One vector per document: whether both expect the same next token first."""
     return [
-        np.array([ours[0] == theirs[0] for ours, theirs in zip(one.top_ids, two.top_ids, strict=True)])
+        np.array(
+            [ours[0] == theirs[0] for ours, theirs in zip(one.top_ids, two.top_ids, strict=True)]
+        )
         for one, two in zip(base.documents, other.documents, strict=True)
     ]
 
@@ -81,14 +100,18 @@ def _own(one: TokenTops, two: TokenTops) -> divergence.OwnTokens | None:
     """The text's own tokens with their log-probabilities; None if a side did not record them."""
     if not (one.own_logprobs and two.own_logprobs):
         return None
-    return divergence.OwnTokens(np.array(one.tokens[1:]), np.array(one.own_logprobs), np.array(two.own_logprobs))
+    return divergence.OwnTokens(
+        np.array(one.tokens[1:]), np.array(one.own_logprobs), np.array(two.own_logprobs)
+    )
 
 
 def noise_floor(base: BaseResults, seed: int) -> NoiseFloor | None:
-    """What changes when items of the base are measured again in other batches; None if the profile does not ask for it.
+    """What changes when items of the base are measured again in other batches;
+    None if the profile does not ask for it.
 
     Raises:
-        FlowError: the second measurement is not of the same items and tokens, or of fewer than it says.
+        FlowError: the second measurement is not of the same items and tokens, or of fewer than it
+            says.
     """
     if base.accuracy_again is None:
         return None
@@ -104,10 +127,12 @@ def noise_floor(base: BaseResults, seed: int) -> NoiseFloor | None:
 
 
 def pairs_of_second(first: AccuracyResult, second: AccuracyResult) -> dict[str, Pairs]:
-    """Task -> the items that were measured twice, paired; tasks that were measured once are left out.
+    """Task -> the items that were measured twice, paired;
+    tasks that were measured once are left out.
 
     Raises:
-        FlowError: an item of the second measurement is not one of the first, or there are fewer than it says.
+        FlowError: an item of the second measurement is not one of the first, or there are fewer
+            than it says.
     """
     found = {}
     for task, again in second.tasks.items():
@@ -115,14 +140,20 @@ def pairs_of_second(first: AccuracyResult, second: AccuracyResult) -> dict[str, 
         wanted = min(second.protocol.get("items_per_task", count), count)
         if again.n < wanted:
             raise FlowError(
-                f"Task {task}: the second measurement of the base has {again.n} items, not {wanted}.", REMEASURE
+                f"Task {task}: the second measurement of the base has {again.n} items, not "
+                f"{wanted}.",
+                REMEASURE,
             )
         found[task] = pair(task, only(first.tasks[task], again), again, "second measurement")
     return found
 
 
-def _flip_rate(flips: dict[str, Flips], items: dict[str, int], first: AccuracyResult) -> FlipRate | None:
-    """The share of all items that would flip: each task's share, weighted by how many items it has."""
+def _flip_rate(
+    flips: dict[str, Flips], items: dict[str, int], first: AccuracyResult
+) -> FlipRate | None:
+    """The share of all items that would flip: each task's share,
+    weighted by how many items it has.
+    """
     if not flips:
         return None
     counts = {task: one.total for task, one in flips.items()}
@@ -131,20 +162,23 @@ def _flip_rate(flips: dict[str, Flips], items: dict[str, int], first: AccuracyRe
     return FlipRate(value=rate.difference, ci95=(max(0.0, rate.low), min(1.0, rate.high)))
 
 
-def _documents(base: DistributionResult, other: DistributionResult) -> Iterator[tuple[TokenTops, TokenTops]]:
+def _documents(
+    base: DistributionResult, other: DistributionResult
+) -> Iterator[tuple[TokenTops, TokenTops]]:
     """The same documents of both; FlowError if one is missing or was read as other tokens."""
     ours, theirs = ([document.id for document in result.documents] for result in (base, other))
     if ours != theirs or base.k != other.k:
         raise FlowError(
-            f"The distributions of {other.model.name} are not of the base's documents: {len(ours)} with the {base.k} "
-            f"likeliest tokens for base, {len(theirs)} with {other.k} for {other.model.name}.",
+            f"The distributions of {other.model.name} are not of the base's documents: {len(ours)} "
+            f"with the {base.k} likeliest tokens for base, {len(theirs)} with {other.k} for "
+            f"{other.model.name}.",
             REMEASURE,
         )
     for one, two in zip(base.documents, other.documents, strict=True):
         if one.tokens != two.tokens:
             raise FlowError(
-                f"Document {one.id} was read as other tokens by {other.model.name} than by base: the tokenizers "
-                "differ.",
+                f"Document {one.id} was read as other tokens by {other.model.name} than by base: "
+                "the tokenizers differ.",
                 REMEASURE,
             )
         yield one, two
@@ -156,7 +190,9 @@ def _refusing(other: DistributionResult) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise FlowError(f"The distributions of {other.model.name} cannot be compared: {error}.", REMEASURE) from error
+        raise FlowError(
+            f"The distributions of {other.model.name} cannot be compared: {error}.", REMEASURE
+        ) from error
 
 
 def _tops(document: TokenTops) -> tuple[NDArray, NDArray]:

@@ -1,4 +1,6 @@
-"""How far models are apart in score and in economy, pair by pair, with intervals that hold together."""
+"""How far models are apart in score and in economy, pair by pair,
+with intervals that hold together.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,19 @@ from model_serve_flow.compare.speed import block_means, output_bracket
 from model_serve_flow.compare.stats.clusters import cluster_key
 from model_serve_flow.compare.stats.paired import Interval, mean_of_independent
 from model_serve_flow.compare.stats.simultaneous import Gaps, level_of_each, log_gap, score_gap
-from model_serve_flow.flow.results.measured import AccuracyResult, Capacity, PerformanceResult, TaskAccuracy
+from model_serve_flow.flow.results.measured import (
+    AccuracyResult,
+    Capacity,
+    PerformanceResult,
+    TaskAccuracy,
+)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the measurements show of the order of the models; a pair that is not in it is not told."""
+    """What the measurements show of the order of the models;
+    a pair that is not in it is not told.
+    """
 
     score: Gaps[str]  # points of the average score
     economy: Gaps[str]  # logarithm of how economical a model is
@@ -39,14 +48,18 @@ def score_gaps(models: Mapping[str, AccuracyResult], tasks: Sequence[str]) -> Ga
     level = level_of_each(len(models))
     return {
         (one, other): mean_of_independent(
-            [_task_gap(task, models[one].tasks[task], models[other].tasks[task], level) for task in tasks]
+            [
+                _task_gap(task, models[one].tasks[task], models[other].tasks[task], level)
+                for task in tasks
+            ]
         )
         for one, other in combinations(models, 2)
     }
 
 
 def _task_gap(task: str, one: TaskAccuracy, other: TaskAccuracy, level: float) -> Interval:
-    common = {item.id for item in one.items} & {item.id for item in other.items}  # a look may have ended one earlier
+    # a look may have ended one earlier
+    common = {item.id for item in one.items} & {item.id for item in other.items}
     pairs = pair(task, part_of(one, common), part_of(other, common))
     metric = primary_metric([name for name in one.metrics if pairs.values(name) is not None])
     key = cluster_key(pairs.base.items)
@@ -55,32 +68,50 @@ def _task_gap(task: str, one: TaskAccuracy, other: TaskAccuracy, level: float) -
 
 
 def economy_gaps(models: Mapping[str, PerformanceResult], sizes: Mapping[str, int]) -> Gaps[str]:
-    """The gaps in what orders the models in `ranking`, in logarithms, as far as there are repeats to tell from.
+    """The gaps in what orders the models in `ranking`, in logarithms,
+    as far as there are repeats to tell from.
 
-    Output tokens/s at capacity, where every model's was searched on several servers; one search tells no gap. Without a
-    capacity: the speed, as mean over the load points that all models have. Without speed: the size of the checkpoint,
-    which is exact.
+    Output tokens/s at capacity, where every model's was searched on several servers; one search
+    tells no gap. Without a capacity: the speed, as mean over the load points that all models have.
+    Without speed: the size of the checkpoint, which is exact.
     """
     level = level_of_each(len(models))
     if all(result.capacity is not None and result.capacity.measured for result in models.values()):
-        return _gaps({name: result.searches for name, result in models.items()}, _capacity_gap, level)
+        return _gaps(
+            {name: result.searches for name, result in models.items()}, _capacity_gap, level
+        )
     loads = set.intersection(*(set(result.measured_loads()) for result in models.values()))
     if not loads:
-        return {(one, other): _exact(np.log(sizes[one] / sizes[other])) for one, other in combinations(models, 2)}
+        return {
+            (one, other): _exact(np.log(sizes[one] / sizes[other]))
+            for one, other in combinations(models, 2)
+        }
     paired = min(result.blocks for result in models.values()) > 1
     speeds = {name: _speeds(result, loads) for name, result in models.items()}
     return _gaps(speeds, lambda one, other, level: log_gap(one, other, level, paired), level)
 
 
-def _gaps(values: Mapping[str, Any], gap: Callable[[Any, Any, float], Interval | None], level: float) -> Gaps[str]:
-    found = {(one, other): gap(values[one], values[other], level) for one, other in combinations(values, 2)}
+def _gaps(
+    values: Mapping[str, Any], gap: Callable[[Any, Any, float], Interval | None], level: float
+) -> Gaps[str]:
+    found = {
+        (one, other): gap(values[one], values[other], level)
+        for one, other in combinations(values, 2)
+    }
     return {pair: interval for pair, interval in found.items() if interval is not None}
 
 
-def _capacity_gap(one: dict[int, Capacity], other: dict[int, Capacity], level: float) -> Interval | None:
-    """Paired over the blocks; half of both brackets is added on either side, as `bracket_interval` does."""
+def _capacity_gap(
+    one: dict[int, Capacity], other: dict[int, Capacity], level: float
+) -> Interval | None:
+    """Paired over the blocks; half of both brackets is added on either side,
+    as `bracket_interval` does.
+    """
     blocks = sorted(one.keys() & other.keys())
-    ends = [np.array([output_bracket(side[block]) for block in blocks], dtype=float) for side in (one, other)]
+    ends = [
+        np.array([output_bracket(side[block]) for block in blocks], dtype=float)
+        for side in (one, other)
+    ]
     if len(blocks) < 2 or not all(np.isfinite(side).all() and (side > 0).all() for side in ends):
         return None
     middles = [np.sqrt(side.prod(axis=1)) for side in ends]
@@ -91,10 +122,16 @@ def _capacity_gap(one: dict[int, Capacity], other: dict[int, Capacity], level: f
 
 
 def _speeds(result: PerformanceResult, loads: Iterable[int]) -> NDArray:
-    """Output tokens/s of every block, or of every repeat on one server: the geometric mean over the loads."""
+    """Output tokens/s of every block, or of every repeat on one server:
+    the geometric mean over the loads.
+    """
     measured = result.measured_loads()
-    rows = [block_means(measured[load]) if result.blocks > 1 else
-            [point.output_tokens_per_s for point in measured[load]] for load in sorted(loads)]  # fmt: skip
+    rows = [
+        block_means(measured[load])
+        if result.blocks > 1
+        else [point.output_tokens_per_s for point in measured[load]]
+        for load in sorted(loads)
+    ]
     return np.exp(np.mean(np.log(rows), axis=0))
 
 

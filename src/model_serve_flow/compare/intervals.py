@@ -38,7 +38,9 @@ def simultaneous(
     for key in family.keys() - set(beyond):
         highs |= _bounds({key: _beyond(family[key])}, [])
     tested = {key: d for key, d in family.items() if d.decision_p is not None}
-    return dict.fromkeys(family) | {key: _turned(d, lows[key], highs[key]) for key, d in tested.items()}
+    return dict.fromkeys(family) | {
+        key: _turned(d, lows[key], highs[key]) for key, d in tested.items()
+    }
 
 
 def _bounds(claims: Mapping[Key, Claim], others: Sequence[Claim]) -> dict[Key, float]:
@@ -84,5 +86,6 @@ def _at(d: Difference, level: float) -> Interval:
 
 
 def _turned(d: Difference, low: float, mirrored: float) -> tuple[float, float]:
-    high = max(low, -mirrored)  # an early look can have shown one claim and a later one the opposite
+    # an early look can have shown one claim and a later one the opposite
+    high = max(low, -mirrored)
     return (low, high) if d.higher_is_better else (-high, -low)

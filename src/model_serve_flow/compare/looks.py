@@ -1,4 +1,6 @@
-"""A candidate that is asked a part of the items at a time: the tests of all looks as one, and whether it is decided."""
+"""A candidate that is asked a part of the items at a time: the tests of all looks as one,
+and whether it is decided.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,21 @@ from model_serve_flow.compare.tiers import WITHHELD, Tiers, withheld
 from model_serve_flow.compare.verdict import decide, loss_p_values
 from model_serve_flow.flow.profile import FlowConfig, Verdict
 from model_serve_flow.flow.results.compared import Decision, Difference, GrossLoss, Warned
-from model_serve_flow.flow.results.measured import LOOK, AccuracyResult, Item, Looks, Metric, TaskAccuracy
+from model_serve_flow.flow.results.measured import (
+    LOOK,
+    AccuracyResult,
+    Item,
+    Looks,
+    Metric,
+    TaskAccuracy,
+)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What base and one candidate answered, before anything is corrected for what other candidates did."""
+    """What base and one candidate answered,
+    before anything is corrected for what other candidates did.
+    """
 
     tasks: list[Pairs]
     differences: Differences
@@ -38,8 +49,11 @@ class Answers:
     looks: Looks | None
 
 
-def compare_answers(base: AccuracyResult, candidate: AccuracyResult, margins: Verdict, seed: int) -> Answers:
-    """The paired differences over the items that the candidate was asked, with the p-values over all its looks.
+def compare_answers(
+    base: AccuracyResult, candidate: AccuracyResult, margins: Verdict, seed: int
+) -> Answers:
+    """The paired differences over the items that the candidate was asked,
+    with the p-values over all its looks.
 
     Raises:
         FlowError: the candidate's items are not the base's.
@@ -62,7 +76,9 @@ def compare_answers(base: AccuracyResult, candidate: AccuracyResult, margins: Ve
 def decided(
     margins: Verdict, answers: Answers, others: Sequence[float], secondary: Sequence[Warned]
 ) -> tuple[Decision, tuple[str, ...]]:
-    """The verdict with its reasons; secondary margins warn, or withhold SHIP where the profile says so."""
+    """The verdict with its reasons; secondary margins warn,
+    or withhold SHIP where the profile says so.
+    """
     verdict, reasons = decide(answers.differences, answers.suite, tiers_of(margins), others)
     told = warnings(margins.secondary, secondary)
     if margins.secondary.action == "withhold" and told and verdict == "SHIP":
@@ -94,11 +110,15 @@ def looks_sentence(looks: Looks | None) -> list[str]:
     return [f"Looked at {looks.made} of {looks.planned} times, at last on {asked}: {saved}."]
 
 
-def interim_verdict(config: FlowConfig, base: AccuracyResult, candidate: AccuracyResult) -> Decision:
-    """The decision on what was asked until now, as it will stand whatever the other candidates turn out to be.
+def interim_verdict(
+    config: FlowConfig, base: AccuracyResult, candidate: AccuracyResult
+) -> Decision:
+    """The decision on what was asked until now,
+    as it will stand whatever the other candidates turn out to be.
 
-    SHIP is corrected over all candidates; those that are not known yet count as if nothing spoke for them. Where
-    secondary margins withhold SHIP, gross losses count already; divergence does not depend on the items.
+    SHIP is corrected over all candidates; those that are not known yet count as if nothing spoke
+    for them. Where secondary margins withhold SHIP, gross losses count already; divergence does not
+    depend on the items.
     """
     margins = config.verdict
     found = compare_answers(base, candidate, margins, config.seed)
@@ -120,16 +140,25 @@ def _items_until(candidate: AccuracyResult) -> list[dict[str, set[str]]]:
 
 
 def _one_look(
-    base: AccuracyResult, candidate: AccuracyResult, ids: Mapping[str, set[str]], margins: Verdict, seed: int
+    base: AccuracyResult,
+    candidate: AccuracyResult,
+    ids: Mapping[str, set[str]],
+    margins: Verdict,
+    seed: int,
 ) -> Answers:
-    sides = [{task: part_of(result.tasks[task], ids[task]) for task in base.tasks} for result in (base, candidate)]
-    tasks = [pair(task, *(side[task] for side in sides)) for task in base.tasks]
+    ours, theirs = (
+        {task: part_of(result.tasks[task], ids[task]) for task in base.tasks}
+        for result in (base, candidate)
+    )
+    tasks = [pair(task, ours[task], theirs[task]) for task in base.tasks]
     differences = {pairs.task: compare_task(pairs, margins, seed) for pairs in tasks}
     counting = tiers_of(margins).counting(differences)
     return Answers(tasks, differences, counting, compare_suite(counting, margins), looks=None)
 
 
-def _tasks_over_looks(seen: Sequence[Answers], shares: Sequence[Mapping[str, float]]) -> Differences:
+def _tasks_over_looks(
+    seen: Sequence[Answers], shares: Sequence[Mapping[str, float]]
+) -> Differences:
     def told(task: str, metric: str, last: Difference) -> Difference:
         looks = [one.differences[task].get(metric) for one in seen]
         return _over_looks(last, looks, [share[task] for share in shares])
@@ -140,8 +169,12 @@ def _tasks_over_looks(seen: Sequence[Answers], shares: Sequence[Mapping[str, flo
     }
 
 
-def _suite_over_looks(seen: Sequence[Answers], shares: Sequence[Mapping[str, float]]) -> Difference | None:
-    """The average with the p-values of all looks; its share of the items is the mean of its tasks' shares."""
+def _suite_over_looks(
+    seen: Sequence[Answers], shares: Sequence[Mapping[str, float]]
+) -> Difference | None:
+    """The average with the p-values of all looks;
+    its share of the items is the mean of its tasks' shares.
+    """
     last = seen[-1]
     if last.suite is None:
         return None
@@ -157,21 +190,30 @@ def _looks(base: AccuracyResult, candidate: AccuracyResult) -> Looks:
     return Looks(planned=planned, made=made, items=asked, of_items=whole)
 
 
-def _over_looks(last: Difference, looks: Sequence[Difference | None], shares: Sequence[float]) -> Difference:
+def _over_looks(
+    last: Difference, looks: Sequence[Difference | None], shares: Sequence[float]
+) -> Difference:
     """The difference with the p-values of all looks as one.
 
     A look at which the task could not decide rejects nothing.
     """
-    told = [d is not None and not d.silent and d.decision_p is not None for d in looks]
-    ps = [[d.decision_p if tells else 1.0, 1 - d.decision_p if tells else 1.0]
-          for d, tells in zip(looks, told, strict=True)]  # fmt: skip
+    ps = [_p_values(d) for d in looks]
     new = dict(zip(shares, ps, strict=True))  # a small task may get no new items at a look
     within, beyond = (sequential_p([p[side] for p in new.values()], list(new)) for side in (0, 1))
     return last.model_copy(update={"look_p": (within, beyond)})
 
 
+def _p_values(difference: Difference | None) -> tuple[float, float]:
+    """Of a loss beyond the limit and within it; both 1 where the task could not decide."""
+    if difference is None or difference.silent or difference.decision_p is None:
+        return 1.0, 1.0
+    return difference.decision_p, 1 - difference.decision_p
+
+
 def part_of(task: TaskAccuracy, ids: set[str]) -> TaskAccuracy:
-    """The task on some of its items, with the figures of these items; the task as it is if these are all."""
+    """The task on some of its items, with the figures of these items;
+    the task as it is if these are all.
+    """
     items = tuple(item for item in task.items if item.id in ids)
     if len(items) in (0, task.n):
         return task  # none of them: `pair` says what is wrong
@@ -184,7 +226,8 @@ def _figure(name: str, metric: Metric, items: Sequence[Item]) -> Metric:
     if values:
         per_byte = -values["loglikelihood"] / values["bytes"]
         texts = {"word_perplexity": math.exp(-values["loglikelihood"] / values["words"]),
-                 "byte_perplexity": math.exp(per_byte), "bits_per_byte": per_byte / math.log(2)}  # fmt: skip
+                 "byte_perplexity": math.exp(per_byte),
+                 "bits_per_byte": per_byte / math.log(2)}  # fmt: skip
         return metric.model_copy(update={"value": texts.get(name, metric.value), "stderr": None})
     if not _has(items, [name]):
         return metric

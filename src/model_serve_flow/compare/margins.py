@@ -1,4 +1,6 @@
-"""The seal on the margins: a margin that is chosen after the results proves nothing, so a later change is shown."""
+"""The seal on the margins: a margin that is chosen after the results proves nothing,
+so a later change is shown.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,27 @@ PLAN = frozenset({"looks", ITEMS, ANSWERS})  # a change of these is a look that 
 
 
 def seal_margins(flow: Flow) -> dict[str, Any]:
-    """Writes the margins and their digest into the manifest, before the base is measured; returns that section.
+    """Writes the margins and their digest into the manifest, before the base is measured;
+    returns that section.
 
-    A seal that is there stays while any accuracy result is: only where nothing is measured yet are margins free to
-    change. Where results are there without a seal, the seal says that it came after them.
+    A seal that is there stays while any accuracy result is: only where nothing is measured yet are
+    margins free to change. Where results are there without a seal, the seal says that it came after
+    them.
     """
-    manifest, results = read_manifest(flow.workspace), flow.workspace.root.glob("results/*/accuracy*.json")
+    manifest, results = (
+        read_manifest(flow.workspace),
+        flow.workspace.root.glob("results/*/accuracy*.json"),
+    )
     measured = next(results, None) is not None
     if measured and SECTION in manifest:
         return manifest[SECTION]
     values = _values(flow.config)
-    seal = {"values": values, "sha256": protocol_hash(values), "at": now(), "before_measuring": not measured}
+    seal = {
+        "values": values,
+        "sha256": protocol_hash(values),
+        "at": now(),
+        "before_measuring": not measured,
+    }
     return update_manifest(flow.workspace, replace=True, **{SECTION: seal})[SECTION]
 
 
@@ -43,7 +55,11 @@ def check_seal(flow: Flow) -> MarginSeal | None:
     if protocol_hash(sealed) != seal["sha256"]:
         sealed = {}
     names = sorted(sealed.keys() | current.keys())
-    changed = {name: (sealed.get(name), current.get(name)) for name in names if sealed.get(name) != current.get(name)}
+    changed = {
+        name: (sealed.get(name), current.get(name))
+        for name in names
+        if sealed.get(name) != current.get(name)
+    }
     return MarginSeal(at=seal["at"], before_measuring=seal["before_measuring"], changed=changed)
 
 
@@ -52,10 +68,18 @@ def seal_sentence(seal: MarginSeal | None) -> str:
     if seal is None:
         return "The margins are the profile's. It is not recorded when they were fixed."
     if seal.changed:
-        names = ", ".join(f"{name} from {_text(old)} to {_text(new)}" for name, (old, new) in seal.changed.items())
-        return f"The margins were changed after the measurement had begun: {names}. They prove less than margins kept."
+        names = ", ".join(
+            f"{name} from {_text(old)} to {_text(new)}" for name, (old, new) in seal.changed.items()
+        )
+        return (
+            f"The margins were changed after the measurement had begun: {names}. They prove less "
+            "than margins kept."
+        )
     if not seal.before_measuring:
-        return "The margins are the profile's. They were recorded only when results were already there."
+        return (
+            "The margins are the profile's. They were recorded only when results were already "
+            "there."
+        )
     return "The margins are the profile's and were fixed before anything was measured."
 
 
@@ -68,7 +92,8 @@ def _values(config: FlowConfig) -> dict[str, float | str | None]:
     found = config.verdict.model_dump(mode="json", exclude={"rationale"})
     inner = {f"secondary.{key}": value for key, value in found.pop("secondary", {}).items()}
     values = {
-        key: ", ".join(sorted(value)) if isinstance(value, list) else value for key, value in {**found, **inner}.items()
+        key: ", ".join(sorted(value)) if isinstance(value, list) else value
+        for key, value in {**found, **inner}.items()
     }
     if config.verdict.looks == 1:
         return values

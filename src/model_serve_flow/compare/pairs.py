@@ -1,4 +1,6 @@
-"""Pairs the items of two measurements of one task by id, and finds the answers that became right or wrong."""
+"""Pairs the items of two measurements of one task by id,
+and finds the answers that became right or wrong.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,18 @@ class Pairs:
     rows: tuple[tuple[Item, Item], ...]
 
     def values(self, key: str) -> tuple[NDArray, NDArray] | None:
-        """The values of base and candidate, or None if no item carries the key; FlowError if only some do."""
+        """The values of base and candidate, or None if no item carries the key;
+        FlowError if only some do.
+        """
         have = [key in item.values for row in self.rows for item in row]
         if not any(have):
             return None
         if not all(have):
             lacking = self.rows[have.index(False) // 2][0].id
             raise FlowError(f"Task {self.task}, item {lacking}: {key} is missing.", REMEASURE)
-        base, candidate = (np.array([row[side].values[key] for row in self.rows], dtype=float) for side in (0, 1))
+        base, candidate = (
+            np.array([row[side].values[key] for row in self.rows], dtype=float) for side in (0, 1)
+        )
         return base, candidate
 
     def scores(self, key: str) -> tuple[NDArray, NDArray]:
@@ -42,14 +48,18 @@ class Pairs:
         return values
 
     def oriented(self, metric: str) -> tuple[NDArray, NDArray]:
-        """The values, turned where lower is better (1 - value), so that 1 is right and a fall is a loss."""
+        """The values, turned where lower is better (1 - value),
+        so that 1 is right and a fall is a loss.
+        """
         values = self.scores(metric)
         if self.base.metrics[metric].higher_is_better:
             return values
         return 1 - values[0], 1 - values[1]
 
     def right(self) -> tuple[NDArray, NDArray] | None:
-        """Whether each answer of base and candidate is right, by the primary metric; None if it is not 0 or 1."""
+        """Whether each answer of base and candidate is right, by the primary metric;
+        None if it is not 0 or 1.
+        """
         scored = [metric for metric in self.base.metrics if self.values(metric) is not None]
         if not scored:
             return None
@@ -60,10 +70,12 @@ class Pairs:
 
 
 def pair(task: str, base: TaskAccuracy, candidate: TaskAccuracy, name: str = "candidate") -> Pairs:
-    """Pairs two measurements of one task, item by item; `name` is what the other one is called in an error.
+    """Pairs two measurements of one task, item by item;
+    `name` is what the other one is called in an error.
 
     Raises:
-        FlowError: an item is missing, extra, repeated, or not the same question on both sides; it is named.
+        FlowError: an item is missing, extra, repeated, or not the same question on both sides; it
+            is named.
     """
     for side in (base, candidate):
         ids = [item.id for item in side.items]
@@ -74,7 +86,9 @@ def pair(task: str, base: TaskAccuracy, candidate: TaskAccuracy, name: str = "ca
     if odd := sorted(ours.keys() ^ theirs.keys()):
         lacking = name if odd[0] in ours else "base"
         unpaired = f"{len(odd)} of {len(ours | theirs)} are unpaired"
-        raise FlowError(f"Task {task}, item {odd[0]}: the {lacking} has no such item ({unpaired}).", REMEASURE)
+        raise FlowError(
+            f"Task {task}, item {odd[0]}: the {lacking} has no such item ({unpaired}).", REMEASURE
+        )
     rows = tuple((item, theirs[item.id]) for item in base.items)
     for row in rows:
         _require_same_question(task, *row, name)
@@ -82,7 +96,9 @@ def pair(task: str, base: TaskAccuracy, candidate: TaskAccuracy, name: str = "ca
 
 
 def only(scored: TaskAccuracy, other: TaskAccuracy) -> TaskAccuracy:
-    """The items of `scored` that `other` has as well; what has none of them stays as it is, for `pair` to refuse."""
+    """The items of `scored` that `other` has as well; what has none of them stays as it is,
+    for `pair` to refuse.
+    """
     ids = {item.id for item in other.items}
     items = tuple(item for item in scored.items if item.id in ids)
     return scored.model_copy(update={"items": items, "n": len(items)}) if items else scored
@@ -91,7 +107,10 @@ def only(scored: TaskAccuracy, other: TaskAccuracy) -> TaskAccuracy:
 def _require_same_question(task: str, base: Item, candidate: Item, name: str) -> None:
     for field, part in (("prompt", "prompt"), ("expected", "expected answer")):
         if getattr(base, field) != getattr(candidate, field):
-            raise FlowError(f"Task {task}, item {base.id}: its {part} is not the same for base and {name}.", REMEASURE)
+            raise FlowError(
+                f"Task {task}, item {base.id}: its {part} is not the same for base and {name}.",
+                REMEASURE,
+            )
 
 
 def count_flips(before: NDArray, after: NDArray) -> Flips:
@@ -103,7 +122,9 @@ def count_flips(before: NDArray, after: NDArray) -> Flips:
 
 
 def flipped_items(pairs: Pairs) -> tuple[FlippedItem, ...]:
-    """The items whose answer became right or wrong, by the primary metric; none for a task not scored with 0 and 1."""
+    """The items whose answer became right or wrong, by the primary metric;
+    none for a task not scored with 0 and 1.
+    """
     right = pairs.right()
     if right is None:
         return ()

@@ -1,4 +1,6 @@
-"""Which candidate is the best choice: who is surely worse in accuracy and cost, and the recommendation."""
+"""Which candidate is the best choice: who is surely worse in accuracy and cost,
+and the recommendation.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,19 @@ from collections.abc import Sequence
 from model_serve_flow.compare.gaps import Evidence
 from model_serve_flow.compare.speed import mean_speedup
 from model_serve_flow.compare.stats.simultaneous import better, ranks
-from model_serve_flow.flow.results.compared import BaseComparison, CandidateComparison, Comparison, Ranks
+from model_serve_flow.flow.results.compared import (
+    BaseComparison,
+    CandidateComparison,
+    Comparison,
+    Ranks,
+)
 from model_serve_flow.flow.results.measured import BASE
 
 
 def rankable(candidates: Sequence[CandidateComparison]) -> list[CandidateComparison]:
-    """The candidates that are ranked: they may ship, or it is open, and a task can tell their score."""
+    """The candidates that are ranked: they may ship, or it is open,
+    and a task can tell their score.
+    """
     return [c for c in candidates if c.verdict != "DO NOT SHIP" and c.suite is not None]
 
 
@@ -21,8 +30,9 @@ def ranked(
 ) -> tuple[BaseComparison, tuple[CandidateComparison, ...]]:
     """The base and the candidates with `ranks` and `dominated_by` filled.
 
-    A model is dominated where another is surely more accurate and surely more economical. Of several the most
-    economical is named. A candidate that must not ship, or whose score no task can tell, is not ranked.
+    A model is dominated where another is surely more accurate and surely more economical. Of
+    several the most economical is named. A candidate that must not ship, or whose score no task can
+    tell, is not ranked.
 
     Args:
         evidence: of the base and the `rankable` candidates.
@@ -45,7 +55,9 @@ def ranked(
 
 
 def recommended(comparison: Comparison) -> str | None:
-    """The SHIP candidate whose tokens cost least at the objectives; None if no candidate is SHIP."""
+    """The SHIP candidate whose tokens cost least at the objectives;
+    None if no candidate is SHIP.
+    """
     ships = [candidate for candidate in comparison.candidates if candidate.verdict == "SHIP"]
     if not ships:
         return None
@@ -56,16 +68,33 @@ def recommended(comparison: Comparison) -> str | None:
 def _economies(base: BaseComparison, candidates: Sequence[CandidateComparison]) -> dict[str, float]:
     """How economical each model is, higher is better.
 
-    Output tokens/s at capacity, which orders like the cost per token because the price of the machine is the same.
-    Where a capacity is not known: the mean speed-up over the load points that are measured for all candidates. Where
-    there is none either: the base's size over the checkpoint's.
+    Output tokens/s at capacity, which orders like the cost per token because the price of the
+    machine is the same. Where a capacity is not known: the mean speed-up over the load points that
+    are measured for all candidates. Where there is none either: the base's size over the
+    checkpoint's.
     """
-    found = {BASE: base.capacity, **{candidate.name: candidate.capacity for candidate in candidates}}
-    known = {name: capacity for name, capacity in found.items() if capacity is not None and capacity.measured}
+    found = {
+        BASE: base.capacity,
+        **{candidate.name: candidate.capacity for candidate in candidates},
+    }
+    known = {
+        name: capacity
+        for name, capacity in found.items()
+        if capacity is not None and capacity.measured
+    }
     if len(known) == len(found):
-        return {name: capacity.output_tokens_per_s if capacity.streams else 0.0 for name, capacity in known.items()}
+        return {
+            name: capacity.output_tokens_per_s if capacity.streams else 0.0
+            for name, capacity in known.items()
+        }
     common = set.intersection(*({point.concurrency for point in c.performance} for c in candidates))
-    speedups = {c.name: mean_speedup([p for p in c.performance if p.concurrency in common]) for c in candidates}
+    speedups = {
+        c.name: mean_speedup([p for p in c.performance if p.concurrency in common])
+        for c in candidates
+    }
     if common:
-        return {BASE: 1.0, **{name: speedup for name, speedup in speedups.items() if speedup is not None}}
+        return {
+            BASE: 1.0,
+            **{name: speedup for name, speedup in speedups.items() if speedup is not None},
+        }
     return {BASE: 1.0, **{candidate.name: 1 / candidate.size_ratio for candidate in candidates}}

@@ -1,4 +1,6 @@
-"""Reads single facts out of a comparison: the primary metric, the worst difference, what must not ship."""
+"""Reads single facts out of a comparison: the primary metric, the worst difference,
+what must not ship.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from model_serve_flow.compare.stats.paired import ALPHA
-from model_serve_flow.flow.results.compared import CandidateComparison, Comparison, Decision, Difference, SoftScore
+from model_serve_flow.flow.results.compared import (
+    CandidateComparison,
+    Comparison,
+    Decision,
+    Difference,
+    SoftScore,
+)
 from model_serve_flow.flow.results.measured import BASE
 
 AVERAGE = ("average", "of deciding tasks")
@@ -24,7 +32,9 @@ def within_margin(difference: Difference) -> bool:
 
 
 def main_differences(candidate: CandidateComparison) -> dict[tuple[str, str], Difference]:
-    """(task, metric) -> difference: the average over the deciding tasks first, then each task's primary metric."""
+    """(task, metric) -> difference: the average over the deciding tasks first,
+    then each task's primary metric.
+    """
     primaries = {
         (task, metric): metrics[metric]
         for task, metrics in candidate.accuracy.items()
@@ -35,7 +45,9 @@ def main_differences(candidate: CandidateComparison) -> dict[tuple[str, str], Di
 
 @dataclass(frozen=True)
 class Offer:
-    """One model as a buyer sees it: average score in points, cost in US dollars per million output tokens."""
+    """One model as a buyer sees it: average score in points,
+    cost in US dollars per million output tokens.
+    """
 
     name: str
     score: float
@@ -46,14 +58,19 @@ class Offer:
 
     @property
     def on_front(self) -> bool:
-        """Whether no other model is surely more accurate and cheaper, and it may be bought at all."""
+        """Whether no other model is surely more accurate and cheaper,
+        and it may be bought at all.
+        """
         return self.verdict != "DO NOT SHIP" and self.dominated_by is None
 
 
 def offers(comparison: Comparison) -> list[Offer]:
-    """The base, then the candidates, as far as their score and cost are known; empty without a candidate among them."""
+    """The base, then the candidates, as far as their score and cost are known;
+    empty without a candidate among them.
+    """
     found = [
-        Offer(c.name, c.suite.candidate, (c.suite.base + c.suite.ci95[0], c.suite.base + c.suite.ci95[1]),
+        Offer(c.name, c.suite.candidate,
+              (c.suite.base + c.suite.ci95[0], c.suite.base + c.suite.ci95[1]),
               c.cost_per_million_output_tokens, c.verdict, c.dominated_by)
         for c in comparison.candidates
         if c.suite is not None and c.cost_per_million_output_tokens is not None
@@ -88,10 +105,11 @@ def clusters(difference: Difference | SoftScore) -> str:
 
 
 def primary_metric(metrics: Iterable[str]) -> str:
-    """The one metric of a task that counts in the verdict, of the names of those it has (at least one).
+    """The one metric of a task that counts in the verdict,
+    of the names of those it has (at least one).
 
-    word_perplexity for a text, else the first of `PRIMARY_METRICS` the task has (with any filter, in lm-eval's order),
-    else the task's first metric.
+    word_perplexity for a text, else the first of `PRIMARY_METRICS` the task has (with any filter,
+    in lm-eval's order), else the task's first metric.
     """
     names = list(metrics)
     for wanted in ("word_perplexity", *PRIMARY_METRICS):
@@ -102,7 +120,8 @@ def primary_metric(metrics: Iterable[str]) -> str:
 
 
 def worst(candidate: CandidateComparison) -> tuple[str, str, Difference] | None:
-    """(task, metric, difference) of the task that comes nearest to its margin or lies farthest beyond it.
+    """(task, metric, difference) of the task that comes nearest to its margin or lies farthest
+    beyond it.
 
     Tasks that cannot decide do not count while there are others; none without accuracy.
     """
@@ -123,5 +142,9 @@ def must_not_ship(candidate: CandidateComparison) -> bool:
 
 def all_differences(candidate: CandidateComparison) -> list[tuple[str, str, Difference]]:
     """(task, metric, difference) of the average and of every task and metric."""
-    rows = [(task, name, d) for task, metrics in candidate.accuracy.items() for name, d in metrics.items()]
+    rows = [
+        (task, name, d)
+        for task, metrics in candidate.accuracy.items()
+        for name, d in metrics.items()
+    ]
     return rows if candidate.suite is None else [(*AVERAGE, candidate.suite), *rows]

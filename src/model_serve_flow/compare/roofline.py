@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 from model_serve_flow.flow.results.compared import Diagnosis
 from model_serve_flow.flow.results.measured import LoadPoint, PerformanceResult
 
-# Share of the expected speed-up from which on, and up to which, the bytes read explain what was measured.
+# Share of the expected speed-up from which on, and up to which, the bytes read explain what was
+# measured.
 NEAR_ROOFLINE = (0.85, 1.1)
 
 
@@ -22,24 +23,30 @@ class _Lowest(NamedTuple):
 
 
 def diagnose(
-    base: PerformanceResult, candidate: PerformanceResult, base_bytes: int, candidate_bytes: int, kernel: str
+    base: PerformanceResult,
+    candidate: PerformanceResult,
+    base_bytes: int,
+    candidate_bytes: int,
+    kernel: str,
 ) -> Diagnosis:
-    """Compares the measured speed-up of decoding with the one that reading fewer weight bytes allows.
+    """Compares the measured speed-up of decoding with the one that reading fewer weight bytes
+    allows.
 
-    At one request every weight is read once per generated token, and there is little arithmetic per byte: decoding is
-    memory-bound, its time the bytes read over the memory's bandwidth (the roofline model: Williams, Waterman and
-    Patterson, "Roofline: an insightful visual performance model for multicore architectures", Communications of the
-    ACM 52(4), 2009). The bandwidth cancels out:
+    At one request every weight is read once per generated token, and there is little arithmetic per
+    byte: decoding is memory-bound, its time the bytes read over the memory's bandwidth (the
+    roofline model: Williams, Waterman and Patterson, "Roofline: an insightful visual performance
+    model for multicore architectures", Communications of the ACM 52(4), 2009). The bandwidth
+    cancels out:
 
     - expected speed-up = base bytes / candidate bytes
     - measured speed-up = mean inter-token latency of the base / of the candidate
     - reached = measured / expected
     - decode share = 1 - time to first token / request latency, of the base (means)
 
-    All at the lowest concurrency measured, normally 1. Bytes per token are taken as the size of the weight files, in
-    FP32 as `held_in_float32` says. That counts the whole of an embedding table that is not tied to the output layer,
-    though a token reads one row of it, and leaves out the KV cache and the activations, which are small beside the
-    weights at one short request.
+    All at the lowest concurrency measured, normally 1. Bytes per token are taken as the size of the
+    weight files, in FP32 as `held_in_float32` says. That counts the whole of an embedding table
+    that is not tied to the output layer, though a token reads one row of it, and leaves out the KV
+    cache and the activations, which are small beside the weights at one short request.
 
     Args:
         base, candidate: measurements with at least one load point that is measured on both sides.
@@ -54,7 +61,8 @@ def diagnose(
     loads = base.measured_loads(), candidate.measured_loads()
     if not (common := loads[0].keys() & loads[1].keys()):
         raise ValueError(
-            f"no load point is measured of both: {sorted(loads[0])} of base, {sorted(loads[1])} of candidate"
+            f"no load point is measured of both: {sorted(loads[0])} of base, {sorted(loads[1])} of "
+            "candidate"
         )
     lowest = min(common)
     ours, theirs = (_means(lowest, side[lowest]) for side in loads)
@@ -67,15 +75,19 @@ def diagnose(
         candidate_bytes_per_token=candidate_bytes,
         expected_speedup=expected,
         reached=measured / expected,
-        sentence=f"{_where(ours, bound)} {_bytes(base_bytes, candidate_bytes)} {_finding(measured, expected, kernel)}",
+        sentence=f"{_where(ours, bound)} {_bytes(base_bytes, candidate_bytes)} "
+        f"{_finding(measured, expected, kernel)}",
     )
 
 
-def held_in_float32(base_bytes: int, candidate_bytes: int, bits_per_weight: float) -> tuple[int, int]:
-    """Bytes of both models that an engine holds which computes in FP32: what is stored in 16 bits, twice.
+def held_in_float32(
+    base_bytes: int, candidate_bytes: int, bits_per_weight: float
+) -> tuple[int, int]:
+    """Bytes of both models that an engine holds which computes in FP32:
+    what is stored in 16 bits, twice.
 
-    Of the candidate that is all but the quantised weights. With 16 bits for each of them in the base, their number is
-    (base bytes - candidate bytes) / (2 - bits_per_weight / 8).
+    Of the candidate that is all but the quantised weights. With 16 bits for each of them in the
+    base, their number is (base bytes - candidate bytes) / (2 - bits_per_weight / 8).
 
     Args:
         base_bytes, candidate_bytes: size of the weight files; the base's are in 16 bits.
@@ -97,19 +109,24 @@ def _where(base: _Lowest, bound: str) -> str:
     if bound == "decode":
         return f"At {load} at a time {base.decode_share:.0%} of the base's time goes into decoding."
     return (
-        f"At {load} at a time most of the base's time ({1 - base.decode_share:.0%}) goes into reading the prompt "
-        "(prefill); what follows is about the rest."
+        f"At {load} at a time most of the base's time ({1 - base.decode_share:.0%}) goes into "
+        "reading the prompt (prefill); what follows is about the rest."
     )
 
 
 def _bytes(base_bytes: int, candidate_bytes: int) -> str:
-    return f"Each token reads {candidate_bytes / 1e6:,.0f} MB of weights instead of {base_bytes / 1e6:,.0f} MB."
+    return (
+        f"Each token reads {candidate_bytes / 1e6:,.0f} MB of weights instead of "
+        f"{base_bytes / 1e6:,.0f} MB."
+    )
 
 
 def _finding(measured: float, expected: float, kernel: str) -> str:
     """What the two speed-ups say; no cause is named that was not measured."""
     if expected <= 1:
-        return f"That saves nothing to read; decoding measured {measured:.2f}x as fast with {kernel}."
+        return (
+            f"That saves nothing to read; decoding measured {measured:.2f}x as fast with {kernel}."
+        )
     figures = (
         f"If reading them were all that decoding waits for, it would be {expected:.2f}x as fast; "
         f"measured with {kernel}: {measured:.2f}x ({measured / expected:.0%} of that)."
@@ -118,7 +135,13 @@ def _finding(measured: float, expected: float, kernel: str) -> str:
     if measured <= 1:
         return f"{figures} It is not faster, so its decoding is not limited by reading weights."
     if measured / expected < low:
-        return f"{figures} It is faster, but by less, so its decoding is not limited by reading weights alone."
+        return (
+            f"{figures} It is faster, but by less, so its decoding is not limited by reading "
+            "weights alone."
+        )
     if measured / expected <= high:
         return f"{figures} So its speed follows the bytes read."
-    return f"{figures} Fewer bytes do not explain that much, so the base is not limited by reading weights alone."
+    return (
+        f"{figures} Fewer bytes do not explain that much, so the base is not limited by reading "
+        "weights alone."
+    )

@@ -76,7 +76,9 @@ def speed_verdict(margins: Secondary, points: Sequence[SpeedPoint]) -> SpeedVerd
     if not points:
         return None
     mean = math.exp(math.fsum(math.log(point.speedup) for point in points) / len(points))
-    known = [(point.speedup, *point.speedup_ci95) for point in points if point.speedup_ci95 is not None]
+    known = [
+        (point.speedup, *point.speedup_ci95) for point in points if point.speedup_ci95 is not None
+    ]
     if len(known) < len(points):
         return SpeedVerdict(reading="UNSURE", speedup=mean, ci95=None, margin=margins.speedup)
     logs = [Interval(*map(math.log, ends)) for ends in known]

@@ -1,4 +1,6 @@
-"""The difference on parts of a task: where a loss sits, and where there are too few items to tell."""
+"""The difference on parts of a task: where a loss sits,
+and where there are too few items to tell.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,26 @@ from model_serve_flow.flow.results.compared import Slice
 from model_serve_flow.flow.results.measured import QUESTION, Item
 
 LEAST_ITEMS = 10
-MARGINS_TO_FIND = 2  # a slice that could not even show a drop of this many margins of its task is too small
+# a slice that could not even show a drop of this many margins of its task is too small
+MARGINS_TO_FIND = 2
 PROMPT_LENGTH = "prompt length"
 LENGTHS = ("short", "middle", "long")
 
 
 def compare_slices(tasks: Iterable[Pairs], margins: Verdict) -> tuple[Slice, ...]:
-    """The slices of every task scored with 0 and 1: by each group of its items, and by the length of the prompt.
+    """The slices of every task scored with 0 and 1: by each group of its items,
+    and by the length of the prompt.
 
-    The McNemar p-values are Holm-corrected over all slices that are large enough; a slice that is not can show nothing,
-    and its adjusted p-value is 1.
+    The McNemar p-values are Holm-corrected over all slices that are large enough; a slice that is
+    not can show nothing, and its adjusted p-value is 1.
     """
     slices = [part for pairs in tasks for part in _slices(pairs, margins.task_margin_points)]
     large = [part for part in slices if not part.too_small]
     adjusted = iter(paired.holm([part.mcnemar_p for part in large]))
-    return tuple(part if part.too_small else part.model_copy(update={"adjusted_p": next(adjusted)}) for part in slices)
+    return tuple(
+        part if part.too_small else part.model_copy(update={"adjusted_p": next(adjusted)})
+        for part in slices
+    )
 
 
 def _slices(pairs: Pairs, margin: float) -> Iterator[Slice]:
@@ -45,8 +52,12 @@ def _slices(pairs: Pairs, margin: float) -> Iterator[Slice]:
         yield _slice(pairs.task, PROMPT_LENGTH, value, base[chosen], candidate[chosen], margin)
 
 
-def _parts(labels: Sequence[str | None], order: Sequence[str] | None = None) -> list[tuple[str, NDArray]]:
-    """(value, which items) of each value; none where the values tell nothing: only one, or a different one per item."""
+def _parts(
+    labels: Sequence[str | None], order: Sequence[str] | None = None
+) -> list[tuple[str, NDArray]]:
+    """(value, which items) of each value; none where the values tell nothing: only one,
+    or a different one per item.
+    """
     values = np.array([label or "" for label in labels])
     names, counts = np.unique(values[values != ""], return_counts=True)
     if len(names) < 2 or counts.max() == 1:
@@ -55,15 +66,22 @@ def _parts(labels: Sequence[str | None], order: Sequence[str] | None = None) -> 
 
 
 def _lengths(items: Sequence[Item]) -> list[str | None]:
-    """Which third of the task's prompts each item's prompt belongs to, by its characters; None without a prompt."""
+    """Which third of the task's prompts each item's prompt belongs to, by its characters;
+    None without a prompt.
+    """
     lengths = [len(item.prompt) for item in items if item.prompt is not None]
     if not lengths:
         return [None] * len(items)
     bounds = np.quantile(lengths, (1 / 3, 2 / 3))
-    return [None if item.prompt is None else LENGTHS[int((len(item.prompt) > bounds).sum())] for item in items]
+    return [
+        None if item.prompt is None else LENGTHS[int((len(item.prompt) > bounds).sum())]
+        for item in items
+    ]
 
 
-def _slice(task: str, group: str, value: str, base: NDArray, candidate: NDArray, margin: float) -> Slice:
+def _slice(
+    task: str, group: str, value: str, base: NDArray, candidate: NDArray, margin: float
+) -> Slice:
     n = base.size
     interval = paired.paired_binary_difference(base, candidate).scaled(100)
     return Slice(
@@ -83,9 +101,12 @@ def _slice(task: str, group: str, value: str, base: NDArray, candidate: NDArray,
 
 @functools.cache
 def _too_small(n: int, margin: float) -> bool:
-    """Whether n items are too few whatever they answer: they would miss a drop even if no item changed but by it.
+    """Whether n items are too few whatever they answer:
+    they would miss a drop even if no item changed but by it.
 
-    Taken from n alone. With the share of items that changed, the answers would choose which slices are tested, and the
-    slices in which most went wrong would be called too small.
+    Taken from n alone. With the share of items that changed, the answers would choose which slices
+    are tested, and the slices in which most went wrong would be called too small.
     """
-    return n < LEAST_ITEMS or 100 * paired.smallest_detectable_drop(n, 0.0) > MARGINS_TO_FIND * margin
+    return (
+        n < LEAST_ITEMS or 100 * paired.smallest_detectable_drop(n, 0.0) > MARGINS_TO_FIND * margin
+    )

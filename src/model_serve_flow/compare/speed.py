@@ -1,4 +1,6 @@
-"""Base and candidate under the same load: speed-up with its interval over the repeats, memory, cost."""
+"""Base and candidate under the same load: speed-up with its interval over the repeats,
+memory, cost.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from model_serve_flow.compare.stats import paired
 from model_serve_flow.flow.results.compared import Memory, SpeedPoint, UnmeasuredLoad
 from model_serve_flow.flow.results.measured import Capacity, LoadPoint, PerformanceResult
 
-TOKEN_TOLERANCE = 0.05  # relative difference of tokens per request above which two load points are not the same work
+# relative difference of tokens per request above which two load points are not the same work
+TOKEN_TOLERANCE = 0.05
 
 OneOfBoth = Literal["base", "candidate"]
 
@@ -19,11 +22,17 @@ OneOfBoth = Literal["base", "candidate"]
 def speed_points(
     base: PerformanceResult, candidate: PerformanceResult
 ) -> tuple[tuple[SpeedPoint, ...], tuple[UnmeasuredLoad, ...]]:
-    """One point per concurrency, over its repeats, and the load points at which the two cannot be compared."""
+    """One point per concurrency, over its repeats,
+    and the load points at which the two cannot be compared.
+    """
     ours, theirs = base.measured_loads(), candidate.measured_loads()
     reasons = _unmeasured(base, candidate)
-    compared = tuple(_speed_point(points, theirs[load]) for load, points in ours.items() if load not in reasons)
-    return compared, tuple(UnmeasuredLoad(concurrency=load, reason=reasons[load]) for load in sorted(reasons))
+    compared = tuple(
+        _speed_point(points, theirs[load]) for load, points in ours.items() if load not in reasons
+    )
+    return compared, tuple(
+        UnmeasuredLoad(concurrency=load, reason=reasons[load]) for load in sorted(reasons)
+    )
 
 
 def _unmeasured(base: PerformanceResult, candidate: PerformanceResult) -> dict[int, str]:
@@ -49,13 +58,16 @@ def _other_work(base: list[LoadPoint], candidate: list[LoadPoint]) -> str:
             if not math.isclose(left, right, rel_tol=TOKEN_TOLERANCE):
                 name = field.replace("_", " ")
                 return (
-                    f"not the same work: {name} per request are {left:.1f} for base and {right:.1f} for the candidate"
+                    f"not the same work: {name} per request are {left:.1f} for base and "
+                    f"{right:.1f} for the candidate"
                 )
     return ""
 
 
 def mean_speedup(points: Sequence[SpeedPoint]) -> float | None:
-    """Geometric mean of the speed-ups over the load points: 2x and 0.5x average to 1x; None without any."""
+    """Geometric mean of the speed-ups over the load points: 2x and 0.5x average to 1x;
+    None without any.
+    """
     if not points:
         return None
     return math.exp(math.fsum(math.log(point.speedup) for point in points) / len(points))
@@ -63,20 +75,33 @@ def mean_speedup(points: Sequence[SpeedPoint]) -> float | None:
 
 def memory(performance: PerformanceResult) -> Memory:
     """What the engine took while it served the load."""
-    return Memory(peak_bytes=performance.engine.peak_memory_bytes, kv_cache_tokens=performance.engine.kv_cache_tokens)
+    return Memory(
+        peak_bytes=performance.engine.peak_memory_bytes,
+        kv_cache_tokens=performance.engine.kv_cache_tokens,
+    )
 
 
 def cost(hourly_price_usd: float | None, found: Capacity | None) -> float | None:
-    """US dollars per million output tokens at capacity; None without a price, or where no load meets the objectives."""
-    if hourly_price_usd is None or found is None or not found.streams or found.output_tokens_per_s == 0:
+    """US dollars per million output tokens at capacity; None without a price,
+    or where no load meets the objectives.
+    """
+    if (
+        hourly_price_usd is None
+        or found is None
+        or not found.streams
+        or found.output_tokens_per_s == 0
+    ):
         return None
     return cost_per_million_output_tokens(hourly_price_usd, found.output_tokens_per_s)
 
 
-def cost_interval(hourly_price_usd: float | None, found: Capacity | None) -> tuple[float, float] | None:
+def cost_interval(
+    hourly_price_usd: float | None, found: Capacity | None
+) -> tuple[float, float] | None:
     """The 95 % interval of `cost`, from that of the tokens/s at capacity; none after one search.
 
-    Where a search ended without a load that failed, the cost may be any smaller: the lower end is 0.
+    Where a search ended without a load that failed, the cost may be any smaller: the lower end
+    is 0.
     """
     if cost(hourly_price_usd, found) is None:
         return None
@@ -91,8 +116,12 @@ def cost_interval(hourly_price_usd: float | None, found: Capacity | None) -> tup
 def _speed_point(base: list[LoadPoint], candidate: list[LoadPoint]) -> SpeedPoint:
     sides: dict[OneOfBoth, list[LoadPoint]] = {"base": base, "candidate": candidate}
 
-    def of_both(figure: Callable[[LoadPoint], float], combine: Callable[[list[float]], float] = fmean) -> dict:
-        return {side: combine([figure(point) for point in points]) for side, points in sides.items()}
+    def of_both(
+        figure: Callable[[LoadPoint], float], combine: Callable[[list[float]], float] = fmean
+    ) -> dict:
+        return {
+            side: combine([figure(point) for point in points]) for side, points in sides.items()
+        }
 
     ours, theirs = ([point.output_tokens_per_s for point in points] for points in sides.values())
     blocks = min(len({point.block for point in points}) for points in sides.values())
@@ -126,7 +155,9 @@ def block_means(points: list[LoadPoint]) -> list[float]:
 
 
 def _others_share(sides: dict[OneOfBoth, list[LoadPoint]]) -> dict[OneOfBoth, float] | None:
-    """What other programs and the hypervisor took of the CPU on each side, mean over the repeats; None if not known."""
+    """What other programs and the hypervisor took of the CPU on each side,
+    mean over the repeats; None if not known.
+    """
     shares = {
         side: [taken for point in points if point.busy and (taken := point.busy.taken) is not None]
         for side, points in sides.items()
@@ -137,15 +168,23 @@ def _others_share(sides: dict[OneOfBoth, list[LoadPoint]]) -> dict[OneOfBoth, fl
 
 
 def output_bracket(search: Capacity) -> tuple[float, float | None]:
-    """Output tokens/s between which the capacity's are: at the load that passed, and at the one that failed."""
+    """Output tokens/s between which the capacity's are: at the load that passed,
+    and at the one that failed.
+    """
     if search.failed is None:
         return search.output_tokens_per_s, None
-    other = next(probe.output_tokens_per_s for probe in search.probes if probe.streams == search.failed)
+    other = next(
+        probe.output_tokens_per_s for probe in search.probes if probe.streams == search.failed
+    )
     return min(search.output_tokens_per_s, other), max(search.output_tokens_per_s, other)
 
 
 def cost_per_million_output_tokens(hourly_price_usd: float, output_tokens_per_s: float) -> float:
-    """US dollars for a million output tokens of a machine that is always this busy; ValueError if not above 0."""
+    """US dollars for a million output tokens of a machine that is always this busy;
+    ValueError if not above 0.
+    """
     if hourly_price_usd <= 0 or output_tokens_per_s <= 0:
-        raise ValueError(f"not above 0: {hourly_price_usd} USD per hour, {output_tokens_per_s} tokens/s")
+        raise ValueError(
+            f"not above 0: {hourly_price_usd} USD per hour, {output_tokens_per_s} tokens/s"
+        )
     return hourly_price_usd / 3600 / output_tokens_per_s * 1e6

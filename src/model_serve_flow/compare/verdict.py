@@ -1,4 +1,6 @@
-"""The decision by non-inferiority, Holm-corrected over the tasks, with its reasons in plain sentences."""
+"""The decision by non-inferiority, Holm-corrected over the tasks,
+with its reasons in plain sentences.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ TEXT_METRIC = "word_perplexity"  # bits per byte is the same test in another uni
 
 @dataclass(frozen=True)
 class _Check:
-    """One question of the verdict: is the loss surely within its margin, surely beyond it, or neither?"""
+    """One question of the verdict: is the loss surely within its margin, surely beyond it,
+    or neither?
+    """
 
     subject: str
     difference: Difference
@@ -59,10 +63,14 @@ class _Check:
             f"n = {d.n}{clusters(d)}{answers}): {place} the accepted {change} "
             f"({adjusted}{p_statement(self.beyond_p if self.fails else self.within_p)})."
         )
-        return " ".join(filter(None, (found, self._needed() if self.unsure else "", _tail_sentence(d))))
+        return " ".join(
+            filter(None, (found, self._needed() if self.unsure else "", _tail_sentence(d)))
+        )
 
     def items_to_settle(self) -> int | None:
-        """Items at which this question would be decided; None if it is, or if no number can be told."""
+        """Items at which this question would be decided; None if it is,
+        or if no number can be told.
+        """
         d = self.difference
         if not self.unsure or d.too_few is not None:
             return d.too_few
@@ -90,7 +98,10 @@ class _Check:
 
     def _too_few(self) -> str:
         d = self.difference
-        return f"{self.subject} is not decided: too few {self._noun} (n = {d.n}; at least {d.too_few} are needed)."
+        return (
+            f"{self.subject} is not decided: too few {self._noun} (n = {d.n}; at least {d.too_few} "
+            "are needed)."
+        )
 
 
 def _tail_sentence(difference: Difference) -> str:
@@ -101,7 +112,10 @@ def _tail_sentence(difference: Difference) -> str:
     most = f"with 95 % confidence at most {100 * tail.share_at_most:.1f} % of such documents do"
     if tail.collapsed == 0:
         return f"None of the {difference.n} documents doubled its perplexity: {most}."
-    return f"{tail.collapsed} of the {difference.n} documents at least doubled their perplexity: {most}."
+    return (
+        f"{tail.collapsed} of the {difference.n} documents at least doubled their perplexity: "
+        f"{most}."
+    )
 
 
 def decide(
@@ -112,14 +126,16 @@ def decide(
 ) -> tuple[Decision, tuple[str, ...]]:
     """The verdict by non-inferiority, and its reasons, the deciding one first.
 
-    SHIP: the macro average, every deciding task and every perplexity surely lose less than their margins.
+    SHIP: the macro average, every deciding task and every perplexity surely lose less than their
+    margins.
     DO NOT SHIP: one of them surely loses more than its margin.
-    INCONCLUSIVE: neither, or no task can decide, or one has too few items for its test, or one that cannot decide shows
-    a loss all the same, or a required task is missing or cannot decide.
+    INCONCLUSIVE: neither, or no task can decide, or one has too few items for its test, or one that
+    cannot decide shows a loss all the same, or a required task is missing or cannot decide.
 
-    "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities. Where there are
-    other candidates, "surely less" is adjusted over all questions of all candidates, the averages among them: with
-    20 candidates on the margin, one of them would else ship by chance in 39 % of all cases.
+    "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities.
+    Where there are other candidates, "surely less" is adjusted over all questions of all
+    candidates, the averages among them: with 20 candidates on the margin, one of them would else
+    ship by chance in 39 % of all cases.
 
     Args:
         differences, suite: of this candidate.
@@ -135,14 +151,18 @@ def decide(
     ordered = sorted(checks, key=lambda check: (not check.fails, check.passes))
     reasons = [check.sentence() for check in ordered]
     if suite is None:
-        reasons.insert(len(reasons) if failing else 0, "No task can decide, so none speaks for the candidate.")
+        reasons.insert(
+            len(reasons) if failing else 0, "No task can decide, so none speaks for the candidate."
+        )
     first = [*blocked, *withheld] if not (failing or unsure) else []
     rest = [sentence for sentence in (*blocked, *withheld, *silent) if sentence not in first]
     return verdict, (*first, *reasons, *rest)
 
 
 def loss_p_values(differences: Differences, suite: Difference | None) -> list[float]:
-    """The p-values of one candidate that SHIP needs to be small, uncorrected: of every task, perplexity and average."""
+    """The p-values of one candidate that SHIP needs to be small, uncorrected:
+    of every task, perplexity and average.
+    """
     asked_for = [difference for _, difference in _family(differences).values()]
     return [difference.decision_ps[0] for difference in (*asked_for, *filter(None, [suite]))]
 
@@ -153,16 +173,20 @@ def with_items_to_settle(
     tiers: Tiers = EVERY_TASK_DECIDES,
     others: Sequence[float] = (),
 ) -> tuple[dict[str, dict[str, Difference]], Difference | None]:
-    """The differences with adjusted p-values, simultaneous intervals, and the items at which each would be decided.
+    """The differences with adjusted p-values, simultaneous intervals,
+    and the items at which each would be decided.
 
-    Those that count in the verdict are taken at its corrected level, the others by themselves; `others` as in `decide`.
+    Those that count in the verdict are taken at its corrected level, the others by themselves;
+    `others` as in `decide`.
     """
     counting = {check.key: check for check in _checks(tiers.counting(differences), suite, others)}
 
     def filled(task: str, metric: str, difference: Difference) -> Difference:
         check = counting.get((task, metric))
         if check is None:
-            return difference.model_copy(update={"items_to_settle": _check(task, difference).items_to_settle()})
+            return difference.model_copy(
+                update={"items_to_settle": _check(task, difference).items_to_settle()}
+            )
         return difference.model_copy(
             update={
                 "items_to_settle": check.items_to_settle(),
@@ -172,14 +196,20 @@ def with_items_to_settle(
         )
 
     found = {
-        task: {name: filled(task, name, d) for name, d in metrics.items()} for task, metrics in differences.items()
+        task: {name: filled(task, name, d) for name, d in metrics.items()}
+        for task, metrics in differences.items()
     }
     if suite is None:
         return found, None
     check = counting[SUITE]
-    shown = {"adjusted_p": (check.within_p, check.beyond_p), "simultaneous_ci95": check.difference.simultaneous_ci95}
+    shown = {
+        "adjusted_p": (check.within_p, check.beyond_p),
+        "simultaneous_ci95": check.difference.simultaneous_ci95,
+    }
     tells_more = bool(others) or suite.look_p is not None
-    return found, suite.model_copy(update={"items_to_settle": check.items_to_settle(), **(shown if tells_more else {})})
+    return found, suite.model_copy(
+        update={"items_to_settle": check.items_to_settle(), **(shown if tells_more else {})}
+    )
 
 
 def _check(subject: str, difference: Difference) -> _Check:
@@ -192,11 +222,14 @@ def _suite_subject(differences: Differences) -> str:
     return f"The average score over {'1 task' if count == 1 else f'{count} tasks'}"
 
 
-def _checks(differences: Differences, suite: Difference | None, others: Sequence[float]) -> list[_Check]:
-    """The questions of one candidate: first the average, then the primary metric of every task, and every perplexity.
+def _checks(
+    differences: Differences, suite: Difference | None, others: Sequence[float]
+) -> list[_Check]:
+    """The questions of one candidate: first the average, then the primary metric of every task,
+    and every perplexity.
 
-    One candidate: the tasks and perplexities are the family of the correction, and the average has its own level.
-    Several: the family of "surely less" is every question of every candidate.
+    One candidate: the tasks and perplexities are the family of the correction, and the average has
+    its own level. Several: the family of "surely less" is every question of every candidate.
     """
     family = _family(differences)
     if suite is not None:
@@ -204,10 +237,13 @@ def _checks(differences: Differences, suite: Difference | None, others: Sequence
     joint = [key for key in family if key != SUITE or others]
     alone = [key for key in family if key != SUITE]
     shown = simultaneous({key: family[key][1] for key in joint}, alone, others)
-    if SUITE not in joint and suite is not None and suite.look_p is not None:  # its own interval knows one look only
+    # its own interval knows one look only
+    if SUITE not in joint and suite is not None and suite.look_p is not None:
         shown |= simultaneous({SUITE: suite}, [SUITE])
     raw = {key: difference.decision_ps for key, (_, difference) in family.items()}
-    within = {key: p[0] for key, p in raw.items()} | _holm({key: raw[key][0] for key in joint}, others)
+    within = {key: p[0] for key, p in raw.items()} | _holm(
+        {key: raw[key][0] for key in joint}, others
+    )
     beyond = {key: p[1] for key, p in raw.items()} | _holm({key: raw[key][1] for key in alone})
     tests = {key: len(joint) + len(others) if key in joint else 1 for key in family}
     return [
@@ -224,13 +260,17 @@ def _checks(differences: Differences, suite: Difference | None, others: Sequence
 
 
 def _holm(p_values: dict[Key, float], others: Sequence[float] = ()) -> dict[Key, float]:
-    """Holm's adjusted p-values; `others` belong to the family, and what they become is not asked."""
+    """Holm's adjusted p-values; `others` belong to the family,
+    and what they become is not asked.
+    """
     adjusted = paired.holm([*p_values.values(), *others])
     return dict(zip(p_values, adjusted[: len(p_values)], strict=True))
 
 
 def _family(differences: Differences) -> dict[Key, tuple[str, Difference]]:
-    """(subject, difference) of the primary metric of every deciding task, and of every perplexity."""
+    """(subject, difference) of the primary metric of every deciding task,
+    and of every perplexity.
+    """
     primaries = {task: primary_metric(metrics) for task, metrics in differences.items()}
     family = {(task, primaries[task]): (task, d) for task, d in asked(differences).items()}
     for task, metric in primaries.items():
@@ -241,23 +281,28 @@ def _family(differences: Differences) -> dict[Key, tuple[str, Difference]]:
 
 
 def _silent_sentences(differences: Differences) -> tuple[list[str], list[str]]:
-    """Why tasks cannot decide; and of those that show a loss all the same, for which SHIP is withheld."""
+    """Why tasks cannot decide; and of those that show a loss all the same,
+    for which SHIP is withheld.
+    """
     silent, withheld = [], []
     for task, metrics in differences.items():
         d = metrics[primary_metric(metrics)]
         if d.near_chance:
             silent.append(
-                f"{task} cannot decide: the base's {d.base:.1f} points are not clearly above guessing "
-                f"({d.chance:.1f} points, n = {d.n})."
+                f"{task} cannot decide: the base's {d.base:.1f} points are not clearly above "
+                f"guessing ({d.chance:.1f} points, n = {d.n})."
             )
         elif d.too_weak:
             reason = (
-                f"{task} cannot decide: the base scores {d.base:.1f} points (lower bound {d.base_low:.1f}, n = {d.n}), "
-                f"too close to guessing ({d.chance or 0:.1f} points) to lose the accepted {d.margin:.1f}."
+                f"{task} cannot decide: the base scores {d.base:.1f} points (lower bound "
+                f"{d.base_low:.1f}, n = {d.n}), too close to guessing ({d.chance or 0:.1f} points) "
+                f"to lose the accepted {d.margin:.1f}."
             )
             assert d.retention_p is not None
             lost = 1 - d.retention_p <= paired.ALPHA
-            (withheld if lost else silent).append(f"{reason} {_loss_sentence(d)}" if lost else reason)
+            (withheld if lost else silent).append(
+                f"{reason} {_loss_sentence(d)}" if lost else reason
+            )
     return silent, withheld
 
 
@@ -265,6 +310,6 @@ def _loss_sentence(difference: Difference) -> str:
     assert difference.retention is not None and difference.retention_p is not None
     kept, p = 100 * difference.retention, p_statement(1 - difference.retention_p)
     return (
-        f"But the candidate scores {difference.candidate:.1f} there, clearly less than {kept:.0f} % of the base's "
-        f"score above guessing ({p}): SHIP is withheld."
+        f"But the candidate scores {difference.candidate:.1f} there, clearly less than {kept:.0f} "
+        f"% of the base's score above guessing ({p}): SHIP is withheld."
     )

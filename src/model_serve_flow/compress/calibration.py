@@ -21,15 +21,20 @@ if TYPE_CHECKING:
 SHUFFLE_BUFFER = 10_000
 
 
-def calibration_dataset(flow: Flow, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, CalibrationFacts]:
-    """The tokenised calibration texts: `input_ids` and `attention_mask`, one row per text, each of its own length.
+def calibration_dataset(
+    flow: Flow, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Dataset, CalibrationFacts]:
+    """The tokenised calibration texts: `input_ids` and `attention_mask`, one row per text,
+    each of its own length.
 
-    Texts go through the tokenizer's chat template where it has one, are truncated to `max_sequence_length` tokens and
-    never padded: padding would count as activations of real text. Their messages, whole, are searched for the
-    evaluation items; an item found is recorded and no error, because one phrase in common may be chance.
+    Texts go through the tokenizer's chat template where it has one, are truncated to
+    `max_sequence_length` tokens and never padded: padding would count as activations of real text.
+    Their messages, whole, are searched for the evaluation items; an item found is recorded and no
+    error, because one phrase in common may be chance.
 
     Raises:
-        FlowError: fewer texts than `calibration.samples`, a row without text, padding, or the hub cannot be reached.
+        FlowError: fewer texts than `calibration.samples`, a row without text, padding, or the hub
+            cannot be reached.
     """
     from datasets import Dataset
 
@@ -44,7 +49,9 @@ def calibration_dataset(flow: Flow, tokenizer: PreTrainedTokenizerBase) -> tuple
         padding=False,
         add_special_tokens=not templated,  # the template has written them already
     )
-    dataset = Dataset.from_dict({"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]})
+    dataset = Dataset.from_dict(
+        {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+    )
     items = evaluation_texts(flow)
     spoken = ("\n".join(message["content"] for message in messages) for messages in conversations)
     overlap = None if items is None else find_overlap(spoken, items)
@@ -60,7 +67,8 @@ def calibration_facts(
     if padding:
         raise FlowError(
             f"{padding} of {tokens} calibration tokens are padding.",
-            "Padding counts as activations that no user causes: tokenise each text to its own length.",
+            "Padding counts as activations that no user causes: tokenise each text to its own "
+            "length.",
         )
     return CalibrationFacts(
         source=_source_text(calibration),
@@ -68,7 +76,9 @@ def calibration_facts(
         tokens=tokens,
         chat_template=templated,
         max_sequence_length=calibration.max_sequence_length,
-        sha256=hashlib.sha256(json.dumps([list(row) for row in dataset["input_ids"]]).encode()).hexdigest(),
+        sha256=hashlib.sha256(
+            json.dumps([list(row) for row in dataset["input_ids"]]).encode()
+        ).hexdigest(),
         overlap=overlap,
     )
 
@@ -84,25 +94,35 @@ def _source_text(calibration: Calibration) -> str:
 def _messages(row: dict[str, Any]) -> list[dict[str, str]]:
     """A row as a conversation; plain text is the user's turn."""
     messages = row.get("messages") or [{"role": "user", "content": row.get("text")}]
-    spoken = [_turn(message) for message in messages if isinstance(message, dict) and message.get("role")]
+    spoken = [
+        _turn(message) for message in messages if isinstance(message, dict) and message.get("role")
+    ]
     if len(spoken) != len(messages) or not any(turn["content"] for turn in spoken):
         raise FlowError(
             f"A calibration row has neither messages nor text: {str(row)[:120]}",
             "Rows are {'messages': [{'role': ..., 'content': ...}]} or {'text': ...}.",
         )
-    return [turn for turn in spoken if turn["content"] or turn["role"] not in ("system", "developer")]
+    return [
+        turn for turn in spoken if turn["content"] or turn["role"] not in ("system", "developer")
+    ]
 
 
 def _turn(message: dict[str, Any]) -> dict[str, str]:
-    """A message with its content as text: parts are joined, and a tool call without content is empty."""
+    """A message with its content as text: parts are joined,
+    and a tool call without content is empty.
+    """
     content = message.get("content")
     if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in content)
+        content = "".join(
+            str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in content
+        )
     return {**message, "content": content or ""}
 
 
 def _text(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A conversation as the model will read it; FlowError, which shows it, where the chat template refuses it."""
+    """A conversation as the model will read it; FlowError, which shows it,
+    where the chat template refuses it.
+    """
     from jinja2.exceptions import TemplateError
 
     if tokenizer.chat_template is not None:
@@ -110,7 +130,8 @@ def _text(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) ->
             return tokenizer.apply_chat_template(messages, tokenize=False)
         except TemplateError as error:
             raise FlowError(
-                f"The model's chat template refuses a calibration row: {error}. The row: {str(messages)[:200]}",
+                f"The model's chat template refuses a calibration row: {error}. The row: "
+                f"{str(messages)[:200]}",
                 "Use rows that the template accepts, or a dataset with a column of plain text.",
             ) from error
     return "\n\n".join(message["content"] for message in messages)
@@ -126,7 +147,8 @@ def _rows(flow: Flow) -> list[dict[str, Any]]:
     )
     if len(rows) < calibration.samples:
         raise FlowError(
-            f"calibration.samples is {calibration.samples}, but {_source_text(calibration)} gave {len(rows)} texts.",
+            f"calibration.samples is {calibration.samples}, but {_source_text(calibration)} gave "
+            f"{len(rows)} texts.",
             f"Lower calibration.samples. If it was raised since the texts were written: {RERUN}",
         )
     return rows
@@ -141,7 +163,9 @@ def _packaged_rows(flow: Flow) -> list[dict[str, Any]]:
 
 
 def _hub_rows(source: HubDataset, samples: int, seed: int) -> list[dict[str, Any]]:
-    """Streams only as much of the dataset as the shuffle needs, instead of downloading all of it."""
+    """Streams only as much of the dataset as the shuffle needs,
+    instead of downloading all of it.
+    """
     return hub_rows(
         source,
         "calibration.dataset",

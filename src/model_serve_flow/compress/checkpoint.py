@@ -45,7 +45,8 @@ class Checkpoint:
 
 
 def inspect_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Reads configuration and tensor headers of a checkpoint made by any tool; no weights are loaded.
+    """Reads configuration and tensor headers of a checkpoint made by any tool;
+    no weights are loaded.
 
     Raises:
         FlowError: not a whole checkpoint, or it holds no quantised layer.
@@ -57,13 +58,21 @@ def inspect_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Chec
     if tool := UNREADABLE.get(str(config.get("quant_method"))):
         raise FlowError(
             f"{folder} is a checkpoint of {tool}, whose tensors this flow cannot read and verify.",
-            "Give a checkpoint of llm-compressor, GPTQ, AWQ, AutoRound or ModelOpt, or a recipe for 03.",
+            "Give a checkpoint of llm-compressor, GPTQ, AWQ, AutoRound or ModelOpt, or a recipe "
+            "for 03.",
         )
     tensors = tensor_headers(folder)
     quantized = _quantized_layers(tensors)
     if not config or not quantized:
-        missing = "no quantization_config in its config.json" if not config else "no quantised layer in its tensors"
-        raise FlowError(f"{folder} is not a quantised checkpoint: {missing}.", "Compress it, or correct 'source'.")
+        missing = (
+            "no quantization_config in its config.json"
+            if not config
+            else "no quantised layer in its tensors"
+        )
+        raise FlowError(
+            f"{folder} is not a quantised checkpoint: {missing}.",
+            "Compress it, or correct 'source'.",
+        )
     model_config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     layers = linear_layers(model_config)
     tied = model_config.get_text_config().tie_word_embeddings
@@ -113,7 +122,9 @@ def _left_layers(
     layers: dict[str, tuple[int, int]], quantized: list[str], tensors: dict[str, Tensor], tied: bool
 ) -> tuple[str, ...]:
     """Linear layers that are stored as they were; a tied lm_head has no tensor of its own."""
-    stored = {name for name in layers if f"{name}.weight" in tensors or (tied and name == "lm_head")}
+    stored = {
+        name for name in layers if f"{name}.weight" in tensors or (tied and name == "lm_head")
+    }
     return tuple(sorted(stored - set(quantized), key=natural_key))
 
 
@@ -122,13 +133,23 @@ def natural_key(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _bits_per_weight(quantized: list[str], tensors: dict[str, Tensor], layers: dict[str, tuple[int, int]]) -> float:
-    """Bits of weights, scales and zero points, per weight, over the quantised layers whose shape is known."""
+def _bits_per_weight(
+    quantized: list[str], tensors: dict[str, Tensor], layers: dict[str, tuple[int, int]]
+) -> float:
+    """Bits of weights, scales and zero points, per weight,
+    over the quantised layers whose shape is known.
+    """
     known = [name for name in quantized if name in layers]
     if not known:
         raise FlowError(
-            f"None of the {len(quantized)} quantised layers, such as {quantized[0]}, is a linear layer of the model.",
+            f"None of the {len(quantized)} quantised layers, such as {quantized[0]}, is a linear "
+            "layer of the model.",
             "Weights and config.json belong to different models.",
         )
-    stored = [tensors[f"{name}.{part}"].size_bytes for name in known for part in STORED if f"{name}.{part}" in tensors]
+    stored = [
+        tensors[f"{name}.{part}"].size_bytes
+        for name in known
+        for part in STORED
+        if f"{name}.{part}" in tensors
+    ]
     return 8 * sum(stored) / sum(math.prod(layers[name]) for name in known)

@@ -1,4 +1,6 @@
-"""llm-compressor in, a verified checkpoint and a CompressionResult out; ready-made checkpoints are verified too."""
+"""llm-compressor in, a verified checkpoint and a CompressionResult out;
+ready-made checkpoints are verified too.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,13 @@ if TYPE_CHECKING:
 PROMPT = "What is the capital of France? Answer in one sentence."
 SAMPLING_SECONDS = 0.05
 MADE_WITH = ("llmcompressor", "compressed-tensors", "torch", "transformers", "model-serve-flow")
-NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "defaultcpuallocator", "out of memory", "bad_alloc")
+NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "defaultcpuallocator",
+    "out of memory",
+    "bad_alloc",
+)
 
 Quantise = Callable[["PreTrainedModel", Recipe], None]
 
@@ -49,7 +57,8 @@ def compress(
 ) -> CompressionResult:
     """Makes the candidate `name` by its recipe and writes its `compression.json`.
 
-    The checkpoint takes its place in `models/` only when it is verified; until then the old one stays.
+    The checkpoint takes its place in `models/` only when it is verified; until then the old one
+    stays.
 
     Args:
         flow: the profile and its workspace, with the base model in `models/base`.
@@ -58,9 +67,10 @@ def compress(
         calibration: what the calibration data were; recorded if the recipe uses them.
 
     Raises:
-        FlowError: no base model, a group size that does not fit, no GPU for a GPU profile, a checkpoint that is not
-            what the recipe says or whose tokenizer is not the base's; memory that runs out, with what to change in the
-            profile; a disk that is full or may not be written.
+        FlowError: no base model, a group size that does not fit, no GPU for a GPU profile, a
+            checkpoint that is not what the recipe says or whose tokenizer is not the base's; memory
+            that runs out, with what to change in the profile; a disk that is full or may not be
+            written.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
@@ -89,8 +99,8 @@ def compress(
 def _save(model: PreTrainedModel, base: Path, folder: Path) -> None:
     """Saves the compressed model with the base's own generation settings.
 
-    transformers refuses to save settings that it accepts when it loads them, such as a temperature beside
-    `do_sample: false`.
+    transformers refuses to save settings that it accepts when it loads them, such as a temperature
+    beside `do_sample: false`.
     """
     from transformers import GenerationConfig
 
@@ -105,14 +115,17 @@ def _save(model: PreTrainedModel, base: Path, folder: Path) -> None:
 def kept_candidate(
     flow: Flow, name: str, quantise: Quantise, calibration: CalibrationFacts | None = None
 ) -> CompressionResult | None:
-    """What an earlier, interrupted run made of the candidate `name`, if `compress` would make the very same again.
+    """What an earlier, interrupted run made of the candidate `name`,
+    if `compress` would make the very same again.
 
-    That is: its record is valid, its checkpoint and the base have the digests in it, and recipe, calibration text,
-    seed, versions of the tools and the source of `quantise` are those in it. The arguments are those of `compress`.
-    What is evaluated does not matter: an overlap with other evaluation items is written into the record.
+    That is: its record is valid, its checkpoint and the base have the digests in it, and recipe,
+    calibration text, seed, versions of the tools and the source of `quantise` are those in it. The
+    arguments are those of `compress`. What is evaluated does not matter: an overlap with other
+    evaluation items is written into the record.
 
     Returns:
-        None where there is none, or anything differs; always for a ready-made checkpoint, which `adopt` keeps itself.
+        None where there is none, or anything differs; always for a ready-made checkpoint, which
+        `adopt` keeps itself.
     """
     recipe = flow.config.candidate(name).recipe
     if recipe is None or not (flow.workspace.results(name) / "compression.json").is_file():
@@ -120,10 +133,17 @@ def kept_candidate(
     try:
         made = flow.workspace.compression(name)
     except FlowError:
-        return None  # edited, or of another version: what it says does not count, and it is made again
-    asked: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), **_inputs(flow, recipe, quantise, calibration)}
+        # edited, or of another version: what it says does not count, and it is made again
+        return None
+    asked: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json"),
+        **_inputs(flow, recipe, quantise, calibration),
+    }
     text = asked.pop("calibration")
-    same = all(getattr(made, key) == value for key, value in asked.items()) and made.quantise is not None
+    same = (
+        all(getattr(made, key) == value for key, value in asked.items())
+        and made.quantise is not None
+    )
     same = same and _without_overlap(made.calibration) == _without_overlap(text)
     digests = [digest_once(flow.workspace.model(model)) for model in (name, "base")]
     if not same or digests != [made.model.sha256, made.base.sha256]:
@@ -138,12 +158,16 @@ def _without_overlap(calibration: CalibrationFacts | None) -> CalibrationFacts |
     return None if calibration is None else calibration.model_copy(update={"overlap": None})
 
 
-def _inputs(flow: Flow, recipe: Recipe, quantise: Quantise, calibration: CalibrationFacts | None) -> dict[str, Any]:
+def _inputs(
+    flow: Flow, recipe: Recipe, quantise: Quantise, calibration: CalibrationFacts | None
+) -> dict[str, Any]:
     """What decides the result besides base and recipe, by the fields of CompressionResult."""
     try:
         source = inspect.getsource(quantise)
     except (OSError, TypeError):
-        source = None  # typed into an interpreter that keeps no source: then nothing can tell whether it is the same
+        # typed into an interpreter that keeps no source: then nothing can tell whether it is the
+        # same
+        source = None
     return {
         "calibration": calibration if recipe.needs_calibration else None,
         "seed": flow.config.seed,
@@ -178,22 +202,29 @@ def _layers_shown(name: str, model: PreTrainedModel, recipe: Recipe) -> Iterator
 
 @contextlib.contextmanager
 def _memory_errors(flow: Flow) -> Iterator[None]:
-    """Turns memory that runs out into a FlowError with the figures of this profile; it is measured before the block."""
+    """Turns memory that runs out into a FlowError with the figures of this profile;
+    it is measured before the block.
+    """
     available = available_memory()
     try:
         yield
     except Exception as error:
         if not (reason := _out_of_memory(error)):
             raise
-        raise FlowError(f"Compressing ran out of memory: {reason}.", memory_advice(flow, available)) from error
+        raise FlowError(
+            f"Compressing ran out of memory: {reason}.", memory_advice(flow, available)
+        ) from error
 
 
 def _out_of_memory(error: BaseException | None) -> str:
-    """What the allocator said, if that is what failed: PyTorch has an exception for it on a GPU only, and
-    llm-compressor wraps it into others whose text begins with the code that it generated."""
+    """What the allocator said, if that is what failed: PyTorch has an exception for it on a GPU
+    only, and llm-compressor wraps it into others whose text begins with the code that it generated.
+    """
     while error is not None:
         lines = str(error).strip().splitlines()
-        if said := next((line for line in lines if any(text in line.lower() for text in NO_MEMORY)), ""):
+        if said := next(
+            (line for line in lines if any(text in line.lower() for text in NO_MEMORY)), ""
+        ):
             return said.strip().rstrip(".")
         if isinstance(error, MemoryError):
             return type(error).__name__
@@ -202,15 +233,20 @@ def _out_of_memory(error: BaseException | None) -> str:
 
 
 def adopt(flow: Flow, name: str) -> CompressionResult:
-    """Takes over the ready-made checkpoint of the candidate `name`, verifies it and writes its `compression.json`.
+    """Takes over the ready-made checkpoint of the candidate `name`,
+    verifies it and writes its `compression.json`.
 
     Raises:
-        FlowError: the source cannot be had, its checkpoint is not quantised or not whole, its tokenizer or chat
-            template is not the base's, or the engine has no kernel for it on this processor.
+        FlowError: the source cannot be had, its checkpoint is not quantised or not whole, its
+            tokenizer or chat template is not the base's, or the engine has no kernel for it on this
+            processor.
     """
     candidate = flow.config.candidate(name)
     if candidate.source is None:
-        raise FlowError(f"Candidate {name!r} has a recipe, not a ready-made checkpoint.", "Make it with compress().")
+        raise FlowError(
+            f"Candidate {name!r} has a recipe, not a ready-made checkpoint.",
+            "Make it with compress().",
+        )
     trust: dict[str, Any] = {"trust_remote_code": flow.config.model.trust_remote_code}
     started = time.perf_counter()
     resolve_checkpoint(candidate.source, candidate.revision, flow.workspace.model(name), **trust)
@@ -223,7 +259,10 @@ def adopt(flow: Flow, name: str) -> CompressionResult:
 
 def _recipe_of(candidate: Candidate) -> Recipe:
     if candidate.recipe is None:
-        raise FlowError(f"Candidate {candidate.name!r} has no recipe: it is ready-made.", "Take it over with adopt().")
+        raise FlowError(
+            f"Candidate {candidate.name!r} has no recipe: it is ready-made.",
+            "Take it over with adopt().",
+        )
     return candidate.recipe
 
 
@@ -237,17 +276,21 @@ def _require_device(flow: Flow, recipe: Recipe) -> None:
         )
     if recipe.algorithm == "awq" and not torch.accelerator.is_available():
         raise FlowError(
-            "llm-compressor's AWQ pins its activations for an accelerator and cannot run on a CPU alone.",
+            "llm-compressor's AWQ pins its activations for an accelerator and cannot run on a CPU "
+            "alone.",
             "Set algorithm to gptq or rtn, or compress on a GPU.",
         )
 
 
-def _record(flow: Flow, candidate: Candidate, cost: Cost, inputs: dict[str, Any]) -> CompressionResult:
+def _record(
+    flow: Flow, candidate: Candidate, cost: Cost, inputs: dict[str, Any]
+) -> CompressionResult:
     name, recipe, folder = candidate.name, candidate.recipe, flow.workspace.model(candidate.name)
     trust: dict[str, Any] = {"trust_remote_code": flow.config.model.trust_remote_code}
     checkpoint = inspect_checkpoint(folder, **trust)
     sample = ""
-    if checkpoint.quant_method == "compressed-tensors":  # transformers needs further packages for other formats
+    # transformers needs further packages for other formats
+    if checkpoint.quant_method == "compressed-tensors":
         with writing(_log(flow, name), "log"), _logged(_log(flow, name)):
             sample = generate_sample(folder, **trust)
     made_with: dict[str, Any] = {"calibration": None, **inputs}
@@ -273,7 +316,9 @@ def _record(flow: Flow, candidate: Candidate, cost: Cost, inputs: dict[str, Any]
 
 @dataclass
 class Cost:
-    """What making a candidate took: wall seconds, and peak resident (CPU) or device (GPU) memory in bytes."""
+    """What making a candidate took: wall seconds,
+    and peak resident (CPU) or device (GPU) memory in bytes.
+    """
 
     seconds: float = 0.0
     peak_memory_bytes: int = 0
@@ -281,7 +326,9 @@ class Cost:
 
 @contextlib.contextmanager
 def _measured(device: str) -> Iterator[Cost]:
-    """Fills in the cost of the block; resident memory is sampled, as the system's own peak cannot be reset."""
+    """Fills in the cost of the block; resident memory is sampled,
+    as the system's own peak cannot be reset.
+    """
     import torch
 
     cost, process, done = Cost(), psutil.Process(), threading.Event()
@@ -314,7 +361,9 @@ def _log(flow: Flow, name: str) -> Path:
 
 @contextlib.contextmanager
 def _logged(log: Path, mode: str = "a") -> Iterator[None]:
-    """Sends llm-compressor's messages and progress bars to a file: hundreds of lines that would bury the lesson."""
+    """Sends llm-compressor's messages and progress bars to a file:
+    hundreds of lines that would bury the lesson.
+    """
     from llmcompressor.logger import LoggerConfig, configure_logger
 
     with writing(log, "log"):
@@ -337,7 +386,8 @@ def generate_sample(
 ) -> str:
     """The model's greedy answer to `prompt` with transformers: does it still speak?
 
-    compressed-tensors weights are decompressed on the way, so this shows the weights and not the speed.
+    compressed-tensors weights are decompressed on the way, so this shows the weights and not the
+    speed.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -351,7 +401,11 @@ def generate_sample(
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
-    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=tokenizer.chat_template is None).to(device)
+    inputs = tokenizer(
+        text, return_tensors="pt", add_special_tokens=tokenizer.chat_template is None
+    ).to(device)
     with torch.inference_mode():
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    return tokenizer.decode(
+        output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    ).strip()

@@ -14,10 +14,14 @@ NGRAM = 13  # words in a row, as in the contamination check of GPT-3 (Brown et a
 SHORTEST = 8  # their least: shorter runs are common phrases
 
 
-def find_overlap(calibration: Iterable[str], items: Mapping[str, str], ngram: int = NGRAM) -> Overlap:
-    """Which items share a run of `ngram` words with the calibration texts; case and punctuation do not count.
+def find_overlap(
+    calibration: Iterable[str], items: Mapping[str, str], ngram: int = NGRAM
+) -> Overlap:
+    """Which items share a run of `ngram` words with the calibration texts;
+    case and punctuation do not count.
 
-    An item shorter than that is looked for as a whole if it has at least 8 words, and is not looked at otherwise.
+    An item shorter than that is looked for as a whole if it has at least 8 words, and is not looked
+    at otherwise.
 
     Args:
         calibration: the texts shown to the compressor.
@@ -50,10 +54,12 @@ def _runs(text: list[str], length: int) -> Iterable[str]:
 
 
 def evaluation_texts(flow: Flow) -> dict[str, str] | None:
-    """ "task/id" -> text of every evaluation item: packaged rows, and for lm-eval's own tasks the prompts of 01.
+    """ "task/id" -> text of every evaluation item: packaged rows,
+    and for lm-eval's own tasks the prompts of 01.
 
-    Of a packaged question its choices do not count: they are single words or letters. A prompt of lm-eval is all that
-    the model was given, examples included. A text that lm-eval only scores has no prompt and is left out.
+    Of a packaged question its choices do not count: they are single words or letters. A prompt of
+    lm-eval is all that the model was given, examples included. A text that lm-eval only scores has
+    no prompt and is left out.
 
     Returns:
         None if a task is lm-eval's own and 01 has not measured it yet.
@@ -78,5 +84,8 @@ def _prompts(flow: Flow, tasks: list[str]) -> dict[str, str]:
     if missing := [task for task in tasks if task not in measured]:
         raise FlowError(f"The base was not measured on {', '.join(missing)}.", RERUN)
     return {
-        f"{task}/{item.id}": item.prompt for task in tasks for item in measured[task].items if item.prompt is not None
+        f"{task}/{item.id}": item.prompt
+        for task in tasks
+        for item in measured[task].items
+        if item.prompt is not None
     }

@@ -1,4 +1,6 @@
-"""What a recipe means: its scheme written out, its llm-compressor modifiers, and the layers that it reaches."""
+"""What a recipe means: its scheme written out, its llm-compressor modifiers,
+and the layers that it reaches.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 FUSED = ("gate_up_proj", "down_proj")  # tensors with the weights of all experts of a layer
-SAVED_AS = {"mixtral": (".mlp.", ".block_sparse_moe.")}  # how transformers renames experts when it saves them
+# how transformers renames experts when it saves them
+SAVED_AS = {"mixtral": (".mlp.", ".block_sparse_moe.")}
 DEFAULT_GROUP_SIZE = 128
 SERVED_GROUP_SIZES = (32, 64, 128)  # the sizes vLLM's 4-bit kernels have in common
 
@@ -26,7 +29,9 @@ SCHEMES: dict[str, dict[str, Any]] = {
         "input_activations": {"num_bits": 8, "type": "int", **_TOKEN_ACTIVATIONS},
     },
     "W4A16": {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True}},
-    "W4A16_ASYM": {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": False}},
+    "W4A16_ASYM": {
+        "weights": {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": False}
+    },
     "FP8_DYNAMIC": {
         "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True},
         "input_activations": {"num_bits": 8, "type": "float", **_TOKEN_ACTIVATIONS},
@@ -37,7 +42,8 @@ SCHEMES: dict[str, dict[str, Any]] = {
 def recipe_modifiers(recipe: Recipe) -> list[Any]:
     """The llm-compressor modifiers of a recipe, in the order in which they act.
 
-    SmoothQuant and AWQ only move difficulty between activations and weights; the last modifier quantises.
+    SmoothQuant and AWQ only move difficulty between activations and weights; the last modifier
+    quantises.
     """
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -55,7 +61,9 @@ def recipe_modifiers(recipe: Recipe) -> list[Any]:
 
 
 def config_groups(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """The recipe's scheme written out, as llm-compressor's `config_groups`: one group, for all linear layers."""
+    """The recipe's scheme written out, as llm-compressor's `config_groups`: one group,
+    for all linear layers.
+    """
     scheme = SCHEMES[recipe.scheme]
     weights = dict(scheme["weights"])
     if weights["strategy"] == "group":
@@ -69,13 +77,16 @@ def check_group_size(recipe: Recipe, model_config: PreTrainedConfig) -> None:
     """Checks the group size against every layer that will be quantised, before hours are spent.
 
     Raises:
-        FlowError: it does not divide a layer's input columns; names the layer, its columns and the sizes that would do.
+        FlowError: it does not divide a layer's input columns; names the layer, its columns and the
+            sizes that would do.
     """
     group_size = config_groups(recipe)["group_0"]["weights"].get("group_size")
     if group_size is None:
         return
     columns = {
-        name: shape[1] for name, shape in linear_layers(model_config).items() if not name_matches(name, recipe.ignore)
+        name: shape[1]
+        for name, shape in linear_layers(model_config).items()
+        if not name_matches(name, recipe.ignore)
     }
     for name, count in columns.items():
         if count % group_size:
@@ -83,7 +94,9 @@ def check_group_size(recipe: Recipe, model_config: PreTrainedConfig) -> None:
             fitting = [str(size) for size in SERVED_GROUP_SIZES if common % size == 0]
             raise FlowError(
                 f"group_size {group_size} does not divide the {count} input columns of {name}.",
-                f"Set group_size to {' or '.join(fitting)}." if fitting else "Add the layer to the recipe's 'ignore'.",
+                f"Set group_size to {' or '.join(fitting)}."
+                if fitting
+                else "Add the layer to the recipe's 'ignore'.",
             )
 
 
@@ -97,15 +110,20 @@ def check_ignore(recipe: Recipe, model_config: PreTrainedConfig) -> None:
     for entry in recipe.ignore:
         if not any(name_matches(name, [entry]) for name in names):
             last = {name.rpartition(".")[2]: name for name in names}
-            similar = difflib.get_close_matches(entry.removeprefix("re:").rpartition(".")[2], last, n=3)
+            similar = difflib.get_close_matches(
+                entry.removeprefix("re:").rpartition(".")[2], last, n=3
+            )
             raise FlowError(
                 f"The recipe ignores {entry!r}, which names no layer of the model.",
-                f"Similar are {', '.join(last[name] for name in similar)}." if similar else "Correct 'ignore'.",
+                f"Similar are {', '.join(last[name] for name in similar)}."
+                if similar
+                else "Correct 'ignore'.",
             )
 
 
 def linear_layers(model_config: PreTrainedConfig) -> dict[str, tuple[int, int]]:
-    """Name -> (rows, columns) of the model's linear layers, without its weights (nothing is allocated).
+    """Name -> (rows, columns) of the model's linear layers,
+    without its weights (nothing is allocated).
 
     Experts that are fused into one tensor count as the linear layers that they are.
 
@@ -125,15 +143,18 @@ def linear_layers(model_config: PreTrainedConfig) -> dict[str, tuple[int, int]]:
 
 
 def _expert_layers(name: str, up: Sequence[int], down: Sequence[int]) -> dict[str, tuple[int, int]]:
-    """The linear layers of fused experts, as llm-compressor takes them apart and an engine reads them.
+    """The linear layers of fused experts, as llm-compressor takes them apart and an engine reads
+    them.
 
     Raises:
-        FlowError: their shapes are not (experts, 2 x intermediate, hidden) and (experts, hidden, intermediate).
+        FlowError: their shapes are not (experts, 2 x intermediate, hidden) and (experts, hidden,
+            intermediate).
     """
     experts, doubled, hidden = up
     if tuple(down) != (experts, hidden, doubled // 2):
         raise FlowError(
-            f"{name} holds its experts in an order that this flow does not know: {tuple(up)}, {tuple(down)}.",
+            f"{name} holds its experts in an order that this flow does not know: {tuple(up)}, "
+            f"{tuple(down)}.",
             "Give a ready-made checkpoint of this model as 'source'.",
         )
     shapes = {
@@ -141,7 +162,11 @@ def _expert_layers(name: str, up: Sequence[int], down: Sequence[int]) -> dict[st
         "up_proj": (doubled // 2, hidden),
         "down_proj": (hidden, doubled // 2),
     }
-    return {f"{name}.{number}.{part}": shape for number in range(experts) for part, shape in shapes.items()}
+    return {
+        f"{name}.{number}.{part}": shape
+        for number in range(experts)
+        for part, shape in shapes.items()
+    }
 
 
 def _meta_model(model_config: PreTrainedConfig) -> Any:
@@ -154,16 +179,21 @@ def _meta_model(model_config: PreTrainedConfig) -> Any:
             return AutoModelForCausalLM.from_config(model_config)
     except ValueError as error:
         raise FlowError(
-            f"transformers cannot build a {model_config.model_type!r} model: {str(error).splitlines()[0]}",
+            f"transformers cannot build a {model_config.model_type!r} model: "
+            f"{str(error).splitlines()[0]}",
             "Only causal language models that transformers knows can be compressed or inspected.",
         ) from error
 
 
 def name_matches(name: str, patterns: Iterable[str]) -> bool:
-    """llm-compressor's `ignore`: a module's name, or 're:' and a regular expression that matches from its beginning."""
+    """llm-compressor's `ignore`: a module's name,
+    or 're:' and a regular expression that matches from its beginning.
+    """
     return any(re.match(p[3:], name) if p.startswith("re:") else p == name for p in patterns)
 
 
 def algorithm_text(recipe: Recipe) -> str:
     """The algorithm as reports name it, for instance 'smoothquant+rtn'."""
-    return recipe.algorithm if recipe.smoothing_strength is None else f"smoothquant+{recipe.algorithm}"
+    return (
+        recipe.algorithm if recipe.smoothing_strength is None else f"smoothquant+{recipe.algorithm}"
+    )

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from model_serve_flow.compress.checkpoint import SCALES, Checkpoint, inspect_checkpoint, natural_key, tensor_headers
+from model_serve_flow.compress.checkpoint import (
+    SCALES,
+    Checkpoint,
+    inspect_checkpoint,
+    natural_key,
+    tensor_headers,
+)
 from model_serve_flow.compress.recipes import config_groups, linear_layers, name_matches
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.profile import Recipe
@@ -15,8 +21,11 @@ from model_serve_flow.system.weights import weight_files
 SAVED_DTYPES = {("int", 8): "I8", ("float", 8): "F8_E4M3"}
 
 
-def verify_checkpoint(folder: Path, recipe: Recipe | None = None, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Checks that a saved checkpoint is what its configuration, and the recipe if there is one, say.
+def verify_checkpoint(
+    folder: Path, recipe: Recipe | None = None, *, trust_remote_code: bool = False
+) -> Checkpoint:
+    """Checks that a saved checkpoint is what its configuration,
+    and the recipe if there is one, say.
 
     Raises:
         FlowError: names the field of `quantization_config`, the layer or the tensor that is wrong.
@@ -36,16 +45,21 @@ def verify_checkpoint(folder: Path, recipe: Recipe | None = None, *, trust_remot
     return checkpoint
 
 
-def _require_every_layer(folder: Path, checkpoint: Checkpoint, layers: dict[str, tuple[int, int]]) -> None:
-    """Refuses a checkpoint without the weights of a layer, where no index tells that a file is missing.
+def _require_every_layer(
+    folder: Path, checkpoint: Checkpoint, layers: dict[str, tuple[int, int]]
+) -> None:
+    """Refuses a checkpoint without the weights of a layer,
+    where no index tells that a file is missing.
 
     Experts are left out: every tool has names of its own for them.
     """
     known = {*checkpoint.quantized_layers, *checkpoint.ignored_layers}
-    if missing := sorted((name for name in layers if name not in known and ".experts." not in name), key=natural_key):
+    if missing := sorted(
+        (name for name in layers if name not in known and ".experts." not in name), key=natural_key
+    ):
         raise FlowError(
-            f"{folder} has no weights of {len(missing)} of the model's {len(layers)} linear layers, "
-            f"such as {missing[0]}.",
+            f"{folder} has no weights of {len(missing)} of the model's {len(layers)} linear "
+            f"layers, such as {missing[0]}.",
             f"A file is missing, or config.json is another model's. {REMAKE}",
         )
 
@@ -57,9 +71,19 @@ def _wrong(folder: Path, what: str, found: Any, expected: Any) -> FlowError:
 def _check_config(folder: Path, checkpoint: Checkpoint, recipe: Recipe) -> None:
     config = checkpoint.quantization_config
     if checkpoint.quant_method != "compressed-tensors":
-        raise _wrong(folder, "quantization_config.quant_method", checkpoint.quant_method, "compressed-tensors")
+        raise _wrong(
+            folder,
+            "quantization_config.quant_method",
+            checkpoint.quant_method,
+            "compressed-tensors",
+        )
     if len(config["config_groups"]) != 1:
-        raise _wrong(folder, "quantization_config.config_groups", sorted(config["config_groups"]), "one group")
+        raise _wrong(
+            folder,
+            "quantization_config.config_groups",
+            sorted(config["config_groups"]),
+            "one group",
+        )
     saved, expected = next(iter(config["config_groups"].values())), config_groups(recipe)["group_0"]
     for part in ("weights", "input_activations", "output_activations"):
         wanted, found = expected.get(part), saved.get(part)
@@ -72,13 +96,16 @@ def _check_config(folder: Path, checkpoint: Checkpoint, recipe: Recipe) -> None:
         raise _wrong(folder, "targets", saved["targets"], expected["targets"])
 
 
-def _check_layers(folder: Path, checkpoint: Checkpoint, recipe: Recipe, layers: dict[str, tuple[int, int]]) -> None:
+def _check_layers(
+    folder: Path, checkpoint: Checkpoint, recipe: Recipe, layers: dict[str, tuple[int, int]]
+) -> None:
     """Exactly the linear layers that the recipe does not ignore are quantised."""
     expected = {name for name in layers if not name_matches(name, recipe.ignore)}
     quantized = set(checkpoint.quantized_layers)
     if missing := sorted(expected - quantized, key=natural_key):
         raise FlowError(
-            f"{folder}: {len(missing)} layers that the recipe quantises are not quantised, for instance {missing[0]}.",
+            f"{folder}: {len(missing)} layers that the recipe quantises are not quantised, for "
+            f"instance {missing[0]}.",
             f"The checkpoint is incomplete. {REMAKE}",
         )
     if extra := sorted(quantized - expected, key=natural_key):
@@ -92,7 +119,9 @@ def _check_shapes(folder: Path, recipe: Recipe, layers: dict[str, tuple[int, int
     for name, (rows, columns) in layers.items():
         group_size = weights.get("group_size", columns)
         width, dtype = (
-            (-(-columns // 8), "I32") if packed else (columns, SAVED_DTYPES[weights["type"], weights["num_bits"]])
+            (-(-columns // 8), "I32")
+            if packed
+            else (columns, SAVED_DTYPES[weights["type"], weights["num_bits"]])
         )
         expected = {
             "weight_packed" if packed else "weight": (dtype, (rows, width)),
@@ -103,17 +132,27 @@ def _check_shapes(folder: Path, recipe: Recipe, layers: dict[str, tuple[int, int
             if tensor is None:
                 raise FlowError(f"{folder}: tensor {name}.{part} is missing.", REMAKE)
             if tensor.shape != shape or kind not in (None, tensor.dtype):
-                raise _wrong(folder, f"{name}.{part}", (tensor.dtype, tensor.shape), (kind or tensor.dtype, shape))
+                raise _wrong(
+                    folder,
+                    f"{name}.{part}",
+                    (tensor.dtype, tensor.shape),
+                    (kind or tensor.dtype, shape),
+                )
 
 
 def _check_ignore_list(folder: Path, checkpoint: Checkpoint) -> None:
-    """`ignore` names the layers left and no others: an engine goes by it when it builds the layers."""
+    """`ignore` names the layers left and no others:
+    an engine goes by it when it builds the layers.
+    """
     if checkpoint.quant_method != "compressed-tensors":
         return
     ignore = checkpoint.quantization_config.get("ignore") or []
     unnamed = [name for name in checkpoint.ignored_layers if not name_matches(name, ignore)]
     denied = [name for name in checkpoint.quantized_layers if name_matches(name, ignore)]
-    for names, state, listing in ((unnamed, "not quantised", "does not name"), (denied, "quantised", "names")):
+    for names, state, listing in (
+        (unnamed, "not quantised", "does not name"),
+        (denied, "quantised", "names"),
+    ):
         if names:
             raise FlowError(
                 f"{folder}: {names[0]} is {state}, but quantization_config.ignore {listing} it.",
@@ -122,7 +161,9 @@ def _check_ignore_list(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _check_scales(folder: Path) -> None:
-    """One scale that is zero or not finite turns its whole row, and with it every answer, into nonsense."""
+    """One scale that is zero or not finite turns its whole row, and with it every answer,
+    into nonsense.
+    """
     import torch
     from safetensors import safe_open
 
@@ -132,6 +173,14 @@ def _check_scales(folder: Path) -> None:
                 if name.rpartition(".")[2] not in SCALES:
                     continue
                 scale = file.get_tensor(name).float()
-                bad = "is not finite" if not torch.isfinite(scale).all() else "is zero" if (scale == 0).any() else ""
+                bad = (
+                    "is not finite"
+                    if not torch.isfinite(scale).all()
+                    else "is zero"
+                    if (scale == 0).any()
+                    else ""
+                )
                 if bad:
-                    raise FlowError(f"{path}: a scale in {name} {bad}.", f"The checkpoint is damaged. {REMAKE}")
+                    raise FlowError(
+                        f"{path}: a scale in {name} {bad}.", f"The checkpoint is damaged. {REMAKE}"
+                    )

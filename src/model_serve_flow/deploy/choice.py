@@ -19,9 +19,11 @@ class Choice(Record):
 
 
 def choose(flow: Flow, comparison: Comparison) -> Choice:
-    """The model to deploy: `deploy.candidate` if set, else the recommended candidate, else the base model.
+    """The model to deploy: `deploy.candidate` if set, else the recommended candidate,
+    else the base model.
 
-    A candidate that may not ship is chosen only if the profile names it; `require_shippable` then asks for a reason.
+    A candidate that may not ship is chosen only if the profile names it; `require_shippable` then
+    asks for a reason.
 
     Raises:
         FlowError: `deploy.candidate` is not in the comparison.
@@ -39,5 +41,8 @@ def choose(flow: Flow, comparison: Comparison) -> Choice:
     elif candidate.verdict == "SHIP":
         why = f"The profile names {name} (deploy.candidate), and its verdict is SHIP. {reasons}"
     else:
-        why = f"The profile names {name} (deploy.candidate), though its verdict is {candidate.verdict}. {reasons}"
+        why = (
+            f"The profile names {name} (deploy.candidate), though its verdict is "
+            f"{candidate.verdict}. {reasons}"
+        )
     return Choice(name=name, verdict=candidate.verdict, explicit=named is not None, why=why)

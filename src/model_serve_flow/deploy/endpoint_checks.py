@@ -1,4 +1,6 @@
-"""Proof that a served model behaves as a production endpoint must: what it answers, and what it refuses."""
+"""Proof that a served model behaves as a production endpoint must: what it answers,
+and what it refuses.
+"""
 
 from __future__ import annotations
 
@@ -50,14 +52,17 @@ class _Outcome:
 
 
 def check_endpoint(server: Server, max_model_len: int) -> tuple[EndpointCheck, ...]:
-    """Asks a running server what a client may ask, and what it must refuse; nothing is raised for a failed check.
+    """Asks a running server what a client may ask, and what it must refuse;
+    nothing is raised for a failed check.
 
     Args:
         server: the running server.
         max_model_len: tokens of the longest context it was started with.
     """
     key, model = server.api_key, server.model_name
-    right, wrong = ({"Authorization": f"Bearer {token}"} for token in (key, secrets.token_urlsafe(32)))
+    right, wrong = (
+        {"Authorization": f"Bearer {token}"} for token in (key, secrets.token_urlsafe(32))
+    )
     body = chat_body(model, QUESTION, ANSWER_TOKENS)
     too_long = chat_body(model, "one " * max_model_len, ANSWER_TOKENS)
     with httpx.Client(base_url=server.url, timeout=REQUEST_SECONDS, trust_env=False) as client:
@@ -65,26 +70,40 @@ def check_endpoint(server: Server, max_model_len: int) -> tuple[EndpointCheck, .
             _check("health", "200", key, lambda: _health(client)),
             _check("model list", f"names {model}", key, lambda: _model_list(client, right, model)),
             _check("chat", "200 and an answer", key, lambda: _chat(client, right, body)),
-            _check("streaming", "chunks, then [DONE]", key, lambda: _streaming(client, right, model)),
+            _check(
+                "streaming", "chunks, then [DONE]", key, lambda: _streaming(client, right, model)
+            ),
             _check("missing key", "401", key, lambda: _refusal(client, {}, body, 401)),
             _check("wrong key", "401", key, lambda: _refusal(client, wrong, body, 401)),
-            _check("wrong model", "404", key, lambda: _refusal(client, right, {**body, "model": f"not-{model}"}, 404)),
+            _check(
+                "wrong model",
+                "404",
+                key,
+                lambda: _refusal(client, right, {**body, "model": f"not-{model}"}, 404),
+            ),
             _check("prompt too long", "400", key, lambda: _refusal(client, right, too_long, 400)),
         )
 
 
 def require_checks(checks: tuple[EndpointCheck, ...]) -> None:
     """FlowError naming every check that failed, or that there were none."""
-    failed = [f"{c.name}: expected {c.expected}, got {c.got}. {c.detail}".strip() for c in checks if not c.ok]
+    failed = [
+        f"{c.name}: expected {c.expected}, got {c.got}. {c.detail}".strip()
+        for c in checks
+        if not c.ok
+    ]
     if failed or not checks:
         raise FlowError(
-            "The endpoint must not be deployed:\n  " + "\n  ".join(failed or ["it was not checked"]),
+            "The endpoint must not be deployed:\n  "
+            + "\n  ".join(failed or ["it was not checked"]),
             f"\nLook into the server's log. {RERUN}",
         )
 
 
 def _streamed_answer(client: httpx.Client, headers: dict[str, str], model: str) -> _StreamedAnswer:
-    """Asks for a streamed answer and keeps what the stream itself shows: its pieces, the first one's time, its end."""
+    """Asks for a streamed answer and keeps what the stream itself shows: its pieces,
+    the first one's time, its end.
+    """
     pieces, first, data, started = [], None, None, time.perf_counter()
     body = {**chat_body(model, QUESTION, ANSWER_TOKENS), "stream": True}
     with client.stream("POST", "/v1/chat/completions", headers=headers, json=body) as response:
@@ -100,7 +119,9 @@ def _streamed_answer(client: httpx.Client, headers: dict[str, str], model: str) 
 
 
 def _check(name: str, expected: str, key: str, probe: Callable[[], _Outcome]) -> EndpointCheck:
-    """Runs one probe; whatever goes wrong with the answer is the check's result, and never shows the key."""
+    """Runs one probe; whatever goes wrong with the answer is the check's result,
+    and never shows the key.
+    """
     started = time.perf_counter()
     try:
         outcome = probe()
@@ -115,7 +136,8 @@ def _check(name: str, expected: str, key: str, probe: Callable[[], _Outcome]) ->
         expected=expected,
         got=outcome.got.replace(key, "***"),
         ok=outcome.ok,
-        detail=_short(outcome.detail.replace(key, "***")),  # in this order: half a key must not be left
+        # in this order: half a key must not be left
+        detail=_short(outcome.detail.replace(key, "***")),
         milliseconds=round(1000 * (time.perf_counter() - started), 1),
     )
 
@@ -138,19 +160,24 @@ def _model_list(client: httpx.Client, headers: dict[str, str], model: str) -> _O
 def _chat(client: httpx.Client, headers: dict[str, str], body: dict[str, Any]) -> _Outcome:
     response = client.post("/v1/chat/completions", headers=headers, json=body).raise_for_status()
     answer = chat_content(response.json(), "message").strip()
-    return _Outcome(str(response.status_code) if answer else "an empty answer", bool(answer), answer)
+    return _Outcome(
+        str(response.status_code) if answer else "an empty answer", bool(answer), answer
+    )
 
 
 def _streaming(client: httpx.Client, headers: dict[str, str], model: str) -> _Outcome:
     answer = _streamed_answer(client, headers, model)
-    # One single chunk would mean that the server, or a proxy before it, keeps the answer back until it is whole.
+    # One single chunk would mean that the server, or a proxy before it, keeps the answer back until
+    # it is whole.
     ok = answer.finished and answer.chunks > 1
     got = f"{answer.chunks} chunks, {'then' if answer.finished else 'without'} [DONE]"
     first = "none" if answer.first_token_ms is None else f"after {answer.first_token_ms:.0f} ms"
     return _Outcome(got, ok, f"first token {first}: {answer.text.strip()}")
 
 
-def _refusal(client: httpx.Client, headers: dict[str, str], body: dict[str, Any], status: int) -> _Outcome:
+def _refusal(
+    client: httpx.Client, headers: dict[str, str], body: dict[str, Any], status: int
+) -> _Outcome:
     response = client.post("/v1/chat/completions", headers=headers, json=body)
     return _Outcome(str(response.status_code), response.status_code == status, response.text)
 

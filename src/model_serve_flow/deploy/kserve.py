@@ -35,7 +35,9 @@ _STORAGE = re.compile(r"(pvc|s3|gs|hf|oci|https?|hdfs|webhdfs)://[\w.~:/%+=-]+",
 
 
 def resource_name(config: FlowConfig, name: str) -> str:
-    """Name of a model's Kubernetes resources, and the model name clients use: a DNS label, 40 characters at most."""
+    """Name of a model's Kubernetes resources, and the model name clients use: a DNS label,
+    40 characters at most.
+    """
     whole = f"{config.model.name}-{name}"
     label = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
     label = label if label[:1].isalpha() else f"m-{label}"
@@ -64,14 +66,22 @@ def serving_runtime(flow: Flow, name: str) -> dict[str, Any]:
             "containers": [_container(config, resource)],
             "volumes": [
                 {"name": "scratch", "emptyDir": {"sizeLimit": "8Gi"}},
-                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{_shm_gib(config)}Gi"}},
+                {
+                    "name": "shm",
+                    "emptyDir": {"medium": "Memory", "sizeLimit": f"{_shm_gib(config)}Gi"},
+                },
             ],
         },
     }
 
 
 def inference_service(
-    flow: Flow, model: Model, comparison: Comparison, *, cores: int | None = None, run_as_user: int | None = None
+    flow: Flow,
+    model: Model,
+    comparison: Comparison,
+    *,
+    cores: int | None = None,
+    run_as_user: int | None = None,
 ) -> dict[str, Any]:
     """The KServe InferenceService that serves the model on the runtime of `serving_runtime`.
 
@@ -79,19 +89,25 @@ def inference_service(
         model: what is deployed, as `describe_model` finds it on the disk.
         comparison: gives the memory that the model took when it was measured.
         cores: CPU cores; default: as many as this process may use (CPU), 4 (GPU).
-        run_as_user: user id; needed on plain Kubernetes, where the image would start as root and be refused.
+        run_as_user: user id; needed on plain Kubernetes, where the image would start as root and be
+            refused.
             OpenShift gives each namespace its own ids: leave it out there.
 
     Raises:
-        FlowError: a value of `deploy` or `engine` cannot go into a manifest; the model was not compared.
+        FlowError: a value of `deploy` or `engine` cannot go into a manifest; the model was not
+            compared.
     """
     config = flow.config
     _require_safe(config)
     resource = resource_name(config, model.name)
     figures = comparison.base if model.name == BASE else comparison.candidate(model.name)
     user = {} if run_as_user is None else {"runAsUser": run_as_user, "fsGroup": run_as_user}
-    # RawDeployment: a plain Deployment, because a model that is loaded for minutes is no case for scaling to zero.
-    annotations = {"serving.kserve.io/deploymentMode": "RawDeployment", "model-serve-flow/sha256": model.sha256}
+    # RawDeployment: a plain Deployment, because a model that is loaded for minutes is no case for
+    # scaling to zero.
+    annotations = {
+        "serving.kserve.io/deploymentMode": "RawDeployment",
+        "model-serve-flow/sha256": model.sha256,
+    }
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -101,9 +117,14 @@ def inference_service(
                 "minReplicas": 1,
                 "maxReplicas": 1,
                 "automountServiceAccountToken": False,
-                # A Service called "vllm" would otherwise set VLLM_PORT in the pod, which vLLM reads as its own.
+                # A Service called "vllm" would otherwise set VLLM_PORT in the pod, which vLLM reads
+                # as its own.
                 "enableServiceLinks": False,
-                "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **user},
+                "securityContext": {
+                    "runAsNonRoot": True,
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                    **user,
+                },
                 "model": {
                     "modelFormat": {"name": "vLLM"},
                     "runtime": resource,
@@ -116,17 +137,23 @@ def inference_service(
 
 
 def validate_manifest(document: dict[str, Any]) -> None:
-    """Checks a manifest against the schema generated from KServe's own SDK, see `tools/kserve_schema.py`.
+    """Checks a manifest against the schema generated from KServe's own SDK, see
+    `tools/kserve_schema.py`.
 
     Raises:
-        FlowError: another kind or version, a field they do not have, a value of another type, a required field missing.
+        FlowError: another kind or version, a field they do not have, a value of another type, a
+            required field missing.
     """
     from jsonschema import Draft202012Validator
 
     model = KINDS.get((document.get("apiVersion"), document.get("kind")))
     if model is None:
         raise FlowError(f"Unknown manifest: {document.get('apiVersion')} {document.get('kind')}.")
-    text = resources.files("model_serve_flow.deploy").joinpath("kserve.json").read_text(encoding="utf-8")
+    text = (
+        resources.files("model_serve_flow.deploy")
+        .joinpath("kserve.json")
+        .read_text(encoding="utf-8")
+    )
     validator = Draft202012Validator({**json.loads(text), "$ref": f"#/$defs/{model}"})
     problems = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
     if problems:
@@ -134,12 +161,24 @@ def validate_manifest(document: dict[str, Any]) -> None:
 
 
 def _metadata(config: FlowConfig, resource: str) -> dict[str, Any]:
-    labels = {"app.kubernetes.io/name": resource, "app.kubernetes.io/managed-by": "model-serve-flow"}
+    labels = {
+        "app.kubernetes.io/name": resource,
+        "app.kubernetes.io/managed-by": "model-serve-flow",
+    }
     return {"name": resource, "namespace": config.deploy.namespace, "labels": labels}
 
 
 def _container(config: FlowConfig, resource: str) -> dict[str, Any]:
-    where = ["--model", MODEL_FOLDER, "--served-model-name", resource, "--host", "0.0.0.0", "--port", str(PORT)]
+    where = [
+        "--model",
+        MODEL_FOLDER,
+        "--served-model-name",
+        resource,
+        "--host",
+        "0.0.0.0",
+        "--port",
+        str(PORT),
+    ]
     return {
         "name": "kserve-container",  # the name KServe looks for
         "image": config.deploy.image,
@@ -159,12 +198,17 @@ def _container(config: FlowConfig, resource: str) -> dict[str, Any]:
             "runAsNonRoot": True,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
+        "volumeMounts": [
+            {"name": "scratch", "mountPath": "/tmp"},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
     }
 
 
 def scratch_environment() -> dict[str, str]:
-    """Variables that keep every cache of the engine under /tmp, the one writable folder, for any user id."""
+    """Variables that keep every cache of the engine under /tmp, the one writable folder,
+    for any user id.
+    """
     caches = {
         "VLLM_CACHE_ROOT": "vllm",
         "TORCHINDUCTOR_CACHE_DIR": "inductor",
@@ -172,7 +216,11 @@ def scratch_environment() -> dict[str, str]:
         "HF_HOME": "hf",
     }
     # An arbitrary user id has no name in /etc/passwd, and torch asks for one.
-    return {"HOME": "/tmp", "USER": "vllm", **{name: f"/tmp/{folder}" for name, folder in caches.items()}}
+    return {
+        "HOME": "/tmp",
+        "USER": "vllm",
+        **{name: f"/tmp/{folder}" for name, folder in caches.items()},
+    }
 
 
 def _environment(config: FlowConfig, resource: str) -> list[dict[str, Any]]:
@@ -186,7 +234,12 @@ def _environment(config: FlowConfig, resource: str) -> list[dict[str, Any]]:
 
 def _probe(period: int, failures: int) -> dict[str, Any]:
     get = {"path": "/health", "port": PORT, "scheme": "HTTP"}
-    return {"httpGet": get, "periodSeconds": period, "timeoutSeconds": 10, "failureThreshold": failures}
+    return {
+        "httpGet": get,
+        "periodSeconds": period,
+        "timeoutSeconds": 10,
+        "failureThreshold": failures,
+    }
 
 
 def _shm_gib(config: FlowConfig) -> int:
@@ -196,18 +249,28 @@ def _shm_gib(config: FlowConfig) -> int:
 def _resources(
     config: FlowConfig, figures: BaseComparison | CandidateComparison, cores: int | None
 ) -> dict[str, dict[str, str]]:
-    """Requests equal to limits: a model server that is throttled or evicted under load is not the one measured.
+    """Requests equal to limits: a model server that is throttled or evicted under load is not the
+    one measured.
 
-    CPU: 1.25 x the measured peak (where it is not known: 2 x the weights + the KV cache + 4 GiB). GPU: the measured
-    peak is device memory; the host needs the weights once, while they are read, + 8 GiB. Both: + shared memory.
+    CPU: 1.25 x the measured peak (where it is not known: 2 x the weights + the KV cache + 4 GiB).
+    GPU: the measured peak is device memory; the host needs the weights once, while they are read, +
+    8 GiB. Both: + shared memory.
     """
     peak, size = figures.memory.peak_bytes, figures.size_bytes
     if config.device == "gpu":
-        need, cores, device = size + 8 * GIB, cores or 4, {"nvidia.com/gpu": str(config.engine.gpus)}
+        need, cores, device = (
+            size + 8 * GIB,
+            cores or 4,
+            {"nvidia.com/gpu": str(config.engine.gpus)},
+        )
     else:
         need = 1.25 * peak if peak else 2 * size + (4 + (config.engine.kv_cache_gib or 4)) * GIB
         cores, device = cores or usable_cores(), {}
-    amounts = {"cpu": str(cores), "memory": f"{math.ceil(need / GIB) + _shm_gib(config)}Gi", **device}
+    amounts = {
+        "cpu": str(cores),
+        "memory": f"{math.ceil(need / GIB) + _shm_gib(config)}Gi",
+        **device,
+    }
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
@@ -215,8 +278,18 @@ def _require_safe(config: FlowConfig) -> None:
     """Refuses values that Kubernetes would reject or read as something else."""
     deploy = config.deploy
     for key, value, allowed, hint in (
-        ("deploy.namespace", deploy.namespace, _DNS_LABEL, "Lower-case letters, digits and '-', at most 63."),
-        ("deploy.image", deploy.image, _IMAGE, "Example: registry/name:tag, or registry/name@sha256:…"),
+        (
+            "deploy.namespace",
+            deploy.namespace,
+            _DNS_LABEL,
+            "Lower-case letters, digits and '-', at most 63.",
+        ),
+        (
+            "deploy.image",
+            deploy.image,
+            _IMAGE,
+            "Example: registry/name:tag, or registry/name@sha256:…",
+        ),
         (
             "deploy.storage_uri",
             deploy.storage_uri,
@@ -229,13 +302,20 @@ def _require_safe(config: FlowConfig) -> None:
     for argument in engine_arguments(config):
         if "{{" in argument:
             raise FlowError(
-                f"engine.extra_arguments holds {argument!r}: KServe would fill in what stands in {{{{ }}}}."
+                f"engine.extra_arguments holds {argument!r}: KServe would fill in what stands in "
+                f"{{{{ }}}}."
             )
 
 
 def apply_commands(config: FlowConfig, name: str) -> str:
-    """Markdown with the commands that bring this model to a cluster; a new key is made there and shown nowhere."""
-    resource, namespace, uri = resource_name(config, name), config.deploy.namespace, config.deploy.storage_uri
+    """Markdown with the commands that bring this model to a cluster;
+    a new key is made there and shown nowhere.
+    """
+    resource, namespace, uri = (
+        resource_name(config, name),
+        config.deploy.namespace,
+        config.deploy.storage_uri,
+    )
     seconds = config.engine.startup_seconds + 300  # and time to pull the image
     question = {"role": "user", "content": QUESTION}
     body = json.dumps({"model": resource, "messages": [question], "max_tokens": ANSWER_TOKENS})
@@ -260,4 +340,4 @@ KEY=$(kubectl -n {namespace} get secret {resource}-api-key -o 'jsonpath={{.data.
 curl -s http://127.0.0.1:{PORT}/v1/chat/completions -H @<(printf 'Authorization: Bearer %s' "$KEY") \\
   -H 'Content-Type: application/json' -d '{body}'
 ```
-"""
+"""  # noqa: E501

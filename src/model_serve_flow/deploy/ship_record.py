@@ -1,4 +1,6 @@
-"""The ship record binds a verdict to the checkpoint it was reached on; what it does not allow is not deployed."""
+"""The ship record binds a verdict to the checkpoint it was reached on;
+what it does not allow is not deployed.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.flow.results.compared import CandidateComparison, Comparison
 from model_serve_flow.flow.results.measured import BASE, protocol_hash
-from model_serve_flow.flow.results.shipped import ShipDecision, ShipOverride, ShippedCandidate, ShipRecord
+from model_serve_flow.flow.results.shipped import (
+    ShipDecision,
+    ShipOverride,
+    ShippedCandidate,
+    ShipRecord,
+)
 from model_serve_flow.flow.workspace import Workspace
 from model_serve_flow.system.digests import combined_digest, content_digests, file_digest
 from model_serve_flow.system.files import now, read_result, write_json
@@ -21,15 +28,19 @@ COMPARISON = "report/comparison.json"
 RECORD = "report/ship-record.json"
 SHOWN = 12  # characters of a digest in a message
 
-OVERRIDE = 'Deploy another model, or say why this one is deployed all the same: --set deploy.override_reason="...".'
+OVERRIDE = (
+    "Deploy another model, or say why this one is deployed all the same: --set "
+    'deploy.override_reason="...".'
+)
 
 
 def write_ship_records(flow: Flow, comparison: Comparison) -> Path:
-    """Writes `report/ship-record.json` for the comparison that 06 has just written, and returns its path.
+    """Writes `report/ship-record.json` for the comparison that 06 has just written,
+    and returns its path.
 
     Raises:
-        FlowError: `comparison` is not the one in `report/comparison.json`, or a checkpoint on the disk is not the one
-            that was measured.
+        FlowError: `comparison` is not the one in `report/comparison.json`, or a checkpoint on the
+            disk is not the one that was measured.
     """
     space = flow.workspace
     if space.comparison().model_dump(mode="json") != comparison.model_dump(mode="json"):
@@ -40,27 +51,33 @@ def write_ship_records(flow: Flow, comparison: Comparison) -> Path:
         profile_sha256=profile_digest(flow.config),
         created_at=now(),
         base_sha256=comparison.base.sha256,
-        results=_result_digests(space, [BASE, *(candidate.name for candidate in comparison.candidates)]),
+        results=_result_digests(
+            space, [BASE, *(candidate.name for candidate in comparison.candidates)]
+        ),
         comparison_sha256=file_digest(space.root / COMPARISON),
         margins=comparison.margins,
-        candidates=tuple(_bound(space, candidate, candidate.name == best) for candidate in comparison.candidates),
+        candidates=tuple(
+            _bound(space, candidate, candidate.name == best) for candidate in comparison.candidates
+        ),
     )
     return write_json(space.root / RECORD, record)
 
 
 def require_shippable(flow: Flow, name: str, override_reason: str = "") -> ShipDecision:
-    """Reads every file of a checkpoint and lets it pass only if the ship record says SHIP of exactly these files.
+    """Reads every file of a checkpoint and lets it pass only if the ship record says SHIP of
+    exactly these files.
 
-    The base model has no verdict: it passes if it is the base that the candidates were compared with. An override is
-    written into the ship record too, as far as there is one.
+    The base model has no verdict: it passes if it is the base that the candidates were compared
+    with. An override is written into the ship record too, as far as there is one.
 
     Args:
         name: 'base' or a candidate's name.
         override_reason: why the model is deployed all the same; empty: it is not.
 
     Raises:
-        FlowError: no checkpoint; without a reason also: the ship record is missing; it, the comparison, a result, the
-            profile or a file of the checkpoint was changed since; the verdict is not SHIP. All that is wrong is named.
+        FlowError: no checkpoint; without a reason also: the ship record is missing; it, the
+            comparison, a result, the profile or a file of the checkpoint was changed since; the
+            verdict is not SHIP. All that is wrong is named.
     """
     space, reason = flow.workspace, override_reason.strip()
     files = content_digests(space.model(name))
@@ -82,7 +99,9 @@ def require_shippable(flow: Flow, name: str, override_reason: str = "") -> ShipD
             overrides = (*record.overrides, override)
             write_json(space.root / RECORD, record.model_copy(update={"overrides": overrides}))
     verdict = entry.verdict if entry is not None else None
-    return ShipDecision(name=name, sha256=combined_digest(files), verdict=verdict, override=override)
+    return ShipDecision(
+        name=name, sha256=combined_digest(files), verdict=verdict, override=override
+    )
 
 
 def record_digest(path: Path) -> str | None:
@@ -100,11 +119,15 @@ def record_digest(path: Path) -> str | None:
 
 
 def profile_digest(config: FlowConfig) -> str:
-    """SHA-256 of the resolved profile without `deploy`: that section says where a model goes, not what was measured."""
+    """SHA-256 of the resolved profile without `deploy`: that section says where a model goes,
+    not what was measured.
+    """
     return protocol_hash(config.model_dump(mode="json", exclude={"deploy"}))
 
 
-def _bound(space: Workspace, candidate: CandidateComparison, is_recommended: bool) -> ShippedCandidate:
+def _bound(
+    space: Workspace, candidate: CandidateComparison, is_recommended: bool
+) -> ShippedCandidate:
     files = content_digests(space.model(candidate.name))
     if combined_digest(files) != candidate.sha256:
         raise FlowError(f"models/{candidate.name} is not the checkpoint that was measured.", RERUN)
@@ -138,7 +161,10 @@ def _changes(flow: Flow, record: ShipRecord) -> Iterator[str]:
     """What the record rests on and what is no longer so."""
     space = flow.workspace
     if (record.profile, record.profile_sha256) != (flow.config.name, profile_digest(flow.config)):
-        yield f"The profile has changed since the verdict (the ship record is of profile {record.profile})."
+        yield (
+            "The profile has changed since the verdict (the ship record is of profile "
+            f"{record.profile})."
+        )
     yield from _file_changes(space.root, {COMPARISON: record.comparison_sha256, **record.results})
     path = space.root / COMPARISON
     if path.is_file() and file_digest(path) == record.comparison_sha256:
@@ -154,8 +180,8 @@ def _contradictions(record: ShipRecord, comparison: Comparison) -> Iterator[str]
         verdict, sha256 = said.get(entry.name, ("nothing", ""))
         if (entry.verdict, entry.sha256) != (verdict, sha256):
             yield (
-                f"{RECORD} was edited: it says {entry.verdict} of {entry.name} {_short(entry.sha256)}, "
-                f"{COMPARISON} says {verdict} of {_short(sha256)}."
+                f"{RECORD} was edited: it says {entry.verdict} of {entry.name} "
+                f"{_short(entry.sha256)}, {COMPARISON} says {verdict} of {_short(sha256)}."
             )
 
 
@@ -168,7 +194,10 @@ def _checkpoint_changes(record: ShipRecord, name: str, files: dict[str, str]) ->
     if entry is not None:
         yield from _differences(f"models/{name}", entry.files, files)
     if digest != expected:
-        yield f"models/{name} has the digest {_short(digest)}, the ship record says {_short(expected)}."
+        yield (
+            f"models/{name} has the digest {_short(digest)}, the ship record says "
+            f"{_short(expected)}."
+        )
 
 
 def _refusal(entry: ShippedCandidate | None) -> Iterator[str]:

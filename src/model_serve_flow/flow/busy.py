@@ -19,13 +19,16 @@ SAMPLE_SECONDS = 2.0
 BUSY_SHARE, STEAL_SHARE = 0.1, 0.02
 THROTTLED_SHARE = 0.02
 STATISTICS = Path("/proc/stat")
-# The columns of a line of /proc/stat, see proc_stat(5); the two after them are part of the first two.
+# The columns of a line of /proc/stat, see proc_stat(5); the two after them are part of the first
+# two.
 _COLUMNS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """CPU seconds until now: of the cores this process may run on since the machine started, and of our processes."""
+    """CPU seconds until now: of the cores this process may run on since the machine started,
+    and of our processes.
+    """
 
     when: float
     total: float
@@ -36,7 +39,8 @@ class _Moment:
 
 
 class MachineWatch:
-    """Looks at the CPU time of the machine and of our own processes, at its start, and again when asked.
+    """Looks at the CPU time of the machine and of our own processes, at its start,
+    and again when asked.
 
     Our own are this process, all below it, and all of the same run; children that ended count.
     """
@@ -55,7 +59,9 @@ class MachineWatch:
 
 @contextmanager
 def watch_machine() -> Iterator[MachineWatch]:
-    """`with watch_machine() as watch: ...` measures while the block runs; `watch.result()` says what it found."""
+    """`with watch_machine() as watch: ...` measures while the block runs;
+    `watch.result()` says what it found.
+    """
     watch = MachineWatch()
     try:
         yield watch
@@ -78,7 +84,9 @@ def is_busy(busy: Busy) -> bool:
 
 
 def disturbed(busy: Busy | None) -> bool:
-    """Whether what was measured meanwhile is worth measuring once more: others took the CPU, or it was held back."""
+    """Whether what was measured meanwhile is worth measuring once more: others took the CPU,
+    or it was held back.
+    """
     return busy is not None and (is_busy(busy) or (busy.throttled_share or 0.0) >= THROTTLED_SHARE)
 
 
@@ -89,10 +97,15 @@ def less_disturbed(one: Busy, other: Busy) -> bool:
 
 
 def disturbance(disturbed: Sequence[Busy]) -> str:
-    """What disturbed loads, in words: the most that others took, and the longest that cores were held back."""
+    """What disturbed loads, in words: the most that others took,
+    and the longest that cores were held back.
+    """
     taken = max((busy.taken or 0.0) for busy in disturbed)
     held = max((busy.throttled_share or 0.0) for busy in disturbed)
-    return f"other programs took up to {taken:.0%} of the CPU, and it was held back for {held:.0%} of the time"
+    return (
+        f"other programs took up to {taken:.0%} of the CPU, and it was held back for {held:.0%} of "
+        "the time"
+    )
 
 
 def in_words(busy: Busy) -> str:
@@ -100,8 +113,14 @@ def in_words(busy: Busy) -> str:
     if busy.others_share is None or busy.steal_share is None:
         used = "the system does not say what other programs use"
     else:
-        used = f"other programs used {busy.others_share:.0%} of the CPU and the hypervisor took {busy.steal_share:.0%}"
-    load = f"Load average {busy.load_average:.1f} on {busy.cores} cores; over {busy.seconds:.0f} s {used}."
+        used = (
+            f"other programs used {busy.others_share:.0%} of the CPU and the hypervisor took "
+            f"{busy.steal_share:.0%}"
+        )
+    load = (
+        f"Load average {busy.load_average:.1f} on {busy.cores} cores; over {busy.seconds:.0f} s "
+        f"{used}."
+    )
     return f"{load} {_effect(busy)}"
 
 
@@ -109,27 +128,37 @@ def _effect(busy: Busy) -> str:
     if not is_busy(busy):
         return "The machine is quiet enough for the figures to be its own."
     return (
-        "A model that is served on this CPU gives fewer output tokens/s and longer latencies than on an idle machine "
-        "(about half the speed where every core is taken), and repeats differ more; accuracy stays the same."
+        "A model that is served on this CPU gives fewer output tokens/s and longer latencies than "
+        "on an idle machine (about half the speed where every core is taken), and repeats differ "
+        "more; accuracy stays the same."
     )
 
 
 def _look() -> _Moment:
     total, used, stolen = _machine(STATISTICS.read_text(encoding="utf-8"), os.sched_getaffinity(0))
     own = processes.cpu_seconds(processes.own(), ended_children=True)
-    return _Moment(time.monotonic(), total, used, stolen, own, throttled_seconds(os.sched_getaffinity(0)))
+    return _Moment(
+        time.monotonic(), total, used, stolen, own, throttled_seconds(os.sched_getaffinity(0))
+    )
 
 
 def _machine(statistics: str, cores: set[int]) -> tuple[float, float, float]:
-    """(all, used, stolen) CPU seconds of some cores, from the text of /proc/stat; of all cores where it numbers others.
+    """(all, used, stolen) CPU seconds of some cores, from the text of /proc/stat;
+    of all cores where it numbers others.
 
     Some containers show a file of zeros.
     """
-    lines = {name: values for name, *values in map(str.split, statistics.splitlines()) if name.startswith("cpu")}
+    lines = {
+        name: values
+        for name, *values in map(str.split, statistics.splitlines())
+        if name.startswith("cpu")
+    }
     wanted = [f"cpu{core}" for core in cores]
     chosen = wanted if set(wanted) <= lines.keys() else ["cpu"]
     ticks = os.sysconf("SC_CLK_TCK")
-    seconds = [sum(int(lines[name][place]) for name in chosen) / ticks for place in range(len(_COLUMNS))]
+    seconds = [
+        sum(int(lines[name][place]) for name in chosen) / ticks for place in range(len(_COLUMNS))
+    ]
     times = dict(zip(_COLUMNS, seconds, strict=True))
     total = sum(seconds)
     return total, total - times["idle"] - times["iowait"] - times["steal"], times["steal"]
@@ -152,4 +181,6 @@ def _between(start: _Moment, end: _Moment) -> Busy:
 def _throttled(start: _Moment, end: _Moment) -> float | None:
     if start.throttled is None or end.throttled is None or end.when <= start.when:
         return None
-    return min(max(end.throttled - start.throttled, 0.0) / (end.when - start.when) / usable_cores(), 1.0)
+    return min(
+        max(end.throttled - start.throttled, 0.0) / (end.when - start.when) / usable_cores(), 1.0
+    )

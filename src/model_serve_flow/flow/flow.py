@@ -45,7 +45,8 @@ class Flow:
             profile: name of a profile, or the path of its YAML file; none: the default of this
                 machine.
             overrides: dotted key -> value.
-            artifacts: folder of all artifacts; default: `MODEL_SERVE_FLOW_ARTIFACTS`, or `artifacts/` of the checkout.
+            artifacts: folder of all artifacts; default: `MODEL_SERVE_FLOW_ARTIFACTS`, or
+                `artifacts/` of the checkout.
             command: the command line that asked for it, for the manifest.
         """
         config = load_profile(profile, overrides)

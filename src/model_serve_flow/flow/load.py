@@ -1,4 +1,6 @@
-"""Loads a profile: finds and reads its file, applies overrides, and explains what is wrong in it."""
+"""Loads a profile: finds and reads its file, applies overrides,
+and explains what is wrong in it.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,23 @@ from model_serve_flow.flow.profile import SECRET, FlowConfig, _is_beside
 from model_serve_flow.system.checkout import MODULES, checkout
 
 ENVIRONMENT_PREFIX = "MODEL_SERVE_FLOW__"
-MOST_VALUES = 10_000  # of a profile: an alias of YAML can stand for any number of values, even for itself
+# of a profile: an alias of YAML can stand for any number of values, even for itself
+MOST_VALUES = 10_000
 LARGEST = 1e15  # number in a profile
 
 
 def profiles_folder() -> Path:
-    """Folder of the profile files: `MODEL_SERVE_FLOW_PROFILES`, or the one beside the notebooks of this checkout."""
+    """Folder of the profile files: `MODEL_SERVE_FLOW_PROFILES`,
+    or the one beside the notebooks of this checkout.
+    """
     if folder := os.environ.get("MODEL_SERVE_FLOW_PROFILES"):
         return Path(folder)
     return checkout() / MODULES / "profiles"
 
 
 def load_profile(profile: str | None = None, overrides: dict[str, Any] | None = None) -> FlowConfig:
-    """Reads a profile by name (or path of a YAML file) and applies overrides: environment first, then `overrides`.
+    """Reads a profile by name (or path of a YAML file) and applies overrides:
+    environment first, then `overrides`.
 
     Args:
         profile: name of a file in the profiles folder without `.yaml`, or the path of a YAML file;
@@ -46,7 +52,8 @@ def load_profile(profile: str | None = None, overrides: dict[str, Any] | None = 
         _set(document, key, copy.deepcopy(value))
     _require_plain(profile, document)
     try:
-        # strict, so that "5" is no number and true is not 1; as JSON, where a list may become a tuple
+        # strict, so that "5" is no number and true is not 1; as JSON, where a list may become a
+        # tuple
         return FlowConfig.model_validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
         raise FlowError(f"Profile {profile!r} is not valid:\n{_explain(error)}") from error
@@ -58,7 +65,10 @@ def parse_set(assignments: list[str] | tuple[str, ...]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not key:
-            raise FlowError(f"--set {assignment!r} is not of the form key=value.", "Example: performance.seconds=10")
+            raise FlowError(
+                f"--set {assignment!r} is not of the form key=value.",
+                "Example: performance.seconds=10",
+            )
         overrides[key.strip()] = _parse(value, f"The value of --set {assignment!r}")
     return overrides
 
@@ -66,30 +76,44 @@ def parse_set(assignments: list[str] | tuple[str, ...]) -> dict[str, Any]:
 def environment_overrides() -> dict[str, Any]:
     """Overrides from variables such as `MODEL_SERVE_FLOW__PERFORMANCE__SECONDS=10`."""
     return {
-        name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."): _parse(value, f"The variable {name}")
+        name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."): _parse(
+            value, f"The variable {name}"
+        )
         for name, value in sorted(os.environ.items())
         if name.startswith(ENVIRONMENT_PREFIX)
     }
 
 
 def _find(profile: str) -> Path:
-    path = Path(profile) if profile.endswith((".yaml", ".yml")) else profiles_folder() / f"{profile}.yaml"
+    path = (
+        Path(profile)
+        if profile.endswith((".yaml", ".yml"))
+        else profiles_folder() / f"{profile}.yaml"
+    )
     if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file fails where a name is too long)
         known = sorted(file.stem for file in profiles_folder().glob("*.yaml"))
         raise FlowError(
-            f"Unknown profile {profile!r}.", f"Profiles: {', '.join(known) or 'none'}, or a path to a YAML file."
+            f"Unknown profile {profile!r}.",
+            f"Profiles: {', '.join(known) or 'none'}, or a path to a YAML file.",
         )
     return path
 
 
 def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The document of a profile, laid over the one it `extends`; `readers` are the profiles that extend this one."""
+    """The document of a profile, laid over the one it `extends`;
+    `readers` are the profiles that extend this one.
+    """
     if path.resolve() in readers:
-        raise FlowError(f"{path} extends itself.", "Remove 'extends' from one of the profiles in the circle.")
+        raise FlowError(
+            f"{path} extends itself.", "Remove 'extends' from one of the profiles in the circle."
+        )
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
+        # some editors begin a file with a mark of its encoding
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise FlowError(f"{path} cannot be read: {error}", "A profile is a file of UTF-8 text.") from error
+        raise FlowError(
+            f"{path} cannot be read: {error}", "A profile is a file of UTF-8 text."
+        ) from error
     document = _parse(text, str(path))
     if not isinstance(document, dict):
         raise FlowError(f"{path} must hold a mapping of keys, got {type(document).__name__}.")
@@ -106,9 +130,11 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _make_absolute(document: dict[str, Any], folder: Path) -> None:
-    """Makes relative folders of models absolute: they are beside the profile, wherever a notebook runs.
+    """Makes relative folders of models absolute: they are beside the profile,
+    wherever a notebook runs.
 
-    A value such as org/model is a folder if there is one of that name, else the name of a repository.
+    A value such as org/model is a folder if there is one of that name, else the name of a
+    repository.
     """
     candidates = document.get("candidates")
     sections = [document.get("model"), *(candidates if isinstance(candidates, list) else [])]
@@ -124,20 +150,34 @@ def _parse(text: str, what: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise FlowError(f"{what} is not readable as YAML: {error}", "Put quotes around a text.") from error
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # PyYAML's own converters
-        raise FlowError(f"{what} is not readable as YAML: {error!r:.200}", "Put quotes around a text.") from error
+        raise FlowError(
+            f"{what} is not readable as YAML: {error}", "Put quotes around a text."
+        ) from error
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # PyYAML's own converters
+        raise FlowError(
+            f"{what} is not readable as YAML: {error!r:.200}", "Put quotes around a text."
+        ) from error
 
 
 def _require_plain(profile: str, document: dict[str, Any]) -> None:
-    """Refuses what YAML has and a profile has not: values of other types, NaN, and endless or huge structures."""
+    """Refuses what YAML has and a profile has not: values of other types, NaN,
+    and endless or huge structures.
+    """
     waiting: list[tuple[str, Any]] = [("", document)]
     values = 0
     while waiting:
         place, node = waiting.pop()
         values += 1
-        if problem := _not_plain(node) or (values > MOST_VALUES and "more values than any profile has") or "":
-            raise FlowError(f"Profile {profile!r} is not valid:\n  {place.lstrip('.')[:200] or '(profile)'}: {problem}")
+        if (
+            problem := _not_plain(node)
+            or (values > MOST_VALUES and "more values than any profile has")
+            or ""
+        ):
+            raise FlowError(
+                f"Profile {profile!r} is not valid:\n  {place.lstrip('.')[:200] or '(profile)'}: "
+                f"{problem}"
+            )
         if isinstance(node, dict):
             waiting += [(f"{place}.{key}", value) for key, value in node.items()]
         elif isinstance(node, list | tuple):
@@ -146,12 +186,24 @@ def _require_plain(profile: str, document: dict[str, Any]) -> None:
 
 def _not_plain(value: Any) -> str:
     if isinstance(value, dict):
-        return next((f"the key {key!r:.80} is not text" for key in value if not isinstance(key, str)), "")
+        return next(
+            (f"the key {key!r:.80} is not text" for key in value if not isinstance(key, str)), ""
+        )
     if isinstance(value, str):
-        return "" if value.isascii() or value.encode(errors="replace").decode() == value else "not Unicode text"
+        return (
+            ""
+            if value.isascii() or value.encode(errors="replace").decode() == value
+            else "not Unicode text"
+        )
     if isinstance(value, int | float):
-        return "" if abs(value) <= LARGEST else f"{value!r:.40} is no number that a profile can have"
-    return "" if value is None or isinstance(value, list | tuple) else f"{type(value).__name__}: put quotes around it"
+        return (
+            "" if abs(value) <= LARGEST else f"{value!r:.40} is no number that a profile can have"
+        )
+    return (
+        ""
+        if value is None or isinstance(value, list | tuple)
+        else f"{type(value).__name__}: put quotes around it"
+    )
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +215,10 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set(document: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a dotted key; a number in it is a place in a list. Validation finds keys that do not exist."""
+    """Sets a dotted key; a number in it is a place in a list.
+
+    Validation finds keys that do not exist.
+    """
     *parents, last = key.split(".")
     node: Any = document
     for part in parents:
@@ -191,9 +246,14 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"]) or "(profile)"
         if problem["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown key; allowed here: {', '.join(_allowed_keys(problem['loc'][:-1]))}")
+            lines.append(
+                f"  {key}: unknown key; allowed here: "
+                f"{', '.join(_allowed_keys(problem['loc'][:-1]))}"
+            )
         else:
-            given = "" if problem["type"] in ("missing", SECRET) else f" (got {problem['input']!r:.80})"
+            given = (
+                "" if problem["type"] in ("missing", SECRET) else f" (got {problem['input']!r:.80})"
+            )
             lines.append(f"  {key}: {problem['msg']}{given}")
     return "\n".join(lines)
 

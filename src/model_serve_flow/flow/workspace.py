@@ -23,7 +23,9 @@ from model_serve_flow.system.weights import weight_files
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folders of one profile under the artifacts folder; `model` is 'base' or a candidate's name."""
+    """The folders of one profile under the artifacts folder;
+    `model` is 'base' or a candidate's name.
+    """
 
     root: Path
 
@@ -93,10 +95,12 @@ class Workspace:
         return read_result(self.report / "comparison.json", Comparison)
 
     def require_writable(self) -> None:
-        """Makes the workspace's folder and writes into it, and into those in it, without leaving anything.
+        """Makes the workspace's folder and writes into it, and into those in it,
+        without leaving anything.
 
         Raises:
-            FlowError: one of them cannot be written, or the disk is full; names it and says what to do.
+            FlowError: one of them cannot be written, or the disk is full; names it and says what to
+                do.
         """
         with writing(self.root, "folder"):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -107,7 +111,8 @@ class Workspace:
 
 
 def _probe(folder: Path) -> None:
-    with tempfile.TemporaryFile(dir=folder) as file:  # without a name: nothing stays even if this process is killed
+    # without a name: nothing stays even if this process is killed
+    with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(4096))
         file.flush()
         os.fsync(file.fileno())
@@ -121,5 +126,8 @@ def describe_model(name: str, folder: Path) -> Model:
     """
     weights = weight_files(folder)
     if not weights or (digest := digest_once(folder)) is None:
-        raise FlowError(f"{folder} holds no *.safetensors weights.", f"Correct the source, if it names one. {RERUN}")
+        raise FlowError(
+            f"{folder} holds no *.safetensors weights.",
+            f"Correct the source, if it names one. {RERUN}",
+        )
     return Model(name=name, sha256=digest, size_bytes=sum(path.stat().st_size for path in weights))

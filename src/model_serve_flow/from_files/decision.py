@@ -97,7 +97,9 @@ def _differences(
     with as_bad_input(VALUES):
         ours, theirs = base.tasks, candidate.tasks
         pairs = {t: pair(t, ours[t].accuracy, theirs[t].accuracy) for t in tasks}
-        found: dict[str, ByMetric] = {t: compare_task(p, rules.of_task(t), rules.seed) for t, p in pairs.items()}
+        found: dict[str, ByMetric] = {
+            t: compare_task(p, rules.of_task(t), rules.seed) for t, p in pairs.items()
+        }
     return pairs, found
 
 

@@ -8,7 +8,15 @@ from model_serve_flow.from_files.records import (
     ComparedTask,
     FileComparison,
 )
-from model_serve_flow.report.formatting import change, interval, margin, number, retention, times, value
+from model_serve_flow.report.formatting import (
+    change,
+    interval,
+    margin,
+    number,
+    retention,
+    times,
+    value,
+)
 from model_serve_flow.report.tables import Cell, Table, flipped_table, reading
 
 NONE = Cell("–")

@@ -25,7 +25,13 @@ from model_serve_flow.flow.workspace import describe_model
 from model_serve_flow.measure.lm_eval_cache import forget_answers, request_cache
 from model_serve_flow.measure.lm_eval_results import plain, read_task, was_asked
 from model_serve_flow.measure.lm_eval_subsample import first_looks, subsample
-from model_serve_flow.measure.provenance import earlier, proven_facts, provenance, require_arguments, say_kept
+from model_serve_flow.measure.provenance import (
+    earlier,
+    proven_facts,
+    provenance,
+    require_arguments,
+    say_kept,
+)
 from model_serve_flow.measure.repeats import joined, repeated_tasks, require_written, seeds
 from model_serve_flow.serve.server import Server
 from model_serve_flow.serve.vllm import ACCURACY, engine_arguments
@@ -36,12 +42,14 @@ from model_serve_flow.system import live
 from model_serve_flow.system.digests import file_digest
 from model_serve_flow.system.files import read_json, write_json
 
-TIMEOUT_SECONDS = 1800  # of one answer: a full batch of long texts on two cores. A server that hangs is ended before.
+# of one answer: a full batch of long texts on two cores. A server that hangs is ended before.
+TIMEOUT_SECONDS = 1800
 ATTEMPTS = 3  # with a second between them: a server that is gone is noticed at once
 
 
 def prepare_evaluation(flow: Flow) -> None:
-    """Does what needs no server: imports lm-eval and the tokenizers' library, and indexes the tasks.
+    """Does what needs no server: imports lm-eval and the tokenizers' library,
+    and indexes the tasks.
 
     That keeps one core busy for ten seconds and more, which can pass while the server starts.
 
@@ -57,23 +65,27 @@ def prepare_evaluation(flow: Flow) -> None:
 
 
 def measure_accuracy(flow: Flow, server: Server) -> AccuracyResult:
-    """Scores the served model on the profile's tasks and writes `accuracy.json` and lm-eval's samples (`raw/`).
+    """Scores the served model on the profile's tasks and writes `accuracy.json` and lm-eval's
+    samples (`raw/`).
 
-    A task that an earlier run scored of the same model in the same way is kept. If a measurement was interrupted, what
-    the server had answered is not asked again.
+    A task that an earlier run scored of the same model in the same way is kept. If a measurement
+    was interrupted, what the server had answered is not asked again.
 
     Raises:
-        FlowError: a task lm-eval does not know, one without per-item values, a kernel that is not the checkpoint's, a
-            candidate whose tokenizer or chat template is not the base's, or a server that did not answer.
+        FlowError: a task lm-eval does not know, one without per-item values, a kernel that is not
+            the checkpoint's, a candidate whose tokenizer or chat template is not the base's, or a
+            server that did not answer.
     """
     return _measure(flow, server)
 
 
 def measure_accuracy_again(flow: Flow, server: Server) -> AccuracyResult | None:
-    """Some items once more, with the concurrency and batch size of `accuracy.again`; writes `accuracy_again.json`.
+    """Some items once more, with the concurrency and batch size of `accuracy.again`;
+    writes `accuracy_again.json`.
 
-    `accuracy.again.items_per_task` of each task are drawn; tasks without answers that could flip are left out. Their
-    prompts stay: what changes is which of them the engine computes together, and with it the rounding of its sums.
+    `accuracy.again.items_per_task` of each task are drawn; tasks without answers that could flip
+    are left out. Their prompts stay: what changes is which of them the engine computes together,
+    and with it the rounding of its sums.
 
     Returns:
         None if the profile has no `accuracy.again`.
@@ -83,14 +95,23 @@ def measure_accuracy_again(flow: Flow, server: Server) -> AccuracyResult | None:
     """
     if (again := flow.config.accuracy.again) is None:
         return None
-    return _measure(Flow(second_measurement(flow.config), flow.workspace), server, "_again", again.items_per_task)
+    return _measure(
+        Flow(second_measurement(flow.config), flow.workspace),
+        server,
+        "_again",
+        again.items_per_task,
+    )
 
 
-def measure_accuracy_in_looks(flow: Flow, server: Server, decided: Callable[[AccuracyResult], bool]) -> AccuracyResult:
-    """As `measure_accuracy`, a part of the items at a time (`verdict.looks`), until the candidate is decided.
+def measure_accuracy_in_looks(
+    flow: Flow, server: Server, decided: Callable[[AccuracyResult], bool]
+) -> AccuracyResult:
+    """As `measure_accuracy`, a part of the items at a time (`verdict.looks`),
+    until the candidate is decided.
 
-    The items come in a random order that is the seed's, and `accuracy.json` holds those asked until now. What was asked
-    at an earlier look is not asked again, and an interrupted measurement goes on with the look that was interrupted.
+    The items come in a random order that is the seed's, and `accuracy.json` holds those asked until
+    now. What was asked at an earlier look is not asked again, and an interrupted measurement goes
+    on with the look that was interrupted.
 
     Args:
         decided: whether the answers until now decide; asked after every look but the last.
@@ -98,16 +119,18 @@ def measure_accuracy_in_looks(flow: Flow, server: Server, decided: Callable[[Acc
     looks = flow.config.verdict.looks
     if looks == 1:
         return measure_accuracy(flow, server)
-    look, result = 0, None
-    while look < looks:
+    look = 0
+    while True:
         result = _measure(flow, server, look=look + 1)
         look = result.protocol[LOOK][0]
-        print(f"{server.model_name}: look {look} of {looks}, {sum(task.n for task in result.tasks.values())} items")
-        if look < looks and decided(result):
-            break
-    if look == looks:  # else a changed margin may ask for the next look
-        forget_answers(flow.workspace, server.model_name)
-    return result
+        print(
+            f"{server.model_name}: look {look} of {looks}, "
+            f"{sum(task.n for task in result.tasks.values())} items"
+        )
+        if look == looks:  # before it a changed margin may ask for the next look
+            forget_answers(flow.workspace, server.model_name)
+        if look == looks or decided(result):
+            return result
 
 
 def second_measurement(config: FlowConfig) -> FlowConfig:
@@ -131,7 +154,9 @@ def _measure(
     protocol |= {LOOK: [look, flow.config.verdict.looks]} if look else {}
     require_arguments(server, protocol)
     before = earlier(path, AccuracyResult, server, facts)
-    if before is not None and (before.protocol == protocol or (look and _looked_already(before, protocol))):
+    if before is not None and (
+        before.protocol == protocol or (look and _looked_already(before, protocol))
+    ):
         say_kept(path)
         if not look:
             forget_answers(workspace, f"{name}{suffix}")
@@ -143,7 +168,18 @@ def _measure(
     live.report(f"{name}{suffix.replace('_', ', ')}: lm-eval", 0, 0)
     watch, model = MachineWatch(), describe_model(name, server.folder)
     with contextlib.ExitStack() as caches:  # all answers are kept until the result is written
-        ask = _Asker(flow, server, suffix, items, look, model, _manner(protocol), caches, ways, frozenset(scored))
+        ask = _Asker(
+            flow,
+            server,
+            suffix,
+            items,
+            look,
+            model,
+            _manner(protocol),
+            caches,
+            ways,
+            frozenset(scored),
+        )
         several = repeated_tasks(flow.config, asked)
         found = ask([task for task in asked if task not in several])
         scored |= found | _ask_several(flow.config, several, ask, only_one=items is not None)
@@ -180,17 +216,25 @@ class _Asker:
         part = self.suffix if seed is None else f"{self.suffix}-seed-{seed}"
         manner = self.manner if seed is None else {**self.manner, "seed of the answers": seed}
         # lm-eval's key of an answer does not have the seed
-        caching = request_cache(workspace, self.model, manner, self.suffix, keep=self.look is not None)
+        caching = request_cache(
+            workspace, self.model, manner, self.suffix, keep=self.look is not None
+        )
         cache = self.caches.enter_context(caching)
         log = workspace.logs / f"lm-eval-{name}{part}.log"
         raw, new = evaluate(self.flow, self.server, log, cache, tasks, self.items, seed, self.look)
         _write_raw(workspace.raw(name) / f"lm-eval{part}.json", raw, set(self.kept))
         self.ways.update(new)
-        return {task: read_task(task, raw) for task in tasks if not self.items or was_asked(task, raw)}
+        return {
+            task: read_task(task, raw) for task in tasks if not self.items or was_asked(task, raw)
+        }
 
 
-def _ask_several(config: FlowConfig, tasks: Sequence[str], ask: _Asker, only_one: bool) -> dict[str, TaskAccuracy]:
-    """The tasks of `accuracy.repeats`: each asked with one seed after the other, or with the first only."""
+def _ask_several(
+    config: FlowConfig, tasks: Sequence[str], ask: _Asker, only_one: bool
+) -> dict[str, TaskAccuracy]:
+    """The tasks of `accuracy.repeats`: each asked with one seed after the other,
+    or with the first only.
+    """
     answers: dict[str, dict[int, TaskAccuracy]] = {task: {} for task in tasks}
     for seed in seeds(config)[: 1 if only_one else None] if tasks else ():
         for task, measured in ask(tasks, seed).items():
@@ -201,15 +245,29 @@ def _ask_several(config: FlowConfig, tasks: Sequence[str], ask: _Asker, only_one
 
 def _looked_already(before: AccuracyResult, protocol: dict[str, Any]) -> bool:
     """Whether an earlier result, of this look or a later one, was measured in the same way."""
-    others = [{key: value for key, value in one.items() if key != LOOK} for one in (before.protocol, protocol)]
+    others = [
+        {key: value for key, value in one.items() if key != LOOK}
+        for one in (before.protocol, protocol)
+    ]
     ours, theirs = protocol[LOOK], before.protocol.get(LOOK)
-    return others[0] == others[1] and theirs is not None and theirs[1] == ours[1] and theirs[0] >= ours[0]
+    return (
+        others[0] == others[1]
+        and theirs is not None
+        and theirs[1] == ours[1]
+        and theirs[0] >= ours[0]
+    )
 
 
-def _looks(before: AccuracyResult | None, result: AccuracyResult) -> tuple[dict[str, tuple[str, ...]], ...]:
+def _looks(
+    before: AccuracyResult | None, result: AccuracyResult
+) -> tuple[dict[str, tuple[str, ...]], ...]:
     """The items of every look, the last being what is new in this result."""
     look, planned = result.protocol[LOOK]
-    earlier_looks = before.looks if before is not None and before.protocol.get(LOOK) == [look - 1, planned] else ()
+    earlier_looks = (
+        before.looks
+        if before is not None and before.protocol.get(LOOK) == [look - 1, planned]
+        else ()
+    )
     known = {(task, key) for one in earlier_looks for task, keys in one.items() for key in keys}
     new = {
         name: tuple(item.id for item in task.items if (name, item.id) not in known)
@@ -221,7 +279,11 @@ def _looks(before: AccuracyResult | None, result: AccuracyResult) -> tuple[dict[
 def _scored_before(before: AccuracyResult, protocol: dict[str, Any]) -> dict[str, TaskAccuracy]:
     """The tasks of an earlier result that would be scored in the same way now; says which."""
     wanted = protocol["accuracy"]["tasks"]
-    same = [task for task in wanted if task in before.tasks and _of(task, before.protocol) == _of(task, protocol)]
+    same = [
+        task
+        for task in wanted
+        if task in before.tasks and _of(task, before.protocol) == _of(task, protocol)
+    ]
     if same:
         print(f"kept: {', '.join(same)} of {before.model.name}, scored before")
     return {task: before.tasks[task] for task in same}
@@ -231,14 +293,22 @@ def _of(task: str, protocol: dict[str, Any]) -> dict[str, Any]:
     """What of the protocol concerns one task."""
     parts = {part: protocol[part].get(task) for part in ("data_sha256", "task_definitions")}
     repeats = protocol["accuracy"].get("repeats")
-    return {**_manner(protocol), **parts, "repeats": repeats if repeats and task in repeats["tasks"] else None}
+    return {
+        **_manner(protocol),
+        **parts,
+        "repeats": repeats if repeats and task in repeats["tasks"] else None,
+    }
 
 
 def _manner(protocol: dict[str, Any]) -> dict[str, Any]:
     """The protocol without what says which tasks and items are scored, and how often."""
     apart = ("tasks", "packaged", "repeats")
     settings = {key: value for key, value in protocol["accuracy"].items() if key not in apart}
-    rest = {key: value for key, value in protocol.items() if key not in ("data_sha256", "task_definitions", LOOK)}
+    rest = {
+        key: value
+        for key, value in protocol.items()
+        if key not in ("data_sha256", "task_definitions", LOOK)
+    }
     return {**rest, "accuracy": settings}
 
 
@@ -247,7 +317,11 @@ def _write_raw(path: Path, raw: dict[str, Any], kept: set[str]) -> None:
     new = plain(raw)
     if kept and path.is_file():
         old = read_json(path)
-        both = {key for key in old.keys() & new.keys() if isinstance(old[key], dict) and isinstance(new[key], dict)}
+        both = {
+            key
+            for key in old.keys() & new.keys()
+            if isinstance(old[key], dict) and isinstance(new[key], dict)
+        }
         new = {**old, **new, **{key: {**old[key], **new[key]} for key in both}}
     write_json(path, new)
 
@@ -267,7 +341,8 @@ def evaluate(
     Args:
         log: where its progress can be followed.
         tasks: those to score; by default all of the profile.
-        cache: lm-eval's `use_cache`: answers found there are not asked again, and new ones are added.
+        cache: lm-eval's `use_cache`: answers found there are not asked again, and new ones are
+            added.
         items: how many of each task are asked; none: all.
         seed: of answers sampled at `accuracy.repeats.temperature`; none: as each task says.
         look: the items up to this look of `verdict.looks` are asked; none: all.
@@ -276,12 +351,14 @@ def evaluate(
         lm-eval's results with all samples; and way -> requests that were answered so.
 
     Raises:
-        FlowError: a task nobody knows, or the server did not answer; what it answered is in `cache`.
+        FlowError: a task nobody knows, or the server did not answer; what it answered is in
+            `cache`.
     """
     import aiohttp
     import requests
 
-    os.environ["OPENAI_API_KEY"] = server.api_key  # where lm-eval looks for it, and does not write it down
+    # where lm-eval looks for it, and does not write it down
+    os.environ["OPENAI_API_KEY"] = server.api_key
     ways: collections.Counter[str] = collections.Counter()
     chosen = flow.config.accuracy.tasks if tasks is None else tuple(tasks)
     try:
@@ -319,7 +396,9 @@ def _ask(
             task_manager=task_manager(flow),
             num_fewshot=accuracy.num_fewshot,
             apply_chat_template=accuracy.apply_chat_template,
-            gen_kwargs={"temperature": accuracy.repeats.temperature} if sampled and accuracy.repeats else None,
+            gen_kwargs={"temperature": accuracy.repeats.temperature}
+            if sampled and accuracy.repeats
+            else None,
             use_cache=None if cache is None else str(cache),
             log_samples=True,
             random_seed=seed,
@@ -331,18 +410,26 @@ def _ask(
     return raw
 
 
-def _selection(flow: Flow, tasks: tuple[str, ...], items: int | None, look: int | None) -> dict[str, Any]:
-    """What lm-eval is told to ask: every task up to `accuracy.limit`, a look's part, or so many that could flip."""
+def _selection(
+    flow: Flow, tasks: tuple[str, ...], items: int | None, look: int | None
+) -> dict[str, Any]:
+    """What lm-eval is told to ask: every task up to `accuracy.limit`, a look's part,
+    or so many that could flip.
+    """
     limit, seed = flow.config.accuracy.limit, flow.config.seed
     if look is not None:
-        return first_looks(task_manager(flow), tasks, look, flow.config.verdict.looks, limit=limit, seed=seed)
+        return first_looks(
+            task_manager(flow), tasks, look, flow.config.verdict.looks, limit=limit, seed=seed
+        )
     if items is None:
         return {"tasks": list(tasks), "limit": limit}
     return subsample(task_manager(flow), tasks, items, limit=limit, seed=seed)
 
 
 def _endpoint(flow: Flow, server: Server, **ours: Any) -> dict[str, Any]:
-    """Which client of lm-eval asks, and what of whom; `ours` are further arguments of that client."""
+    """Which client of lm-eval asks, and what of whom;
+    `ours` are further arguments of that client.
+    """
     from model_serve_flow.measure.lm_eval_client import NAME
 
     accuracy = flow.config.accuracy
@@ -366,10 +453,13 @@ def _alone(run: Callable[[], dict[str, Any]], log: Path) -> dict[str, Any]:
     """Calls lm-eval where it disturbs no notebook, and none disturbs it."""
     import datasets
 
-    datasets.disable_progress_bars()  # a notebook shows them as widgets, which no redirection reaches
+    # a notebook shows them as widgets, which no redirection reaches
+    datasets.disable_progress_bars()
     log.parent.mkdir(parents=True, exist_ok=True)
-    # Its progress bars would be hundreds of lines of an executed notebook: they go to a log that can be followed.
-    # It starts an event loop of its own, which a notebook's thread, having one already, does not allow.
+    # Its progress bars would be hundreds of lines of an executed notebook: they go to a log that
+    # can be followed.
+    # It starts an event loop of its own, which a notebook's thread, having one already, does not
+    # allow.
     with (
         log.open("w", encoding="utf-8", buffering=1) as sink,
         contextlib.redirect_stderr(sink),
@@ -393,14 +483,17 @@ def task_manager(flow: Flow) -> Any:
     if unknown:
         raise FlowError(
             f"Unknown task {', '.join(unknown)} in accuracy.tasks.",
-            f"Packaged tasks: {', '.join(sorted(packaged)) or 'none'}. lm-eval's own: 'lm-eval ls tasks' prints them.",
+            f"Packaged tasks: {', '.join(sorted(packaged)) or 'none'}. lm-eval's own: 'lm-eval ls "
+            "tasks' prints them.",
         )
     return manager
 
 
 @functools.lru_cache(maxsize=1)
 def _task_index(folder: Path, packaged: frozenset[str], stock: bool) -> Any:
-    """Indexing lm-eval's thousands of tasks takes seconds: once, and only where one of them is asked for."""
+    """Indexing lm-eval's thousands of tasks takes seconds: once,
+    and only where one of them is asked for.
+    """
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=str(folder) if packaged else None, include_defaults=stock)
@@ -415,7 +508,9 @@ def accuracy_protocol(flow: Flow, engine_version: str) -> dict[str, Any]:
     packaged = [task for task in tasks if (flow.workspace.data / f"{task}.jsonl").is_file()]
     return {
         "accuracy": flow.config.accuracy.model_dump(mode="json", exclude={"again", "distribution"}),
-        "data_sha256": {task: file_digest(flow.workspace.data / f"{task}.jsonl") for task in packaged},
+        "data_sha256": {
+            task: file_digest(flow.workspace.data / f"{task}.jsonl") for task in packaged
+        },
         "task_definitions": {task: TASKS[task] for task in packaged},
         "engine_arguments": engine_arguments(flow.config, ACCURACY),
         "engine_version": engine_version,

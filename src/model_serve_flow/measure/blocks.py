@@ -1,4 +1,6 @@
-"""Performance in blocks: in each, the servers of all models are started anew and measured one after the other."""
+"""Performance in blocks: in each, the servers of all models are started anew and measured one after
+the other.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,26 @@ def schedule(names: Sequence[str], blocks: int) -> list[tuple[int, str]]:
     A machine that slows down steadily then slows every model alike, over every two blocks.
     """
     order = list(names)
-    return [(block, name) for block in range(1, blocks + 1) for name in (order if block % 2 else reversed(order))]
+    return [
+        (block, name)
+        for block in range(1, blocks + 1)
+        for name in (order if block % 2 else reversed(order))
+    ]
 
 
 def measure_in_blocks(
-    flow: Flow, candidates: Sequence[str], generator: LoadGenerator, look: Callable[[Server], object]
+    flow: Flow,
+    candidates: Sequence[str],
+    generator: LoadGenerator,
+    look: Callable[[Server], object],
 ) -> dict[str, PerformanceResult]:
     """The performance of the base and the candidates, in the profile's `performance.blocks`.
 
-    With one block each candidate's server is started once, and the base's result is that of 02. With several the base
-    is measured again, beside the candidates, and its result is `performance_in_blocks.json`. What an earlier run
-    measured is kept: a server whose block lacks nothing is not started, but for the first of each model, which proves
-    that its engine and kernels are still those of the result.
+    With one block each candidate's server is started once, and the base's result is that of 02.
+    With several the base is measured again, beside the candidates, and its result is
+    `performance_in_blocks.json`. What an earlier run measured is kept: a server whose block lacks
+    nothing is not started, but for the first of each model, which proves that its engine and
+    kernels are still those of the result.
 
     Args:
         look: called with the first server of each model, before it is measured.
@@ -62,7 +72,10 @@ def measure_in_blocks(
 
 
 def _one_block(
-    flow: Flow, candidates: Sequence[str], generator: LoadGenerator, look: Callable[[Server], object]
+    flow: Flow,
+    candidates: Sequence[str],
+    generator: LoadGenerator,
+    look: Callable[[Server], object],
 ) -> dict[str, PerformanceResult]:
     results = {BASE: flow.workspace.performance(BASE)}
     with serve_each(flow, candidates, purpose="performance") as servers:

@@ -1,4 +1,6 @@
-"""Capacity at SLO: the highest concurrency at which the latency objectives hold, and what a token costs there."""
+"""Capacity at SLO: the highest concurrency at which the latency objectives hold,
+and what a token costs there.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,22 @@ from model_serve_flow.system.files import read_document
 NO_REQUEST_COMPLETED = "No request produced a determined verdict"
 
 
-def measure_capacity(flow: Flow, server: Server, generator: LoadGenerator, name: str = "goodput") -> Capacity | None:
+def measure_capacity(
+    flow: Flow, server: Server, generator: LoadGenerator, name: str = "goodput"
+) -> Capacity | None:
     """Searches the server's capacity with GuideLLM and leaves GuideLLM's file (`raw/<name>.json`).
 
     Every request that completes after the warm-up counts.
 
-    GuideLLM doubles the concurrency until too many requests miss an objective, then halves the gap between the highest
-    load that passed and the lowest that failed. A request that failed counts as missed; one that the end of a load cut
-    off does not count. GuideLLM gives up at a load that answers no request at all. The search is then made once more
-    from 1 up to `initial_streams`, and at last at 1 alone: a lower bound (`stopped`: max_streams_reached) is a result.
+    GuideLLM doubles the concurrency until too many requests miss an objective, then halves the gap
+    between the highest load that passed and the lowest that failed. A request that failed counts as
+    missed; one that the end of a load cut off does not count. GuideLLM gives up at a load that
+    answers no request at all. The search is then made once more from 1 up to `initial_streams`, and
+    at last at 1 alone: a lower bound (`stopped`: max_streams_reached) is a result.
 
     Returns:
-        None if the profile has no objectives. `streams` 0 is a result: the objectives do not hold at any load. With
-        `streams` None no load answered a request: nothing is known.
+        None if the profile has no objectives. `streams` 0 is a result: the objectives do not hold
+        at any load. With `streams` None no load answered a request: nothing is known.
 
     Raises:
         FlowError: GuideLLM failed, or it wrote something else than a search.
@@ -44,7 +49,11 @@ def measure_capacity(flow: Flow, server: Server, generator: LoadGenerator, name:
     objectives = flow.config.performance.slo
     if objectives is None:
         return None
-    ladder = ((objectives.initial_streams, objectives.max_streams), (1, objectives.initial_streams), (1, 1))
+    ladder = (
+        (objectives.initial_streams, objectives.max_streams),
+        (1, objectives.initial_streams),
+        (1, 1),
+    )
     for initial, highest in dict.fromkeys(ladder):
         loads = objectives.model_copy(update={"initial_streams": initial, "max_streams": highest})
         if (capacity := _search(flow, server, generator, loads, name)) is not None:
@@ -52,10 +61,14 @@ def measure_capacity(flow: Flow, server: Server, generator: LoadGenerator, name:
     return _capacity(objectives, (), None, _unanswered(flow, objectives))
 
 
-def _search(flow: Flow, server: Server, generator: LoadGenerator, objectives: Objectives, name: str) -> Capacity | None:
+def _search(
+    flow: Flow, server: Server, generator: LoadGenerator, objectives: Objectives, name: str
+) -> Capacity | None:
     """One goodput search; None if GuideLLM gave up because a load answered no request."""
     path = flow.workspace.raw(server.model_name) / f"{name}.json"
-    command = search_command(flow.config, objectives, server.url, server.model_name, str(server.folder), str(path))
+    command = search_command(
+        flow.config, objectives, server.url, server.model_name, str(server.folder), str(path)
+    )
     try:
         generator.run(server, command, path)
     except FlowError as error:
@@ -66,20 +79,28 @@ def _search(flow: Flow, server: Server, generator: LoadGenerator, objectives: Ob
 
 
 def _unanswered(flow: Flow, objectives: Objectives) -> str:
-    """Why nothing is known: also where a load is shorter than the slowest answer within the objectives."""
+    """Why nothing is known: also where a load is shorter than the slowest answer within the
+    objectives.
+    """
     load = flow.config.performance
     slowest = (objectives.ttft_ms + (load.output_tokens - 1) * objectives.itl_ms) / 1000
     seconds = objectives.seconds + load.warmup_seconds
     found = f"no request was answered within {seconds:g} s, even one at a time"
     if seconds >= slowest:
         return found
-    return f"{found}; an answer within the objectives may take {slowest:g} s, so raise performance.slo.seconds"
+    return (
+        f"{found}; an answer within the objectives may take {slowest:g} s, so raise "
+        "performance.slo.seconds"
+    )
 
 
 def read_capacity(path: Path, objectives: Objectives) -> Capacity:
     """The capacity in GuideLLM's JSON output; FlowError if it is not that of a goodput search."""
     report = read_document(
-        path, SearchReport, "a goodput search of GuideLLM 0.8", "It was edited, or written by another version"
+        path,
+        SearchReport,
+        "a goodput search of GuideLLM 0.8",
+        "It was edited, or written by another version",
     )
     (search,) = report.conclusions
     probes = tuple(_probe(*pair) for pair in zip(search.probes, report.benchmarks, strict=True))
@@ -97,16 +118,22 @@ def _probe(probe: SearchedProbe, load: SearchedLoad) -> Probe:
     )
 
 
-def _capacity(objectives: Objectives, probes: tuple[Probe, ...], streams: int | None, stopped: str) -> Capacity:
+def _capacity(
+    objectives: Objectives, probes: tuple[Probe, ...], streams: int | None, stopped: str
+) -> Capacity:
     """Of one search. The next higher load that failed is the other end of what it tells."""
-    above = [probe.streams for probe in probes if not probe.passed and probe.streams > (streams or 0)]
+    above = [
+        probe.streams for probe in probes if not probe.passed and probe.streams > (streams or 0)
+    ]
     return Capacity(
         ttft_ms=objectives.ttft_ms,
         itl_ms=objectives.itl_ms,
         attainment=objectives.attainment,
         streams=streams,
         failed=min(above, default=None),
-        output_tokens_per_s=next((probe.output_tokens_per_s for probe in probes if probe.streams == streams), 0.0),
+        output_tokens_per_s=next(
+            (probe.output_tokens_per_s for probe in probes if probe.streams == streams), 0.0
+        ),
         probes=probes,
         stopped=stopped,
     )
@@ -125,7 +152,10 @@ def pooled(searches: Sequence[Capacity]) -> Capacity:
         return first
     if (lacking := next((search for search in searches if not search.measured), None)) is not None:
         return lacking
-    means = {key: _mean([getattr(s, key) for s in searches]) for key in ("streams", "output_tokens_per_s")}
+    means = {
+        key: _mean([getattr(s, key) for s in searches])
+        for key in ("streams", "output_tokens_per_s")
+    }
     passed = [s.streams for s in searches if s.streams is not None]  # all: each is measured
     failed = [s.failed for s in searches if s.failed is not None]
     streams = bracket_interval(passed, [s.failed for s in searches])

@@ -26,7 +26,8 @@ from model_serve_flow.system import live
 from model_serve_flow.system.files import read_rows, write_text
 
 LEAST_TOKENS = 16  # a shorter document says little about text in context
-TOKENS_PER_WORD = 4  # more than English text has: a row with a word for every 4 tokens asked for is long enough
+# more than English text has: a row with a word for every 4 tokens asked for is long enough
+TOKENS_PER_WORD = 4
 DECIMALS = 6
 TIMEOUT_SECONDS = 600.0
 
@@ -39,19 +40,23 @@ class Document:
     tokens: tuple[int, ...]
 
 
-def measure_distribution(flow: Flow, server: Server, again: bool = False) -> DistributionResult | None:
-    """Asks the served model for its likeliest next tokens along the held-out text; writes `distribution.json`.
+def measure_distribution(
+    flow: Flow, server: Server, again: bool = False
+) -> DistributionResult | None:
+    """Asks the served model for its likeliest next tokens along the held-out text;
+    writes `distribution.json`.
 
     A result of the same model and protocol that lies there is returned as it is.
 
     Args:
         flow: the profile and its workspace.
         server: the model.
-        again: the second measurement, for the noise floor: documents in reverse order, `accuracy.again.concurrency`
-            requests at a time; writes `distribution_again.json`.
+        again: the second measurement, for the noise floor: documents in reverse order,
+            `accuracy.again.concurrency` requests at a time; writes `distribution_again.json`.
 
     Returns:
-        None if the profile has no `accuracy.distribution`, or for the second measurement no `accuracy.again`.
+        None if the profile has no `accuracy.distribution`, or for the second measurement no
+        `accuracy.again`.
 
     Raises:
         FlowError: too little text, a request that failed, or a kernel that is not the checkpoint's.
@@ -64,7 +69,9 @@ def measure_distribution(flow: Flow, server: Server, again: bool = False) -> Dis
     concurrency = accuracy.again.concurrency if again and accuracy.again else accuracy.concurrency
     protocol = distribution_protocol(flow, documents, concurrency, facts.version)
     require_arguments(server, protocol)
-    path = flow.workspace.results(server.model_name) / f"distribution{'_again' if again else ''}.json"
+    path = (
+        flow.workspace.results(server.model_name) / f"distribution{'_again' if again else ''}.json"
+    )
     if (earlier := kept(path, DistributionResult, server, facts, protocol)) is not None:
         return earlier
     turn = -1 if again else 1
@@ -72,7 +79,8 @@ def measure_distribution(flow: Flow, server: Server, again: bool = False) -> Dis
     found = _ask_all(server, documents[::turn], k, concurrency, what)[::turn]
     source = provenance(server, proven_facts(server), protocol, started)
     result = DistributionResult(**source, k=k, documents=tuple(found))
-    # On one line: hundreds of thousands of numbers, each on a line of its own, would be twice the size.
+    # On one line: hundreds of thousands of numbers, each on a line of its own, would be twice the
+    # size.
     write_text(path, result.model_dump_json() + "\n")
     return result
 
@@ -80,7 +88,9 @@ def measure_distribution(flow: Flow, server: Server, again: bool = False) -> Dis
 def distribution_protocol(
     flow: Flow, documents: list[Document], concurrency: int, engine_version: str
 ) -> dict[str, Any]:
-    """All that must be equal for two results to be comparable; the token ids stand for text and tokenizer."""
+    """All that must be equal for two results to be comparable;
+    the token ids stand for text and tokenizer.
+    """
     settings = flow.config.accuracy.distribution
     assert settings is not None
     content = json.dumps([[document.id, document.tokens] for document in documents])
@@ -98,12 +108,14 @@ def distribution_protocol(
 
 
 def held_out_documents(flow: Flow, folder: Path) -> list[Document]:
-    """The profile's documents, tokenised by the checkpoint in `folder` and cut after `tokens` tokens.
+    """The profile's documents, tokenised by the checkpoint in `folder` and cut after `tokens`
+    tokens.
 
     A document that is shorter stays as it is.
 
     Raises:
-        FlowError: fewer documents than `accuracy.distribution.documents`, or one of less than 16 tokens.
+        FlowError: fewer documents than `accuracy.distribution.documents`, or one of less than 16
+            tokens.
     """
     from transformers import AutoTokenizer
 
@@ -112,16 +124,22 @@ def held_out_documents(flow: Flow, folder: Path) -> list[Document]:
     texts = _hub_texts(settings, settings.dataset) if settings.dataset else _packaged_texts(flow)
     if len(texts) < settings.documents:
         raise FlowError(
-            f"accuracy.distribution.documents is {settings.documents}, but there are {len(texts)} documents.",
+            f"accuracy.distribution.documents is {settings.documents}, but there are {len(texts)} "
+            "documents.",
             "Lower it, or name a larger accuracy.distribution.dataset.",
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=flow.config.model.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=flow.config.model.trust_remote_code
+    )
     chosen = itertools.islice(texts.items(), settings.documents)
-    documents = [Document(name, tuple(tokenizer(text).input_ids[: settings.tokens])) for name, text in chosen]
+    documents = [
+        Document(name, tuple(tokenizer(text).input_ids[: settings.tokens])) for name, text in chosen
+    ]
     for document in documents:
         if len(document.tokens) < LEAST_TOKENS:
             raise FlowError(
-                f"Held-out document {document.id} has {len(document.tokens)} tokens; {LEAST_TOKENS} are needed.",
+                f"Held-out document {document.id} has {len(document.tokens)} tokens; "
+                f"{LEAST_TOKENS} are needed.",
                 "Name other text in accuracy.distribution.dataset.",
             )
     return documents
@@ -131,7 +149,8 @@ def _packaged_texts(flow: Flow) -> dict[str, str]:
     path = flow.workspace.data / "wikipedia.jsonl"
     if not path.is_file():
         raise FlowError(
-            f"{path} is missing: the distributions are compared on the text of the packaged task wikipedia.",
+            f"{path} is missing: the distributions are compared on the text of the packaged task "
+            "wikipedia.",
             f"Name it in accuracy.tasks, or name an accuracy.distribution.dataset. {RERUN}",
         )
     return {row["id"]: row["text"] for row in read_rows(path)}
@@ -143,11 +162,18 @@ def _hub_texts(settings: Distribution, source: HubDataset) -> dict[str, str]:
 
     def choose(stream: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         # A row without the column is let through: hub_rows says what is wrong with it.
-        long = (row for row in stream if source.column not in row or len(row[source.column].split()) >= words)
+        long = (
+            row
+            for row in stream
+            if source.column not in row or len(row[source.column].split()) >= words
+        )
         return itertools.islice(long, settings.documents)
 
     texts = [row["text"] for row in hub_rows(source, "accuracy.distribution.dataset", choose)]
-    return {f"{index}-{hashlib.sha256(text.encode()).hexdigest()[:16]}": text for index, text in enumerate(texts)}
+    return {
+        f"{index}-{hashlib.sha256(text.encode()).hexdigest()[:16]}": text
+        for index, text in enumerate(texts)
+    }
 
 
 def _ask_all(
@@ -184,36 +210,50 @@ def _ask(client: httpx.Client, server: Server, document: Document, k: int) -> To
         positions = response.json()["choices"][0]["prompt_logprobs"]
     except httpx.HTTPStatusError as error:
         raise FlowError(
-            f"vLLM refused to score document {document.id} ({error.response.status_code}): {error.response.text[:500]}",
+            f"vLLM refused to score document {document.id} ({error.response.status_code}): "
+            f"{error.response.text[:500]}",
             f"See {server.log}.",
         ) from error
     except httpx.HTTPError as error:
-        raise FlowError(f"vLLM did not score document {document.id}: {error!r}", f"See {server.log}.") from error
+        raise FlowError(
+            f"vLLM did not score document {document.id}: {error!r}", f"See {server.log}."
+        ) from error
     return token_tops(document, positions, k)
 
 
-def token_tops(document: Document, positions: list[dict[str, dict[str, Any]] | None], k: int) -> TokenTops:
+def token_tops(
+    document: Document, positions: list[dict[str, dict[str, Any]] | None], k: int
+) -> TokenTops:
     """vLLM's `prompt_logprobs` as the k likeliest tokens of every position from the second on.
 
-    vLLM gives none for the first token, and beside the k likeliest the text's own token: where it is not among them its
-    rank is beyond k. It is kept apart, so that all models give the same number of tokens.
+    vLLM gives none for the first token, and beside the k likeliest the text's own token: where it
+    is not among them its rank is beyond k. It is kept apart, so that all models give the same
+    number of tokens.
 
     Raises:
-        FlowError: not one entry per token, or a position without k tokens or without the text's own.
+        FlowError: not one entry per token, or a position without k tokens or without the text's
+            own.
     """
     if len(positions) != len(document.tokens) or positions[0] is not None:
         raise FlowError(
-            f"vLLM scored {len(positions)} positions of {len(document.tokens)} tokens of document {document.id}.",
+            f"vLLM scored {len(positions)} positions of {len(document.tokens)} tokens of document "
+            f"{document.id}.",
             "Does this version of vLLM give 'prompt_logprobs' in another form?",
         )
     ids, logprobs, own = [], [], []
     for place, entries in enumerate(positions[1:], start=1):
         position = entries or {}
-        ranked = sorted((entry["rank"], int(token), entry["logprob"]) for token, entry in position.items())
+        ranked = sorted(
+            (entry["rank"], int(token), entry["logprob"]) for token, entry in position.items()
+        )
         top = [entry for entry in ranked if entry[0] <= k]
         token = str(document.tokens[place])
         if len(top) != k or token not in position:
-            lacking = f"{len(top)} of the {k} likeliest tokens" if len(top) != k else f"nothing of token {token}"
+            lacking = (
+                f"{len(top)} of the {k} likeliest tokens"
+                if len(top) != k
+                else f"nothing of token {token}"
+            )
             raise FlowError(
                 f"vLLM gave {lacking} at place {place} of document {document.id}.",
                 "Does this version of vLLM give 'prompt_logprobs' in another form?",

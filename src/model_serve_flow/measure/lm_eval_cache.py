@@ -20,13 +20,19 @@ DIGEST_LENGTH = 16
 
 @contextlib.contextmanager
 def request_cache(
-    workspace: Workspace, model: Model, protocol: dict[str, Any], measurement: str = "", *, keep: bool = False
+    workspace: Workspace,
+    model: Model,
+    protocol: dict[str, Any],
+    measurement: str = "",
+    *,
+    keep: bool = False,
 ) -> Iterator[Path | None]:
-    """Yields what lm-eval calls `use_cache`; the answers in it are dropped when the block succeeds, unless `keep`.
+    """Yields what lm-eval calls `use_cache`;
+    the answers in it are dropped when the block succeeds, unless `keep`.
 
-    lm-eval's keys do not name the model, so each model, protocol and measurement has a cache of its own:
-    `cache/lm-eval/<model><measurement>-<digest of both>`. Its values are pickles, which may run code when they are
-    read: the folder must be readable and writable for its owner only.
+    lm-eval's keys do not name the model, so each model, protocol and measurement has a cache of its
+    own: `cache/lm-eval/<model><measurement>-<digest of both>`. Its values are pickles, which may
+    run code when they are read: the folder must be readable and writable for its owner only.
 
     Args:
         measurement: what tells two measurements of one model apart, '_again' for the second.
@@ -37,7 +43,10 @@ def request_cache(
     folder = cache_folder(workspace)
     name = f"{model.name}{measurement}"
     if not _is_private(folder):
-        print(f"note: others may write to {folder}; lm-eval's answers are not kept until accuracy.json is written")
+        print(
+            f"note: others may write to {folder}; lm-eval's answers are not kept until "
+            "accuracy.json is written"
+        )
         yield None
         return
     path = folder / f"{name}-{_digest(model, protocol)}"
@@ -64,7 +73,9 @@ def cache_folder(workspace: Workspace) -> Path:
 
 
 def _digest(model: Model, protocol: dict[str, Any]) -> str:
-    return hashlib.sha256(f"{model.sha256} {protocol_hash(protocol)}".encode()).hexdigest()[:DIGEST_LENGTH]
+    return hashlib.sha256(f"{model.sha256} {protocol_hash(protocol)}".encode()).hexdigest()[
+        :DIGEST_LENGTH
+    ]
 
 
 def _is_private(folder: Path) -> bool:
@@ -100,7 +111,9 @@ def _damage(database: Path) -> str:
 
 
 def _is_answer(value: Any) -> bool:
-    """Whether this is what lm-eval keeps: a text, a log-likelihood, or one with whether it was the likeliest."""
+    """Whether this is what lm-eval keeps: a text, a log-likelihood,
+    or one with whether it was the likeliest.
+    """
     if isinstance(value, tuple | list):
         return len(value) == 2 and isinstance(value[0], Real) and isinstance(value[1], bool)
     return isinstance(value, str | Real)

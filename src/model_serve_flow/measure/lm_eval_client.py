@@ -201,7 +201,9 @@ class WholeCompletions(LocalCompletionsAPI):
                     "Its scores cannot be trusted: serve with the version that the lock names.",
                 )
 
-    def _count(self, wanted: Sequence[Wanted], questions: Sequence[Question], answers: Mapping[int, Answer]) -> None:
+    def _count(
+        self, wanted: Sequence[Wanted], questions: Sequence[Question], answers: Mapping[int, Answer]
+    ) -> None:
         planned = {place for question in questions for place in question.continuations}
         for place, one in enumerate(wanted):
             read = ONE_TOKEN if len(one.continuation) == 1 else TOKEN_BY_TOKEN
@@ -218,7 +220,9 @@ class WholeCompletions(LocalCompletionsAPI):
         try:
             document = outputs[0] if isinstance(outputs, list) else outputs
             answered = sorted(choice["index"] for choice in document["choices"])
-            found = LocalCompletionsAPI.parse_logprobs(outputs, tokens=tokens, ctxlens=ctxlens, **kwargs)
+            found = LocalCompletionsAPI.parse_logprobs(
+                outputs, tokens=tokens, ctxlens=ctxlens, **kwargs
+            )
             finite = all(math.isfinite(logprob) for logprob, _ in found)
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
             raise not_whole(f"{type(error).__name__}: {error}") from error

@@ -15,12 +15,22 @@ PERPLEXITY_METRICS = ("word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
 def read_task(task: str, raw: dict[str, Any]) -> TaskAccuracy:
-    """One task of lm-eval's results; FlowError, with the place, if they are not what lm-eval 0.4 returns."""
+    """One task of lm-eval's results; FlowError, with the place,
+    if they are not what lm-eval 0.4 returns.
+    """
     try:
         return _unchecked_task(task, raw)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise FlowError(
-            f"lm-eval's results for task {task!r} are not those of lm-eval 0.4: {type(error).__name__}: {error}",
+            f"lm-eval's results for task {task!r} are not those of lm-eval 0.4: "
+            f"{type(error).__name__}: {error}",
             "Was another version of lm-eval installed? See its samples, or drop the task.",
         ) from error
 
@@ -32,9 +42,15 @@ def _unchecked_task(task: str, raw: dict[str, Any]) -> TaskAccuracy:
     items = [Item(**record) for record in records]
     metrics = _metrics(task, raw)
     if not items or not metrics:
-        raise FlowError(f"lm-eval returned no scored items for task {task!r}.", "See its samples, or drop the task.")
+        raise FlowError(
+            f"lm-eval returned no scored items for task {task!r}.",
+            "See its samples, or drop the task.",
+        )
     return TaskAccuracy(
-        n=len(items), chance=_chance(raw["samples"][path[-1]] for path in paths), metrics=metrics, items=tuple(items)
+        n=len(items),
+        chance=_chance(raw["samples"][path[-1]] for path in paths),
+        metrics=metrics,
+        items=tuple(items),
     )
 
 
@@ -53,7 +69,9 @@ def was_asked(task: str, raw: dict[str, Any]) -> bool:
 
 
 def _metrics(task: str, raw: dict[str, Any]) -> dict[str, Metric]:
-    """lm-eval's figures: keys are 'metric,filter', or 'metric_stderr,filter'; the filter 'none' is dropped."""
+    """lm-eval's figures: keys are 'metric,filter', or 'metric_stderr,filter';
+    the filter 'none' is dropped.
+    """
     figures = raw["results"][task]
     higher = raw.get("higher_is_better", {}).get(task, {})
     metrics = {}
@@ -65,34 +83,50 @@ def _metrics(task: str, raw: dict[str, Any]) -> dict[str, Metric]:
         metrics[_key(metric, filter_name)] = Metric(
             value=_number(value),
             stderr=stderr if isinstance(stderr, float) and math.isfinite(stderr) else None,
-            higher_is_better=metric not in PERPLEXITY_METRICS and higher.get(metric, True) is not False,
+            higher_is_better=metric not in PERPLEXITY_METRICS
+            and higher.get(metric, True) is not False,
         )
     return metrics
 
 
 def _records(path: tuple[str, ...], samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The fields of one item per document; a task with several filters has one sample per filter and document."""
+    """The fields of one item per document;
+    a task with several filters has one sample per filter and document.
+    """
     by_document: dict[str, dict[str, Any]] = {}
     owners: dict[str, Any] = {}
     for number, sample in enumerate(samples):
         try:
-            identity = str(sample["doc"].get("id") or f"{sample['doc_id']}-{sample['doc_hash'][:16]}")
+            identity = str(
+                sample["doc"].get("id") or f"{sample['doc_id']}-{sample['doc_hash'][:16]}"
+            )
             identity = f"{path[-1]}/{identity}" if len(path) > 1 else identity
             if owners.setdefault(identity, sample["doc_id"]) != sample["doc_id"]:
-                identity = f"{identity}-{sample['doc_id']}"  # a dataset that gives two documents one id
+                # a dataset that gives two documents one id
+                identity = f"{identity}-{sample['doc_id']}"
             if identity not in by_document:
-                by_document[identity] = {"id": identity, "groups": _groups(path, sample["doc"]), **_texts(sample)}
+                by_document[identity] = {
+                    "id": identity,
+                    "groups": _groups(path, sample["doc"]),
+                    **_texts(sample),
+                }
             by_document[identity].update(_values(sample))
             if (probability := right_choice_probability(sample)) is not None:
                 by_document[identity][RIGHT_CHOICE] = probability
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise ValueError(f"sample {number} of {path[-1]}: {type(error).__name__}: {error}") from error
+            raise ValueError(
+                f"sample {number} of {path[-1]}: {type(error).__name__}: {error}"
+            ) from error
     return list(by_document.values())
 
 
 def _groups(path: tuple[str, ...], document: dict[str, Any]) -> dict[str, str]:
-    """What a document belongs to: its own subject or category, and the part of the task (of MMLU: 'stem')."""
-    own = {key: document[key] for key in ("subject", "category") if isinstance(document.get(key), str)}
+    """What a document belongs to: its own subject or category,
+    and the part of the task (of MMLU: 'stem').
+    """
+    own = {
+        key: document[key] for key in ("subject", "category") if isinstance(document.get(key), str)
+    }
     groups = {key: value.replace("_", " ") for key, value in own.items()}
     if path == ("mmlu_dev",):
         groups["subject group"] = mmlu_subject_group(groups["subject"])
@@ -110,9 +144,11 @@ def mmlu_subject_group(subject: str) -> str:
 
 
 def _values(sample: dict[str, Any]) -> dict[str, float]:
-    """The per-item values: a number per metric; for rolling perplexity its parts, so that any corpus figure follows.
+    """The per-item values: a number per metric; for rolling perplexity its parts,
+    so that any corpus figure follows.
 
-    A metric that is a list per item (IFEval's instruction level) has no single value and is left to lm-eval's figure.
+    A metric that is a list per item (IFEval's instruction level) has no single value and is left to
+    lm-eval's figure.
     """
     values = {}
     for metric in sample["metrics"]:
@@ -136,27 +172,37 @@ def _number(value: Any) -> float:
 
 
 def _texts(sample: dict[str, Any]) -> dict[str, str | None]:
-    """What the model was given, what it chose or wrote, and what was right; nothing of these for a perplexity."""
+    """What the model was given, what it chose or wrote, and what was right;
+    nothing of these for a perplexity.
+    """
     if sample["metrics"] and sample["metrics"][0] in PERPLEXITY_METRICS:
         return {"prompt": None, "answer": None, "expected": None}
     target, arguments = sample["target"], sample["arguments"]
     if not isinstance(sample["filtered_resps"][0], list | tuple):  # text that the model wrote
-        answer, expected = str(sample["filtered_resps"][0]), target if isinstance(target, str) else None
+        answer, expected = (
+            str(sample["filtered_resps"][0]),
+            target if isinstance(target, str) else None,
+        )
         return {"prompt": str(arguments[0][0]), "answer": answer, "expected": expected}
     likelihoods = [float(response[0]) for response in sample["filtered_resps"]]
     best = likelihoods.index(max(likelihoods))
-    # Where the choices stand inside the question (winogrande), all end alike and the question is what differs.
+    # Where the choices stand inside the question (winogrande), all end alike and the question is
+    # what differs.
     differ = len(arguments) == 1 or len({continuation for _, continuation in arguments}) > 1
     given, choices = (0, 1) if differ else (1, 0)
     return {
         "prompt": str(arguments[0][given]),
         "answer": str(arguments[best][choices]).strip(),
-        "expected": _right_choice(target, [str(pair[choices]).strip() for pair in arguments]) if differ else None,
+        "expected": _right_choice(target, [str(pair[choices]).strip() for pair in arguments])
+        if differ
+        else None,
     }
 
 
 def _right_choice(target: Any, choices: list[str]) -> str | None:
-    """The text of the right choice, which tasks name by number or by text; none if that is not one of them."""
+    """The text of the right choice, which tasks name by number or by text;
+    none if that is not one of them.
+    """
     if isinstance(target, int):
         return choices[target] if 0 <= target < len(choices) else None
     return target.strip() if isinstance(target, str) else None
@@ -165,7 +211,10 @@ def _right_choice(target: Any, choices: list[str]) -> str | None:
 def _chance(samples: Iterable[list[dict[str, Any]]]) -> float | None:
     """Expected score of guessing among the choices; none where the model writes freely."""
     choices = [
-        len(s["filtered_resps"]) for leaf in samples for s in leaf if isinstance(s["filtered_resps"][0], list | tuple)
+        len(s["filtered_resps"])
+        for leaf in samples
+        for s in leaf
+        if isinstance(s["filtered_resps"][0], list | tuple)
     ]
     return sum(1 / n for n in choices) / len(choices) if choices and min(choices) > 1 else None
 

@@ -12,7 +12,9 @@ LEAST_PAIRS = 2
 ROLLING = "loglikelihood_rolling"  # a text that is scored has no answer that could flip
 
 
-def subsample(manager: Any, tasks: tuple[str, ...], per_task: int, *, limit: int | None, seed: int) -> dict[str, Any]:
+def subsample(
+    manager: Any, tasks: tuple[str, ...], per_task: int, *, limit: int | None, seed: int
+) -> dict[str, Any]:
     """Arguments of lm-eval's `simple_evaluate` that ask some items, with their prompts unchanged.
 
     Args:
@@ -35,19 +37,26 @@ def subsample(manager: Any, tasks: tuple[str, ...], per_task: int, *, limit: int
 def first_looks(
     manager: Any, tasks: tuple[str, ...], look: int, looks: int, *, limit: int | None, seed: int
 ) -> dict[str, Any]:
-    """Arguments of `simple_evaluate` that ask the items of the looks up to this one: `look` of `looks` parts.
+    """Arguments of `simple_evaluate` that ask the items of the looks up to this one:
+    `look` of `looks` parts.
 
-    Every part of a task gives its share, in a random order that is the seed's alone; the last look has all.
+    Every part of a task gives its share, in a random order that is the seed's alone; the last look
+    has all.
     """
 
     def choose(name: str, sizes: Mapping[str, int]) -> dict[str, list[int]]:
-        return {part: until_look(size, look, looks, f"{seed} {name} {part}") for part, size in sizes.items()}
+        return {
+            part: until_look(size, look, looks, f"{seed} {name} {part}")
+            for part, size in sizes.items()
+        }
 
     return _selected(manager, tasks, choose, limit, texts=True)
 
 
 def until_look(size: int, look: int, looks: int, seed: str) -> list[int]:
-    """Item numbers of one part that are asked up to a look, rising; at least two, which a paired difference needs."""
+    """Item numbers of one part that are asked up to a look, rising; at least two,
+    which a paired difference needs.
+    """
     order = random.Random(seed).sample(range(size), size)
     return sorted(order[: max(LEAST_PAIRS, size * look // looks)])
 
@@ -97,7 +106,9 @@ def draw(sizes: Mapping[str, int], number: int, generator: random.Random) -> dic
     return chosen
 
 
-def _build(task: Any, build: Callable[..., None], chosen: list[int], *, samples: list[int], **settings: Any) -> None:
+def _build(
+    task: Any, build: Callable[..., None], chosen: list[int], *, samples: list[int], **settings: Any
+) -> None:
     """Builds lm-eval's requests of the chosen items.
 
     lm-eval draws examples for one prompt after the other: a prompt keeps its examples only if those

@@ -18,29 +18,39 @@ from model_serve_flow.measure.guidellm.client_cpu import ClientCpu
 from model_serve_flow.measure.guidellm.commands import load_command
 from model_serve_flow.measure.guidellm.generator import LoadGenerator
 from model_serve_flow.measure.guidellm.report import Load, LoadReport, Spread, Totals
-from model_serve_flow.measure.provenance import earlier, proven_facts, provenance, require_arguments, say_kept
+from model_serve_flow.measure.provenance import (
+    earlier,
+    proven_facts,
+    provenance,
+    require_arguments,
+    say_kept,
+)
 from model_serve_flow.serve.server import Server
 from model_serve_flow.serve.vllm import engine_arguments
 from model_serve_flow.system import live
 from model_serve_flow.system.files import read_document, write_json
 
-# Share of completed requests' tokens that may be missing before a load point is not the load that was asked for.
+# Share of completed requests' tokens that may be missing before a load point is not the load that
+# was asked for.
 OUTPUT_TOKENS_TOLERANCE = 0.05
-WHICH_LOADS = frozenset({"concurrency", "repeats", "slo"})  # keys of the section that do not say how a load is measured
+# keys of the section that do not say how a load is measured
+WHICH_LOADS = frozenset({"concurrency", "repeats", "slo"})
 
 Place = tuple[int, int]  # concurrency, and the turn it was measured in
 
 
 def measure_performance(flow: Flow, server: Server, generator: LoadGenerator) -> PerformanceResult:
-    """Puts the profile's load on one server, then searches its capacity, and writes `performance.json`.
+    """Puts the profile's load on one server, then searches its capacity,
+    and writes `performance.json`.
 
-    What an earlier run measured of the same model in the same way is kept, load point by load point. A load point that
-    is not valid is measured once more; if it stays so, this is printed, and the next run measures it again. The result
-    is written after every turn, so that an interruption costs one turn. GuideLLM's own files stay in `raw/`.
+    What an earlier run measured of the same model in the same way is kept, load point by load
+    point. A load point that is not valid is measured once more; if it stays so, this is printed,
+    and the next run measures it again. The result is written after every turn, so that an
+    interruption costs one turn. GuideLLM's own files stay in `raw/`.
 
     Raises:
-        FlowError: GuideLLM failed (its last lines are shown), wrote something else than what was asked for, or a kernel
-            served that is not the checkpoint's.
+        FlowError: GuideLLM failed (its last lines are shown), wrote something else than what was
+            asked for, or a kernel served that is not the checkpoint's.
         ServerGone: the server ended meanwhile.
     """
     work = PerformanceWork(flow, generator, "performance.json", blocks=1)
@@ -49,7 +59,8 @@ def measure_performance(flow: Flow, server: Server, generator: LoadGenerator) ->
 
 
 class PerformanceWork:
-    """The performance measurement of one model, as far as it is; `use` a server, then `measure` on it.
+    """The performance measurement of one model, as far as it is; `use` a server,
+    then `measure` on it.
 
     Args:
         file: in the model's folder of results.
@@ -74,7 +85,8 @@ class PerformanceWork:
         """Measures on this server from now on; with the first one, keeps what was measured before.
 
         Raises:
-            FlowError: a kernel served that is not the checkpoint's, or the server has other arguments.
+            FlowError: a kernel served that is not the checkpoint's, or the server has other
+                arguments.
         """
         facts = proven_facts(server)
         protocol = performance_protocol(self.flow.config, facts.version, self.blocks)
@@ -94,25 +106,37 @@ class PerformanceWork:
         if _manner(found.protocol) != _manner(self.protocol):
             return
         wanted = set(self.places())
-        places = {(point.concurrency, point.repeat): point for point in found.points if not point.problem}
+        places = {
+            (point.concurrency, point.repeat): point for point in found.points if not point.problem
+        }
         self.points = {
-            place: point for place, point in places.items() if place in wanted and point.block == self.block(place[1])
+            place: point
+            for place, point in places.items()
+            if place in wanted and point.block == self.block(place[1])
         }
         if found.protocol["performance"]["slo"] == self.protocol["performance"]["slo"]:
             single = {} if found.capacity is None else {1: found.capacity}
             searches = single if self.blocks == 1 else found.searches
             self.searches = {block: search for block, search in searches.items() if search.measured}
         self.seconds, self.peak_memory = found.seconds, found.engine.peak_memory_bytes or 0
-        print(f"kept: {len(self.points)} of {len(wanted)} loads of {self.server.model_name}, measured before")
+        print(
+            f"kept: {len(self.points)} of {len(wanted)} loads of {self.server.model_name}, "
+            "measured before"
+        )
 
     def places(self) -> list[Place]:
-        """(concurrency, repeat) of every load: all load points, then all again, `performance.repeats` times.
+        """(concurrency, repeat) of every load: all load points, then all again,
+        `performance.repeats` times.
 
-        In turns, and not each point repeated at once, because a machine that slows down or speeds up during the
-        measurement then does so for every load point alike.
+        In turns, and not each point repeated at once, because a machine that slows down or speeds
+        up during the measurement then does so for every load point alike.
         """
         load = self.flow.config.performance
-        return [(concurrency, turn) for turn in range(1, load.repeats + 1) for concurrency in load.concurrency]
+        return [
+            (concurrency, turn)
+            for turn in range(1, load.repeats + 1)
+            for concurrency in load.concurrency
+        ]
 
     def block(self, turn: int) -> int:
         """The block in which a turn is measured."""
@@ -122,23 +146,32 @@ class PerformanceWork:
         """Whether anything of this block is not measured."""
         if self.kept is not None:
             return False
-        loads = any(self.block(place[1]) == block and place not in self.points for place in self.places())
-        return loads or (self.flow.config.performance.slo is not None and block not in self.searches)
+        loads = any(
+            self.block(place[1]) == block and place not in self.points for place in self.places()
+        )
+        return loads or (
+            self.flow.config.performance.slo is not None and block not in self.searches
+        )
 
     def measure(self, block: int) -> PerformanceResult:
-        """Measures what is missing of a block, turn by turn, what is not valid once more, and then the capacity."""
+        """Measures what is missing of a block, turn by turn, what is not valid once more,
+        and then the capacity.
+        """
         if self.kept is not None:
             return self.kept
         places = [place for place in self.places() if self.block(place[1]) == block]
         for turn in sorted({turn for _, turn in places}):
-            self.load([place for place in places if place[1] == turn and place not in self.points], str(turn))
+            self.load(
+                [place for place in places if place[1] == turn and place not in self.points],
+                str(turn),
+            )
         self.load([place for place in places if self.points[place].problem], "once-more")
         if self.blocks > 1:
             self.again_if_busy(places)
         for (concurrency, repeat), why in self.result().problems().items():
             if (concurrency, repeat) in places:
-                print(f"{self.server.model_name}: load point {concurrency}, repeat {repeat}, is not measured: {why}. "
-                      "The next run measures it again.")  # fmt: skip
+                print(f"{self.server.model_name}: load point {concurrency}, repeat {repeat}, is "
+                      f"not measured: {why}. The next run measures it again.")  # fmt: skip
         if block not in self.searches:
             live.report(f"{self.server.model_name}: capacity search", 0, 0)
             name = "goodput" if self.blocks == 1 else f"block-{block}-goodput"
@@ -149,8 +182,12 @@ class PerformanceWork:
         return result
 
     def again_if_busy(self, places: list[Place]) -> None:
-        """Measures the loads once more that others disturbed, and keeps the less disturbed of both."""
-        before = {place: self.points[place] for place in places if disturbed(self.points[place].busy)}
+        """Measures the loads once more that others disturbed,
+        and keeps the less disturbed of both.
+        """
+        before = {
+            place: self.points[place] for place in places if disturbed(self.points[place].busy)
+        }
         taken = {place: point.busy for place, point in before.items() if point.busy is not None}
         if not before:
             return
@@ -159,7 +196,9 @@ class PerformanceWork:
         self.load(list(before), "undisturbed")
         for place, point in before.items():
             again = self.points[place]
-            if again.problem or (again.busy is not None and less_disturbed(taken[place], again.busy)):
+            if again.problem or (
+                again.busy is not None and less_disturbed(taken[place], again.busy)
+            ):
                 self.points[place] = point
         self.write()
 
@@ -170,21 +209,30 @@ class PerformanceWork:
         done, loads = len(self.points), len(self.places())
         live.report(f"{self.server.model_name}: load points", min(done, loads - 1), loads)
         config, server = self.flow.config, self.server
-        name = f"guidellm-{name}" if self.blocks == 1 else f"block-{self.block(places[0][1])}-{name}"
+        name = (
+            f"guidellm-{name}" if self.blocks == 1 else f"block-{self.block(places[0][1])}-{name}"
+        )
         path = self.flow.workspace.raw(server.model_name) / f"{name}.json"
         where = (server.url, server.model_name, str(server.folder), str(path))
         with watch_machine() as watch:
-            client = self.generator.run(server, load_command(config, *where, [load for load, _ in places]), path)
+            client = self.generator.run(
+                server, load_command(config, *where, [load for load, _ in places]), path
+            )
         points = read_load_points(path, config, client, places)
         for place, point in zip(places, points, strict=True):
-            self.points[place] = point.model_copy(update={"busy": watch.result(), "block": self.block(place[1])})
-        # Before the search: the load points are the same for every model, the loads of the search are not.
+            self.points[place] = point.model_copy(
+                update={"busy": watch.result(), "block": self.block(place[1])}
+            )
+        # Before the search: the load points are the same for every model, the loads of the search
+        # are not.
         self.peak_memory = max(self.peak_memory, proven_facts(server).peak_memory_bytes or 0)
         self.write()
 
     def result(self) -> PerformanceResult:
         """What is measured so far."""
-        facts = proven_facts(self.server).model_copy(update={"peak_memory_bytes": self.peak_memory or None})
+        facts = proven_facts(self.server).model_copy(
+            update={"peak_memory_bytes": self.peak_memory or None}
+        )
         source = provenance(self.server, facts, self.protocol, self.started - self.seconds)
         points = tuple(self.points[place] for place in self.places() if place in self.points)
         searches = dict(sorted(self.searches.items()))
@@ -205,7 +253,9 @@ def _manner(protocol: dict[str, Any]) -> dict[str, Any]:
     return {**protocol, "performance": load}
 
 
-def performance_protocol(config: FlowConfig, engine_version: str, blocks: int = 1) -> dict[str, Any]:
+def performance_protocol(
+    config: FlowConfig, engine_version: str, blocks: int = 1
+) -> dict[str, Any]:
     """All that must be equal for two performance results to be comparable.
 
     Args:
@@ -236,12 +286,18 @@ def read_load_points(
         FlowError: the file is not GuideLLM's, or its load points are not those that were asked for.
     """
     report = read_document(
-        path, LoadReport, "an output of GuideLLM 0.8", "It was edited, or written by another version"
+        path,
+        LoadReport,
+        "an output of GuideLLM 0.8",
+        "It was edited, or written by another version",
     )
     measured = [load.config.strategy.streams for load in report.benchmarks]
     asked = [concurrency for concurrency, _ in places]
     if measured != asked:
-        raise FlowError(f"GuideLLM measured the load points {measured}, it was asked for {asked}.", f"See {path}.")
+        raise FlowError(
+            f"GuideLLM measured the load points {measured}, it was asked for {asked}.",
+            f"See {path}.",
+        )
     pairs = zip(report.benchmarks, places, strict=True)
     return tuple(_point(load, config, client, repeat) for load, (_, repeat) in pairs)
 
@@ -282,7 +338,13 @@ def _invalid_reason(totals: Totals, output_tokens: float, config: FlowConfig) ->
     if totals.errored:
         return f"{totals.errored} of {totals.total} requests failed"
     if totals.successful < load.min_requests:
-        return f"{totals.successful} requests completed, performance.min_requests is {load.min_requests}"
+        return (
+            f"{totals.successful} requests completed, performance.min_requests is "
+            f"{load.min_requests}"
+        )
     if abs(output_tokens - load.output_tokens) > OUTPUT_TOKENS_TOLERANCE * load.output_tokens:
-        return f"{output_tokens:.1f} output tokens per request, performance.output_tokens is {load.output_tokens}"
+        return (
+            f"{output_tokens:.1f} output tokens per request, performance.output_tokens is "
+            f"{load.output_tokens}"
+        )
     return ""

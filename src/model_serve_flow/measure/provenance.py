@@ -1,4 +1,6 @@
-"""What every measurement records of itself beside its figures, and whether one that lies there is that of today."""
+"""What every measurement records of itself beside its figures,
+and whether one that lies there is that of today.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +19,34 @@ Result = TypeVar("Result", bound=Measurement)
 
 
 def proven_facts(server: Server) -> EngineFacts:
-    """What the engine says of itself; FlowError if the kernel that served is not the checkpoint's."""
+    """What the engine says of itself; FlowError if the kernel that served is not the
+    checkpoint's.
+    """
     facts = server.facts()
     require_expected_kernel(facts, server.model_name, server.folder)
     return facts
 
 
 def require_arguments(server: Server, protocol: dict[str, Any]) -> None:
-    """FlowError if the server was started with other arguments than the measurement's protocol says."""
+    """FlowError if the server was started with other arguments than the measurement's protocol
+    says.
+    """
     theirs, ours = server.arguments, protocol["engine_arguments"]
     if theirs is not None and list(theirs) != ours:
         odd = sorted({*theirs} ^ {*ours})
         raise FlowError(
-            f"The server of {server.model_name} does not run as this measurement needs it: {' '.join(odd)} is on one "
-            "side only.",
-            "Start it for its purpose: serve(flow, name, purpose='accuracy') or purpose='performance'.",
+            f"The server of {server.model_name} does not run as this measurement needs it: "
+            f"{' '.join(odd)} is on one side only.",
+            "Start it for its purpose: serve(flow, name, purpose='accuracy') or "
+            "purpose='performance'.",
         )
 
 
-def kept(path: Path, kind: type[Result], server: Server, facts: EngineFacts, protocol: dict[str, Any]) -> Result | None:
-    """The result an earlier run left at `path`, if it is of this model, this protocol and these kernels.
+def kept(
+    path: Path, kind: type[Result], server: Server, facts: EngineFacts, protocol: dict[str, Any]
+) -> Result | None:
+    """The result an earlier run left at `path`, if it is of this model,
+    this protocol and these kernels.
 
     What is kept is said in a printed line. The arguments are those of `earlier`.
 
@@ -62,7 +72,8 @@ def say_kept(path: Path) -> None:
 
 
 def earlier(path: Path, kind: type[Result], server: Server, facts: EngineFacts) -> Result | None:
-    """The result an earlier run left at `path`, if it is of this model and these kernels, by whatever protocol.
+    """The result an earlier run left at `path`, if it is of this model and these kernels,
+    by whatever protocol.
 
     One that is damaged is said in a printed line.
 
@@ -94,7 +105,9 @@ def _shown(path: Path) -> Path:
     return path.relative_to(path.parents[2])
 
 
-def provenance(server: Server, facts: EngineFacts, protocol: dict[str, Any], started: float) -> dict[str, Any]:
+def provenance(
+    server: Server, facts: EngineFacts, protocol: dict[str, Any], started: float
+) -> dict[str, Any]:
     """The fields that `Measurement` asks of every result.
 
     Args:

@@ -84,7 +84,8 @@ def plan(wanted: Sequence[Wanted], block: int | None) -> list[Question]:
     """Chooses the log-likelihoods that are read from next tokens; the others are to be echoed.
 
     One prompt answers all continuations of a context that have one token. Longer ones are read
-    token by token where that computes fewer tokens than their echoes, which bypass the prefix cache.
+    token by token where that computes fewer tokens than their echoes, which bypass the prefix
+    cache.
 
     Args:
         wanted: the log-likelihoods.

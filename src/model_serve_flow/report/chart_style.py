@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 INK, MUTED, GRID, PAPER, BASE_COLOUR = "#20262e", "#5b6470", "#dfe3e8", "#ffffff", "#4a4f57"
 FADED = "#8a939e"  # a candidate that must not ship, where speed or cost is drawn
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe-Ito: safe for colour-blind readers
+# Okabe-Ito: safe for colour-blind readers
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("s", "^", "D", "v", "P", "X")
 WIDTH = 9.375  # inches: 900 px
-FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif"
+FONTS = (
+    "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', Arial, "
+    "sans-serif"
+)
 THEME = {  # colour -> CSS variable with which a page may replace it
     INK: "--chart-ink",
     MUTED: "--chart-muted",
@@ -83,13 +87,23 @@ class Look:
         """The arguments of `Axes.plot`."""
         face = PAPER if self.hollow else self.colour
         style = "--" if self.hollow else "-"
-        return {"color": self.colour, "marker": self.marker, "markerfacecolor": face, "linestyle": style}
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "markerfacecolor": face,
+            "linestyle": style,
+        }
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Base: always the same dark grey circle; candidates: a colour and a marker each, in the order given."""
+    """Base: always the same dark grey circle; candidates: a colour and a marker each,
+    in the order given.
+    """
     candidates = [name for name in names if name != BASE]
-    drawn = {name: Look(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(candidates)}
+    drawn = {
+        name: Look(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)])
+        for i, name in enumerate(candidates)
+    }
     return {BASE: Look(BASE_COLOUR, "o"), **drawn}
 
 
@@ -98,12 +112,17 @@ def to_svg(figure: Figure, themed: bool = False) -> str:
 
     Args:
         figure: a figure of this module, or any other.
-        themed: write colours as CSS variables with the colour as fallback, so that a page can have a dark mode. Leave
-            it off for files that stand alone: editors such as Inkscape do not know CSS variables.
+        themed: write colours as CSS variables with the colour as fallback, so that a page can have
+            a dark mode. Leave it off for files that stand alone: editors such as Inkscape do not
+            know CSS variables.
     """
     stream = io.StringIO()
     with house_style():
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            stream,
+            format="svg",
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     svg = re.sub(r"^.*?(?=<svg)", "", stream.getvalue(), count=1, flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font-family:[^;\"]*", f"font-family: {FONTS}", svg)
@@ -118,25 +137,37 @@ def name_unmeasured(figure: Figure, loads: dict[str, list[int]]) -> None:
     """Writes at the bottom which load points of which model the chart lacks."""
     named = [f"{name} at {', '.join(map(str, found))}" for name, found in loads.items() if found]
     if named:
-        figure.supxlabel(f"Not measured: {'; '.join(named)} concurrent requests", x=0.012, ha="left", fontsize=10)
+        figure.supxlabel(
+            f"Not measured: {'; '.join(named)} concurrent requests", x=0.012, ha="left", fontsize=10
+        )
 
 
 def byte_bars(axis: Axes, values: dict[str, int | None], title: str) -> None:
-    """Draws a bar for the bytes of each model, in MB or GB; none for a model whose bytes are not known."""
+    """Draws a bar for the bytes of each model, in MB or GB;
+    none for a model whose bytes are not known.
+    """
     known = [value for value in values.values() if value is not None]
     scale, unit = (1e9, "GB") if known and max(known) >= 1e9 else (1e6, "MB")
     style = looks(values)
     for place, (name, value) in enumerate(values.items()):
         axis.barh(place, (value or 0) / scale, height=0.62, color=style[name].colour)
         text = "not recorded" if value is None else byte_text(value)
-        axis.annotate(text, ((value or 0) / scale, place), xytext=(5, 0), textcoords="offset points", va="center")
+        axis.annotate(
+            text,
+            ((value or 0) / scale, place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+        )
     label_rows(axis, list(values))
     label_axis(axis, title=title, x=unit)
     axis.set_xlim(0, max(known, default=scale) / scale * 1.25)
 
 
 def new_figure(title: str, height: float) -> Figure:
-    """A figure of 900 px width that shows itself as SVG in a notebook; `title` is the question it answers."""
+    """A figure of 900 px width that shows itself as SVG in a notebook;
+    `title` is the question it answers.
+    """
     from matplotlib.figure import Figure
 
     class Chart(Figure):
@@ -148,8 +179,12 @@ def new_figure(title: str, height: float) -> Figure:
     return figure
 
 
-def finish_figure(figure: Figure, names: Iterable[str] = (), style: dict[str, Look] | None = None) -> Figure:
-    """Puts the models' names under the title and fixes the layout, so that every drawing is the same."""
+def finish_figure(
+    figure: Figure, names: Iterable[str] = (), style: dict[str, Look] | None = None
+) -> Figure:
+    """Puts the models' names under the title and fixes the layout,
+    so that every drawing is the same.
+    """
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
 
@@ -158,7 +193,9 @@ def finish_figure(figure: Figure, names: Iterable[str] = (), style: dict[str, Lo
     handles = [Line2D([], [], label=label, **style[name].line) for name, label in labels.items()]
     if handles:
         place = (0.004, 1 - 0.34 / height)
-        figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=4, handlelength=1.8)
+        figure.legend(
+            handles=handles, loc="upper left", bbox_to_anchor=place, ncols=4, handlelength=1.8
+        )
     top = 0.4 + 0.3 * -(-len(handles) // 4)
     engine = figure.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine)
@@ -187,7 +224,9 @@ def row_offsets(count: int) -> list[float]:
     return [(place - (count - 1) / 2) * 0.6 / count for place in range(count)]
 
 
-def draw_point(axis: Axes, x: float, y: float, look: Look, whiskers: Any = None, filled: bool = True) -> None:
+def draw_point(
+    axis: Axes, x: float, y: float, look: Look, whiskers: Any = None, filled: bool = True
+) -> None:
     """Draws the mark of one model with its whiskers (lengths to the left and right)."""
     axis.errorbar(
         x,

@@ -21,7 +21,11 @@ def number(value: float, digits: int = 1) -> str:
 
 def signed(value: float, digits: int = 1) -> str:
     """With its sign, and without a sign where it rounds to zero."""
-    return number(0.0, digits) if round(value, digits) == 0 else f"{value:+,.{digits}f}".replace("-", "−")
+    return (
+        number(0.0, digits)
+        if round(value, digits) == 0
+        else f"{value:+,.{digits}f}".replace("-", "−")
+    )
 
 
 def times(value: float) -> str:
@@ -132,7 +136,11 @@ def gross_loss(difference: Difference) -> str:
 
 def ratio_interval(point: SpeedPoint) -> str:
     """The 95 % interval of a speed-up, or that one repeat gives none."""
-    return "one repeat" if point.speedup_ci95 is None else "{:.2f} to {:.2f}".format(*point.speedup_ci95)
+    return (
+        "one repeat"
+        if point.speedup_ci95 is None
+        else "{:.2f} to {:.2f}".format(*point.speedup_ci95)
+    )
 
 
 def capacity_text(capacity: Capacity) -> str:
@@ -141,7 +149,8 @@ def capacity_text(capacity: Capacity) -> str:
 
 
 def capacity_interval(capacity: Capacity) -> str:
-    """'7 to 9', or '7 or more' where a search ended without a failure; of one search the load that failed.
+    """'7 to 9', or '7 or more' where a search ended without a failure;
+    of one search the load that failed.
 
     Why, where nothing was measured.
     """
@@ -163,13 +172,15 @@ def search_end(capacity: Capacity) -> str:
 def objectives(capacity: Capacity) -> str:
     """The promise to users in words."""
     return (
-        f"{percent(capacity.attainment)} of the requests get their first token within {capacity.ttft_ms:,g} ms and the "
-        f"others {capacity.itl_ms:,g} ms apart or less"
+        f"{percent(capacity.attainment)} of the requests get their first token within "
+        f"{capacity.ttft_ms:,g} ms and the others {capacity.itl_ms:,g} ms apart or less"
     )
 
 
 def shortened(text: str | None, length: int = 300) -> str:
-    """At most `length` characters, the end kept: that is where a prompt asks and an answer concludes."""
+    """At most `length` characters, the end kept:
+    that is where a prompt asks and an answer concludes.
+    """
     if text is None:
         return NOT_RECORDED
     return text if len(text) <= length else "…" + text[1 - length :]
@@ -185,7 +196,9 @@ def flatten(value: Any, key: str = "") -> dict[str, str]:
     if value is None or value == [] or value == "":
         return {key: NOT_RECORDED} if key else {}
     if isinstance(value, list | tuple):
-        value = ", ".join(item if isinstance(item, str) else json.dumps(item, default=str) for item in value)
+        value = ", ".join(
+            item if isinstance(item, str) else json.dumps(item, default=str) for item in value
+        )
     return {key or "value": str(value)}
 
 

@@ -34,28 +34,36 @@ Z95 = 1.96
 
 @house_style()
 def accuracy_bars(results: dict[str, AccuracyResult]) -> Figure:
-    """Score of every task and metric per model, with 95 % intervals (1.96 standard errors) and the chance level.
+    """Score of every task and metric per model,
+    with 95 % intervals (1.96 standard errors) and the chance level.
 
     Args:
-        results: 'base' or candidate name -> its accuracy. Scores (0 to 1) are drawn in percent; metrics where lower is
-            better, such as perplexity, get an axis each in their own unit.
+        results: 'base' or candidate name -> its accuracy. Scores (0 to 1) are drawn in percent;
+            metrics where lower is better, such as perplexity, get an axis each in their own unit.
     """
     scores = _metric_rows(results, higher_is_better=True)
     costs = _metric_rows(results, higher_is_better=False)
     rows = max(len(scores), 1)
     heights = [rows * 0.55, *[0.55] * len(costs)] if scores else [0.55] * len(costs)
     figure = new_figure("How well does each model answer?", sum(heights) + 1.0 + 0.6 * len(heights))
-    axes = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    axes = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[
+        :, 0
+    ]
     if scores:
         _draw_scores(axes[0], scores, results, scale=100.0)
-        label_axis(axes[0], x="score in percent (higher is better); whiskers: 95 % interval; dotted: guessing")
+        label_axis(
+            axes[0],
+            x="score in percent (higher is better); whiskers: 95 % interval; dotted: guessing",
+        )
     for axis, row in zip(axes[1 if scores else 0 :], costs, strict=True):
         _draw_scores(axis, [row], results, scale=1.0)
         label_axis(axis, x=f"{row[1]} (lower is better)")
     return finish_figure(figure, results)
 
 
-def _metric_rows(results: dict[str, AccuracyResult], higher_is_better: bool) -> list[tuple[str, str]]:
+def _metric_rows(
+    results: dict[str, AccuracyResult], higher_is_better: bool
+) -> list[tuple[str, str]]:
     """(task, metric) of all results in first-seen order, without repeats."""
     return list(
         dict.fromkeys(
@@ -68,7 +76,9 @@ def _metric_rows(results: dict[str, AccuracyResult], higher_is_better: bool) -> 
     )
 
 
-def _draw_scores(axis: Axes, rows: Sequence[tuple[str, str]], results: dict[str, AccuracyResult], scale: float) -> None:
+def _draw_scores(
+    axis: Axes, rows: Sequence[tuple[str, str]], results: dict[str, AccuracyResult], scale: float
+) -> None:
     style = looks(results)
     for place, (task, metric) in enumerate(rows):
         for offset, (name, result) in zip(row_offsets(len(results)), results.items(), strict=True):
@@ -77,20 +87,33 @@ def _draw_scores(axis: Axes, rows: Sequence[tuple[str, str]], results: dict[str,
                 continue
             figure = measured.metrics[metric]
             whisker = None if figure.stderr is None else Z95 * figure.stderr * scale
-            draw_point(axis, figure.value * scale, place + offset, style[name], [whisker] * 2 if whisker else None)
+            draw_point(
+                axis,
+                figure.value * scale,
+                place + offset,
+                style[name],
+                [whisker] * 2 if whisker else None,
+            )
             if measured.chance is not None and scale == 100.0:
                 chance = measured.chance * scale
-                axis.plot([chance] * 2, [place - 0.42, place + 0.42], color=MUTED, linestyle=":", linewidth=1.4)
+                axis.plot(
+                    [chance] * 2,
+                    [place - 0.42, place + 0.42],
+                    color=MUTED,
+                    linestyle=":",
+                    linewidth=1.4,
+                )
     label_rows(axis, [f"{task}\n{metric}" for task, metric in rows])
 
 
 @house_style()
 def load_curves(results: dict[str, PerformanceResult]) -> Figure:
-    """TTFT p95, ITL p95, median request latency and output tokens/s against concurrency, one line per model.
+    """TTFT p95, ITL p95, median request latency and output tokens/s against concurrency,
+    one line per model.
 
-    Lines go through the means over the repeats; whiskers reach from the lowest to the highest repeat. A hollow marker
-    is a load point at which the load generator took CPU that the server needed. A load point that is not measured has
-    no marker; a line at the bottom names it.
+    Lines go through the means over the repeats; whiskers reach from the lowest to the highest
+    repeat. A hollow marker is a load point at which the load generator took CPU that the server
+    needed. A load point that is not measured has no marker; a line at the bottom names it.
     """
     panels = (
         ("Time to first token (TTFT), p95, ms", lambda point: point.ttft_ms.p95),
@@ -104,13 +127,19 @@ def load_curves(results: dict[str, PerformanceResult]) -> Figure:
         for name, result in results.items():
             _load_curve(axis, result, value, style[name])
         label_axis(axis, title=title, x="concurrent requests; whiskers: lowest to highest repeat")
-        axis.set_xticks(sorted({point.concurrency for result in results.values() for point in result.points}))
+        axis.set_xticks(
+            sorted({point.concurrency for result in results.values() for point in result.points})
+        )
         axis.set_ylim(0, axis.dataLim.ymax * 1.1 if axis.has_data() else 1)
-    name_unmeasured(figure, {name: list(result.unmeasured_loads()) for name, result in results.items()})
+    name_unmeasured(
+        figure, {name: list(result.unmeasured_loads()) for name, result in results.items()}
+    )
     return finish_figure(figure, results)
 
 
-def _load_curve(axis: Axes, result: PerformanceResult, value: Callable[[LoadPoint], float], look: Look) -> None:
+def _load_curve(
+    axis: Axes, result: PerformanceResult, value: Callable[[LoadPoint], float], look: Look
+) -> None:
     loads = result.measured_loads()
     if not loads:
         return
@@ -123,7 +152,13 @@ def _load_curve(axis: Axes, result: PerformanceResult, value: Callable[[LoadPoin
     axis.errorbar(list(loads), means, yerr=spread, color=look.colour, elinewidth=1.2, capsize=3)
     for load, mean in zip(loads, means, strict=True):
         limited = any(point.client_limited for point in loads[load])
-        axis.plot(load, mean, color=look.colour, marker=look.marker, markerfacecolor=PAPER if limited else look.colour)
+        axis.plot(
+            load,
+            mean,
+            color=look.colour,
+            marker=look.marker,
+            markerfacecolor=PAPER if limited else look.colour,
+        )
 
 
 @house_style()
@@ -147,5 +182,7 @@ def token_lengths(lengths: Sequence[int]) -> Figure:
     locator = axis.yaxis.get_major_locator()
     assert isinstance(locator, MaxNLocator)
     locator.set_params(integer=True)
-    label_axis(axis, title="number of texts", x=f"tokens per text; dashed: median, {middle:g} tokens")
+    label_axis(
+        axis, title="number of texts", x=f"tokens per text; dashed: median, {middle:g} tokens"
+    )
     return finish_figure(figure)

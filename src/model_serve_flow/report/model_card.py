@@ -1,4 +1,6 @@
-"""The model card of a candidate: what it is, how it was made, and what it lost, as the hub's README.md."""
+"""The model card of a candidate: what it is, how it was made, and what it lost,
+as the hub's README.md.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 
 def write_model_card(flow: Flow, comparison: Comparison, name: str) -> Path:
-    """Writes `models/<name>/README.md` and returns its path; the file does not count in the checkpoint's digest.
+    """Writes `models/<name>/README.md` and returns its path;
+    the file does not count in the checkpoint's digest.
 
     Args:
         flow: the profile and its workspace.
@@ -34,8 +37,8 @@ def write_model_card(flow: Flow, comparison: Comparison, name: str) -> Path:
         name: a candidate made by a recipe.
 
     Raises:
-        FlowError: no such candidate in profile or comparison, a ready-made checkpoint (its folder is not ours to write
-            to), no checkpoint, or no `compression.json`.
+        FlowError: no such candidate in profile or comparison, a ready-made checkpoint (its folder
+            is not ours to write to), no checkpoint, or no `compression.json`.
     """
     if flow.config.candidate(name).recipe is None:
         raise FlowError(
@@ -61,7 +64,9 @@ def _card(flow: Flow, comparison: Comparison, made: CompressionResult) -> str:
         caveat=caveat(comparison, read_manifest(flow.workspace)),
         struck=must_not_ship(candidate),
         recipe=flatten(made.recipe),
-        calibration=flatten(made.calibration.model_dump(mode="json", exclude={"overlap"})) if made.calibration else {},
+        calibration=flatten(made.calibration.model_dump(mode="json", exclude={"overlap"}))
+        if made.calibration
+        else {},
         made=made,
         summary=summary(comparison),
         accuracy=accuracy_table([candidate]),
@@ -72,9 +77,17 @@ def _card(flow: Flow, comparison: Comparison, made: CompressionResult) -> str:
 
 
 def _serve_command(config: FlowConfig, name: str) -> str:
-    """The command line that serves the folder it is given in, with the engine settings of the measurements."""
-    variables = [f"{key}={value}" for key, value in engine_environment(config).items() if key.startswith("VLLM_")]
-    return shlex.join([*variables, "vllm", "serve", ".", "--served-model-name", name, *engine_arguments(config)])
+    """The command line that serves the folder it is given in,
+    with the engine settings of the measurements.
+    """
+    variables = [
+        f"{key}={value}"
+        for key, value in engine_environment(config).items()
+        if key.startswith("VLLM_")
+    ]
+    return shlex.join(
+        [*variables, "vllm", "serve", ".", "--served-model-name", name, *engine_arguments(config)]
+    )
 
 
 def card_data(flow: Flow, base_name: str, candidate: CandidateComparison) -> ModelCardData:

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model_serve_flow.compare.distribution_shift import compare_tokens
-from model_serve_flow.flow.results.measured import AccuracyResult, DistributionResult, LoadPoint, PerformanceResult
+from model_serve_flow.flow.results.measured import (
+    AccuracyResult,
+    DistributionResult,
+    LoadPoint,
+    PerformanceResult,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +40,11 @@ def accuracy_table(results: dict[str, AccuracyResult]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["task", "metric", "model"]).sort_index()
 
 
-def divergence_table(base: DistributionResult | None, others: dict[str, DistributionResult | None]) -> pd.DataFrame:
-    """Model: how often its likeliest token is the base's, and how far its distributions lie from the base's.
+def divergence_table(
+    base: DistributionResult | None, others: dict[str, DistributionResult | None]
+) -> pd.DataFrame:
+    """Model: how often its likeliest token is the base's,
+    and how far its distributions lie from the base's.
 
     What the profile does not measure is left out.
 
@@ -63,19 +71,29 @@ def divergence_table(base: DistributionResult | None, others: dict[str, Distribu
 
 
 def load_table(results: dict[str, PerformanceResult]) -> pd.DataFrame:
-    """Load point x model: throughput with its spread over the repeats, latencies, request counts, the client's CPU.
+    """Load point x model: throughput with its spread over the repeats, latencies,
+    request counts, the client's CPU.
 
-    Figures are means over the repeats; requests are summed, and of the client's share the highest is shown. A load
-    point that is not measured has no figures, and the last column says why.
+    Figures are means over the repeats; requests are summed, and of the client's share the highest
+    is shown. A load point that is not measured has no figures, and the last column says why.
     """
     import pandas as pd
 
     rows = []
     for name, result in results.items():
         found = {load: _load_row(points) for load, points in result.measured_loads().items()}
-        found |= {load: {"measured": f"not measured: {why}"} for load, why in result.unmeasured_loads().items()}
+        found |= {
+            load: {"measured": f"not measured: {why}"}
+            for load, why in result.unmeasured_loads().items()
+        }
         rows += [{"concurrency": load, "model": name, **row} for load, row in found.items()]
-    return pd.DataFrame(rows).set_index(["concurrency", "model"]).sort_index().astype(object).fillna("")
+    return (
+        pd.DataFrame(rows)
+        .set_index(["concurrency", "model"])
+        .sort_index()
+        .astype(object)
+        .fillna("")
+    )
 
 
 def _load_row(points: list[LoadPoint]) -> dict[str, Any]:
@@ -97,10 +115,20 @@ def _load_row(points: list[LoadPoint]) -> dict[str, Any]:
 
 
 def capacity_table(results: dict[str, PerformanceResult]) -> pd.DataFrame:
-    """Model x load of the goodput search, in the order tried: the share of requests that met the objectives."""
+    """Model x load of the goodput search, in the order tried:
+    the share of requests that met the objectives.
+    """
     import pandas as pd
 
-    columns = ["model", "concurrency", "requests", "met both", "95 % interval", "passed", "output tokens/s"]
+    columns = [
+        "model",
+        "concurrency",
+        "requests",
+        "met both",
+        "95 % interval",
+        "passed",
+        "output tokens/s",
+    ]
     rows = [
         (
             name,

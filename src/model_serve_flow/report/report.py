@@ -1,4 +1,6 @@
-"""Writes the report of a comparison: one self-contained HTML file, the same in Markdown, and the charts."""
+"""Writes the report of a comparison: one self-contained HTML file, the same in Markdown,
+and the charts.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Picture:
-    """A chart as the report needs it: inline for the page, plain for a file of its own, and in words."""
+    """A chart as the report needs it: inline for the page, plain for a file of its own,
+    and in words.
+    """
 
     name: str
     alt: str
@@ -62,7 +66,10 @@ class Picture:
 
 
 def write_report(
-    comparison: Comparison, manifest: Mapping[str, Any], folder: Path, samples: Mapping[str, str] | None = None
+    comparison: Comparison,
+    manifest: Mapping[str, Any],
+    folder: Path,
+    samples: Mapping[str, str] | None = None,
 ) -> Report:
     """Writes report.html, report.md and charts/*.svg into `folder`.
 
@@ -73,28 +80,44 @@ def write_report(
         samples: candidate name -> text it generated, shown as an illustration.
     """
     pictures = draw(comparison)
-    facts = {"c": comparison, "pictures": pictures, "samples": samples or {}, **provenance(comparison, manifest)}
+    facts = {
+        "c": comparison,
+        "pictures": pictures,
+        "samples": samples or {},
+        **provenance(comparison, manifest),
+    }
     facts["caveat"] = caveat(comparison, manifest)
-    facts |= {"headline": headline(comparison), "summary": summary(comparison), "struck": _struck(comparison)}
+    facts |= {
+        "headline": headline(comparison),
+        "summary": summary(comparison),
+        "struck": _struck(comparison),
+    }
     page = template("report.html.j2", escaped=True).render(facts, evidence=sections(comparison))
     text = template("report.md.j2").render(facts, evidence=sections(comparison, MARKDOWN_FLIPS))
     page, text = write_text(folder / "report.html", page), write_text(folder / "report.md", text)
-    files = [write_text(folder / "charts" / f"{picture.name}.svg", picture.plain) for picture in pictures]
+    files = [
+        write_text(folder / "charts" / f"{picture.name}.svg", picture.plain) for picture in pictures
+    ]
     return Report(page, text, tuple(files))
 
 
 def write_workspace_report(flow: Flow, comparison: Comparison | None = None) -> Report:
-    """Writes the report of a profile's workspace into its report folder, with a generation of each candidate.
+    """Writes the report of a profile's workspace into its report folder,
+    with a generation of each candidate.
 
     Args:
         comparison: what 06 found; none: read from report/comparison.json.
 
     Raises:
-        FlowError: the comparison, the manifest or a candidate's compression.json is missing or not valid.
+        FlowError: the comparison, the manifest or a candidate's compression.json is missing or not
+            valid.
     """
     space = flow.workspace
     comparison = comparison or space.comparison()
-    samples = {candidate.name: space.compression(candidate.name).sample for candidate in comparison.candidates}
+    samples = {
+        candidate.name: space.compression(candidate.name).sample
+        for candidate in comparison.candidates
+    }
     return write_report(comparison, read_manifest(space), space.report, samples)
 
 
@@ -102,7 +125,9 @@ def draw(comparison: Comparison) -> list[Picture]:
     """The charts for which the comparison has data, each with its finding in words."""
     pictures = []
     if any(candidate.accuracy for candidate in comparison.candidates):
-        pictures.append(_picture("accuracy", charts.accuracy_differences, comparison, accuracy_words))
+        pictures.append(
+            _picture("accuracy", charts.accuracy_differences, comparison, accuracy_words)
+        )
     if any(candidate.performance for candidate in comparison.candidates):
         pictures.append(_picture("speed", charts.latency_throughput, comparison, speed_words))
     if reading.offers(comparison):
@@ -112,16 +137,21 @@ def draw(comparison: Comparison) -> list[Picture]:
 
 
 CAPTIONS = {
-    "accuracy": "Marks: candidate minus base, paired item by item; whiskers: 95 % interval, simultaneous over the "
-    "deciding tasks; dashed: the accepted drop.",
-    "speed": "Further right: more tokens per second. Further down: less waiting. Each mark is one load point.",
-    "cost": "Further up: more accurate. Further left: cheaper. Whiskers: 95 % interval of the difference from base.",
+    "accuracy": "Marks: candidate minus base, paired item by item; whiskers: 95 % interval, "
+    "simultaneous over the deciding tasks; dashed: the accepted drop.",
+    "speed": "Further right: more tokens per second. Further down: less waiting. Each mark is one "
+    "load point.",
+    "cost": "Further up: more accurate. Further left: cheaper. Whiskers: 95 % interval of the "
+    "difference from base.",
     "size": "Size counts the weight files. Peak memory is the server's, KV cache included.",
 }
 
 
 def _picture(
-    name: str, draw: Callable[[Comparison], Any], comparison: Comparison, words: Callable[[Comparison], str]
+    name: str,
+    draw: Callable[[Comparison], Any],
+    comparison: Comparison,
+    words: Callable[[Comparison], str],
 ) -> Picture:
     figure, alt = draw(comparison), words(comparison)
     inline = _inline(chart_style.to_svg(figure, themed=True), name, alt)
@@ -129,19 +159,28 @@ def _picture(
 
 
 def _inline(svg: str, name: str, alt: str) -> Markup:
-    """The SVG for use inside a page: named for screen readers, its ids apart from those of other charts."""
+    """The SVG for use inside a page: named for screen readers,
+    its ids apart from those of other charts.
+    """
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1).strip())
 
 
 def provenance(comparison: Comparison, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The template's facts on how the comparison came about, whatever the manifest holds."""
-    steps = {name: as_mapping(step).get("seconds") for name, step in as_mapping(manifest.get("steps")).items()}
+    steps = {
+        name: as_mapping(step).get("seconds")
+        for name, step in as_mapping(manifest.get("steps")).items()
+    }
     sections = {title: flatten(manifest.get(key)) for key, title in SECTIONS.items()}
-    sections["Versions"] = {key: text for key, text in sections["Versions"].items() if _is_tool(key)}
+    sections["Versions"] = {
+        key: text for key, text in sections["Versions"].items() if _is_tool(key)
+    }
     return {
         "steps": steps,
-        "total_seconds": sum(seconds for seconds in steps.values() if isinstance(seconds, int | float)),
+        "total_seconds": sum(
+            seconds for seconds in steps.values() if isinstance(seconds, int | float)
+        ),
         "sections": sections,
         "overrides": flatten(manifest.get("overrides")),
         "commit": manifest.get("commit") or NOT_RECORDED,
@@ -150,7 +189,9 @@ def provenance(comparison: Comparison, manifest: Mapping[str, Any]) -> dict[str,
 
 
 def _is_tool(key: str) -> bool:
-    """Whether 'environment.package' is one of the tools that shape the results; all packages are in the manifest."""
+    """Whether 'environment.package' is one of the tools that shape the results;
+    all packages are in the manifest.
+    """
     return key.rpartition(".")[2] in TOOLS
 
 

@@ -1,4 +1,6 @@
-"""What stands below the verdict: the sections of evidence, how each number is made, and the ranking."""
+"""What stands below the verdict: the sections of evidence, how each number is made,
+and the ranking.
+"""
 
 from __future__ import annotations
 
@@ -20,28 +22,31 @@ READING = (
     "'Reading' is the verdict's own: "
     "corrected for the number of tasks and candidates (Holm), and with the share of the base's "
     "score that must be kept. The intervals "
-    "of the deciding tasks hold together (simultaneous 95 %): one is clear of the accepted drop exactly where the "
-    "reading says so. Where some tasks are open, the interval of a task that is decided ends at its accepted drop. "
-    "Smallest detectable drop: the true drop that so many items find with 80 % power."
+    "of the deciding tasks hold together (simultaneous 95 %): one is clear of the accepted drop "
+    "exactly where the reading says so. Where some tasks are open, the interval of a task that is "
+    "decided ends at its accepted drop. Smallest detectable drop: the true drop that so many items "
+    "find with 80 % power."
 )
 SAME_LOAD = (
-    "Base and candidates got the same prompts at the same number of concurrent requests. 'Limits' marks a load "
-    "point at which the load generator took CPU that the server needed: there the server could do better."
+    "Base and candidates got the same prompts at the same number of concurrent requests. 'Limits' "
+    "marks a load point at which the load generator took CPU that the server needed: there the "
+    "server could do better."
 )
 SOFT = (
-    "Secondary endpoint, it decides nothing: the probability that a model gives the right one of the "
-    "choices. It moves also where the answer stays, so it sees losses that right or wrong cannot see, "
-    "and gains of no use to a reader of the answers."
+    "Secondary endpoint, it decides nothing: the probability that a model gives the right one of "
+    "the choices. It moves also where the answer stays, so it sees losses that right or wrong "
+    "cannot see, and gains of no use to a reader of the answers."
 )
 SHARED = (
-    "A model is ranked behind those that are surely better: all intervals of differences hold together in 95 %, and "
-    "models that cannot be told apart share a rank."
+    "A model is ranked behind those that are surely better: all intervals of differences hold "
+    "together in 95 %, and models that cannot be told apart share a rank."
 )
 WHAT_IT_HOLDS = {  # several blocks
-    True: "The interval of a speed-up holds what differs between starts of a server and over time on this machine; "
-    "not what differs between machines.",
-    False: "Each model was measured on one server: the interval of a speed-up holds what differs between repeats, not "
-    "between two starts, which can be more (performance.blocks measures that).",
+    True: "The interval of a speed-up holds what differs between starts of a server and over time "
+    "on this machine; not what differs between machines.",
+    False: "Each model was measured on one server: the interval of a speed-up holds what differs "
+    "between repeats, not between two starts, which can be more (performance.blocks measures "
+    "that).",
 }
 UNSAID = "What the verdict does not say stands in docs/Statistics.md, in the section of that name."
 
@@ -56,7 +61,9 @@ class Note:
 
 @dataclass(frozen=True)
 class Section:
-    """One question of the evidence: sentences, tables, and tables that are folded away under a summary."""
+    """One question of the evidence: sentences, tables,
+    and tables that are folded away under a summary.
+    """
 
     title: str
     notes: tuple[Note, ...] = ()
@@ -77,9 +84,11 @@ def sections(comparison: Comparison, flips_shown: int = tables.EMBEDDED_FLIPS) -
         Section("Accuracy", _margins(comparison), (tables.accuracy_table(candidates),),
                 ((slice_finding(candidates), slices),) if slices.rows else ()),
         _soft(candidates),
-        Section("Which answers changed", (Note(shift_note(comparison)),), (tables.shift_table(comparison),),
+        Section("Which answers changed", (Note(shift_note(comparison)),),
+                (tables.shift_table(comparison),),
                 _flipped(candidates, flips_shown)),
-        Section("Speed under the same load", (Note(SAME_LOAD), Note(WHAT_IT_HOLDS[blocks_of(comparison) > 1])),
+        Section("Speed under the same load",
+                (Note(SAME_LOAD), Note(WHAT_IT_HOLDS[blocks_of(comparison) > 1])),
                 (tables.speed_table(candidates),)),
         _diagnosis(candidates),
         _capacity(comparison),
@@ -92,35 +101,50 @@ def sections(comparison: Comparison, flips_shown: int = tables.EMBEDDED_FLIPS) -
 def _soft(candidates: Iterable[CandidateComparison]) -> Section:
     """The secondary endpoint, where a task has it."""
     table = tables.soft_table(candidates)
-    return Section("How sure is it of the right answer?", (Note(SOFT),), (table,)) if table.rows else Section("")
+    return (
+        Section("How sure is it of the right answer?", (Note(SOFT),), (table,))
+        if table.rows
+        else Section("")
+    )
 
 
 def slice_finding(candidates: Iterable[CandidateComparison]) -> str:
     """How many parts of tasks differ, in a sentence."""
     readings = [tables.slice_reading(part) for candidate in candidates for part in candidate.slices]
     worse, small = readings.count("significantly worse"), readings.count("too small to tell")
-    return f"Parts of tasks: {worse} of {len(readings)} significantly worse, {small} too small to tell"
+    return (
+        f"Parts of tasks: {worse} of {len(readings)} significantly worse, {small} too small to tell"
+    )
 
 
 def shift_note(comparison: Comparison) -> str:
     """What the noise floor is, what the divergence is a bound of, and on how many tokens."""
-    floor = "The first row is the noise floor: items of the base asked twice, the second time in other batches. "
+    floor = (
+        "The first row is the noise floor: items of the base asked twice, the second time in other "
+        "batches. "
+    )
     known = next((c.kl for c in comparison.candidates if c.kl is not None), None)
     if known is None:
         return f"{floor}Next-token distributions were not compared."
     return (
-        f"{floor}KL divergence is that of the next-token distributions on {known.tokens:,} tokens of held-out text: a "
-        f"lower bound, k = {known.k} (the {known.k} likeliest tokens of each side are known, and the text's own; no "
-        "other token can be likelier than the last of these). Intervals are over documents."
+        f"{floor}KL divergence is that of the next-token distributions on {known.tokens:,} tokens "
+        f"of held-out text: a lower bound, k = {known.k} (the {known.k} likeliest tokens of each "
+        "side are known, and the text's own; no other token can be likelier than the last of "
+        "these). Intervals are over documents."
     )
 
 
-def _flipped(candidates: Iterable[CandidateComparison], shown: int) -> tuple[tuple[str, Table], ...]:
+def _flipped(
+    candidates: Iterable[CandidateComparison], shown: int
+) -> tuple[tuple[str, Table], ...]:
     folded = []
     for candidate in candidates:
         wrong = sum(item.became == "wrong" for item in candidate.flipped)
         total = len(candidate.flipped)
-        summary = f"{candidate.name}: {total:,} answers flipped, {wrong:,} became wrong and {total - wrong:,} right"
+        summary = (
+            f"{candidate.name}: {total:,} answers flipped, {wrong:,} became wrong and "
+            f"{total - wrong:,} right"
+        )
         if total > shown:
             summary += f" ({shown} are shown; comparison.json has all)"
         if total:
@@ -146,7 +170,9 @@ def _margins(comparison: Comparison) -> tuple[Note, ...]:
 
 def _diagnosis(candidates: Iterable[CandidateComparison]) -> Section:
     notes = diagnosis_notes(candidates)
-    return Section("Why is it not faster?", notes, (tables.diagnosis_table(candidates),) if notes else ())
+    return Section(
+        "Why is it not faster?", notes, (tables.diagnosis_table(candidates),) if notes else ()
+    )
 
 
 def _capacity(comparison: Comparison) -> Section:
@@ -154,20 +180,34 @@ def _capacity(comparison: Comparison) -> Section:
     models = (comparison.base, *comparison.candidates)
     capacity = next((model.capacity for model in models if model.capacity is not None), None)
     if capacity is None:
-        return Section("Capacity and cost", (Note("Not measured: the profile has no latency objectives."),))
-    promise = f"Capacity is the highest number of concurrent requests at which {objectives(capacity)}."
+        return Section(
+            "Capacity and cost", (Note("Not measured: the profile has no latency objectives."),)
+        )
+    promise = (
+        f"Capacity is the highest number of concurrent requests at which {objectives(capacity)}."
+    )
     notes = (Note(promise), *map(Note, ranking(comparison)))
     probes = tables.probe_table(comparison)
-    return Section("Capacity and cost", notes, (table,), ((f"All {len(probes.rows)} loads that were tried", probes),))
+    return Section(
+        "Capacity and cost",
+        notes,
+        (table,),
+        ((f"All {len(probes.rows)} loads that were tried", probes),),
+    )
 
 
 def ranking(comparison: Comparison) -> list[str]:
-    """Accuracy against cost in words: the models on the front, the dominated ones, and those that are not ranked."""
-    able = [c for c in comparison.candidates if not reading.must_not_ship(c) and c.suite is not None]
+    """Accuracy against cost in words: the models on the front, the dominated ones,
+    and those that are not ranked.
+    """
+    able = [
+        c for c in comparison.candidates if not reading.must_not_ship(c) and c.suite is not None
+    ]
     front = _front(comparison, able)
     lines = [f"Worth its cost, the cheapest first: {', '.join(front)}."] if front else []
     lines += [
-        f"{c.name} is dominated by {c.dominated_by}, which is surely more accurate and surely cheaper."
+        f"{c.name} is dominated by {c.dominated_by}, which is surely more accurate and surely "
+        "cheaper."
         for c in able
         if c.dominated_by is not None
     ]
@@ -187,25 +227,33 @@ def _rank_sentences(comparison: Comparison, able: Iterable[CandidateComparison])
     if not known:
         return []
     score, cost = (
-        _places({name: getattr(rank, kind) for name, rank in known.items()}) for kind in ("score", "economy")
+        _places({name: getattr(rank, kind) for name, rank in known.items()})
+        for kind in ("score", "economy")
     )
     return [f"Rank by score: {score}. Rank by economy: {cost}. {SHARED}"]
 
 
 def _places(places: dict[str, int]) -> str:
     """'1 base and w8a8-int8, 3 w4a16-int4'."""
-    names = {rank: [name for name, place in places.items() if place == rank] for rank in sorted(set(places.values()))}
+    names = {
+        rank: [name for name, place in places.items() if place == rank]
+        for rank in sorted(set(places.values()))
+    }
     return ", ".join(f"{rank} {' and '.join(found)}" for rank, found in names.items())
 
 
 def _front(comparison: Comparison, able: Iterable[CandidateComparison]) -> list[str]:
-    """The models that no other surely dominates, with score and cost where these are known, the cheapest first."""
+    """The models that no other surely dominates, with score and cost where these are known,
+    the cheapest first.
+    """
     costs = {offer.name: offer for offer in offers(comparison)}
     front = [c.name for c in able if c.dominated_by is None]
     front += [offer.name for offer in costs.values() if offer.verdict is None and offer.on_front]
     front.sort(key=lambda name: costs[name].cost if name in costs else math.inf)
     return [
-        f"{name} ({number(costs[name].score)} points for {dollars(costs[name].cost)})" if name in costs else name
+        f"{name} ({number(costs[name].score)} points for {dollars(costs[name].cost)})"
+        if name in costs
+        else name
         for name in front
     ]
 
@@ -214,18 +262,27 @@ def _front(comparison: Comparison, able: Iterable[CandidateComparison]) -> list[
 
 INTERVALS = "Paired differences"
 TESTS = {
-    "mcnemar": ("McNemar p", "exact, two-sided: could so uneven flips be chance?", "Flips and McNemar's test"),
-    "soft": ("Probability of the right choice", "exp(log-likelihood) over its sum over the choices; paired "
+    "mcnemar": ("McNemar p", "exact, two-sided: could so uneven flips be chance?",
+                "Flips and McNemar's test"),
+    "soft": ("Probability of the right choice",
+             "exp(log-likelihood) over its sum over the choices; paired "
              "t over items, or over clusters where that is wider", "The soft score"),
-    "power": ("Smallest detectable drop", "true drop found with 80 % power", "What n items can tell"),
-    "slices": ("Parts of tasks", "McNemar p with Holm's correction over the parts large enough", "Slices"),
-    "noise": ("Noise floor", "items of the base asked twice, the second time in other batches; Wilson intervals "
+    "power": ("Smallest detectable drop", "true drop found with 80 % power",
+              "What n items can tell"),
+    "slices": ("Parts of tasks", "McNemar p with Holm's correction over the parts large enough",
+               "Slices"),
+    "noise": ("Noise floor",
+              "items of the base asked twice, the second time in other batches; Wilson intervals "
               "of the tasks joined by MOVER, weighted by their items", "Noise floor"),
-    "kl": ("KL divergence, same likeliest token", "the smallest divergence that the k likeliest tokens of both sides "
-           "allow; mean: bootstrap over documents; 99th percentile and agreement: cluster-robust over documents",
+    "kl": ("KL divergence, same likeliest token",
+           ("the smallest divergence that the k likeliest tokens of both sides "
+            "allow; mean: bootstrap over documents; 99th percentile and agreement: cluster-robust "
+            "over documents"),
            "Distribution shift"),
-    "capacity": ("Capacity", "GuideLLM's goodput search, on every server that was started anew; t over the servers on "
-                 "the logarithms, and half the gap between the loads that passed and failed. One search: no interval",
+    "capacity": ("Capacity",
+                 ("GuideLLM's goodput search, on every server that was started anew; t over the "
+                  "servers on the logarithms, and half the gap between the loads that passed and "
+                  "failed. One search: no interval"),
                  "Capacity and cost"),
 }  # fmt: skip
 
@@ -236,8 +293,14 @@ def methods(comparison: Comparison) -> Table:
     for candidate in comparison.candidates:
         for task, metric, d in reading.all_differences(candidate):
             uses[d.method][f"{task} {metric}"] = None
-    rows = [("95 % interval of " + ", ".join(names), method, INTERVALS) for method, names in uses.items()]
-    tests = TESTS | {"verdict": _verdict_method(comparison.candidates), "speed": _speed_method(comparison)}
+    rows = [
+        ("95 % interval of " + ", ".join(names), method, INTERVALS)
+        for method, names in uses.items()
+    ]
+    tests = TESTS | {
+        "verdict": _verdict_method(comparison.candidates),
+        "speed": _speed_method(comparison),
+    }
     rows += [tests[key] for key, used in _used(comparison).items() if used]
     cells = tuple(tuple(Cell(text) for text in row) for row in rows)
     columns = ("Number¶", "Method¶", "Section of docs/Statistics.md¶")
@@ -247,8 +310,13 @@ def methods(comparison: Comparison) -> Table:
 def _verdict_method(candidates: Sequence[CandidateComparison]) -> tuple[str, str, str]:
     over, count = "Holm over the tasks", len(candidates)
     if count > 1:
-        over = f"SHIP: Holm over the tasks and averages of all {count} candidates; DO NOT SHIP: over the tasks"
-    planned = max((candidate.looks.planned for candidate in candidates if candidate.looks), default=1)
+        over = (
+            f"SHIP: Holm over the tasks and averages of all {count} candidates; DO NOT SHIP: over "
+            "the tasks"
+        )
+    planned = max(
+        (candidate.looks.planned for candidate in candidates if candidate.looks), default=1
+    )
     if planned > 1:
         over += f"; O'Brien-Fleming bounds over {planned} planned looks (Lan and DeMets)"
     return "Verdict", f"non-inferiority to the margins, one-sided at 2.5 %, {over}", "The verdict"
@@ -266,7 +334,10 @@ def _speed_method(comparison: Comparison) -> tuple[str, str, str]:
 
 def blocks_of(comparison: Comparison) -> int:
     """How many times every server was started anew for the speed-up; 1 without one."""
-    return max((point.blocks for candidate in comparison.candidates for point in candidate.performance), default=1)
+    return max(
+        (point.blocks for candidate in comparison.candidates for point in candidate.performance),
+        default=1,
+    )
 
 
 def _used(comparison: Comparison) -> dict[str, bool]:

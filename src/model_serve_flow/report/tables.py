@@ -1,4 +1,5 @@
-"""The report's tables as plain data, so that the page, its Markdown and the model card say the same.
+"""The report's tables as plain data, so that the page,
+its Markdown and the model card say the same.
 
 A speed-up, a capacity or a cost of a candidate that must not ship is a struck cell: it is no gain.
 """
@@ -67,7 +68,9 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Cell:
-    """One field: its text, a second line, the number it is sorted by, and whether it is struck through."""
+    """One field: its text, a second line, the number it is sorted by,
+    and whether it is struck through.
+    """
 
     text: str
     sub: str = ""
@@ -87,7 +90,9 @@ class Table:
 
     @property
     def headings(self) -> tuple[tuple[str, str], ...]:
-        """(name, kind) of every column; the kind is 'n' for numbers, 'long' for text that wraps, '' for the rest."""
+        """(name, kind) of every column; the kind is 'n' for numbers, 'long' for text that wraps,
+        '' for the rest.
+        """
         kinds = {"#": "n", "¶": "long"}
         return tuple((name.rstrip("#¶"), kinds.get(name[-1:], "")) for name in self.columns)
 
@@ -102,9 +107,11 @@ def summary(comparison: Comparison) -> Table:
         ("Verdict", Cell("–"), lambda c: Cell(c.verdict, verdict=True)),
         ("Average score, difference and 95 % interval", Cell("–"), average_cell),
         ("Answers that flipped", _noise_cell(comparison), flip_cell),
-        ("Speed-up in output tokens/s, 95 % intervals by concurrent requests", Cell("–"), speed_cell),
+        ("Speed-up in output tokens/s, 95 % intervals by concurrent requests", Cell("–"),
+         speed_cell),
         ("Faster than the base?", Cell("–"), speed_verdict_cell),
-        ("Capacity: concurrent requests within the latency objectives, 95 % interval", _capacity(base.capacity),
+        ("Capacity: concurrent requests within the latency objectives, 95 % interval",
+         _capacity(base.capacity),
          lambda c: capacity_cell(base, c)),
         ("Cost per million output tokens at capacity", cost_cell(base),
          lambda c: cost_cell(c, struck=must_not_ship(c))),
@@ -115,8 +122,15 @@ def summary(comparison: Comparison) -> Table:
         ("KV cache, tokens", Cell(count(base.memory.kv_cache_tokens)),
          lambda c: Cell(count(c.memory.kv_cache_tokens))),
     ]  # fmt: skip
-    rows = tuple((Cell(name), ours, *(answer(c) for c in candidates)) for name, ours, answer in questions)
-    return Table("What each candidate gains and costs", ("", BASE, *(c.name for c in candidates)), rows, sortable=False)
+    rows = tuple(
+        (Cell(name), ours, *(answer(c) for c in candidates)) for name, ours, answer in questions
+    )
+    return Table(
+        "What each candidate gains and costs",
+        ("", BASE, *(c.name for c in candidates)),
+        rows,
+        sortable=False,
+    )
 
 
 def average_cell(candidate: CandidateComparison) -> Cell:
@@ -144,7 +158,11 @@ def speed_cell(candidate: CandidateComparison) -> Cell:
         return Cell(NOT_MEASURED, "; ".join(unmeasured))
     ends = ordered if len(ordered) < 3 else [ordered[0], ordered[-1]]
     intervals = [f"at {point.concurrency}: {ratio_interval(point)}" for point in ends]
-    return Cell(speedup_range(candidate), "; ".join([*intervals, *unmeasured]), struck=must_not_ship(candidate))
+    return Cell(
+        speedup_range(candidate),
+        "; ".join([*intervals, *unmeasured]),
+        struck=must_not_ship(candidate),
+    )
 
 
 def speed_verdict_cell(candidate: CandidateComparison) -> Cell:
@@ -179,7 +197,9 @@ def cost_cell(model: BaseComparison | CandidateComparison, *, struck: bool = Fal
     """US dollars with the 95 % interval, or why there is no cost."""
     cost, capacity = model.cost_per_million_output_tokens, model.capacity
     if cost is not None:
-        between = "" if model.cost_ci95 is None else "{} to {}".format(*map(dollars, model.cost_ci95))
+        between = (
+            "" if model.cost_ci95 is None else "{} to {}".format(*map(dollars, model.cost_ci95))
+        )
         return Cell(dollars(cost), between, cost, struck)
     if capacity is None or not capacity.measured:
         return Cell(NOT_MEASURED)
@@ -187,7 +207,11 @@ def cost_cell(model: BaseComparison | CandidateComparison, *, struck: bool = Fal
 
 
 def _capacity(capacity: Capacity | None) -> Cell:
-    return Cell(NOT_MEASURED) if capacity is None else Cell(capacity_text(capacity), capacity_interval(capacity))
+    return (
+        Cell(NOT_MEASURED)
+        if capacity is None
+        else Cell(capacity_text(capacity), capacity_interval(capacity))
+    )
 
 
 # --- Accuracy ---
@@ -196,14 +220,16 @@ def _capacity(capacity: Capacity | None) -> Cell:
 def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
     """Every task and metric: both values, the paired difference, and what n items can tell."""
     columns = (
-        "Candidate", "Task", "n#", "Base → candidate#", "Difference, 95 % interval#", "Reading¶", "Margin#",
+        "Candidate", "Task", "n#", "Base → candidate#", "Difference, 95 % interval#", "Reading¶",
+        "Margin#",
         "McNemar p#", "Became wrong / right#", "Smallest detectable drop#", "Recovery#",
     )  # fmt: skip
     rows = tuple(
         (
             Cell(candidate.name), Cell(task, metric), Cell(count(d.n), clusters(d).strip(), d.n),
             Cell(f"{value(d.base, d)} → {value(d.candidate, d)}", key=d.candidate),
-            Cell(change(d), interval(d), key=d.difference), Cell(reading(d)), Cell(margin(d), retention(d), d.margin),
+            Cell(change(d), interval(d), key=d.difference), Cell(reading(d)),
+            Cell(margin(d), retention(d), d.margin),
             Cell(p_value(d.mcnemar_p), key=d.mcnemar_p),
             Cell(flips(d.flips), gross_loss(d), key=_total(d.flips)),
             Cell(detectable(d), key=d.smallest_detectable_drop),
@@ -216,7 +242,9 @@ def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
 
 
 def reading(difference: Difference) -> str:
-    """What the verdict says of the accepted drop; of a metric that does not count in it, what its interval says."""
+    """What the verdict says of the accepted drop; of a metric that does not count in it,
+    what its interval says.
+    """
     found = _reading_of(difference)
     return f"advisory, decides nothing: {found}" if difference.tier == "advisory" else found
 
@@ -246,14 +274,16 @@ def _reading(difference: Difference, within: bool, beyond: bool) -> str:
 def soft_table(candidates: Iterable[CandidateComparison]) -> Table:
     """The secondary endpoint: the probability of the right choice, beside right or wrong."""
     columns = (
-        "Candidate", "Task", "n#", "Base → candidate, %#", "Difference, points, 95 % interval#", "Reading¶",
+        "Candidate", "Task", "n#", "Base → candidate, %#", "Difference, points, 95 % interval#",
+        "Reading¶",
         "Width of the interval over that of right or wrong#",
     )  # fmt: skip
     rows = tuple(
         (
             Cell(candidate.name), Cell(task), Cell(count(s.n), clusters(s).strip(), s.n),
             Cell(f"{number(s.base, 2)} → {number(s.candidate, 2)}", key=s.candidate),
-            Cell(signed(s.difference, 2), f"{signed(s.ci95[0], 2)} to {signed(s.ci95[1], 2)}", s.difference),
+            Cell(signed(s.difference, 2), f"{signed(s.ci95[0], 2)} to {signed(s.ci95[1], 2)}",
+                 s.difference),
             Cell(soft_reading(s)), _width_cell(s, candidate.accuracy.get(task)),
         )
         for candidate in candidates
@@ -283,7 +313,9 @@ Counted = dict[str, tuple[Flips, int]]  # task -> flips, items
 
 
 def flip_counts(candidate: CandidateComparison) -> Counted | None:
-    """Flips and items of the main metric of every task scored right or wrong; none if there is no such task."""
+    """Flips and items of the main metric of every task scored right or wrong;
+    none if there is no such task.
+    """
     main = {task: metrics[primary_metric(metrics)] for task, metrics in candidate.accuracy.items()}
     return {task: (d.flips, d.n) for task, d in main.items() if d.flips is not None} or None
 
@@ -307,7 +339,9 @@ def _noise(comparison: Comparison) -> NoiseFloor | None:
 
 
 def _noise_cell(comparison: Comparison) -> Cell:
-    """The share of all answers that the engine flips by itself, as the items asked twice estimate it."""
+    """The share of all answers that the engine flips by itself,
+    as the items asked twice estimate it.
+    """
     floor = _noise(comparison)
     if floor is None or floor.rate is None:
         return Cell(NOT_MEASURED)
@@ -334,9 +368,12 @@ def shift_table(comparison: Comparison) -> Table:
     twice = {task: (one, floor.items[task]) for task, one in floor.flips.items()} if floor else None
     models: list[tuple[str, Counted | None, Cell, CandidateComparison | NoiseFloor | None]]
     models = [("base, asked again", twice, _noise_cell(comparison), floor)]
-    models += [(c.name, counts[c.name], _flips_cell(counts[c.name]), c) for c in comparison.candidates]
+    models += [
+        (c.name, counts[c.name], _flips_cell(counts[c.name]), c) for c in comparison.candidates
+    ]
     columns = (
-        "Measured against the base", "Answers flipped#", *(f"{task}, became wrong / right#" for task in tasks),
+        "Measured against the base", "Answers flipped#",
+        *(f"{task}, became wrong / right#" for task in tasks),
         "KL divergence, mean, nats/token#", "KL, 99th percentile#", "Same likeliest token#",
     )  # fmt: skip
     rows = tuple(
@@ -351,7 +388,11 @@ def shift_table(comparison: Comparison) -> Table:
 
 def _task_flips(counted: Counted | None, task: str) -> Cell:
     found = (counted or {}).get(task)
-    return Cell("–") if found is None else Cell(flips(found[0]), f"of {found[1]:,}", key=_total(found[0]))
+    return (
+        Cell("–")
+        if found is None
+        else Cell(flips(found[0]), f"of {found[1]:,}", key=_total(found[0]))
+    )
 
 
 def _divergence_cells(kl: Divergence | None) -> tuple[Cell, Cell]:
@@ -375,11 +416,14 @@ def _agreement_cell(found: CandidateComparison | NoiseFloor | None) -> Cell:
 
 
 def flipped_table(items: Sequence[FlippedItem], limit: int = EMBEDDED_FLIPS) -> Table:
-    """Items whose answer became right or wrong; where there are more than `limit`, an even choice over the tasks."""
+    """Items whose answer became right or wrong; where there are more than `limit`,
+    an even choice over the tasks.
+    """
     columns = ("Task", "Became", "Prompt¶", "Expected¶", "Base's answer¶", "Candidate's answer¶")
     rows = tuple(
         (
-            Cell(item.task, item.id), Cell(item.became), Cell(shortened(item.prompt)), Cell(shortened(item.expected)),
+            Cell(item.task, item.id), Cell(item.became), Cell(shortened(item.prompt)),
+            Cell(shortened(item.expected)),
             Cell(shortened(item.base_answer)), Cell(shortened(item.candidate_answer)),
         )
         for item in evenly(items, limit)
@@ -400,16 +444,19 @@ def evenly(items: Sequence[FlippedItem], limit: int) -> list[FlippedItem]:
 def slice_table(candidates: Iterable[CandidateComparison]) -> Table:
     """Parts of tasks with the p-value corrected for how many there are."""
     columns = (
-        "Candidate", "Task", "Part¶", "n#", "Base → candidate#", "Difference, points, 95 % interval#", "Reading¶",
+        "Candidate", "Task", "Part¶", "n#", "Base → candidate#",
+        "Difference, points, 95 % interval#", "Reading¶",
         "McNemar p#", "corrected p#",
     )  # fmt: skip
     rows = tuple(
         (
             Cell(candidate.name), Cell(s.task), Cell(s.value, s.group), Cell(count(s.n), key=s.n),
             Cell(f"{number(s.base)} → {number(s.candidate)}", key=s.candidate),
-            Cell(signed(s.difference), f"{signed(s.ci95[0])} to {signed(s.ci95[1])}", key=s.difference),
+            Cell(signed(s.difference), f"{signed(s.ci95[0])} to {signed(s.ci95[1])}",
+                 key=s.difference),
             Cell(slice_reading(s)), Cell(p_value(s.mcnemar_p), key=s.mcnemar_p),
-            Cell("–" if s.too_small else p_value(s.adjusted_p), key=None if s.too_small else s.adjusted_p),
+            Cell("–" if s.too_small else p_value(s.adjusted_p),
+                 key=None if s.too_small else s.adjusted_p),
         )
         for candidate in candidates
         for s in candidate.slices
@@ -432,11 +479,15 @@ def slice_reading(part: Slice) -> str:
 def speed_table(candidates: Iterable[CandidateComparison]) -> Table:
     """Base and candidate under the same load."""
     columns = (
-        "Candidate", "Requests at once#", "Repeats#", "Output tokens/s#", "Speed-up, 95 % interval#",
-        "TTFT p95, ms#", "ITL p95, ms#", "Request latency, median, s#", "Client's CPU share#", "Client¶",
+        "Candidate", "Requests at once#", "Repeats#", "Output tokens/s#",
+        "Speed-up, 95 % interval#",
+        "TTFT p95, ms#", "ITL p95, ms#", "Request latency, median, s#", "Client's CPU share#",
+        "Client¶",
         "Other programs' CPU share#",
     )  # fmt: skip
-    rows = tuple((Cell(c.name), *cells) for c in candidates for cells in _load_rows(c, len(columns) - 1))
+    rows = tuple(
+        (Cell(c.name), *cells) for c in candidates for cells in _load_rows(c, len(columns) - 1)
+    )
     return Table("Speed per load point, base → candidate, means over the repeats", columns, rows)
 
 
@@ -445,25 +496,36 @@ def _load_rows(candidate: CandidateComparison, width: int) -> list[tuple[Cell, .
     struck = must_not_ship(candidate)
     rows = {point.concurrency: _speed_cells(point, struck) for point in candidate.performance}
     for load in candidate.unmeasured:
-        known = (Cell(str(load.concurrency), key=load.concurrency), Cell("–"), Cell(NOT_MEASURED, load.reason))
+        known = (
+            Cell(str(load.concurrency), key=load.concurrency),
+            Cell("–"),
+            Cell(NOT_MEASURED, load.reason),
+        )
         rows[load.concurrency] = (*known, *(Cell("–") for _ in range(width - len(known))))
     return [rows[concurrency] for concurrency in sorted(rows)]
 
 
 def _speed_cells(point: SpeedPoint, struck: bool) -> tuple[Cell, ...]:
-    throughput = {BASE: point.base_output_tokens_per_s, "candidate": point.candidate_output_tokens_per_s}
+    throughput = {
+        BASE: point.base_output_tokens_per_s,
+        "candidate": point.candidate_output_tokens_per_s,
+    }
     return (
         Cell(str(point.concurrency), key=point.concurrency), _repeats(point),
-        _pair(throughput, number), Cell(times(point.speedup), ratio_interval(point), point.speedup, struck),
+        _pair(throughput, number),
+        Cell(times(point.speedup), ratio_interval(point), point.speedup, struck),
         _pair(point.ttft_ms_p95, lambda x: number(x, 0)), _pair(point.itl_ms_p95, number),
-        _pair(point.request_latency_s_p50, lambda x: number(x, 2)), _pair(point.client_cpu_share, percent),
+        _pair(point.request_latency_s_p50, lambda x: number(x, 2)),
+        _pair(point.client_cpu_share, percent),
         Cell("limits" if point.client_limited else "–"),
         Cell(NOT_RECORDED) if point.others_share is None else _pair(point.others_share, percent),
     )  # fmt: skip
 
 
 def _repeats(point: SpeedPoint) -> Cell:
-    return Cell(str(point.repeats), f"in {point.blocks} blocks" if point.blocks > 1 else "", point.repeats)
+    return Cell(
+        str(point.repeats), f"in {point.blocks} blocks" if point.blocks > 1 else "", point.repeats
+    )
 
 
 def _pair(values: Mapping[Any, float], text: Callable[[float], str]) -> Cell:
@@ -473,12 +535,14 @@ def _pair(values: Mapping[Any, float], text: Callable[[float], str]) -> Cell:
 def diagnosis_table(candidates: Iterable[CandidateComparison]) -> Table:
     """What the speed-up of decoding should have been, and which share of it was reached."""
     columns = (
-        "Candidate", "Kernel that served¶", "Most of the time goes into", "Weights read per token, base → candidate#",
+        "Candidate", "Kernel that served¶", "Most of the time goes into",
+        "Weights read per token, base → candidate#",
         "Expected speed-up of decoding#", "Share of it reached#",
     )  # fmt: skip
     rows = tuple(
         (
-            Cell(c.name), Cell(c.kernel), Cell(BOUND[d.bound], f"{percent(d.decode_share)} decoding"),
+            Cell(c.name), Cell(c.kernel),
+            Cell(BOUND[d.bound], f"{percent(d.decode_share)} decoding"),
             Cell(f"{byte_text(d.base_bytes_per_token)} → {byte_text(d.candidate_bytes_per_token)}",
                  key=d.candidate_bytes_per_token),
             Cell(times(d.expected_speedup), key=d.expected_speedup, struck=must_not_ship(c)),
@@ -493,13 +557,15 @@ def diagnosis_table(candidates: Iterable[CandidateComparison]) -> Table:
 def capacity_table(comparison: Comparison) -> Table:
     """The outcome of the goodput search for base and candidates."""
     columns = (
-        "Model", "Concurrent requests, 95 % interval#", "Output tokens/s there#", "Per million output tokens#",
+        "Model", "Concurrent requests, 95 % interval#", "Output tokens/s there#",
+        "Per million output tokens#",
         "Why the search ended¶",
     )  # fmt: skip
     rows = tuple(
         (
             Cell(name), Cell(capacity_text(found), capacity_interval(found), found.streams, struck),
-            Cell(number(found.output_tokens_per_s) if found.measured else "–", key=found.output_tokens_per_s,
+            Cell(number(found.output_tokens_per_s) if found.measured else "–",
+                 key=found.output_tokens_per_s,
                  struck=struck),
             cost_cell(model, struck=struck), Cell(found.stopped),
         )
@@ -510,11 +576,20 @@ def capacity_table(comparison: Comparison) -> Table:
 
 def probe_table(comparison: Comparison) -> Table:
     """Every load that the goodput search tried."""
-    columns = ("Model", "Concurrent requests#", "Requests#", "Met the objectives#", "Result", "Output tokens/s#")
+    columns = (
+        "Model",
+        "Concurrent requests#",
+        "Requests#",
+        "Met the objectives#",
+        "Result",
+        "Output tokens/s#",
+    )
     rows = tuple(
         (
-            Cell(name), Cell(str(probe.streams), key=probe.streams), Cell(count(probe.requests), key=probe.requests),
-            Cell(percent(probe.attainment, 1), "{:.1f} to {:.1f} %".format(*(100 * x for x in probe.ci95)),
+            Cell(name), Cell(str(probe.streams), key=probe.streams),
+            Cell(count(probe.requests), key=probe.requests),
+            Cell(percent(probe.attainment, 1),
+                 "{:.1f} to {:.1f} %".format(*(100 * x for x in probe.ci95)),
                  probe.attainment),
             Cell("passed" if probe.passed else "failed"),
             Cell(number(probe.output_tokens_per_s), key=probe.output_tokens_per_s),
@@ -533,15 +608,19 @@ def _capacities(
     models: list[tuple[str, Capacity | None, BaseComparison | CandidateComparison, bool]]
     models = [(BASE, base.capacity, base, False)]
     models += [(c.name, c.capacity, c, must_not_ship(c)) for c in comparison.candidates]
-    return [(name, found, model, struck) for name, found, model, struck in models if found is not None]
+    return [
+        (name, found, model, struck) for name, found, model, struck in models if found is not None
+    ]
 
 
 def model_table(comparison: Comparison) -> Table:
     """What was made and what served it."""
-    rows = [(Cell(BASE), Cell("uncompressed"), Cell("–"), Cell(byte_text(comparison.base.size_bytes),
+    rows = [(Cell(BASE), Cell("uncompressed"), Cell("–"),
+             Cell(byte_text(comparison.base.size_bytes),
              key=comparison.base.size_bytes), Cell("–"))]  # fmt: skip
     rows += [
-        (Cell(c.name), Cell(c.scheme, c.algorithm), Cell(c.origin), Cell(byte_text(c.size_bytes), key=c.size_bytes),
+        (Cell(c.name), Cell(c.scheme, c.algorithm), Cell(c.origin),
+         Cell(byte_text(c.size_bytes), key=c.size_bytes),
          Cell(c.kernel))
         for c in comparison.candidates
     ]  # fmt: skip

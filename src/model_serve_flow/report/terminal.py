@@ -17,11 +17,15 @@ COLOUR = {"SHIP": "bold green", "DO NOT SHIP": "bold red", "INCONCLUSIVE": "bold
 
 
 def verdict_table(comparison: Comparison) -> Table:
-    """The decision for the terminal: candidate, size, worst accuracy difference, speed-up, verdict."""
+    """The decision for the terminal: candidate, size, worst accuracy difference,
+    speed-up, verdict.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{comparison.base.name}: may a compressed model replace it?", title_justify="left")
+    table = Table(
+        title=f"{comparison.base.name}: may a compressed model replace it?", title_justify="left"
+    )
     for heading in ("candidate", "size", "worst accuracy difference", "speed-up", "verdict"):
         table.add_column(heading, overflow="fold")
     for candidate in comparison.candidates:

@@ -23,8 +23,8 @@ MEANING = {
 }
 CPU_INT8_KERNEL = "CPUInt8ScaledMMLinearKernel"
 INT8_SATURATES = (
-    "The processor has no VNNI: sums in vLLM's INT8 kernel saturate there, so INT8 loses more accuracy than on a "
-    "processor that has it."
+    "The processor has no VNNI: sums in vLLM's INT8 kernel saturate there, so INT8 loses more "
+    "accuracy than on a processor that has it."
 )
 KEEP = "Keep the base model: no candidate may replace it."
 SYMBOL = {"SHIP": "✓", "DO NOT SHIP": "✕", "INCONCLUSIVE": "?"}
@@ -32,8 +32,14 @@ SYMBOL = {"SHIP": "✓", "DO NOT SHIP": "✕", "INCONCLUSIVE": "?"}
 
 def accuracy_words(comparison: Comparison) -> str:
     """Says what the chart of accuracy differences shows."""
-    parts = [f"{candidate.name}: worst is {worst_text(candidate)}" for candidate in comparison.candidates]
-    return "Accuracy difference of each candidate from the base, with 95 % intervals. " + "; ".join(parts) + "."
+    parts = [
+        f"{candidate.name}: worst is {worst_text(candidate)}" for candidate in comparison.candidates
+    ]
+    return (
+        "Accuracy difference of each candidate from the base, with 95 % intervals. "
+        + "; ".join(parts)
+        + "."
+    )
 
 
 def speed_words(comparison: Comparison) -> str:
@@ -42,17 +48,27 @@ def speed_words(comparison: Comparison) -> str:
         f"{c.name}: " + ("must not ship" if must_not_ship(c) else f"speed-up {speedup_range(c)}")
         for c in comparison.candidates
     ]
-    return "Median request latency against output tokens per second at each load point. " + "; ".join(parts) + "."
+    return (
+        "Median request latency against output tokens per second at each load point. "
+        + "; ".join(parts)
+        + "."
+    )
 
 
 def cost_words(comparison: Comparison) -> str:
     """Says what the chart of accuracy and cost shows."""
-    return f"Average score against cost per million output tokens at capacity. {' '.join(ranking(comparison))}"
+    return (
+        "Average score against cost per million output tokens at capacity. "
+        f"{' '.join(ranking(comparison))}"
+    )
 
 
 def size_words(comparison: Comparison) -> str:
     """Says what the chart of sizes and memory shows."""
-    parts = [f"{candidate.name}: {byte_text(candidate.size_bytes)}" for candidate in comparison.candidates]
+    parts = [
+        f"{candidate.name}: {byte_text(candidate.size_bytes)}"
+        for candidate in comparison.candidates
+    ]
     parts.insert(0, f"base: {byte_text(comparison.base.size_bytes)}")
     return "Size of the checkpoints and peak memory while serving. " + "; ".join(parts) + "."
 
@@ -71,7 +87,11 @@ def headline(comparison: Comparison) -> str:
     count = len(comparison.candidates)
     if not ships:
         undecided = any(candidate.verdict == "INCONCLUSIVE" for candidate in comparison.candidates)
-        return "Not decided: measure more before a candidate replaces the base model." if undecided else KEEP
+        return (
+            "Not decided: measure more before a candidate replaces the base model."
+            if undecided
+            else KEEP
+        )
     candidates = f"{count} candidate{'s' if count > 1 else ''}"
     answer = f"{len(ships)} of {candidates} may replace the base model: {', '.join(ships)}."
     return answer if len(ships) == 1 else f"{answer} Recommended: {recommended(comparison)}."

@@ -10,19 +10,25 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = next(path for path in Path(__file__).resolve().parents if path.name == __name__.partition(".")[0])
+PACKAGE = next(
+    path for path in Path(__file__).resolve().parents if path.name == __name__.partition(".")[0]
+)
 _NAMED = re.compile(rf"{PACKAGE.name}(?:\.\w+)+")
 
 
 def code_digest(folder: Path, notebook: str) -> str:
-    """SHA-256 over every file of the library that a step's notebook or its `utils.py` uses, directly or not.
+    """SHA-256 over every file of the library that a step's notebook or its `utils.py` uses,
+    directly or not.
 
     Args:
         folder: of the step.
         notebook: the name of its notebook.
     """
     files = sorted(files_used(folder, notebook))
-    lines = [f"{path.relative_to(PACKAGE)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    lines = [
+        f"{path.relative_to(PACKAGE)} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+        for path in files
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -43,7 +49,9 @@ def files_used(folder: Path, notebook: str) -> set[Path]:
 
 @functools.cache
 def _used_by(path: Path) -> list[Path]:
-    return list(_uses(path.read_text(encoding="utf-8"), path.parent)) if path.suffix == ".py" else []
+    return (
+        list(_uses(path.read_text(encoding="utf-8"), path.parent)) if path.suffix == ".py" else []
+    )
 
 
 def _uses(code: str, folder: Path) -> Iterator[Path]:
@@ -67,11 +75,17 @@ def _files(*modules: str) -> Iterator[Path]:
         package, *parts = module.split(".")
         if package == PACKAGE.name:
             place = PACKAGE.joinpath(*parts)
-            yield from (path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file())
+            yield from (
+                path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()
+            )
             yield from _data(place)
 
 
 def _data(folder: Path) -> Iterator[Path]:
     """The files beside the code in a folder of the library, such as `templates`."""
     if folder != PACKAGE and folder.is_dir():
-        yield from (path for path in folder.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc"))
+        yield from (
+            path
+            for path in folder.iterdir()
+            if path.is_file() and path.suffix not in (".py", ".pyc")
+        )

@@ -1,7 +1,8 @@
 """Papermill in a process that waits for jobs: its imports take longer than a kernel to start.
 
-A job (see `worker`) has `arguments` (of `papermill.execute_notebook`) and `log` (where all output goes, also that
-of the kernel and all it starts). The answer is whether every cell succeeded; the log says why not.
+A job (see `worker`) has `arguments` (of `papermill.execute_notebook`) and `log` (where all output
+goes, also that of the kernel and all it starts). The answer is whether every cell succeeded; the
+log says why not.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ def main() -> None:
 def execute(arguments: dict[str, Any], log: str) -> bool:
     """Executes a notebook; whether every cell succeeded.
 
-    Its kernel is killed after the last cell, when everything is written: to end by itself takes one that has imported
-    PyTorch three seconds.
+    Its kernel is killed after the last cell, when everything is written: to end by itself takes one
+    that has imported PyTorch three seconds.
     """
     import papermill
 
     with written_to(Path(log)):
         try:
-            papermill.execute_notebook(**arguments, progress_bar=False, log_output=True, shutdown_kernel="immediate")
+            papermill.execute_notebook(
+                **arguments, progress_bar=False, log_output=True, shutdown_kernel="immediate"
+            )
         except Exception:
             traceback.print_exc()
             return False

@@ -24,12 +24,15 @@ from model_serve_flow.system.worker import LEFTOVER_SECONDS, Ended, JobProcess
 POLL_SECONDS = 0.5
 QUIET = {
     "PYTHONUNBUFFERED": "1",
-    "TQDM_DISABLE": "1",  # nobody watches the bars, and each of their steps would be a line of the executed notebook
+    # nobody watches the bars, and each of their steps would be a line of the executed notebook
+    "TQDM_DISABLE": "1",
 }
 
 
 class Notebooks:
-    """The notebooks of one run of a workspace, executed by one `notebook_driver`, which starts with the first."""
+    """The notebooks of one run of a workspace, executed by one `notebook_driver`,
+    which starts with the first.
+    """
 
     def __init__(self, workspace: Workspace, config: FlowConfig) -> None:
         self._workspace, self._config = workspace, config
@@ -45,7 +48,8 @@ class Notebooks:
     ) -> tuple[int, Path, Path]:
         """Executes the module's notebook in the kernel of its environment.
 
-        Whatever it started is ended before this returns or raises, and the driver too unless the notebook succeeded.
+        Whatever it started is ended before this returns or raises, and the driver too unless the
+        notebook succeeded.
 
         Args:
             python: the interpreter that has papermill.
@@ -63,8 +67,13 @@ class Notebooks:
             path.unlink(missing_ok=True)
         driver = self._driver = self._driver or self._start(python)
         with _whole(output) as running, live.fresh(self._live):
-            job = {"arguments": papermill_arguments(step, environment, parameters, running), "log": str(log)}
-            status = self._do(driver, job, lambda: show(*executed_cells(running), live.read(self._live)))
+            job = {
+                "arguments": papermill_arguments(step, environment, parameters, running),
+                "log": str(log),
+            }
+            status = self._do(
+                driver, job, lambda: show(*executed_cells(running), live.read(self._live))
+            )
         return status, output, log if log.is_file() else driver.log
 
     @property
@@ -74,7 +83,9 @@ class Notebooks:
 
     def _start(self, python: Path) -> JobProcess:
         command = (str(python), "-m", "model_serve_flow.run.notebook_driver")
-        return JobProcess(command, self._workspace.logs / "notebooks.log", self._variables(), RUN_VARIABLE)
+        return JobProcess(
+            command, self._workspace.logs / "notebooks.log", self._variables(), RUN_VARIABLE
+        )
 
     def _do(self, driver: JobProcess, job: dict[str, Any], tick: Callable[[], None]) -> int:
         succeeded = False
@@ -97,14 +108,19 @@ class Notebooks:
                 self._driver.stop()
 
     def _variables(self) -> dict[str, str]:
-        """Environment of all notebooks: no telemetry, no hub where nothing needs it, and the kernels."""
+        """Environment of all notebooks: no telemetry, no hub where nothing needs it,
+        and the kernels.
+        """
         variables = {**os.environ, **environments.process_variables(), **QUIET}
         variables["JUPYTER_PATH"] = environments.jupyter_path()
         variables["MODEL_SERVE_FLOW_PROFILES"] = str(profiles_folder().resolve())
         variables[live.VARIABLE] = str(self._live)
         if not needs_hub(self._config):
             variables |= offline.HUB_OFFLINE
-        variables |= {RUN_VARIABLE: f"{_mark(self._workspace)}{uuid.uuid4().hex}", **processes.KEEP_READABLE}
+        variables |= {
+            RUN_VARIABLE: f"{_mark(self._workspace)}{uuid.uuid4().hex}",
+            **processes.KEEP_READABLE,
+        }
         return variables | offline.variables()
 
 
@@ -122,9 +138,14 @@ def papermill_arguments(
 
 
 def end_leftovers(workspace: Workspace) -> int:
-    """Ends what a run of the workspace that was killed could not end itself; returns how many processes that were."""
+    """Ends what a run of the workspace that was killed could not end itself;
+    returns how many processes that were.
+    """
     mark = _mark(workspace)
-    return processes.end(lambda: processes.marked(RUN_VARIABLE, lambda value: value.startswith(mark)), LEFTOVER_SECONDS)
+    return processes.end(
+        lambda: processes.marked(RUN_VARIABLE, lambda value: value.startswith(mark)),
+        LEFTOVER_SECONDS,
+    )
 
 
 def _mark(workspace: Workspace) -> str:
@@ -133,7 +154,9 @@ def _mark(workspace: Workspace) -> str:
 
 @contextmanager
 def _whole(output: Path) -> Iterator[Path]:
-    """The path papermill writes to after each cell; a notebook that it left whole takes the place of `output`."""
+    """The path papermill writes to after each cell;
+    a notebook that it left whole takes the place of `output`.
+    """
     running = output.with_name(f".{output.stem}.running.ipynb")
     running.unlink(missing_ok=True)
     try:

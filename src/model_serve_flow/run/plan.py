@@ -1,4 +1,6 @@
-"""What a run would do, in words: every step with its environment and command lines, and what the profile needs."""
+"""What a run would do, in words: every step with its environment and command lines,
+and what the profile needs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,11 @@ PORT = 8000  # stands for the free port that is chosen when a server starts
 def plan(flow: Flow) -> str:
     """The whole plan as text, for machines that can run the profile and for those that cannot."""
     config, workspace = flow.config, flow.workspace
-    lines = [f"{config.name}: {config.description}", f"Reference machine: {config.reference_machine}", ""]
+    lines = [
+        f"{config.name}: {config.description}",
+        f"Reference machine: {config.reference_machine}",
+        "",
+    ]
     for step in STEPS:
         lock = environments.lock_path(step.environment, config.device).relative_to(checkout())
         lines += [f"{step.module}  (environment {step.environment}, lock {lock})"]
@@ -34,10 +40,10 @@ def plan(flow: Flow) -> str:
 def commands(step: Step, flow: Flow) -> list[list[str]]:
     """The command lines of a step: papermill, and what its notebook starts for each model.
 
-    Papermill, lm-eval and llm-compressor are called as libraries; the lines of the first two are the commands that do
-    the same. That of lm-eval asks every choice by itself: the scores are the same, the tokens are more. The base's
-    second measurement, of a sample of the items, has no line. Tasks that are asked several times have one more line,
-    with the first of their seeds.
+    Papermill, lm-eval and llm-compressor are called as libraries; the lines of the first two are
+    the commands that do the same. That of lm-eval asks every choice by itself: the scores are the
+    same, the tokens are more. The base's second measurement, of a sample of the items, has no line.
+    Tasks that are asked several times have one more line, with the first of their seeds.
     """
     config, workspace = flow.config, flow.workspace
     environment = environments.environment(step.environment)
@@ -45,7 +51,9 @@ def commands(step: Step, flow: Flow) -> list[list[str]]:
     python = environments.environment("notebook").python
     lines = [papermill_command(step, environment, notebook, python)]
     names = (
-        ["base"] if step.module in ("01_Base_Accuracy", "02_Base_Performance") else [c.name for c in config.candidates]
+        ["base"]
+        if step.module in ("01_Base_Accuracy", "02_Base_Performance")
+        else [c.name for c in config.candidates]
     )
     if step.module == "05_Compressed_Performance" and config.performance.blocks > 1:
         names.insert(0, "base")
@@ -57,16 +65,28 @@ def commands(step: Step, flow: Flow) -> list[list[str]]:
     return lines
 
 
-def papermill_command(step: Step, environment: Environment, output: Path, python: Path) -> list[str]:
+def papermill_command(
+    step: Step, environment: Environment, output: Path, python: Path
+) -> list[str]:
     """The command line that executes the module's notebook in the kernel of its environment."""
     return [
-        *(str(python), "-m", "papermill", "--no-progress-bar", "--log-output", "-k", environment.kernel),
+        *(
+            str(python),
+            "-m",
+            "papermill",
+            "--no-progress-bar",
+            "--log-output",
+            "-k",
+            environment.kernel,
+        ),
         *("--cwd", str(module_folder(step)), "-f", "parameters.yaml"),
         *(str(module_folder(step) / step.notebook), str(output)),
     ]
 
 
-def _measurement(step: Step, config: FlowConfig, folder: Path, name: str, python: Path) -> list[list[str]]:
+def _measurement(
+    step: Step, config: FlowConfig, folder: Path, name: str, python: Path
+) -> list[list[str]]:
     from model_serve_flow.measure.guidellm.commands import load_command, search_command
     from model_serve_flow.serve.vllm import ACCURACY, serve_command
 
@@ -85,20 +105,31 @@ def _measurement(step: Step, config: FlowConfig, folder: Path, name: str, python
     return lines
 
 
-def lm_eval_command(config: FlowConfig, folder: Path, name: str, python: Path, seed: int | None = None) -> list[str]:
-    """The lm-eval command line that measures what the notebook measures; with a seed, of the sampled answers."""
+def lm_eval_command(
+    config: FlowConfig, folder: Path, name: str, python: Path, seed: int | None = None
+) -> list[str]:
+    """The lm-eval command line that measures what the notebook measures; with a seed,
+    of the sampled answers.
+    """
     accuracy = config.accuracy
     several = repeated_tasks(config, accuracy.tasks)
     tasks = [task for task in accuracy.tasks if task not in several] if seed is None else several
-    endpoint = (
-        f"model={name},base_url=http://127.0.0.1:{PORT}/v1/completions,tokenizer={folder},tokenized_requests=True"
-    )
+    endpoint = f"model={name},base_url=http://127.0.0.1:{PORT}/v1/completions,tokenizer={folder},tokenized_requests=True"
     endpoint += f",num_concurrent={accuracy.concurrency},max_length={config.engine.max_model_len}"
     endpoint += "" if seed is None else f",seed={seed}"
     line = [str(python), "-m", "lm_eval", "--model", "local-completions", "--model_args", endpoint]
-    line += ["--tasks", ",".join(tasks), "--batch_size", str(accuracy.batch_size), "--seed", str(config.seed)]
+    line += [
+        "--tasks",
+        ",".join(tasks),
+        "--batch_size",
+        str(accuracy.batch_size),
+        "--seed",
+        str(config.seed),
+    ]
     line += (
-        ["--gen_kwargs", f"temperature={accuracy.repeats.temperature}"] if seed is not None and accuracy.repeats else []
+        ["--gen_kwargs", f"temperature={accuracy.repeats.temperature}"]
+        if seed is not None and accuracy.repeats
+        else []
     )
     line += ["--limit", str(accuracy.limit)] if accuracy.limit else []
     line += ["--num_fewshot", str(accuracy.num_fewshot)] if accuracy.num_fewshot is not None else []
@@ -112,7 +143,10 @@ def needs(flow: Flow) -> list[str]:
     from model_serve_flow.system.sizes import gib
 
     sizes = estimate(flow).model_dump()
-    return [f"{key.removesuffix('_bytes').replace('_', ' ')}: about {gib(size)}" for key, size in sizes.items()]
+    return [
+        f"{key.removesuffix('_bytes').replace('_', ' ')}: about {gib(size)}"
+        for key, size in sizes.items()
+    ]
 
 
 def _in(python: Path, command: list[str]) -> list[str]:

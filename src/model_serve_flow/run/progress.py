@@ -17,7 +17,8 @@ from rich.table import Column
 from model_serve_flow.system.live import Live
 
 PLAIN_SECONDS = 30.0  # between two lines of a step where there is no terminal
-ADDED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}  # cells that papermill adds to the executed notebook
+# cells that papermill adds to the executed notebook
+ADDED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
 MESSAGE_LINES = 30
 
 
@@ -92,10 +93,13 @@ class Progress:
 
 
 def executed_cells(notebook: Path) -> tuple[int, int]:
-    """(cell being executed, number of cells) of a notebook that papermill is writing; (0, 0) if unknown."""
+    """(cell being executed, number of cells) of a notebook that papermill is writing; (0,
+    0) if unknown.
+    """
     try:
         cells = _own_cells(notebook)
-    except (FileNotFoundError, json.JSONDecodeError):  # not there yet, or read in the middle of being written
+    except (FileNotFoundError, json.JSONDecodeError):
+        # not there yet, or read in the middle of being written
         return 0, 0
     begun = [number for number, cell in enumerate(cells, 1) if _papermill(cell).get("start_time")]
     return max(begun, default=1), len(cells)
@@ -107,10 +111,18 @@ def failure(module: str, notebook: Path, log: Path, status: int) -> str:
     for number, cell in enumerate(cells, 1):
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
-                first = next((line for line in "".join(cell["source"]).splitlines() if line.strip()), "")
-                reason = "\n".join(f"{output['ename']}: {output['evalue']}".splitlines()[:MESSAGE_LINES])
-                return f"{module} failed in cell {number} of {len(cells)} ({first.strip()})\n{reason}"
-    tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-MESSAGE_LINES // 2 :])
+                first = next(
+                    (line for line in "".join(cell["source"]).splitlines() if line.strip()), ""
+                )
+                reason = "\n".join(
+                    f"{output['ename']}: {output['evalue']}".splitlines()[:MESSAGE_LINES]
+                )
+                return (
+                    f"{module} failed in cell {number} of {len(cells)} ({first.strip()})\n{reason}"
+                )
+    tail = "\n".join(
+        log.read_text(encoding="utf-8", errors="replace").splitlines()[-MESSAGE_LINES // 2 :]
+    )
     return f"{module} failed (exit status {status}) outside its cells:\n{tail}"
 
 

@@ -17,7 +17,8 @@ NAME = ".run.lock"
 
 @contextlib.contextmanager
 def only_run(workspace: Workspace) -> Iterator[None]:
-    """Holds the workspace until the block ends; the system lets go of it when this process ends, however it does.
+    """Holds the workspace until the block ends;
+    the system lets go of it when this process ends, however it does.
 
     Raises:
         FlowError: another run holds it; its process id and start time are named.

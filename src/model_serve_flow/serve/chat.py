@@ -14,7 +14,9 @@ from model_serve_flow.serve.server import Server
 def ask(server: Server, question: str, max_tokens: int = 48) -> str:
     """The model's answer to one chat question, at temperature 0."""
     with server.client() as client:
-        response = client.post("/v1/chat/completions", json=chat_body(server.model_name, question, max_tokens))
+        response = client.post(
+            "/v1/chat/completions", json=chat_body(server.model_name, question, max_tokens)
+        )
     response.raise_for_status()
     return chat_content(response.json(), "message").strip()
 
@@ -22,7 +24,10 @@ def ask(server: Server, question: str, max_tokens: int = 48) -> str:
 def stream(server: Server, question: str, max_tokens: int = 48) -> Iterator[str]:
     """The same answer piece by piece, as the server streams it (server-sent events)."""
     body = {**chat_body(server.model_name, question, max_tokens), "stream": True}
-    with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
+    with (
+        server.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as response,
+    ):
         response.raise_for_status()
         for event in server_sent_events(response):
             if event != "[DONE]":

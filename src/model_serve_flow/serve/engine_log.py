@@ -1,4 +1,6 @@
-"""The reason why vLLM died, as its log gives it: the first exception of the process that failed first."""
+"""The reason why vLLM died, as its log gives it:
+the first exception of the process that failed first.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +9,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 SILENT = (
-    "The engine's process ended without an exception. That is how a killed process ends, for instance when the "
-    "machine has no memory left."
+    "The engine's process ended without an exception. That is how a killed process ends, for "
+    "instance when the machine has no memory left."
 )
 MESSAGE_LINES = 6
 MESSAGE_CHARACTERS = 1500
 
-# "(EngineCore pid=12) ERROR 11-29 07:54:00 [core.py:1510] text"; what a process prints by itself has no such start.
+# "(EngineCore pid=12) ERROR 11-29 07:54:00 [core.py:1510] text"; what a process prints by itself
+# has no such start.
 _LOGGED = re.compile(r"\(([\w-]+ pid=\d+)\) [A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d (\[[^\]]*\]) ?(.*)")
-# What the engine's processes say before the traceback of what ended them. Other tracebacks may be of one request.
+# What the engine's processes say before the traceback of what ended them. Other tracebacks may be
+# of one request.
 _FATAL = re.compile(r"(EngineCore|WorkerProc) (failed|hit an exception|encountered a fatal error)")
 # What the server and the engine say when a process that they started is gone: no cause.
-_CONSEQUENCE = re.compile(r"EngineDeadError|Engine core initialization failed|WorkerProc initialization failed")
+_CONSEQUENCE = re.compile(
+    r"EngineDeadError|Engine core initialization failed|WorkerProc initialization failed"
+)
 _TRACEBACK = "Traceback (most recent call last):"
 # Between the exceptions of a chain, of which the first is the cause.
 _CHAIN = ("During handling of the above exception", "The above exception was the direct cause")
@@ -27,14 +33,17 @@ _FRAME = re.compile(r'  File "(?:.*/site-packages/)?(.+?)", line (\d+)')
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of the log: the process and the place in its code that logged it ("" if printed), and what it says."""
+    """A line of the log: the process and the place in its code that logged it ("" if printed),
+    and what it says.
+    """
 
     who: str
     text: str
 
 
 def root_cause(log: str, *, ended_by_itself: bool = True) -> str | None:
-    """The exception that ended the engine, with the place that raised it; none if the log holds none.
+    """The exception that ended the engine, with the place that raised it;
+    none if the log holds none.
 
     vLLM's last lines are the traceback of the server, which only says that its engine is gone. The
     cause stands above: the first traceback that an engine or worker process announced as fatal,
@@ -49,7 +58,9 @@ def root_cause(log: str, *, ended_by_itself: bool = True) -> str | None:
     lines = [_parse(line) for line in log.splitlines()]
     starts = [place for place, line in enumerate(lines) if line.text == _TRACEBACK]
     fatal = [place for place in starts if _FATAL.search(_announcement(lines, place))]
-    chains = [list(_chain(lines, place)) for place in [*fatal, *(starts if ended_by_itself else [])]]
+    chains = [
+        list(_chain(lines, place)) for place in [*fatal, *(starts if ended_by_itself else [])]
+    ]
     chains = [chain for chain in chains if chain]
     cause = next((chain for chain in chains if not _CONSEQUENCE.search(chain[0])), None)
     if cause is not None:
@@ -65,13 +76,17 @@ def _parse(line: str) -> _Line:
 def _announcement(lines: Sequence[_Line], place: int) -> str:
     """What the process of the line at `place` said before it."""
     who = lines[place].who
-    return next((line.text for line in reversed(lines[:place]) if line.who == who), "") if who else ""
+    return (
+        next((line.text for line in reversed(lines[:place]) if line.who == who), "") if who else ""
+    )
 
 
 def _chain(lines: Sequence[_Line], start: int) -> Iterator[str]:
     """The exceptions of the traceback that starts there, and of those that followed from it."""
     who = lines[start].who
-    own = (line.text for line in lines[start:] if line.who == who) if who else _printed(lines[start:])
+    own = (
+        (line.text for line in lines[start:] if line.who == who) if who else _printed(lines[start:])
+    )
     frame, message, linked = "", list[str](), True
     for text in own:
         if text == _TRACEBACK:

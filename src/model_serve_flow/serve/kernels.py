@@ -1,4 +1,6 @@
-"""Proof that the compressed weights really were computed with: the engine's log must name a kernel for every group."""
+"""Proof that the compressed weights really were computed with:
+the engine's log must name a kernel for every group.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from model_serve_flow.system.scheme_names import group_schemes
 
 # The layer has a capital: another line says "for mixed-precision linear".
 _LINEAR = re.compile(r"(?:Selected|Using) (\w*(?:Kernel|Experts)\w*) for ([A-Z]\w*)")
-# "Using 'MARLIN' WNA16 MoE backend.", "Using TRITON Fp8 MoE backend out of potential backends: [...]"
+# "Using 'MARLIN' WNA16 MoE backend.", "Using TRITON Fp8 MoE backend out of potential backends:
+# [...]"
 _EXPERTS = re.compile(r"Using '?(\w+)'? ((?:W4A8 )?\w+) MoE backend")
 _UNQUANTISED = "Unquantized"
 _WEIGHTS_ONLY = re.compile(r"Weight-only FP8 compression will be used leveraging the Marlin kernel")
@@ -34,22 +37,27 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "MXFP8": ("MXFP8", "MxFp8 MoE"),
 }
 FIRST_WITH_FP8 = 8.9  # compute capability; below it vLLM serves FP8 as W8A16, without a line
-INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8")  # any of them multiplies and adds INT8 in 32 bits
+# any of them multiplies and adds INT8 in 32 bits
+INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def logged_kernels(log: str) -> tuple[str, ...]:
     """The quantised kernels that vLLM's log names, each as 'kernel for layer', sorted."""
     linear = {f"{kernel} for {layer}" for kernel, layer in _LINEAR.findall(log)}
-    experts = {f"{name} for {kind} MoE" for name, kind in _EXPERTS.findall(log) if kind != _UNQUANTISED}
+    experts = {
+        f"{name} for {kind} MoE" for name, kind in _EXPERTS.findall(log) if kind != _UNQUANTISED
+    }
     fallback = {WEIGHTS_ONLY} if _WEIGHTS_ONLY.search(log) else set()
     return tuple(sorted(linear | experts | fallback))
 
 
 def require_expected_kernel(facts: EngineFacts, name: str, folder: Path) -> None:
-    """Checks that the base was served unquantised, and a candidate with a kernel for each of its groups.
+    """Checks that the base was served unquantised,
+    and a candidate with a kernel for each of its groups.
 
-    A group in FP8 passes without a line of its own where vLLM writes none: on a GPU that does not compute in FP8, and
-    for weights alone. That is printed. So it is for a checkpoint that stores only its KV cache in FP8.
+    A group in FP8 passes without a line of its own where vLLM writes none: on a GPU that does not
+    compute in FP8, and for weights alone. That is printed. So it is for a checkpoint that stores
+    only its KV cache in FP8.
 
     Raises:
         FlowError: it was not; names the group, its scheme, and the kernels of the log.
@@ -57,18 +65,23 @@ def require_expected_kernel(facts: EngineFacts, name: str, folder: Path) -> None
     if name == "base":
         if facts.quantization or facts.kernels:
             raise FlowError(
-                f"The base model was served quantised ({facts.quantization}, {', '.join(facts.kernels)}).",
+                f"The base model was served quantised ({facts.quantization}, "
+                f"{', '.join(facts.kernels)}).",
                 "Compare with an unquantised base: fix model.source in the profile.",
             )
         return
     config = read_json(folder / "config.json", finite=False).get("quantization_config") or {}
-    ours = config.get("quant_method") == "compressed-tensors"  # the layers of other tools have other names
+    # the layers of other tools have other names
+    ours = config.get("quant_method") == "compressed-tensors"
     groups = group_schemes(config) if ours else {}
-    unlogged = ours and (all(map(_may_be_silent, groups.values())) if groups else bool(config.get("kv_cache_scheme")))
+    unlogged = ours and (
+        all(map(_may_be_silent, groups.values())) if groups else bool(config.get("kv_cache_scheme"))
+    )
     if not facts.quantization or not (facts.kernels or unlogged):
         raise FlowError(
             f"vLLM served {name!r} without a quantised kernel: its log names none.",
-            f"Is {folder} a compressed checkpoint? Its measurements would be those of an uncompressed model.",
+            f"Is {folder} a compressed checkpoint? Its measurements would be those of an "
+            "uncompressed model.",
         )
     for group, scheme in groups.items():
         _require_group(facts, name, group, scheme)
@@ -80,7 +93,10 @@ def _require_group(facts: EngineFacts, name: str, group: str, scheme: str) -> No
     if not layers or any(layer in layers for layer in served):
         return
     if _may_be_silent(scheme):
-        print(f"{name}, {group} ({scheme}): served as weights in FP8, activations in 16 bits; vLLM logs no kernel.")
+        print(
+            f"{name}, {group} ({scheme}): served as weights in FP8, activations in 16 bits; vLLM "
+            "logs no kernel."
+        )
         return
     raise FlowError(
         f"vLLM served {name!r} with {', '.join(facts.kernels)}; "
@@ -90,7 +106,9 @@ def _require_group(facts: EngineFacts, name: str, group: str, scheme: str) -> No
 
 
 def expected_layers(scheme: str) -> tuple[str, ...]:
-    """vLLM's names of the layers that may serve a scheme; none where any quantised kernel will do."""
+    """vLLM's names of the layers that may serve a scheme;
+    none where any quantised kernel will do.
+    """
     family = scheme.removesuffix("_ASYM")
     if family in LAYERS:
         return LAYERS[family]
@@ -114,9 +132,10 @@ def _number(capability: str) -> float:
 
 
 def int8_saturates(architecture: str, cpu_features: Collection[str]) -> bool:
-    """Whether vLLM's INT8 kernel adds pairs of products in 16 bits on this processor, which saturate.
+    """Whether vLLM's INT8 kernel adds pairs of products in 16 bits on this processor,
+    which saturate.
 
-    So it does on x86-64 without VNNI (oneDNN's developer guide, "Nuances of int8 computations"; measured by
-    benchmarks/int8_sums.py): INT8 loses more accuracy there than elsewhere.
+    So it does on x86-64 without VNNI (oneDNN's developer guide, "Nuances of int8 computations";
+    measured by benchmarks/int8_sums.py): INT8 loses more accuracy there than elsewhere.
     """
     return architecture == "x86_64" and not set(INT8_FEATURES) & set(cpu_features)

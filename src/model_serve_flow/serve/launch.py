@@ -31,19 +31,23 @@ from model_serve_flow.system import environments, live, processes
 from model_serve_flow.system.hardware import free_port
 
 KEY_VARIABLE = "MODEL_SERVE_FLOW_API_KEY"
-SERVER_VARIABLE = "MODEL_SERVE_FLOW_SERVER"  # marks every process of one server, also when its parent is gone
+# marks every process of one server, also when its parent is gone
+SERVER_VARIABLE = "MODEL_SERVE_FLOW_SERVER"
 LEAST_KEY_LENGTH = 16
-SHOWING = ("pandas", "matplotlib.figure", "matplotlib.backends.backend_svg")  # what tables and charts are made with
+# what tables and charts are made with
+SHOWING = ("pandas", "matplotlib.figure", "matplotlib.backends.backend_svg")
 STOP_SECONDS = 20
 LEFTOVER_SECONDS = 2
 GONE_SECONDS = 10  # an engine that lost a process of its own takes this long to end
 
 
 def api_key(config: FlowConfig) -> str:
-    """The key clients must send: that of the environment (`MODEL_SERVE_FLOW_API_KEY`), else a new one.
+    """The key clients must send: that of the environment (`MODEL_SERVE_FLOW_API_KEY`),
+    else a new one.
 
     Raises:
-        FlowError: the server would be reached from elsewhere and no key is set, or it is shorter than 16 characters.
+        FlowError: the server would be reached from elsewhere and no key is set, or it is shorter
+            than 16 characters.
     """
     given = os.environ.get(KEY_VARIABLE, "")
     if given and len(given) < LEAST_KEY_LENGTH:
@@ -53,7 +57,8 @@ def api_key(config: FlowConfig) -> str:
         )
     if not given and not _is_loopback(config.engine.host):
         raise FlowError(
-            f"engine.host is {config.engine.host}: other machines could reach the server, and no key is set.",
+            f"engine.host is {config.engine.host}: other machines could reach the server, and no "
+            "key is set.",
             f"Set {KEY_VARIABLE} (openssl rand -hex 32 makes one), or keep 127.0.0.1.",
         )
     return given or secrets.token_urlsafe(32)
@@ -75,13 +80,15 @@ def serve(
     """Serves the model called `name` ('base' or a candidate) with vLLM until the block ends.
 
     Args:
-        purpose: chooses the engine's arguments (`engine_arguments`), and is part of the log's file name.
+        purpose: chooses the engine's arguments (`engine_arguments`), and is part of the log's file
+            name.
         port: a free one is chosen if not given.
         meanwhile: called while the server starts, which keeps one core busy for most of a minute.
 
     Raises:
-        FlowError: the port is taken, the engine is not installed, it died while starting or did not answer in time
-            (its last log lines are shown), or other machines could reach it without a key.
+        FlowError: the port is taken, the engine is not installed, it died while starting or did not
+            answer in time (its last log lines are shown), or other machines could reach it without
+            a key.
         ServerGone: it ended, or hung for `engine.unresponsive_seconds`, before the block did.
     """
     started = _launch(flow, name, purpose, port)
@@ -95,12 +102,18 @@ def serve(
 
 @contextlib.contextmanager
 def serve_each(
-    flow: Flow, names: Iterable[str], *, purpose: str = "serve", meanwhile: Callable[[], object] | None = None
+    flow: Flow,
+    names: Iterable[str],
+    *,
+    purpose: str = "serve",
+    meanwhile: Callable[[], object] | None = None,
 ) -> Iterator[Iterator[Server]]:
-    """`with serve_each(flow, names) as servers:` iterates over running servers, each stopped when its turn is over.
+    """`with serve_each(flow, names) as servers:` iterates over running servers,
+    each stopped when its turn is over.
 
-    Each starts when its turn comes, because a GPU's memory holds one; with `engine.start_together` all start at once:
-    starting is importing on one core, and a server without requests takes no time of those that have some.
+    Each starts when its turn comes, because a GPU's memory holds one; with `engine.start_together`
+    all start at once: starting is importing on one core, and a server without requests takes no
+    time of those that have some.
 
     Raises:
         FlowError: as `serve`; whichever model it is of, no server is left when the block ends.
@@ -116,7 +129,9 @@ def _turns(
     meanwhile: Callable[[], object] | None,
     servers: contextlib.ExitStack,
 ) -> Iterator[Server]:
-    """The servers one after the other; `servers` ends the one whose turn it is, and those that wait, with the block."""
+    """The servers one after the other; `servers` ends the one whose turn it is,
+    and those that wait, with the block.
+    """
     seconds, waiting = flow.config.engine.startup_seconds, list(names)
     together: dict[str, _Started] = {}
     if flow.config.engine.start_together:
@@ -136,7 +151,9 @@ def _turns(
 
 @contextlib.contextmanager
 def _supervised(flow: Flow, server: Server) -> Iterator[Server]:
-    """Ends the server if it hangs; whatever fails because the server is gone, is reported as that."""
+    """Ends the server if it hangs; whatever fails because the server is gone,
+    is reported as that.
+    """
     try:
         with watched(server, flow.config.engine.unresponsive_seconds):
             yield server
@@ -149,7 +166,9 @@ def _supervised(flow: Flow, server: Server) -> Iterator[Server]:
 
 
 def _await_end(server: Server) -> None:
-    """Gives a server that does not answer well the time to end, so that its end can be told from another failure."""
+    """Gives a server that does not answer well the time to end,
+    so that its end can be told from another failure.
+    """
     deadline = time.monotonic() + GONE_SECONDS
     while server.exit_status() is None and time.monotonic() < deadline:
         if _is_healthy(server.url):
@@ -184,7 +203,8 @@ class _Started:
 
     @property
     def url(self) -> str:
-        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # addresses to listen on, not to connect to
+        # addresses to listen on, not to connect to
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{everywhere.get(self.host, host)}:{self.port}"
 
@@ -210,7 +230,8 @@ class _Started:
             return True
         if self.child.poll() is not None:
             raise FlowError(
-                f"vLLM ended with exit code {self.child.returncode} while starting. {evidence(self.log)}",
+                f"vLLM ended with exit code {self.child.returncode} while starting. "
+                f"{evidence(self.log)}",
                 f"\nThe whole log: {self.log}",
             )
         if _is_healthy(self.url):
@@ -218,7 +239,9 @@ class _Started:
         return self.start_seconds is not None
 
     def stop(self) -> None:
-        """Asks the server to end, and kills whatever of its processes is left; may be called again."""
+        """Asks the server to end, and kills whatever of its processes is left;
+        may be called again.
+        """
         if self.child.poll() is None:
             self.child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -238,12 +261,19 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _St
     require_free(port, host)
     log, mark = flow.workspace.logs / f"vllm-{purpose}-{name}.log", uuid.uuid4().hex
     log.parent.mkdir(parents=True, exist_ok=True)
-    # vLLM leaves sockets and a file in the temporary folder. The name is short: that of a socket may have 107 bytes.
+    # vLLM leaves sockets and a file in the temporary folder. The name is short: that of a socket
+    # may have 107 bytes.
     scratch = tempfile.TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True)
-    own = {"VLLM_API_KEY": key, SERVER_VARIABLE: mark, "TMPDIR": scratch.name, **processes.KEEP_READABLE}
+    own = {
+        "VLLM_API_KEY": key,
+        SERVER_VARIABLE: mark,
+        "TMPDIR": scratch.name,
+        **processes.KEEP_READABLE,
+    }
     given, ours = inherited(os.environ), _own_variables(flow.config)
     _tell(flow, f"{purpose}-{name}", given, ours)
-    os.environ.update(environments.direct(host))  # for the clients in this process, and those that it starts
+    # for the clients in this process, and those that it starts
+    os.environ.update(environments.direct(host))
     launched = time.monotonic()
     with log.open("wb") as sink:
         child = subprocess.Popen(
@@ -262,16 +292,26 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _St
 def _own_variables(config: FlowConfig) -> dict[str, str]:
     """What the flow sets for every server, secrets and marks apart."""
     readable = {"VLLM_LOGGING_COLOR": "0"}  # also where the user forces colours
-    return {**environments.variables_in_force(), **readable, **engine_environment(config), **compile_caches(config)}
+    return {
+        **environments.variables_in_force(),
+        **readable,
+        **engine_environment(config),
+        **compile_caches(config),
+    }
 
 
 def _tell(flow: Flow, name: str, given: Inherited, ours: dict[str, str]) -> None:
-    """Records in the manifest which variables the server has beside the surrounding ones, and says which it lacks."""
+    """Records in the manifest which variables the server has beside the surrounding ones,
+    and says which it lacks.
+    """
     engine = {key: value for key, value in given.passed.items() if key.startswith(PREFIX)}
     record = {"variables": {**engine, **ours}, "not_handed_on": list(given.dropped)}
     update_manifest(flow.workspace, servers={name: record})
     if given.dropped:
-        print(f"Not handed on to vLLM, which would be served otherwise or not at all: {', '.join(given.dropped)}")
+        print(
+            "Not handed on to vLLM, which would be served otherwise or not at all: "
+            f"{', '.join(given.dropped)}"
+        )
 
 
 def require_free(port: int, host: str = "127.0.0.1") -> None:
@@ -286,12 +326,15 @@ def require_free(port: int, host: str = "127.0.0.1") -> None:
             ) from error
 
 
-def _wait_until_ready(servers: Sequence[_Started], seconds: int, meanwhile: Callable[[], object] | None = None) -> None:
+def _wait_until_ready(
+    servers: Sequence[_Started], seconds: int, meanwhile: Callable[[], object] | None = None
+) -> None:
     what = f"{', '.join(server.name for server in servers)}: vLLM starts"
     live.report(what, 0, 0)
     if meanwhile is not None:
         meanwhile()
-    for module in SHOWING:  # the cells after the measurement need them; the start leaves a core free
+    # the cells after the measurement need them; the start leaves a core free
+    for module in SHOWING:
         importlib.import_module(module)
     deadline, unready = time.monotonic() + seconds, list(servers)
     while time.monotonic() < deadline:
@@ -303,5 +346,6 @@ def _wait_until_ready(servers: Sequence[_Started], seconds: int, meanwhile: Call
     log = unready[0].log
     raise FlowError(
         f"vLLM did not answer within {seconds} s. {evidence(log, by_itself=False)}",
-        f"\nThe whole log: {log}. A slow machine needs more: --set engine.startup_seconds={2 * seconds}.",
+        f"\nThe whole log: {log}. A slow machine needs more: --set "
+        f"engine.startup_seconds={2 * seconds}.",
     )

@@ -60,14 +60,22 @@ class Server:
         return httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
 
     def require_alive(self) -> None:
-        """ServerGone, with the cause as its log gives it, if the server ended or was ended because it hung."""
+        """ServerGone, with the cause as its log gives it,
+        if the server ended or was ended because it hung.
+        """
         status = self.exit_status()
         if status is None and not self.hung.is_set():
             return
         if self.hung.is_set():
-            problem = "hung: it owed a token and made no progress (engine.unresponsive_seconds), and was ended"
+            problem = (
+                "hung: it owed a token and made no progress (engine.unresponsive_seconds), and was "
+                "ended"
+            )
         elif status is not None and status < 0:
-            problem = f"was ended by signal {-status} ({signal.Signals(-status).name}) while it was needed"
+            problem = (
+                f"was ended by signal {-status} ({signal.Signals(-status).name}) while it was "
+                "needed"
+            )
         else:
             problem = f"ended with exit code {status} while it was needed"
         raise ServerGone(
@@ -79,7 +87,8 @@ class Server:
         """What the engine says it did, and its peak memory until now.
 
         Raises:
-            FlowError: the log does not name the engine's version, so it cannot be trusted to name its kernels.
+            FlowError: the log does not name the engine's version, so it cannot be trusted to name
+                its kernels.
         """
         text = self.log.read_text(encoding="utf-8", errors="replace")
         version = _VERSION.search(text)
@@ -90,7 +99,9 @@ class Server:
         cache = _KV_CACHE.search(text)
         return EngineFacts(
             version=version[1],
-            quantization=None if quantization is None or quantization[1] == "None" else quantization[1],
+            quantization=None
+            if quantization is None or quantization[1] == "None"
+            else quantization[1],
             dtype=dtype[1] if dtype else None,
             kernels=logged_kernels(text),
             kv_cache_tokens=int(cache[1].replace(",", "")) if cache else None,
@@ -100,7 +111,9 @@ class Server:
 
 
 def evidence(log: Path, *, by_itself: bool = True) -> str:
-    """Why vLLM ended, first; its last log lines, and more of them where the log does not say why."""
+    """Why vLLM ended, first; its last log lines,
+    and more of them where the log does not say why.
+    """
     cause = root_cause(log.read_text(encoding="utf-8", errors="replace"), ended_by_itself=by_itself)
     if cause is None:
         return f"Its last log lines:\n{log_tail(log)}"
@@ -108,6 +121,8 @@ def evidence(log: Path, *, by_itself: bool = True) -> str:
 
 
 def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """The last lines of a log, without those that only say that we looked whether the server is well."""
+    """The last lines of a log, without those that only say that we looked whether the server is
+    well.
+    """
     text = log.read_text(encoding="utf-8", errors="replace")
     return "\n".join([line for line in text.splitlines() if not _OUR_LOOK.search(line)][-lines:])

@@ -27,12 +27,15 @@ BUSY_SHARE = 0.2
 # beside eighty other processes on two cores still gets this much.
 WORKING_SHARE = 0.05
 # vLLM's counters of the work it did: tokens read, tokens made, and tokens of all its steps.
-_COUNTERS = re.compile(r"^vllm:(?:prompt_tokens_total|generation_tokens_total|iteration_tokens_total_sum)\b.*", re.M)
+_COUNTERS = re.compile(
+    r"^vllm:(?:prompt_tokens_total|generation_tokens_total|iteration_tokens_total_sum)\b.*", re.M
+)
 
 
 @contextlib.contextmanager
 def watched(server: Server, seconds: float) -> Iterator[None]:
-    """While the block runs, kills the server (and sets `server.hung`) if it owes a token and makes no progress.
+    """While the block runs, kills the server (and sets `server.hung`) if it owes a token and makes
+    no progress.
 
     Progress is CPU time of its processes, of those among their children that ended too (a
     compiler's, say), or a change of its own counters of tokens. A process that a signal stopped
@@ -50,7 +53,9 @@ def watched(server: Server, seconds: float) -> Iterator[None]:
         seconds: how long a server may owe a token without any progress.
     """
     stop = threading.Event()
-    thread = threading.Thread(target=_watch, args=(server, seconds, stop), name="watchdog", daemon=True)
+    thread = threading.Thread(
+        target=_watch, args=(server, seconds, stop), name="watchdog", daemon=True
+    )
     thread.start()
     try:
         yield
@@ -75,7 +80,9 @@ class _Look:
     stopped: bool
 
     def computed_since(self, before: _Look, share: float) -> bool:
-        """Whether it did something since then: its counters changed, or it used this share of a core."""
+        """Whether it did something since then: its counters changed,
+        or it used this share of a core.
+        """
         if self.stopped:
             return False
         if None not in (self.counters, before.counters) and self.counters != before.counters:
@@ -112,7 +119,9 @@ def _look(server: Server, client: httpx.Client) -> _Look:
 
 def _ask(server: Server) -> threading.Thread:
     """Asks for one token, in a thread that ends with the answer, or with the server."""
-    thread = threading.Thread(target=_wait_for_a_token, args=(server,), name="watchdog's question", daemon=True)
+    thread = threading.Thread(
+        target=_wait_for_a_token, args=(server,), name="watchdog's question", daemon=True
+    )
     thread.start()
     return thread
 

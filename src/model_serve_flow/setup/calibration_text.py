@@ -14,7 +14,8 @@ from model_serve_flow.system.files import write_rows
 
 
 def write_calibration(flow: Flow) -> Path | None:
-    """Writes `data/calibration.jsonl`: rows `{"messages": [user, assistant]}`, one packaged news article each.
+    """Writes `data/calibration.jsonl`: rows `{"messages": [user, assistant]}`,
+    one packaged news article each.
 
     News is neither encyclopedia nor quiz: no document is shared with the evaluation tasks.
 
@@ -28,15 +29,19 @@ def write_calibration(flow: Flow) -> Path | None:
     if calibration.packaged is None:
         return None
     packaged = flow.config.accuracy.packaged
-    if packaged is not None and calibration.packaged.sha256 in {getattr(packaged, task).sha256 for task in TASKS}:
+    if packaged is not None and calibration.packaged.sha256 in {
+        getattr(packaged, task).sha256 for task in TASKS
+    }:
         raise FlowError(
             f"{calibration.packaged.path} is both calibration and evaluation text.",
-            "Calibrating on what is measured flatters the candidate: name another calibration.packaged.",
+            "Calibrating on what is measured flatters the candidate: name another "
+            "calibration.packaged.",
         )
     articles = news_articles(fetch_packaged(calibration.packaged).read_bytes())
     if len(articles) < calibration.samples:
         raise FlowError(
-            f"calibration.samples is {calibration.samples}, but the packaged text has {len(articles)} articles.",
+            f"calibration.samples is {calibration.samples}, but the packaged text has "
+            f"{len(articles)} articles.",
             "Lower calibration.samples, or name another calibration.packaged.",
         )
     random.Random(flow.config.seed).shuffle(articles)
@@ -50,7 +55,9 @@ def news_articles(data: bytes) -> list[str]:
 
 
 def conversation(article: str) -> list[dict[str, str]]:
-    """A request to continue the beginning of the article (about a fifth of it), and the rest as the answer."""
+    """A request to continue the beginning of the article (about a fifth of it),
+    and the rest as the answer.
+    """
     beginning = cut(article, max(len(article) // 5, 200))
     rest = article[len(beginning) :].strip()
     return [

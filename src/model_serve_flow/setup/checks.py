@@ -37,4 +37,6 @@ class Check(Record):
 
 def fits(name: str, available: int, needed: int, advice: str) -> Check:
     """A check that so many bytes are there."""
-    return Check(name=name, ok=available >= needed, value=gib(available), needed=gib(needed), advice=advice)
+    return Check(
+        name=name, ok=available >= needed, value=gib(available), needed=gib(needed), advice=advice
+    )

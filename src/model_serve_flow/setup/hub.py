@@ -65,29 +65,39 @@ def _hub_errors(repository: str, revision: str | None, kind: str) -> Iterator[No
     except errors.GatedRepoError as error:
         raise FlowError(
             f"{repository} is gated: its owner wants you to accept its terms first.",
-            f"Accept them on {page}, then set HF_TOKEN to a token of that account (or run 'hf auth login').",
+            f"Accept them on {page}, then set HF_TOKEN to a token of that account (or run 'hf auth "
+            "login').",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise FlowError(
-            f"{repository} has no revision {revision!r}.", f"Look at the branches and commits on {page}."
+            f"{repository} has no revision {revision!r}.",
+            f"Look at the branches and commits on {page}.",
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise FlowError(
-            f"{repository!r} is neither a local folder nor a repository that you can see on the hub.",
+            f"{repository!r} is neither a local folder nor a repository that you can see on the "
+            "hub.",
             f"Check the spelling; if {page} is private, set HF_TOKEN.",
         ) from error
     except errors.HFValidationError as error:
         raise FlowError(
-            f"{repository!r} is neither a local folder nor a valid hub id.", "A hub id looks like org/model."
+            f"{repository!r} is neither a local folder nor a valid hub id.",
+            "A hub id looks like org/model.",
         ) from error
-    except (httpx.TransportError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
+    except (
+        httpx.TransportError,
+        errors.OfflineModeIsEnabled,
+        errors.LocalEntryNotFoundError,
+    ) as error:
         raise FlowError(
             f"The hub cannot be reached to download {repository}: {_first_line(error)}",
-            "Check the network, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, or set 'source' to a local folder.",
+            "Check the network, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, or set 'source' to a "
+            "local folder.",
         ) from error
     except errors.HfHubHTTPError as error:
         raise FlowError(
-            f"The hub refused to give {repository}: {_first_line(error)}", "Try again later, or use a local folder."
+            f"The hub refused to give {repository}: {_first_line(error)}",
+            "Try again later, or use a local folder.",
         ) from error
 
 
@@ -98,7 +108,8 @@ def _first_line(error: Exception) -> str:
 def hub_rows(
     source: HubDataset, key: str, choose: Callable[[IterableDataset], Iterable[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """The rows that `choose` takes from the streamed dataset, as {"text": ...} or {"messages": ...}.
+    """The rows that `choose` takes from the streamed dataset, as {"text":
+    ...} or {"messages": ...}.
 
     Args:
         source: the dataset; a local folder works too.
@@ -113,16 +124,23 @@ def hub_rows(
 
     try:
         path, revision = local(source.path), source.revision
-        stream = load_dataset(path, source.name, split=source.split, revision=revision, streaming=True)
+        stream = load_dataset(
+            path, source.name, split=source.split, revision=revision, streaming=True
+        )
         rows = list(choose(stream))
     except (DatasetNotFoundError, OSError, ValueError) as error:
         raise FlowError(
             f"Dataset {source.path!r} cannot be loaded: {str(error).splitlines()[0]}",
-            f"Check {key} (path, name, split, revision), the network and HF_TOKEN, or use a local folder.",
+            f"Check {key} (path, name, split, revision), the network and HF_TOKEN, or use a local "
+            "folder.",
         ) from error
     if rows and source.column not in rows[0]:
         raise FlowError(
-            f"Dataset {source.path!r} has no column {source.column!r}; it has {', '.join(rows[0])}.",
+            f"Dataset {source.path!r} has no column {source.column!r}; it has "
+            f"{', '.join(rows[0])}.",
             f"Set {key}.column.",
         )
-    return [{"text" if isinstance(row[source.column], str) else "messages": row[source.column]} for row in rows]
+    return [
+        {"text" if isinstance(row[source.column], str) else "messages": row[source.column]}
+        for row in rows
+    ]

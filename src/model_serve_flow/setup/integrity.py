@@ -13,18 +13,22 @@ REMAKE = f"Download it again if it is ready-made. {RERUN}"
 
 
 def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Checks that a folder is a whole safetensors checkpoint that does no harm, by its headers; tensors are not read.
+    """Checks that a folder is a whole safetensors checkpoint that does no harm,
+    by its headers; tensors are not read.
 
     Raises:
         FlowError: names the missing, broken or dangerous file.
     """
     if not folder.is_dir():
-        raise FlowError(f"Model folder {folder} does not exist.", f"Correct 'source' in the profile. {RERUN}")
+        raise FlowError(
+            f"Model folder {folder} does not exist.", f"Correct 'source' in the profile. {RERUN}"
+        )
     refuse_hostile(folder, trust_remote_code=trust_remote_code)
     weights = weight_files(folder)
     if not weights:
         raise FlowError(
-            f"{folder} has no *.safetensors weights.", "Is the download complete, and the folder the right one?"
+            f"{folder} has no *.safetensors weights.",
+            "Is the download complete, and the folder the right one?",
         )
     _require_settings(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZERS):
@@ -43,7 +47,9 @@ def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> None:
 
 def _require_settings(path: Path) -> None:
     if not path.is_file():
-        raise FlowError(f"{path} is missing.", "A checkpoint needs it: copy or download the whole model again.")
+        raise FlowError(
+            f"{path} is missing.", "A checkpoint needs it: copy or download the whole model again."
+        )
     if not isinstance(strict_json(path), dict):
         raise FlowError(f"{path} must hold a JSON object.", "Copy or download the model again.")
 
@@ -57,7 +63,8 @@ def _tensor_names(path: Path) -> set[str]:
             return set(file.keys())
     except (SafetensorError, OSError) as error:
         raise FlowError(
-            f"{path} is truncated or corrupt: {error}", "Copy or download it again, and check the free disk space."
+            f"{path} is truncated or corrupt: {error}",
+            "Copy or download it again, and check the free disk space.",
         ) from error
 
 
@@ -69,10 +76,12 @@ def _check_index(folder: Path, tensors: dict[str, set[str]]) -> None:
     missing = sorted(set(weight_map.values()) - tensors.keys())
     if missing:
         raise FlowError(
-            f"{index} names {', '.join(missing)}, not in the folder.", "Copy or download the missing shards."
+            f"{index} names {', '.join(missing)}, not in the folder.",
+            "Copy or download the missing shards.",
         )
     for tensor, shard in weight_map.items():
         if tensor not in tensors[shard]:
             raise FlowError(
-                f"{folder / shard} has no tensor {tensor!r}, which {SHARD_INDEX} places there.", "Download both again."
+                f"{folder / shard} has no tensor {tensor!r}, which {SHARD_INDEX} places there.",
+                "Download both again.",
             )

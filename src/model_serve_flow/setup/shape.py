@@ -19,7 +19,8 @@ from model_serve_flow.setup.offline import local
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 FOREIGN = ("kv_lora_rank", "ssm_state_size", "mamba_d_state", "linear_num_key_heads", "ffn_dim")
 UNGATED = ("gpt_neox", "gpt2", "opt", "bloom", "falcon", "phi", "gptj", "starcoder2")
-TIED = ("gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2")  # unless they say otherwise
+# unless they say otherwise
+TIED = ("gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2")
 WITH_BIAS = ("qwen2", "qwen2_moe")  # on query, key and value, although no key says so
 
 
@@ -65,7 +66,9 @@ class Shape:
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.layers * attention + blocks + norms + embeddings
 
-    def cache_bytes(self, tokens: int, *, width: int = 2, tensor: int = 1, pipeline: int = 1) -> int:
+    def cache_bytes(
+        self, tokens: int, *, width: int = 2, tensor: int = 1, pipeline: int = 1
+    ) -> int:
         """Bytes of KV cache on each GPU for one sequence.
 
         Args:
@@ -86,7 +89,9 @@ def shape_of(settings: Mapping[str, Any]) -> Shape | None:
     if kind in UNGATED or any(text.get(key) for key in FOREIGN):
         return None
     try:
-        layers, hidden, heads = (int(text[key]) for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+        layers, hidden, heads = (
+            int(text[key]) for key in ("num_hidden_layers", "hidden_size", "num_attention_heads")
+        )
         intermediate, vocabulary = int(text["intermediate_size"]), int(text["vocab_size"])
     except (KeyError, TypeError, ValueError):
         return None
@@ -112,7 +117,9 @@ def _experts(text: Mapping[str, Any], layers: int) -> dict[str, int]:
     if not count:
         return {}
     step = int(text.get("decoder_sparse_step") or 1)
-    dense = set(text.get("mlp_only_layers") or ()) | set(range(text.get("first_k_dense_replace") or 0))
+    dense = set(text.get("mlp_only_layers") or ()) | set(
+        range(text.get("first_k_dense_replace") or 0)
+    )
     dense |= {number for number in range(layers) if (number + 1) % step}
     return {
         "experts": count,
@@ -167,5 +174,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FlowError(f"{path} cannot be read: {error}", "Copy or download the model again.") from error
+        raise FlowError(
+            f"{path} cannot be read: {error}", "Copy or download the model again."
+        ) from error
     return settings if isinstance(settings, dict) else {}

@@ -20,14 +20,16 @@ from model_serve_flow.system.files import Row, read_rows, write_rows, write_text
 
 CHOICES = 4
 MMLU_QUESTION = re.compile(
-    r"^Q: (.*?)\n\(A\) (.*?) \(B\) (.*?) \(C\) (.*?) \(D\) (.*?)\nA: .*?The answer is \(([ABCD])\)", re.DOTALL
+    r"^Q: (.*?)\n\(A\) (.*?) \(B\) (.*?) \(C\) (.*?) \(D\) (.*?)\nA: .*?The answer is \(([ABCD])\)",
+    re.DOTALL,
 )
 
 _ACCURACY = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
 TASKS: dict[str, dict[str, Any]] = {
     "mmlu_dev": {  # the prompt of lm-eval's own mmlu
         "output_type": "multiple_choice",
-        "description": "The following are multiple choice questions (with answers) about {{subject}}.\n\n",
+        "description": "The following are multiple choice questions (with answers) about "
+        "{{subject}}.\n\n",
         "doc_to_text": "{{question.strip()}}\nA. {{choices[0]}}\nB. {{choices[1]}}\n"
         "C. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:",
         "doc_to_choice": ["A", "B", "C", "D"],
@@ -46,8 +48,16 @@ TASKS: dict[str, dict[str, Any]] = {
         "doc_to_text": "",
         "doc_to_target": "{{text}}",
         "metric_list": [
-            {"metric": "word_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False},
-            {"metric": "byte_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False},
+            {
+                "metric": "word_perplexity",
+                "aggregation": "weighted_perplexity",
+                "higher_is_better": False,
+            },
+            {
+                "metric": "byte_perplexity",
+                "aggregation": "weighted_perplexity",
+                "higher_is_better": False,
+            },
             {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False},
         ],
     },
@@ -55,9 +65,11 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def prepare_tasks(flow: Flow) -> dict[str, int]:
-    """Writes `data/<task>.jsonl` and `data/tasks/<task>.yaml` for the packaged tasks of the profile.
+    """Writes `data/<task>.jsonl` and `data/tasks/<task>.yaml` for the packaged tasks of the
+    profile.
 
-    Every row has an `id`, the hash of its content, so that two models' answers can be paired whatever the order.
+    Every row has an `id`, the hash of its content, so that two models' answers can be paired
+    whatever the order.
 
     Returns:
         task -> number of items; empty if the profile names only lm-eval's own tasks.
@@ -73,11 +85,18 @@ def prepare_tasks(flow: Flow) -> dict[str, int]:
         stale.unlink()
     if packaged is None or not wanted:
         return {}
-    fetch_all([getattr(packaged, task) for task in wanted] + ([c] if (c := flow.config.calibration.packaged) else []))
+    fetch_all(
+        [getattr(packaged, task) for task in wanted]
+        + ([c] if (c := flow.config.calibration.packaged) else [])
+    )
     counts = {}
     for task in wanted:
-        data = write_rows(flow.workspace.data / f"{task}.jsonl", task_rows(task, packaged, flow.config.seed))
-        write_text(folder / f"{task}.yaml", yaml.safe_dump(task_definition(task, data), sort_keys=False))
+        data = write_rows(
+            flow.workspace.data / f"{task}.jsonl", task_rows(task, packaged, flow.config.seed)
+        )
+        write_text(
+            folder / f"{task}.yaml", yaml.safe_dump(task_definition(task, data), sort_keys=False)
+        )
         counts[task] = len(read_rows(data))
     return counts
 
@@ -92,7 +111,8 @@ def known_tasks_check(flow: Flow) -> None:
     homeless = [task for task in flow.config.accuracy.tasks if task in TASKS]
     if homeless:
         raise FlowError(
-            f"Task {', '.join(homeless)} comes out of a package, but accuracy.packaged is not in the profile.",
+            f"Task {', '.join(homeless)} comes out of a package, but accuracy.packaged is not in "
+            "the profile.",
             "Copy that section from profiles/cpu-smollm2.yaml, or name one of lm-eval's own tasks.",
         )
 
@@ -121,10 +141,12 @@ def task_rows(task: str, packaged: PackagedTasks, seed: int) -> list[Row]:
 
 
 def mmlu_questions(data: bytes, per_subject: int, subjects: int) -> list[Row]:
-    """Question, four choices, index of the answer and subject, from lm-eval's own chain-of-thought prompts of MMLU.
+    """Question, four choices, index of the answer and subject,
+    from lm-eval's own chain-of-thought prompts of MMLU.
 
-    The few questions whose options are not in the usual form are left out; of the rest, the first `per_subject` of each
-    of `subjects` subjects, which are taken at even distances, or of all where there are fewer.
+    The few questions whose options are not in the usual form are left out; of the rest, the first
+    `per_subject` of each of `subjects` subjects, which are taken at even distances, or of all where
+    there are fewer.
     """
     prompts = list(json.loads(data).items())
     taken = min(subjects, len(prompts))
@@ -132,7 +154,9 @@ def mmlu_questions(data: bytes, per_subject: int, subjects: int) -> list[Row]:
     found = [
         (subject, match)
         for subject, prompt in chosen
-        for match in list(filter(None, map(MMLU_QUESTION.match, prompt.split("\n\n"))))[:per_subject]
+        for match in list(filter(None, map(MMLU_QUESTION.match, prompt.split("\n\n"))))[
+            :per_subject
+        ]
     ]
     return [
         {
@@ -146,7 +170,8 @@ def mmlu_questions(data: bytes, per_subject: int, subjects: int) -> list[Row]:
 
 
 def word_analogies(data: bytes, per_category: int, seed: int) -> list[Row]:
-    """'Athens is to Greece as Baghdad is to' with four choices; the wrong ones answer other questions of the category.
+    """'Athens is to Greece as Baghdad is to' with four choices; the wrong ones answer other
+    questions of the category.
 
     What is drawn depends on seed and category only, and an item's choices on seed and item only.
     """
@@ -165,7 +190,8 @@ def _analogy_categories(data: bytes) -> dict[str, list[tuple[str, ...]]]:
     for line in data.decode().splitlines():
         if line.startswith(":"):
             current = categories.setdefault(line[1:].strip(), [])
-        elif (quadruple := tuple(line.split())) not in seen:  # two categories of capitals share questions
+        elif (quadruple := tuple(line.split())) not in seen:
+            # two categories of capitals share questions
             seen.add(quadruple)
             current.append(quadruple)
     return {category: quadruples for category, quadruples in categories.items() if quadruples}
@@ -176,7 +202,10 @@ def _analogy(quadruple: tuple[str, ...], answers: list[str], seed: int) -> Row:
     question = f"{one} is to {other} as {asked} is to"
     chooser = random.Random(f"{seed}/{question}")
     # The words of the question itself would be a different, easier kind of wrong answer.
-    choices = [*chooser.sample([word for word in answers if word not in quadruple], CHOICES - 1), answer]
+    choices = [
+        *chooser.sample([word for word in answers if word not in quadruple], CHOICES - 1),
+        answer,
+    ]
     chooser.shuffle(choices)
     return {"question": question, "choices": choices, "answer": choices.index(answer)}
 

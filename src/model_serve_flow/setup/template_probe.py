@@ -1,6 +1,7 @@
 """Run as a program: why the chat template on its standard input is refused, or nothing.
 
-It has a process of its own because a template is a program: it may never end, or ask for all memory.
+It has a process of its own because a template is a program: it may never end, or ask for all
+memory.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ CONVERSATION = [
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """A forbidden attribute ends the template at once; Jinja itself waits until something is made of it."""
+    """A forbidden attribute ends the template at once;
+    Jinja itself waits until something is made of it.
+    """
 
     def unsafe_undefined(self, obj: object, attribute: str) -> Undefined:
         raise SecurityError(f"it asks for the attribute {attribute!r} of {type(obj).__name__!r}")
@@ -49,7 +52,8 @@ class Generation(Extension):
 def problem_of(template: str) -> str:
     """Why a chat template is refused; empty if it is not.
 
-    What is found while rendering depends on the conversation, what stands in the text does not: both are looked at.
+    What is found while rendering depends on the conversation, what stands in the text does not:
+    both are looked at.
     A template that gives up on this conversation by itself is a sound one.
     """
     environment = sandbox()
@@ -79,7 +83,9 @@ def _json(value: Any, *, ensure_ascii: bool = False, **options: Any) -> str:
 
 def sandbox() -> ImmutableSandboxedEnvironment:
     """The environment in which transformers renders chat templates."""
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
+    environment = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
     environment.filters["tojson"] = _json
     names: dict[str, Any] = environment.globals
     names["raise_exception"] = _give_up
@@ -93,20 +99,37 @@ def _give_up(message: str) -> None:
 
 def _variables() -> dict[str, object]:
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    return {"messages": CONVERSATION, "tools": None, "documents": None, "add_generation_prompt": True, **tokens}
+    return {
+        "messages": CONVERSATION,
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": True,
+        **tokens,
+    }
 
 
 def _forbidden(tree: nodes.Template) -> Iterator[str]:
-    """Attributes that only Python's own machinery has, by whichever way they are asked for, and other files."""
+    """Attributes that only Python's own machinery has, by whichever way they are asked for,
+    and other files.
+    """
     for node in tree.find_all(OTHER_FILES):
         yield f"line {node.lineno} reads another file"
     for node in tree.find_all(nodes.Getattr):
         if node.attr.startswith("_"):
             yield f"line {node.lineno} asks for the attribute {node.attr!r}"
     for node in tree.find_all((nodes.Getitem, nodes.Filter)):
-        for text in (node.arg,) if isinstance(node, nodes.Getitem) else (*node.args, *(k.value for k in node.kwargs)):
-            hidden = isinstance(text, nodes.Const) and isinstance(text.value, str) and "__" in text.value
-            if hidden and (isinstance(node, nodes.Getitem) or node.name in ("attr", "map", "selectattr", "rejectattr")):
+        for text in (
+            (node.arg,)
+            if isinstance(node, nodes.Getitem)
+            else (*node.args, *(k.value for k in node.kwargs))
+        ):
+            hidden = (
+                isinstance(text, nodes.Const) and isinstance(text.value, str) and "__" in text.value
+            )
+            if hidden and (
+                isinstance(node, nodes.Getitem)
+                or node.name in ("attr", "map", "selectattr", "rejectattr")
+            ):
                 yield f"line {node.lineno} asks for the attribute {text.value!r}"
 
 

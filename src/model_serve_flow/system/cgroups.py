@@ -8,7 +8,8 @@ SELF = Path("/proc/self/cgroup")
 
 
 def first_version_folders(controller: str, root: Path, membership: Path = SELF) -> list[Path]:
-    """This process's folder of a controller and those around it, innermost first; none with version 2.
+    """This process's folder of a controller and those around it, innermost first;
+    none with version 2.
 
     A container may see the host's path of its cgroup, which it does not have: then the root counts.
 
@@ -24,7 +25,11 @@ def first_version_folders(controller: str, root: Path, membership: Path = SELF) 
     parts = [line.split(":", 2) for line in lines if line.count(":") >= 2]
     inner = next((path for _, names, path in parts if controller in names.split(",")), "/")
     folder = mounted[0] / inner.strip("/")
-    return [path for path in (folder, *folder.parents) if path == mounted[0] or mounted[0] in path.parents]
+    return [
+        path
+        for path in (folder, *folder.parents)
+        if path == mounted[0] or mounted[0] in path.parents
+    ]
 
 
 def cpu_quota(folder: Path) -> float | None:

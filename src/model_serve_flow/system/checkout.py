@@ -1,4 +1,6 @@
-"""Where this project lies on disk: profiles, notebooks, locks and artifacts are found from its root."""
+"""Where this project lies on disk: profiles, notebooks,
+locks and artifacts are found from its root.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ MODULES = Path("examples") / "model-serve-flow"
 def checkout() -> Path:
     """The root of the checkout that holds the library, else of the one around the working folder.
 
-    The runner's environments use the library where it lies. After `pip install .` of one module it lies in
-    site-packages, and the notebook's own folder leads to the root.
+    The runner's environments use the library where it lies. After `pip install .` of one module it
+    lies in site-packages, and the notebook's own folder leads to the root.
 
     Raises:
         FlowError: neither is inside a checkout.
@@ -22,6 +24,8 @@ def checkout() -> Path:
         if (folder / MODULES / "profiles").is_dir():
             return folder
     raise FlowError(
-        f"Neither the library nor the working folder {Path.cwd()} is inside a checkout of model-serve-flow.",
-        "Start in a module's folder, or set MODEL_SERVE_FLOW_PROFILES and MODEL_SERVE_FLOW_ARTIFACTS.",
+        f"Neither the library nor the working folder {Path.cwd()} is inside a checkout of "
+        "model-serve-flow.",
+        "Start in a module's folder, or set MODEL_SERVE_FLOW_PROFILES and "
+        "MODEL_SERVE_FLOW_ARTIFACTS.",
     )

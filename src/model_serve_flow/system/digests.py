@@ -1,4 +1,6 @@
-"""Says whether files changed: SHA-256 of a file, of a folder, and of a folder that was asked for before."""
+"""Says whether files changed: SHA-256 of a file, of a folder,
+and of a folder that was asked for before.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-_known_digests: dict[Path, tuple[Any, str]] = {}  # path -> what its files looked like, and the digest they had
+# path -> what its files looked like, and the digest they had
+_known_digests: dict[Path, tuple[Any, str]] = {}
 
 
 def file_digest(path: Path) -> str:
@@ -17,25 +20,33 @@ def file_digest(path: Path) -> str:
 
 
 def content_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a folder, by its path inside it; hidden files and README.md do not count."""
+    """SHA-256 of each file of a folder, by its path inside it;
+    hidden files and README.md do not count.
+    """
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in _content(folder)}
 
 
 def combined_digest(files: dict[str, str]) -> str:
     """SHA-256 over names and digests, in the order given, as `content_digests` gives them."""
-    return hashlib.sha256("\n".join(f"{name} {digest}" for name, digest in files.items()).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join(f"{name} {digest}" for name, digest in files.items()).encode()
+    ).hexdigest()
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over the sorted names and SHA-256 of the files of a folder; hidden files and README.md do not count."""
+    """SHA-256 over the sorted names and SHA-256 of the files of a folder;
+    hidden files and README.md do not count.
+    """
     return combined_digest(content_digests(folder))
 
 
 def digest_once(path: Path) -> str | None:
-    """`file_digest` or `folder_digest`, computed once per process for as long as no file looks changed.
+    """`file_digest` or `folder_digest`, computed once per process for as long as no file looks
+    changed.
 
-    Weights are many gigabytes and are asked for again and again. A file looks changed when its size, times or inode
-    do. What must not rest on that (may this be deployed?) hashes from the disk with `content_digests`.
+    Weights are many gigabytes and are asked for again and again. A file looks changed when its
+    size, times or inode do. What must not rest on that (may this be deployed?) hashes from the disk
+    with `content_digests`.
 
     Returns:
         None for a missing file, and for a folder without files that count.
@@ -53,7 +64,8 @@ def digest_once(path: Path) -> str | None:
 
 
 def _look(status: os.stat_result) -> tuple[int, ...]:
-    # The time of the last change of status too: unlike the others it cannot be set back after an edit.
+    # The time of the last change of status too: unlike the others it cannot be set back after an
+    # edit.
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 

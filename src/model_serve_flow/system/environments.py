@@ -1,7 +1,8 @@
-"""The Python environments of the modules: built by uv from committed locks, each with its Jupyter kernel.
+"""The Python environments of the modules: built by uv from committed locks,
+each with its Jupyter kernel.
 
-Needs only uv, `packaging` and the standard library, so that a bare interpreter can build the first environment with it:
-`python -m model_serve_flow.system.environments notebook --device cpu`.
+Needs only uv, `packaging` and the standard library, so that a bare interpreter can build the first
+environment with it: `python -m model_serve_flow.system.environments notebook --device cpu`.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from model_serve_flow.system.streams import show_what_can_be_shown
 
 Device = Literal["cpu", "gpu"]
 NAMES = ("notebook", "serve", "compress")
-GPU_PYTHON = "3.12"  # what the GPU locks are resolved for; the CPU locks are for every Python from 3.11 on
+# what the GPU locks are resolved for; the CPU locks are for every Python from 3.11 on
+GPU_PYTHON = "3.12"
 LOG_TAIL_LINES = 15
 NO_TELEMETRY = {
     "DO_NOT_TRACK": "1",  # huggingface_hub and vLLM heed it as well
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets and evaluate report each load to a counter
-    "DISABLE_SAFETENSORS_CONVERSION": "1",  # transformers asks a bot to convert a repository that has no safetensors
+    # transformers asks a bot to convert a repository that has no safetensors
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
 }
@@ -40,13 +43,14 @@ NO_PROXY = ("NO_PROXY", "no_proxy")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROCESS_VARIABLES = {  # of all that runs in an environment
     **NO_TELEMETRY,
-    # Images of containers often forbid Python to keep what it compiled: each of a run's seven servers would compile
-    # PyTorch and vLLM anew, which is half of its start. Empty permits it.
+    # Images of containers often forbid Python to keep what it compiled: each of a run's seven
+    # servers would compile PyTorch and vLLM anew, which is half of its start. Empty permits it.
     "PYTHONDONTWRITEBYTECODE": "",
 }
 USER_MAY_CHANGE = {  # as PROCESS_VARIABLES, but a value that the user set wins
-    # Threads of a computation wait for each other at every step. By default they spin, also while another program holds
-    # the core that they wait for: measured beside ten other processes, 0.8 output tokens/s instead of 21.
+    # Threads of a computation wait for each other at every step. By default they spin, also while
+    # another program holds the core that they wait for: measured beside ten other processes, 0.8
+    # output tokens/s instead of 21.
     "OMP_WAIT_POLICY": "passive",
 }
 
@@ -72,13 +76,17 @@ class Environment:
 
     @property
     def marker(self) -> Path:
-        """Holds the digest of what the environment was built from; written last, so a half-built one has none."""
+        """Holds the digest of what the environment was built from; written last,
+        so a half-built one has none.
+        """
         return self.folder / "complete"
 
 
 def environments_folder() -> Path:
     """`MODEL_SERVE_FLOW_ENVIRONMENTS`, or `.environments` of the checkout."""
-    return Path(os.environ.get("MODEL_SERVE_FLOW_ENVIRONMENTS") or checkout() / ".environments").resolve()
+    return Path(
+        os.environ.get("MODEL_SERVE_FLOW_ENVIRONMENTS") or checkout() / ".environments"
+    ).resolve()
 
 
 def environment(name: str) -> Environment:
@@ -99,7 +107,8 @@ def process_variables() -> dict[str, str]:
 
 
 def direct(host: str) -> dict[str, str]:
-    """`NO_PROXY` and `no_proxy`, so that no request to this machine or `host`, and no key, goes to a proxy.
+    """`NO_PROXY` and `no_proxy`, so that no request to this machine or `host`, and no key,
+    goes to a proxy.
 
     What the user set in either stays in both: clients differ in which of the two they read.
     """
@@ -110,17 +119,23 @@ def direct(host: str) -> dict[str, str]:
 
 
 def lock_path(name: str, device: Device) -> Path:
-    """The committed lock, in requirements format: exact versions, each with the hashes of all its files."""
+    """The committed lock, in requirements format: exact versions,
+    each with the hashes of all its files.
+    """
     return checkout() / MODULES / "environments" / name / f"{device}.txt"
 
 
 def torch_lock(name: str) -> Path:
-    """The pin of PyTorch's CPU build, apart from the lock because it comes from no package index."""
+    """The pin of PyTorch's CPU build, apart from the lock because it comes from no package
+    index.
+    """
     return lock_path(name, "cpu").with_name("cpu-torch.txt")
 
 
 def build_lock() -> Path:
-    """The lock of what uv builds packages with: this project, and the releases that have no wheel."""
+    """The lock of what uv builds packages with: this project,
+    and the releases that have no wheel.
+    """
     return checkout() / MODULES / "environments" / "build.txt"
 
 
@@ -130,7 +145,11 @@ def lock_paths(name: str, device: Device) -> list[Path]:
     Raises:
         FlowError: one of them is missing.
     """
-    paths = [lock_path(name, device), *([torch_lock(name)] if device == "cpu" else []), build_lock()]
+    paths = [
+        lock_path(name, device),
+        *([torch_lock(name)] if device == "cpu" else []),
+        build_lock(),
+    ]
     for path in paths:
         if not path.is_file():
             raise FlowError(f"{path} is missing.", "Restore it from git, or make it: make lock.")
@@ -141,22 +160,29 @@ def jupyter_path() -> str:
     """Value of `JUPYTER_PATH` that shows the kernel of every environment."""
     inherited = os.environ.get("JUPYTER_PATH")
     return os.pathsep.join(
-        [*(str(environment(name).jupyter_path) for name in NAMES), *([inherited] if inherited else [])]
+        [
+            *(str(environment(name).jupyter_path) for name in NAMES),
+            *([inherited] if inherited else []),
+        ]
     )
 
 
 def is_ready(name: str, device: Device) -> bool:
     """Whether the environment is whole and was built from the lock as it is now."""
     built = environment(name)
-    return built.python.exists() and built.marker.is_file() and built.marker.read_text() == _digest(name, device)
+    return (
+        built.python.exists()
+        and built.marker.is_file()
+        and built.marker.read_text() == _digest(name, device)
+    )
 
 
 def ensure(name: str, device: Device) -> Environment:
     """The environment, built from its lock if it is missing, half built or built from another lock.
 
     Raises:
-        FlowError: uv failed (the end of its output and the log's path are in the message), or the environment that
-            this very process runs in is out of date.
+        FlowError: uv failed (the end of its output and the log's path are in the message), or the
+            environment that this very process runs in is out of date.
     """
     built = environment(name)
     if is_ready(name, device):
@@ -164,7 +190,9 @@ def ensure(name: str, device: Device) -> Environment:
     if built.folder == Path(sys.prefix).resolve():
         if name == "notebook" and is_ready(name, "cpu"):  # nothing in it runs on an accelerator
             return built
-        raise FlowError(f"The {name} environment is out of date.", "Build it again: make bootstrap.")
+        raise FlowError(
+            f"The {name} environment is out of date.", "Build it again: make bootstrap."
+        )
     _build(built, device)
     return built
 
@@ -187,19 +215,29 @@ def uv_program() -> str:
 def cpu_torch() -> tuple[list[str], dict[str, str]]:
     """Where uv finds PyTorch's CPU build: (arguments, environment variables).
 
-    pip's find-links, which uv does not read by itself, where they hold a torch wheel for this interpreter; else uv's
-    own `--torch-backend cpu`.
+    pip's find-links, which uv does not read by itself, where they hold a torch wheel for this
+    interpreter; else uv's own `--torch-backend cpu`.
     """
     links = _find_links()
-    return ([], {"UV_FIND_LINKS": ",".join(links)}) if any(map(_has_torch, links)) else (["--torch-backend", "cpu"], {})
+    return (
+        ([], {"UV_FIND_LINKS": ",".join(links)})
+        if any(map(_has_torch, links))
+        else (["--torch-backend", "cpu"], {})
+    )
 
 
 def _find_links() -> list[str]:
     if value := os.environ.get("PIP_FIND_LINKS"):
         return value.split()
     pip = [sys.executable, "-m", "pip", "config", "list"]
-    listed = subprocess.run(pip, capture_output=True, text=True, check=False).stdout  # no pip, no find-links
-    return [link for value in re.findall(r"\.find-links='(.*)'", listed) for link in re.split(r"\s|\\n", value) if link]
+    # no pip, no find-links
+    listed = subprocess.run(pip, capture_output=True, text=True, check=False).stdout
+    return [
+        link
+        for value in re.findall(r"\.find-links='(.*)'", listed)
+        for link in re.split(r"\s|\\n", value)
+        if link
+    ]
 
 
 def _has_torch(link: str) -> bool:
@@ -213,7 +251,9 @@ def _has_torch(link: str) -> bool:
 
 
 def _digest(name: str, device: Device) -> str:
-    """Digest of what the environment is made of: device, locks, its kernel, and the library's own metadata."""
+    """Digest of what the environment is made of: device, locks, its kernel,
+    and the library's own metadata.
+    """
     files = [*lock_paths(name, device), checkout() / "pyproject.toml"]
     kernel = json.dumps(_kernel_specification(Environment(name, Path(name))))
     content = b"\0".join([device.encode(), kernel.encode(), *(path.read_bytes() for path in files)])
@@ -232,7 +272,8 @@ def _build(built: Environment, device: Device) -> None:
     install += ["--build-constraints", str(build_lock()), "--require-build-hashes"]
     _uv(built, log, {}, "venv", "--python", python, str(built.folder))
     _uv(built, log, {}, *install, "--require-hashes", "-r", str(lock_path(built.name, device)))
-    if device == "cpu":  # the only install that looks outside the package index, and only for this one package
+    # the only install that looks outside the package index, and only for this one package
+    if device == "cpu":
         arguments, variables = cpu_torch()
         _uv(built, log, variables, *install, *arguments, "-r", str(torch_lock(built.name)))
     _uv(built, log, {}, *install, "-e", str(checkout()))
@@ -270,7 +311,10 @@ def _register_kernel(built: Environment) -> None:
 
 
 def _kernel_specification(built: Environment) -> dict[str, Any]:
-    """What Jupyter starts. Its `env` replaces the user's values, so a shell sets those that the user may change."""
+    """What Jupyter starts.
+
+    Its `env` replaces the user's values, so a shell sets those that the user may change.
+    """
     defaults = [f'test "${name}" || export {name}={ours}' for name, ours in USER_MAY_CHANGE.items()]
     shell = ["/bin/sh", "-c", "; ".join([*defaults, 'exec "$@"']), "sh"]
     return {
@@ -292,7 +336,9 @@ def main() -> int:
     try:
         for name in arguments.names:
             if not is_ready(name, arguments.device):
-                print(f"Building the {name} environment in {environment(name).folder} ...", flush=True)
+                print(
+                    f"Building the {name} environment in {environment(name).folder} ...", flush=True
+                )
             ensure(name, arguments.device)
     except FlowError as error:
         print(f"{error.problem}\n{error.hint}", file=sys.stderr)

@@ -1,4 +1,6 @@
-"""Writes files whole or not at all, and reads them back with errors that name the file and the field."""
+"""Writes files whole or not at all, and reads them back with errors that name the file and the
+field.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,11 @@ CACHE_VARIABLE = "MODEL_SERVE_FLOW_CACHE"
 
 @contextlib.contextmanager
 def writing(path: Path, what: str = "file") -> Iterator[None]:
-    """Turns a disk that is full or may not be written, met while the block writes `path`, into what the user can do.
+    """Turns a disk that is full or may not be written, met while the block writes `path`,
+    into what the user can do.
 
-    It goes around the block that removes what was half written, so that the space it names is what is free after that.
+    It goes around the block that removes what was half written, so that the space it names is what
+    is free after that.
 
     Args:
         path: the file or folder that the block writes.
@@ -59,22 +63,29 @@ def writing(path: Path, what: str = "file") -> Iterator[None]:
         if number in _REFUSED and _concerns(error, path):
             raise FlowError(
                 f"The {what} {path} cannot be written: {os.strerror(number)}.",
-                "What was there before is as it was. Make it, and the folder around it, writable for this user (owner, "
-                "permissions, a disk that became read-only), or choose another with --artifacts or "
-                "MODEL_SERVE_FLOW_ARTIFACTS.",
+                "What was there before is as it was. Make it, and the folder around it, writable "
+                "for this user (owner, permissions, a disk that became read-only), or choose "
+                "another with --artifacts or MODEL_SERVE_FLOW_ARTIFACTS.",
             ) from error
         raise
 
 
 def _full(path: Path, what: str, number: int) -> tuple[str, str]:
-    place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    place = next(
+        folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists()
+    )
     temporary = Path(tempfile.gettempdir())
     free, other = (shutil.disk_usage(folder).free / (1 << 20) for folder in (place, temporary))
     return (
-        f"The {what} {path} could not be written: {_FULL[number]} ({free:,.0f} MiB are free there, {other:,.0f} MiB "
-        f"for temporary files in {temporary}).",
-        "What was there before is as it was. Free space, or put the artifacts on a larger disk (--artifacts, or "
-        "MODEL_SERVE_FLOW_ARTIFACTS), and run again: finished work is kept. 'model-serve-flow doctor' shows the need.",
+        (
+            f"The {what} {path} could not be written: {_FULL[number]} ({free:,.0f} MiB are free "
+            f"there, {other:,.0f} MiB for temporary files in {temporary})."
+        ),
+        (
+            "What was there before is as it was. Free space, or put the artifacts on a larger disk "
+            "(--artifacts, or MODEL_SERVE_FLOW_ARTIFACTS), and run again: finished work is kept. "
+            "'model-serve-flow doctor' shows the need."
+        ),
     )
 
 
@@ -87,7 +98,9 @@ def _system_error(error: Exception) -> int | None:
 
 
 def _concerns(error: Exception, path: Path) -> bool:
-    """Whether the error is about the place of `path`, and not about a source that may not be read."""
+    """Whether the error is about the place of `path`,
+    and not about a source that may not be read.
+    """
     name = getattr(error, "filename", None)
     if not isinstance(name, str | bytes):
         return True  # not said: a write into a file that is open already
@@ -100,7 +113,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` that takes its place only if the block succeeds.
 
     Raises:
-        FlowError: the disk is full or may not be written; nothing is left of the new file, and the old one stays.
+        FlowError: the disk is full or may not be written; nothing is left of the new file, and the
+            old one stays.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +141,8 @@ def swap_folder(partial: Path, destination: Path) -> None:
     with writing(destination, "folder"):
         for file in partial.iterdir():
             if file.is_file() and not file.is_symlink():
-                file.chmod(0o644)  # safetensors writes 0600; a server under another user must read it
+                # safetensors writes 0600; a server under another user must read it
+                file.chmod(0o644)
         shutil.rmtree(old, ignore_errors=True)
         if destination.exists():
             destination.rename(old)
@@ -144,7 +159,8 @@ def swap_folder(partial: Path, destination: Path) -> None:
 def replacing_folder(
     destination: Path, what: str = "folder", partial: Path | None = None, *, resumable: bool = False
 ) -> Iterator[Path]:
-    """Yields a hidden sibling folder that takes the place of `destination` only if the block succeeds.
+    """Yields a hidden sibling folder that takes the place of `destination` only if the block
+    succeeds.
 
     Args:
         destination: where it goes.
@@ -153,8 +169,8 @@ def replacing_folder(
         resumable: it stays after a failure, and the next try goes on from what is in it.
 
     Raises:
-        FlowError: the disk is full or may not be written; nothing unfinished is left unless it is resumable, and the
-            old folder stays.
+        FlowError: the disk is full or may not be written; nothing unfinished is left unless it is
+            resumable, and the old folder stays.
     """
     partial = partial or destination.with_name(f".{destination.name}.partial")
     with writing(destination, what):
@@ -173,7 +189,8 @@ def replacing_folder(
 def locked(path: Path) -> Iterator[None]:
     """One process at a time may do this for a path; the others wait.
 
-    Held on a file of its own beside it, `.<stem>.lock`: what lies at the path may be replaced meanwhile.
+    Held on a file of its own beside it, `.<stem>.lock`: what lies at the path may be replaced
+    meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.stem}.lock").open("w") as file:
@@ -189,24 +206,31 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, value: BaseModel | dict[str, Any] | list[Any]) -> Path:
-    """Writes a result or plain value as JSON atomically; NaN and infinity are refused (ValueError)."""
+    """Writes a result or plain value as JSON atomically;
+    NaN and infinity are refused (ValueError).
+    """
     document = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    return write_text(path, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    return write_text(
+        path, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    )
 
 
 def read_json(path: Path, hint: str = RERUN, *, finite: bool = True) -> Any:
     """Reads JSON; FlowError with `hint` if the file is not JSON or is missing.
 
-    JSON knows no NaN and no infinity. With `finite` false they are accepted, as Python and transformers do: published
-    models have them in their settings.
+    JSON knows no NaN and no infinity. With `finite` false they are accepted, as Python and
+    transformers do: published models have them in their settings.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FlowError(f"{path} is missing.", RERUN) from error
     except OSError as error:
-        raise FlowError(f"{path} cannot be read: {error.strerror}.", "Is it a file, and yours to read?") from error
-    except (ValueError, RecursionError) as error:  # also bytes that are no text, and integers of thousands of digits
+        raise FlowError(
+            f"{path} cannot be read: {error.strerror}.", "Is it a file, and yours to read?"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        # also bytes that are no text, and integers of thousands of digits
         raise FlowError(f"{path} is not valid JSON: {error}", hint) from error
     for place, value in leaves(document) if finite else ():
         if isinstance(value, float) and not math.isfinite(value):
@@ -215,7 +239,9 @@ def read_json(path: Path, hint: str = RERUN, *, finite: bool = True) -> Any:
 
 
 def leaves(document: Any) -> Iterator[tuple[str, Any]]:
-    """Every value of nested lists and mappings that is neither, with its dotted place; however deep they are nested."""
+    """Every value of nested lists and mappings that is neither, with its dotted place;
+    however deep they are nested.
+    """
     waiting = [("", document)]
     while waiting:
         place, node = waiting.pop()
@@ -227,8 +253,12 @@ def leaves(document: Any) -> Iterator[tuple[str, Any]]:
 
 
 def read_result(path: Path, kind: type[Result]) -> Result:
-    """Reads a typed result as it was written, without converting values; FlowError names the file and the field."""
-    return read_document(path, kind, f"a valid {kind.__name__}", "It was edited, or written by another version")
+    """Reads a typed result as it was written, without converting values;
+    FlowError names the file and the field.
+    """
+    return read_document(
+        path, kind, f"a valid {kind.__name__}", "It was edited, or written by another version"
+    )
 
 
 def read_document(path: Path, kind: type[Result], what: str, reason: str) -> Result:
@@ -246,9 +276,13 @@ def read_document(path: Path, kind: type[Result], what: str, reason: str) -> Res
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
-        raise FlowError(f"{path} is not {what}: {field}: {problem['msg']}.", f"{reason}. {RERUN}") from error
+        raise FlowError(
+            f"{path} is not {what}: {field}: {problem['msg']}.", f"{reason}. {RERUN}"
+        ) from error
     except RecursionError as error:
-        raise FlowError(f"{path} is not {what}: it is nested too deeply.", f"{reason}. {RERUN}") from error
+        raise FlowError(
+            f"{path} is not {what}: it is nested too deeply.", f"{reason}. {RERUN}"
+        ) from error
 
 
 def now() -> str:

@@ -46,14 +46,22 @@ def find_gpus(environment: Mapping[str, str] = os.environ) -> tuple[tuple[Gpu, .
         return (), "nvidia-smi was not found: no NVIDIA driver is installed"
     text, problem = _ask(f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits")
     rows = [row for row in map(_row, text.splitlines()) if row is not None]
-    said = "; ".join(line.strip() for line in text.splitlines() if line.strip() and _row(line) is None)
+    said = "; ".join(
+        line.strip() for line in text.splitlines() if line.strip() and _row(line) is None
+    )
     if not rows:
         return (), problem or (f"nvidia-smi failed: {said}" if said else "nvidia-smi lists no GPU")
     instances = _instances() if any(row.gpu.memory_bytes is None for row in rows) else {}
     listed = [found for row in rows for found in (instances.get(row.uuid) or [row])]
     seen = _visible(listed, environment)
     if not seen:
-        return (), f"{VISIBLE} is {environment.get(VISIBLE, '')!r}, which leaves none of the {len(listed)} GPUs"
+        return (
+            (),
+            (
+                f"{VISIBLE} is {environment.get(VISIBLE, '')!r}, which leaves none of the "
+                f"{len(listed)} GPUs"
+            ),
+        )
     return tuple(found.gpu for found in seen), (said or problem)
 
 
@@ -69,7 +77,11 @@ def _ask(*arguments: str) -> tuple[str, str | None]:
     """What nvidia-smi prints, and why that may not be all."""
     try:
         done = subprocess.run(
-            ["nvidia-smi", *arguments], capture_output=True, text=True, check=False, timeout=ANSWER_SECONDS
+            ["nvidia-smi", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=ANSWER_SECONDS,
         )
     except (subprocess.TimeoutExpired, OSError) as error:
         return "", f"nvidia-smi did not answer: {error}"
@@ -105,7 +117,9 @@ def _instances() -> dict[str, list[_Listed]]:
         for number, instance in enumerate(gpu.iter("mig_device")):
             total = instance.findtext("fb_memory_usage/total", "").split()
             size = int(total[0]) * MEBIBYTE if total and total[0].isdigit() else None
-            part = Gpu(name=f"{name} MIG", memory_bytes=size, driver=driver, compute_capability=capability)
+            part = Gpu(
+                name=f"{name} MIG", memory_bytes=size, driver=driver, compute_capability=capability
+            )
             found.setdefault(uuid, []).append(_Listed(f"MIG-{uuid}-{number}", part))
     return {uuid: parts[:1] for uuid, parts in found.items()}
 
@@ -120,7 +134,8 @@ def _visible(listed: list[_Listed], environment: Mapping[str, str]) -> list[_Lis
     does not know.
     """
     if environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
-        listed = sorted(listed, key=lambda found: _generation(found.gpu), reverse=True)  # CUDA's: fastest first
+        # CUDA's: fastest first
+        listed = sorted(listed, key=lambda found: _generation(found.gpu), reverse=True)
     if (value := environment.get(VISIBLE)) is None:
         return listed
     seen: list[_Listed] = []

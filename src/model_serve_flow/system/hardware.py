@@ -24,7 +24,9 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 class Machine(Record):
-    """Hardware and system as this process may use them: affinity and cgroup limits are taken into account."""
+    """Hardware and system as this process may use them:
+    affinity and cgroup limits are taken into account.
+    """
 
     os: str
     kernel: str
@@ -51,7 +53,8 @@ def inspect_machine(folder: Path = Path()) -> Machine:
     """
     if sys.platform != "linux":
         raise FlowError(
-            f"This is {platform.system()}; the flow needs Linux, as vLLM does.", "Use Linux, WSL 2 or a container."
+            f"This is {platform.system()}; the flow needs Linux, as vLLM does.",
+            "Use Linux, WSL 2 or a container.",
         )
     cpu, features = describe_cpu(CPUINFO.read_text(encoding="utf-8", errors="replace"))
     total, available = _memory()
@@ -113,7 +116,9 @@ def _cgroup_folders(cgroups: Path) -> list[Path]:
     lines = (_text(Path("/proc/self/cgroup")) or "").splitlines()
     inner = next((line[3:] for line in lines if line.startswith("0::")), "/")
     folder = cgroups / inner.strip("/")
-    return [path for path in (folder, *folder.parents) if path == cgroups or cgroups in path.parents]
+    return [
+        path for path in (folder, *folder.parents) if path == cgroups or cgroups in path.parents
+    ]
 
 
 def _text(path: Path) -> str | None:
@@ -130,7 +135,9 @@ def available_memory() -> int:
 
 
 def free_port(taken: Container[int] = ()) -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago, and is none of `taken`, which may not listen yet."""
+    """A TCP port of 127.0.0.1 that was free a moment ago, and is none of `taken`,
+    which may not listen yet.
+    """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

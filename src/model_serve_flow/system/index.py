@@ -20,7 +20,8 @@ UV_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL"
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY")
 _SETTING = re.compile(r"^(?:\w+|:env:)\.([\w-]+)='(.*)'$", re.MULTILINE)
 _OTHER_FILES = re.compile(
-    r"[Hh]ash mismatch|HASHES|no matching hash|[Nn]o matching distribution|there is no version of|was not found in the"
+    r"[Hh]ash mismatch|HASHES|no matching hash|[Nn]o matching distribution|there is no version "
+    r"of|was not found in the"
 )
 _CERTIFICATE = re.compile(r"certificate|UnknownIssuer|self.signed", re.IGNORECASE)
 
@@ -48,8 +49,9 @@ class Index:
 def indexes(surrounding: Mapping[str, str]) -> list[Index]:
     """The indexes to ask, one after the other, until one serves the locked files.
 
-    That which `MODEL_SERVE_FLOW_INDEX` names, alone. Else that of uv's own settings or, where uv has none, of pip's;
-    and after it the public one. pip's certificate and proxy go to uv wherever uv has none of its own.
+    That which `MODEL_SERVE_FLOW_INDEX` names, alone. Else that of uv's own settings or, where uv
+    has none, of pip's; and after it the public one. pip's certificate and proxy go to uv wherever
+    uv has none of its own.
     """
     pip = pip_settings()
     shared = _certificate_and_proxy(surrounding, pip)
@@ -68,7 +70,9 @@ def indexes(surrounding: Mapping[str, str]) -> list[Index]:
 
 
 def has_other_files(log: str) -> bool:
-    """Whether uv or pip failed because the index has other files than the locks pin, or lacks them."""
+    """Whether uv or pip failed because the index has other files than the locks pin,
+    or lacks them.
+    """
     return _OTHER_FILES.search(log) is not None
 
 
@@ -77,16 +81,20 @@ def hint(log: str, asked: list[Index]) -> str:
     places = " and ".join(index.place for index in asked)
     if has_other_files(log):
         return (
-            f"{places} does not have the files that the locks pin: an index may carry builds of its own, or someone "
-            f"changed them. Set {VARIABLE} to an index with the public files ({PUBLIC}: the one that uv asks by "
-            "default), or bring the wheels along: docs/AirGapped.md."
+            f"{places} does not have the files that the locks pin: an index may carry builds of "
+            f"its own, or someone changed them. Set {VARIABLE} to an index with the public files "
+            f"({PUBLIC}: the one that uv asks by default), or bring the wheels along: "
+            "docs/AirGapped.md."
         )
     if _CERTIFICATE.search(log):
         return (
-            f"{places} has a certificate that is not trusted here. Set SSL_CERT_FILE to your company's certificate "
-            "(pip's setting 'cert' is used where it is set)."
+            f"{places} has a certificate that is not trusted here. Set SSL_CERT_FILE to your "
+            "company's certificate (pip's setting 'cert' is used where it is set)."
         )
-    return f"Asked was {places}. Check the network, the proxy (HTTPS_PROXY) and the free disk, then run again."
+    return (
+        f"Asked was {places}. Check the network, the proxy (HTTPS_PROXY) and the free disk, then "
+        "run again."
+    )
 
 
 @functools.cache
@@ -97,11 +105,15 @@ def pip_settings() -> dict[str, str]:
     return dict(_SETTING.findall(listed))  # those of the environment are listed last, and win
 
 
-def _certificate_and_proxy(surrounding: Mapping[str, str], pip: Mapping[str, str]) -> dict[str, str]:
+def _certificate_and_proxy(
+    surrounding: Mapping[str, str], pip: Mapping[str, str]
+) -> dict[str, str]:
     given: dict[str, str] = {}
     if "cert" in pip and not surrounding.get("SSL_CERT_FILE"):
         given["SSL_CERT_FILE"] = pip["cert"]
-    if "proxy" in pip and not any(surrounding.get(name) or surrounding.get(name.lower()) for name in PROXIES):
+    if "proxy" in pip and not any(
+        surrounding.get(name) or surrounding.get(name.lower()) for name in PROXIES
+    ):
         given |= dict.fromkeys(PROXIES, pip["proxy"])
     if "trusted-host" in pip and not surrounding.get("UV_INSECURE_HOST"):
         given["UV_INSECURE_HOST"] = " ".join(pip["trusted-host"].replace("\\n", " ").split())

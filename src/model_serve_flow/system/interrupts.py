@@ -17,8 +17,10 @@ def ignored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that no child outlives a run that is ended so; and Ctrl-C
-    does in a run that a shell started in the background, which ignores it otherwise."""
+    """SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that no child outlives a run that is
+    ended so; and Ctrl-C does in a run that a shell started in the background, which ignores it
+    otherwise.
+    """
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -29,7 +31,9 @@ def raised() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handling(handler: Any) -> Iterator[None]:
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:

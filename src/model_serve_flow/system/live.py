@@ -49,7 +49,9 @@ class Live:
         return f"about {duration(seconds)} left" if seconds > 0 else "soon over"
 
     def seconds_left(self) -> float | None:
-        """Seconds until the expected end by the rate since it began; none while there is no rate."""
+        """Seconds until the expected end by the rate since it began;
+        none while there is no rate.
+        """
         if self.done <= self.first or not self.total:
             return None
         pace = (self.at - self.started) / (self.done - self.first)
@@ -84,7 +86,9 @@ class _Reporter:
                 self.write(path, self.last)
 
     def write(self, path: str, live: Live) -> None:
-        """A measurement must not fail for a line on the terminal: that it is missing is said once."""
+        """A measurement must not fail for a line on the terminal:
+        that it is missing is said once.
+        """
         if path == self.failed_path:
             return
         temporary = _temporary(Path(path))

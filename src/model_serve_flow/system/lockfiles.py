@@ -1,4 +1,6 @@
-"""Reads and writes the locks of the environments: requirements files of exact versions with their hashes."""
+"""Reads and writes the locks of the environments:
+requirements files of exact versions with their hashes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ HASH = re.compile(r"\s--hash=(\S+)")
 
 @dataclass(frozen=True)
 class Pin:
-    """One entry of a lock: what stands before its hashes, and `algorithm:digest` of each file of that release."""
+    """One entry of a lock: what stands before its hashes,
+    and `algorithm:digest` of each file of that release.
+    """
 
     line: str
     hashes: tuple[str, ...] = ()
@@ -40,7 +44,10 @@ def read(path: Path) -> list[Pin]:
     """The entries of a lock, in its order; comments are left out."""
     lines = path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     entries = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
-    return [Pin(HASH.split(entry, maxsplit=1)[0].strip(), tuple(HASH.findall(entry))) for entry in entries]
+    return [
+        Pin(HASH.split(entry, maxsplit=1)[0].strip(), tuple(HASH.findall(entry)))
+        for entry in entries
+    ]
 
 
 def write(path: Path, pins: list[Pin]) -> None:

@@ -19,13 +19,16 @@ ARTIFACTS = "MODEL_SERVE_FLOW_ARTIFACTS"
 
 
 def home_variables(surrounding: Mapping[str, str], places: Iterable[Path]) -> dict[str, str]:
-    """Variables that give every program a home to write to and a user's name; none where both are there.
+    """Variables that give every program a home to write to and a user's name;
+    none where both are there.
 
-    Caches, kernels and settings of Jupyter, pip, uv and the hub's client all go to the home unless told otherwise.
+    Caches, kernels and settings of Jupyter, pip, uv and the hub's client all go to the home unless
+    told otherwise.
 
     Args:
         surrounding: the environment.
-        places: folders to take instead, the first of them in which one can write; below it `.home` is made.
+        places: folders to take instead, the first of them in which one can write; below it `.home`
+            is made.
 
     Raises:
         FlowError: none of them can be written.
@@ -47,7 +50,9 @@ def home_variables(surrounding: Mapping[str, str], places: Iterable[Path]) -> di
 
 
 def own_places() -> list[Path]:
-    """Folders that the flow writes anyway: of the artifacts, and of the checkout where there is one."""
+    """Folders that the flow writes anyway: of the artifacts,
+    and of the checkout where there is one.
+    """
     named = os.environ.get(ARTIFACTS)
     places = [Path(named).expanduser()] if named else []
     try:
@@ -57,7 +62,9 @@ def own_places() -> list[Path]:
 
 
 def writable(folder: Path) -> bool:
-    """Whether a file can be made in a folder, or in the one above that exists; read-only file systems count."""
+    """Whether a file can be made in a folder, or in the one above that exists;
+    read-only file systems count.
+    """
     there = next((path for path in (folder, *folder.parents) if path.is_dir()), None)
     if there is None:
         return False

@@ -13,15 +13,18 @@ from pathlib import Path
 
 import psutil
 
-# setproctitle(3) of Python: by default the title is written over what /proc shows as the process's environment.
+# setproctitle(3) of Python: by default the title is written over what /proc shows as the process's
+# environment.
 KEEP_READABLE = {"SPT_NOENV": "1"}
-RUN_VARIABLE = "MODEL_SERVE_FLOW_RUN"  # marks every process of a run, whatever session or parent it has
+# marks every process of a run, whatever session or parent it has
+RUN_VARIABLE = "MODEL_SERVE_FLOW_RUN"
 ORPHAN_SECONDS = 1.0
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
 
 
 def end_with_parent() -> None:
-    """For `preexec_fn`: asks Linux to send this process SIGTERM when the thread that started it ends, however it does.
+    """For `preexec_fn`: asks Linux to send this process SIGTERM when the thread that started it
+    ends, however it does.
 
     See prctl(2), PR_SET_PDEATHSIG.
     """
@@ -30,14 +33,18 @@ def end_with_parent() -> None:
 
 
 def end_when_orphaned() -> None:
-    """Kills this process, from a thread of its own, when its present parent has ended; whatever thread started it."""
+    """Kills this process, from a thread of its own, when its present parent has ended;
+    whatever thread started it.
+    """
 
     def wait(parent: int) -> None:
         while os.getppid() == parent:
             time.sleep(ORPHAN_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=wait, args=(os.getppid(),), name="end with the parent", daemon=True).start()
+    threading.Thread(
+        target=wait, args=(os.getppid(),), name="end with the parent", daemon=True
+    ).start()
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -50,10 +57,11 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def marked(variable: str, fits: Callable[[str], bool]) -> list[psutil.Process]:
-    """Living processes that were started with an environment variable whose value fits, whatever parent they have.
+    """Living processes that were started with an environment variable whose value fits,
+    whatever parent they have.
 
-    The environment of a process that gives itself a title, as vLLM's engine does, can only be read with
-    `KEEP_READABLE`.
+    The environment of a process that gives itself a title, as vLLM's engine does, can only be read
+    with `KEEP_READABLE`.
     """
     found = []
     for process in psutil.process_iter():
@@ -73,7 +81,8 @@ def alive(process: psutil.Process) -> bool:
 
 
 def end(find: Callable[[], list[psutil.Process]], seconds: float) -> int:
-    """Asks the processes that `find` gives to end, and kills those, also new ones, that are left after `seconds`.
+    """Asks the processes that `find` gives to end, and kills those, also new ones,
+    that are left after `seconds`.
 
     Returns:
         How many there were.
@@ -82,7 +91,8 @@ def end(find: Callable[[], list[psutil.Process]], seconds: float) -> int:
     each(first, psutil.Process.terminate)
     psutil.wait_procs(first, timeout=seconds)
     while left := find():
-        each(left, psutil.Process.kill)  # also ends a process that is stopped, which a request to end does not
+        # also ends a process that is stopped, which a request to end does not
+        each(left, psutil.Process.kill)
         psutil.wait_procs(left, timeout=seconds)
     return len(first)
 
@@ -91,7 +101,8 @@ def cpu_seconds(processes: Iterable[psutil.Process], *, ended_children: bool = F
     """CPU time the processes have used until now; those that are gone do not count.
 
     Args:
-        ended_children: also counts what their children had used that have ended, such as a compiler's processes.
+        ended_children: also counts what their children had used that have ended, such as a
+            compiler's processes.
     """
     total = 0.0
     for process in processes:
@@ -112,7 +123,9 @@ def own() -> list[psutil.Process]:
 
 
 def is_stopped(process: psutil.Process) -> bool:
-    """Whether a signal (SIGSTOP) or a debugger holds the process; one that is gone is not stopped."""
+    """Whether a signal (SIGSTOP) or a debugger holds the process;
+    one that is gone is not stopped.
+    """
     with contextlib.suppress(*GONE):
         return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
     return False
@@ -124,7 +137,14 @@ def peak_memory(processes: Iterable[psutil.Process]) -> int:
     for process in processes:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             status = Path(f"/proc/{process.pid}/status").read_text()
-            total += next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+            total += next(
+                (
+                    int(line.split()[1]) * 1024
+                    for line in status.splitlines()
+                    if line.startswith("VmHWM")
+                ),
+                0,
+            )
     return total
 
 

@@ -23,7 +23,8 @@ def serves_int4(architecture: str, features: Collection[str]) -> bool:
 def describe_cpu(cpuinfo: str) -> tuple[str, tuple[str, ...]]:
     """Model name and the features that matter to the engine, from the text of /proc/cpuinfo."""
     lines = [line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line]
-    fields = {key.strip(): value.strip() for key, value in reversed(lines)}  # of the first processor
+    # of the first processor
+    fields = {key.strip(): value.strip() for key, value in reversed(lines)}
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     features = tuple(name for name in CPU_FEATURES if name in flags)
     return fields.get("model name", platform.machine()), features

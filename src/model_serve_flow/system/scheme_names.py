@@ -11,8 +11,19 @@ from typing import Any
 
 KV_CACHE = "KV_FP8"
 # Formats whose tensors this flow cannot read: tool -> what its checkpoints are.
-UNREADABLE = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "quanto": "quanto", "hqq": "HQQ"}
-MODELOPT = {"FP8": "FP8", "NVFP4": "NVFP4", "W4A8_AWQ": "W4AFP8", "MXFP8": "MXFP8", "FP8_PB_WO": "FP8_BLOCK"}
+UNREADABLE = {
+    "bitsandbytes": "bitsandbytes",
+    "torchao": "torchao",
+    "quanto": "quanto",
+    "hqq": "HQQ",
+}
+MODELOPT = {
+    "FP8": "FP8",
+    "NVFP4": "NVFP4",
+    "W4A8_AWQ": "W4AFP8",
+    "MXFP8": "MXFP8",
+    "FP8_PB_WO": "FP8_BLOCK",
+}
 
 
 def scheme_name(config: Mapping[str, Any]) -> str:
@@ -36,7 +47,11 @@ def _group(group: Mapping[str, Any]) -> str:
     weights, inputs = group["weights"], group.get("input_activations")
     if weights["type"] == "float":
         return _floating(weights, inputs)
-    bits = "AFP8" if inputs and inputs.get("type") == "float" else f"A{inputs['num_bits'] if inputs else 16}"
+    bits = (
+        "AFP8"
+        if inputs and inputs.get("type") == "float"
+        else f"A{inputs['num_bits'] if inputs else 16}"
+    )
     return f"W{weights['num_bits']}{bits}" + ("" if weights.get("symmetric", True) else "_ASYM")
 
 
@@ -62,7 +77,9 @@ def _of_another_tool(method: str, config: Mapping[str, Any]) -> str:
     if method == "mxfp4":
         return "MXFP4A16"
     if method.startswith("modelopt"):
-        algorithm = str(config.get("quant_algo") or (config.get("quantization") or {}).get("quant_algo"))
+        algorithm = str(
+            config.get("quant_algo") or (config.get("quantization") or {}).get("quant_algo")
+        )
         return MODELOPT.get(algorithm, algorithm.upper())
     if method == "bitsandbytes":
         return "BNB_4BIT" if config.get("load_in_4bit") else "BNB_8BIT"

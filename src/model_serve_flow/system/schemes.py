@@ -20,14 +20,24 @@ State = Literal["as stored", "weights only", "emulated", "absent"]
 KV_CACHE = "KV_FP8"
 # Schemes that also store activations in fewer bits: a kernel that only unpacks weights is a
 # fallback for them.
-WITH_ACTIVATIONS = ("W8A8", "FP8_DYNAMIC", "FP8", "FP8_BLOCK", "W4A8", "W4AFP8", "NVFP4", "MXFP4", "MXFP8")
+WITH_ACTIVATIONS = (
+    "W8A8",
+    "FP8_DYNAMIC",
+    "FP8",
+    "FP8_BLOCK",
+    "W4A8",
+    "W4AFP8",
+    "NVFP4",
+    "MXFP4",
+    "MXFP8",
+)
 # Kernels for Hopper and older that compute these schemes in 16 bits, although their names do not
 # say so.
 UNPACKED_BY_HUMMING = ("W4A8", "NVFP4", "MXFP4", "MXFP8")
 NO_INT8_FROM = 10.0
 NO_INT8 = (
-    "vLLM has no compiled INT8 kernel for compute capability 10.0 and newer: it starts, and refuses the first "
-    "request (csrc, cutlass/c3x/scaled_mm_helper.hpp)"
+    "vLLM has no compiled INT8 kernel for compute capability 10.0 and newer: it starts, and "
+    "refuses the first request (csrc, cutlass/c3x/scaled_mm_helper.hpp)"
 )
 NO_INT4_ON_CPU = f"vLLM's kernel for 4-bit weights needs {INT4_FEATURE} (AVX-512) on x86-64"
 
@@ -50,7 +60,11 @@ class Service:
     why: str = ""
 
     def __str__(self) -> str:
-        return f"absent ({self.why})" if self.state == "absent" else f"{self.state}, {' or '.join(self.kernels)}"
+        return (
+            f"absent ({self.why})"
+            if self.state == "absent"
+            else f"{self.state}, {' or '.join(self.kernels)}"
+        )
 
 
 def pinned_version() -> str:
@@ -63,7 +77,9 @@ def capabilities() -> tuple[str, ...]:
     return tuple(_table()["gpu"])
 
 
-def on_gpu(scheme: str, capability: str, dtype: str = "bfloat16", *, experts: bool = False) -> Service | None:
+def on_gpu(
+    scheme: str, capability: str, dtype: str = "bfloat16", *, experts: bool = False
+) -> Service | None:
     """How a GPU serves a scheme; None where the table does not know the scheme, the dtype or the
     GPU.
 
@@ -82,7 +98,9 @@ def on_gpu(scheme: str, capability: str, dtype: str = "bfloat16", *, experts: bo
     return None if row is None else _service(scheme, row, experts)
 
 
-def on_cpu(scheme: str, architecture: str, features: Collection[str], *, experts: bool = False) -> Service | None:
+def on_cpu(
+    scheme: str, architecture: str, features: Collection[str], *, experts: bool = False
+) -> Service | None:
     """How vLLM's CPU build serves a scheme; None where the table does not know the scheme.
 
     Args:
@@ -105,10 +123,14 @@ def _service(scheme: str, row: dict[str, Any], experts: bool) -> Service:
     if experts:
         kernels = [found["experts"] or "" for found in rows]
         if not any(kernels):
-            return Service(scheme, "absent", why="vLLM has no kernel for fused experts in this scheme here")
+            return Service(
+                scheme, "absent", why="vLLM has no kernel for fused experts in this scheme here"
+            )
     if not all(kernels):
         return Service(scheme, "absent", why="vLLM has no kernel for it here")
-    return Service(scheme, _state(scheme, row.get("layer", ""), kernels[0]), tuple(dict.fromkeys(kernels)))
+    return Service(
+        scheme, _state(scheme, row.get("layer", ""), kernels[0]), tuple(dict.fromkeys(kernels))
+    )
 
 
 def _state(scheme: str, layer: str, kernel: str) -> State:
@@ -117,7 +139,11 @@ def _state(scheme: str, layer: str, kernel: str) -> State:
     if scheme not in WITH_ACTIVATIONS:
         return "as stored"
     unpacks = "Marlin" in kernel or "A16" in kernel or "A16" in layer or kernel.startswith("CPUFp8")
-    return "weights only" if unpacks or ("Humming" in kernel and scheme in UNPACKED_BY_HUMMING) else "as stored"
+    return (
+        "weights only"
+        if unpacks or ("Humming" in kernel and scheme in UNPACKED_BY_HUMMING)
+        else "as stored"
+    )
 
 
 def _nearest(capability: str) -> str | None:

@@ -1,4 +1,6 @@
-"""How long the machine held its own cores back: too hot, or a container that had used up its share."""
+"""How long the machine held its own cores back: too hot,
+or a container that had used up its share.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,11 @@ UNITS = {"throttled_usec": 1e6, "throttled_time": 1e9}  # of version 2 and 1 of 
 
 
 def throttled_seconds(cores: Iterable[int]) -> float | None:
-    """Core seconds until now in which cores were slowed by heat or stopped by a quota; none: no counter is there.
+    """Core seconds until now in which cores were slowed by heat or stopped by a quota; none:
+    no counter is there.
 
-    Heat: Linux counts the milliseconds of each core on processors that tell it. Quota: the counter of the control
-    group that this process is in.
+    Heat: Linux counts the milliseconds of each core on processors that tell it. Quota: the counter
+    of the control group that this process is in.
 
     Args:
         cores: that this process may run on.
@@ -27,7 +30,9 @@ def throttled_seconds(cores: Iterable[int]) -> float | None:
 
 
 def _heat(cores: set[int]) -> float | None:
-    counters = [path for path in CORES.glob(HEAT) if int(path.parts[-3].removeprefix("cpu")) in cores]
+    counters = [
+        path for path in CORES.glob(HEAT) if int(path.parts[-3].removeprefix("cpu")) in cores
+    ]
     readings = [int(path.read_text()) for path in counters]
     return sum(readings) / 1000 if readings else None
 
@@ -46,6 +51,10 @@ def _group_files() -> list[Path]:
     """Where `cpu.stat` of this process's control group can be, the most likely first."""
     lines = OWN_GROUP.read_text().splitlines() if OWN_GROUP.is_file() else []
     groups = [line.split(":", 2) for line in lines]
-    own = [path.lstrip("/") for _, controllers, path in groups if controllers == "" or "cpu" in controllers.split(",")]
+    own = [
+        path.lstrip("/")
+        for _, controllers, path in groups
+        if controllers == "" or "cpu" in controllers.split(",")
+    ]
     folders = [CONTROL_GROUPS / kind / path for path in own for kind in ("", "cpu")]
     return [folder / "cpu.stat" for folder in (*folders, CONTROL_GROUPS, CONTROL_GROUPS / "cpu")]

@@ -1,7 +1,7 @@
 """Gets uv and `packaging`, pinned, for a Python that has neither: also one without ensurepip.
 
-Needs only the standard library and, if there is no venv module with pip, the pip of this Python or a uv
-on PATH.
+Needs only the standard library and, if there is no venv module with pip, the pip of this Python or
+a uv on PATH.
 """
 
 from __future__ import annotations
@@ -32,10 +32,16 @@ def provide(folder: Path, lock: Path) -> Path:
     """
     if sys.version_info < OLDEST:
         raise FlowError(
-            f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}.", "Name another Python."
+            f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}.",
+            "Name another Python.",
         )
-    pins = "\n".join(match[0] for match in _PIN.finditer(lock.read_text(encoding="utf-8")) if match[1] in NAMES)
-    mark, wanted = folder / "complete", hashlib.sha256(f"{sys.version_info[:2]}{pins}".encode()).hexdigest()
+    pins = "\n".join(
+        match[0] for match in _PIN.finditer(lock.read_text(encoding="utf-8")) if match[1] in NAMES
+    )
+    mark, wanted = (
+        folder / "complete",
+        hashlib.sha256(f"{sys.version_info[:2]}{pins}".encode()).hexdigest(),
+    )
     if mark.is_file() and mark.read_text() == wanted:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -48,7 +54,15 @@ def provide(folder: Path, lock: Path) -> Path:
 
 
 def _install(folder: Path, pinned: Path) -> None:
-    command = [*_installer(folder), "--no-deps", "--require-hashes", "--target", str(folder), "-r", str(pinned)]
+    command = [
+        *_installer(folder),
+        "--no-deps",
+        "--require-hashes",
+        "--target",
+        str(folder),
+        "-r",
+        str(pinned),
+    ]
     named = os.environ.get(VARIABLE, "").strip()
     public = {name: value for name, value in os.environ.items() if name not in PIP_INDEX}
     public["PIP_CONFIG_FILE"] = os.devnull
@@ -64,15 +78,21 @@ def _install(folder: Path, pinned: Path) -> None:
             break
     raise FlowError(
         f"uv cannot be installed with {' '.join(command[:3])}:\n{said.strip()[-1500:]}",
-        f"Check the network and pip's index and certificate, or set {VARIABLE} to an index with the public files.",
+        f"Check the network and pip's index and certificate, or set {VARIABLE} to an index with "
+        "the public files.",
     )
 
 
 def _installer(folder: Path) -> list[str]:
-    """The command that installs: this Python's pip, else one of a new venv, else a uv that is there."""
+    """The command that installs: this Python's pip, else one of a new venv,
+    else a uv that is there.
+    """
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if importlib.util.find_spec("ensurepip") is not None and importlib.util.find_spec("venv") is not None:
+    if (
+        importlib.util.find_spec("ensurepip") is not None
+        and importlib.util.find_spec("venv") is not None
+    ):
         venv = folder / "venv"
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
         return [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet"]

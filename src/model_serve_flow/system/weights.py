@@ -15,7 +15,8 @@ _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 def weight_files(folder: Path) -> list[Path]:
     """The files that an engine loads: those of the index, else model.safetensors, else the others.
 
-    A second copy of the weights (`consolidated*.safetensors`) is not among them while there is a first.
+    A second copy of the weights (`consolidated*.safetensors`) is not among them while there is a
+    first.
     Files that the index names and that are missing are left out.
     """
     named = indexed_names(folder)
@@ -32,7 +33,8 @@ def indexed_names(folder: Path) -> list[str]:
         document = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return sorted({str(name) for name in document["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []  # whether an index is what it should be is checked elsewhere, with its own messages
+        # whether an index is what it should be is checked elsewhere, with its own messages
+        return []
 
 
 def missing_shards(folder: Path) -> list[str]:

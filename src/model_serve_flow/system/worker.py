@@ -1,6 +1,7 @@
 """A child process that does one job after the other, so that what it imports is imported once.
 
-A job is one line of JSON on its stdin, the answer one line of JSON on its stdout; it ends when its stdin does.
+A job is one line of JSON on its stdin, the answer one line of JSON on its stdout; it ends when its
+stdin does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import psutil
 
 from model_serve_flow.system import processes
 
-LEFTOVER_SECONDS = 4  # to end by itself; what is left is killed, so that Ctrl-C is through within ten seconds
+# to end by itself; what is left is killed, so that Ctrl-C is through within ten seconds
+LEFTOVER_SECONDS = 4
 
 
 class Ended(Exception):
@@ -47,7 +49,9 @@ class JobProcess:
         variable: name of one of them: its value marks the process and all that it starts.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, variables: Mapping[str, str], variable: str) -> None:
+    def __init__(
+        self, command: Sequence[str], log: Path, variables: Mapping[str, str], variable: str
+    ) -> None:
         self.log, self.variable, self.mark = log, variable, variables[variable]
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as sink:
@@ -70,7 +74,8 @@ class JobProcess:
         return self._child.pid
 
     def do(self, job: Mapping[str, Any], seconds: float, meanwhile: Callable[[], None]) -> Any:
-        """Sends a job and returns the answer; calls `meanwhile`, which may raise, every `seconds` until it is there.
+        """Sends a job and returns the answer; calls `meanwhile`, which may raise,
+        every `seconds` until it is there.
 
         Raises:
             Ended: the process ended, now or before.
@@ -79,14 +84,19 @@ class JobProcess:
             self._jobs.write(json.dumps(job).encode() + b"\n")
         except (BrokenPipeError, ValueError):  # it ended by itself, or was stopped
             raise Ended(self._child.wait()) from None
-        while not (answered := select.select([self._answers], [], [], seconds)[0]) and self._child.poll() is None:
+        while (
+            not (answered := select.select([self._answers], [], [], seconds)[0])
+            and self._child.poll() is None
+        ):
             meanwhile()
         if not answered or not (line := self._answers.readline()):
             raise Ended(self._child.wait())
         return json.loads(line)
 
     def marked(self) -> list[psutil.Process]:
-        """The living processes that carry its mark, whatever their parent or session: itself and all it started."""
+        """The living processes that carry its mark, whatever their parent or session:
+        itself and all it started.
+        """
         return processes.marked(self.variable, self.mark.__eq__)
 
     def started(self) -> list[psutil.Process]:
@@ -94,7 +104,9 @@ class JobProcess:
         return [process for process in self.marked() if process.pid != self.pid]
 
     def stop(self, patience: float = 0) -> None:
-        """Ends it and all it started, after `patience` seconds also while it works; may be called again."""
+        """Ends it and all it started, after `patience` seconds also while it works;
+        may be called again.
+        """
         self._jobs.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(patience)
@@ -107,7 +119,9 @@ class JobProcess:
 
 
 def take_streams() -> tuple[TextIO, TextIO]:
-    """Stdin and stdout for jobs and answers alone: what anything else in the process prints goes to stderr."""
+    """Stdin and stdout for jobs and answers alone:
+    what anything else in the process prints goes to stderr.
+    """
     jobs = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     with Path(os.devnull).open("rb") as nothing:

@@ -1,4 +1,6 @@
-"""Real faults while the real llm-compressor works: memory that ends, a disk that fills; and what is kept after them."""
+"""Real faults while the real llm-compressor works: memory that ends, a disk that fills;
+and what is kept after them.
+"""
 
 import json
 import re
@@ -44,7 +46,7 @@ def attempt():
         print(error)
         return
     sys.exit("no FlowError")
-"""
+"""  # noqa: E501
 
 
 def save_base(folder: Path) -> None:
@@ -54,23 +56,34 @@ def save_base(folder: Path) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=128, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+        hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=128, tie_word_embeddings=True, bos_token_id=1,
+        eos_token_id=2,
     )  # fmt: skip
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(127)} | {"<unk>": 127}, unk_token="<unk>"))
+    words = Tokenizer(
+        models.WordLevel({f"w{i}": i for i in range(127)} | {"<unk>": 127}, unk_token="<unk>")
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="w0").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", pad_token="w0"
+    ).save_pretrained(folder)
 
 
 def write_texts(flow: Flow, count: int, words: int) -> None:
     rows = [{"text": " ".join(f"w{(7 * i + j) % 120}" for j in range(words))} for i in range(count)]
     flow.workspace.data.mkdir(parents=True, exist_ok=True)
-    (flow.workspace.data / "calibration.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (flow.workspace.data / "calibration.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
 
 
 def open_flow(artifacts: Path, **overrides) -> Flow:
-    candidates = [{"name": "a", "recipe": RECIPE}, {"name": "b", "recipe": {"scheme": "FP8_DYNAMIC"}}]
+    candidates = [
+        {"name": "a", "recipe": RECIPE},
+        {"name": "b", "recipe": {"scheme": "FP8_DYNAMIC"}},
+    ]
     changed = {key.replace("__", "."): value for key, value in overrides.items()}
     return Flow.open("ci", {"candidates": candidates, **SETTINGS, **changed}, artifacts)
 
@@ -89,16 +102,31 @@ def calibrated(flow):
     from llmcompressor import oneshot
     from transformers import AutoTokenizer
 
-    dataset, facts = calibration_dataset(flow, AutoTokenizer.from_pretrained(flow.workspace.model("base")))
+    dataset, facts = calibration_dataset(
+        flow, AutoTokenizer.from_pretrained(flow.workspace.model("base"))
+    )
 
     def quantise(model, recipe):
-        oneshot(model=model, recipe=recipe_modifiers(recipe), dataset=dataset, num_calibration_samples=len(dataset))
+        oneshot(
+            model=model,
+            recipe=recipe_modifiers(recipe),
+            dataset=dataset,
+            num_calibration_samples=len(dataset),
+        )
 
     return quantise, facts
 
 
 def run_script(flow: Flow, script: str, samples: int, length: int, *prefix: str) -> str:
-    command = [*prefix, sys.executable, "-c", PRELUDE + script, flow.workspace.root.parent, str(samples), str(length)]
+    command = [
+        *prefix,
+        sys.executable,
+        "-c",
+        PRELUDE + script,
+        flow.workspace.root.parent,
+        str(samples),
+        str(length),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     return done.stdout
@@ -119,7 +147,10 @@ attempt()
     )
     assert re.search(r"Compressing ran out of memory: .*DefaultCPUAllocator: .* bytes", said), said
     assert "'ulimit -v' allows" in said
-    assert "Lower calibration.samples from 256 to 128 or less, or calibration.max_sequence_length from 1024" in said
+    assert (
+        "Lower calibration.samples from 256 to 128 or less, or calibration.max_sequence_length "
+        "from 1024" in said
+    )
     assert [path.name for path in flow.workspace.model("base").parent.iterdir()] == ["base"]
 
 
@@ -131,7 +162,10 @@ def test_a_disk_that_fills_while_the_checkpoint_is_saved_leaves_the_old_one(flow
     ):
         pytest.skip("mounting a small disk in a namespace is not allowed here")
     models = flow.workspace.root / "models"
-    small = 'd=$(mktemp -d); cp -r "$0"/. "$d"; mount -t tmpfs -o size=5m tmpfs "$0"; cp -r "$d"/. "$0"; exec "$@"'
+    small = (
+        'd=$(mktemp -d); cp -r "$0"/. "$d"; mount -t tmpfs -o size=5m tmpfs "$0"; cp -r "$d"/. '
+        '"$0"; exec "$@"'
+    )
     said = run_script(
         flow,
         """
@@ -161,7 +195,12 @@ def test_a_finished_candidate_is_kept_for_as_long_as_nothing_that_made_it_change
     assert made.versions["llmcompressor"] and "oneshot(model=model" in made.quantise
     artifacts = flow.workspace.root.parent
     assert kept_candidate(open_flow(artifacts, seed=7), "a", quantise, facts) is None
-    assert kept_candidate(open_flow(artifacts, candidates__0__recipe__algorithm="rtn"), "a", quantise, facts) is None
+    assert (
+        kept_candidate(
+            open_flow(artifacts, candidates__0__recipe__algorithm="rtn"), "a", quantise, facts
+        )
+        is None
+    )
     assert kept_candidate(flow, "a", lambda model, recipe: quantise(model, recipe), facts) is None
     for change in ({"sha256": "0" * 64}, {"max_sequence_length": 17}):
         assert kept_candidate(flow, "a", quantise, facts.model_copy(update=change)) is None
@@ -172,7 +211,9 @@ def test_a_finished_candidate_is_kept_for_as_long_as_nothing_that_made_it_change
 def test_a_finished_candidate_is_kept_whatever_is_evaluated(flow, calibrated):
     quantise, facts = calibrated
     made = compress(flow, "a", quantise, facts)
-    found = facts.model_copy(update={"overlap": Overlap(ngram=13, items=700, overlapping=("mmlu_dev/1",))})
+    found = facts.model_copy(
+        update={"overlap": Overlap(ngram=13, items=700, overlapping=("mmlu_dev/1",))}
+    )
     kept = kept_candidate(flow, "a", quantise, found)
     assert kept == made.model_copy(update={"calibration": found}) == flow.workspace.compression("a")
 
@@ -188,7 +229,13 @@ def test_a_damaged_candidate_is_made_again(flow, calibrated, damage):
     elif damage == "record":
         record.write_text(record.read_text()[:-20])
     else:
-        write_json(record, {**json.loads(record.read_text()), "versions": {**made.versions, "llmcompressor": "0.1"}})
+        write_json(
+            record,
+            {
+                **json.loads(record.read_text()),
+                "versions": {**made.versions, "llmcompressor": "0.1"},
+            },
+        )
     assert kept_candidate(flow, "b", *calibrated) is None
 
 
@@ -196,12 +243,17 @@ def test_linear_layers_one_after_the_other_give_a_candidate_too(flow):
     from llmcompressor import oneshot
     from transformers import AutoTokenizer
 
-    flow = open_flow(flow.workspace.root.parent, candidates__0__recipe__sequential_targets=["Linear"])
-    dataset, facts = calibration_dataset(flow, AutoTokenizer.from_pretrained(flow.workspace.model("base")))
+    flow = open_flow(
+        flow.workspace.root.parent, candidates__0__recipe__sequential_targets=["Linear"]
+    )
+    dataset, facts = calibration_dataset(
+        flow, AutoTokenizer.from_pretrained(flow.workspace.model("base"))
+    )
 
     def quantise(model, recipe):
         oneshot(
-            model=model, recipe=recipe_modifiers(recipe), dataset=dataset, num_calibration_samples=len(dataset),
+            model=model, recipe=recipe_modifiers(recipe), dataset=dataset,
+            num_calibration_samples=len(dataset),
             sequential_targets=recipe.sequential_targets,
         )  # fmt: skip
 

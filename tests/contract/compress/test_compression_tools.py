@@ -1,4 +1,6 @@
-"""The real llm-compressor and datasets, with a tiny random Llama: recipes, what they save, calibration data."""
+"""The real llm-compressor and datasets, with a tiny random Llama: recipes,
+what they save, calibration data.
+"""
 
 import json
 import shutil
@@ -28,7 +30,9 @@ RECIPES = {
 
 def write_rows(flow: Flow, rows) -> None:
     flow.workspace.data.mkdir(parents=True, exist_ok=True)
-    (flow.workspace.data / "calibration.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (flow.workspace.data / "calibration.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
 
 
 def save_base(folder) -> None:
@@ -38,11 +42,14 @@ def save_base(folder) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
         vocab_size=128, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(127)} | {"<unk>": 127}, unk_token="<unk>"))
+    words = Tokenizer(
+        models.WordLevel({f"w{i}": i for i in range(127)} | {"<unk>": 127}, unk_token="<unk>")
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="w0")
     tokenizer.chat_template = TEMPLATE
@@ -53,7 +60,9 @@ def save_base(folder) -> None:
 def flow(tmp_path) -> Flow:
     candidates = [{"name": name, "recipe": recipe} for name, recipe in RECIPES.items()]
     flow = Flow.open(
-        "ci", {"candidates": candidates, "calibration.samples": 4, "calibration.max_sequence_length": 16}, tmp_path
+        "ci",
+        {"candidates": candidates, "calibration.samples": 4, "calibration.max_sequence_length": 16},
+        tmp_path,
     )
     save_base(flow.workspace.model("base"))
     texts = [" ".join(f"w{(7 * i + j) % 120}" for j in range(5 + 8 * i)) for i in range(4)]
@@ -82,7 +91,8 @@ def test_schemes_are_those_of_compressed_tensors(scheme):
 
 def test_modifiers_come_in_the_order_in_which_they_act():
     names = [
-        type(m).__name__ for m in recipe_modifiers(Recipe(scheme="W8A8", algorithm="gptq", smoothing_strength=0.5))
+        type(m).__name__
+        for m in recipe_modifiers(Recipe(scheme="W8A8", algorithm="gptq", smoothing_strength=0.5))
     ]
     assert names == ["SmoothQuantModifier", "GPTQModifier"]
     names = [type(m).__name__ for m in recipe_modifiers(Recipe(scheme="W4A16", algorithm="awq"))]
@@ -98,7 +108,12 @@ def test_every_recipe_makes_a_checkpoint_that_is_what_it_says(flow, tokenizer, n
     dataset, facts = calibration_dataset(flow, tokenizer)
 
     def quantise(model, recipe):
-        oneshot(model=model, recipe=recipe_modifiers(recipe), dataset=dataset, num_calibration_samples=len(dataset))
+        oneshot(
+            model=model,
+            recipe=recipe_modifiers(recipe),
+            dataset=dataset,
+            num_calibration_samples=len(dataset),
+        )
 
     result = compress(flow, name, quantise, facts)
     assert result == flow.workspace.compression(name)
@@ -108,21 +123,34 @@ def test_every_recipe_makes_a_checkpoint_that_is_what_it_says(flow, tokenizer, n
     assert result.seconds > 0 and result.peak_memory_bytes > 1e8
     without_calibration = name in ("w4a16-asym", "fp8", "part")
     assert (result.calibration is None) == without_calibration
-    layers = [2] if without_calibration else [0, 1, 2]  # two layers; one is done when the next is reached
+    # two layers; one is done when the next is reached
+    layers = [2] if without_calibration else [0, 1, 2]
     assert list(dict.fromkeys(reports)) == [
         (f"{name}: llm-compressor", 0, 0),
         *((f"{name}: llm-compressor", done, 2, "layers") for done in layers),
     ]
-    assert [p.name for p in flow.workspace.model(name).parent.iterdir() if p.name.startswith(".")] == []
-    assert tokenizer.chat_template == TEMPLATE == (flow.workspace.model(name) / "chat_template.jinja").read_text()
+    assert [
+        p.name for p in flow.workspace.model(name).parent.iterdir() if p.name.startswith(".")
+    ] == []
+    assert (
+        tokenizer.chat_template
+        == TEMPLATE
+        == (flow.workspace.model(name) / "chat_template.jinja").read_text()
+    )
 
 
 def test_a_checkpoint_of_another_recipe_never_takes_the_candidates_place(flow):
     from llmcompressor import oneshot
 
-    other = Recipe(scheme="W4A16", group_size=64, observer="mse", ignore=("lm_head", "re:.*down_proj"))
+    other = Recipe(
+        scheme="W4A16", group_size=64, observer="mse", ignore=("lm_head", "re:.*down_proj")
+    )
     with pytest.raises(FlowError, match=r"weights\.group_size is 64, the recipe says 32"):
-        compress(flow, "w4a16", lambda model, recipe: oneshot(model=model, recipe=recipe_modifiers(other)))
+        compress(
+            flow,
+            "w4a16",
+            lambda model, recipe: oneshot(model=model, recipe=recipe_modifiers(other)),
+        )
     with pytest.raises(FlowError, match="not a quantised checkpoint"):
         compress(flow, "w8a8", lambda model, recipe: None)
     assert [path.name for path in flow.workspace.model("base").parent.iterdir()] == ["base"]
@@ -132,7 +160,9 @@ def test_a_corrupt_scale_in_a_real_checkpoint_is_found(flow):
     from llmcompressor import oneshot
     from safetensors.torch import load_file, save_file
 
-    compress(flow, "fp8", lambda model, recipe: oneshot(model=model, recipe=recipe_modifiers(recipe)))
+    compress(
+        flow, "fp8", lambda model, recipe: oneshot(model=model, recipe=recipe_modifiers(recipe))
+    )
     path = flow.workspace.model("fp8") / "model.safetensors"
     tensors = load_file(path)
     tensors["model.layers.1.mlp.up_proj.weight_scale"][5] = float("nan")
@@ -144,18 +174,27 @@ def test_a_corrupt_scale_in_a_real_checkpoint_is_found(flow):
 def test_a_ready_made_checkpoint_is_taken_over_and_verified(flow, tmp_path):
     from llmcompressor import oneshot
 
-    made = compress(flow, "fp8", lambda model, recipe: oneshot(model=model, recipe=recipe_modifiers(recipe)))
+    made = compress(
+        flow, "fp8", lambda model, recipe: oneshot(model=model, recipe=recipe_modifiers(recipe))
+    )
     sources = {"ready": flow.workspace.model("fp8"), "plain": flow.workspace.model("base")}
     candidates = [{"name": name, "source": str(folder)} for name, folder in sources.items()]
     other = Flow.open("ci", {"candidates": candidates}, tmp_path / "other")
     shutil.copytree(flow.workspace.model("base"), other.workspace.model("base"))
     taken = adopt(other, "ready")
     assert taken == other.workspace.compression("ready")
-    assert (taken.scheme, taken.recipe, taken.origin) == ("FP8_DYNAMIC", None, str(sources["ready"]))
+    assert (taken.scheme, taken.recipe, taken.origin) == (
+        "FP8_DYNAMIC",
+        None,
+        str(sources["ready"]),
+    )
     assert taken.base.sha256 == made.base.sha256
     ours, theirs = other.workspace.model("ready"), sources["ready"]
     assert file_digest(ours / "model.safetensors") == file_digest(theirs / "model.safetensors")
-    assert (taken.quantized_layers, taken.bits_per_weight) == (made.quantized_layers, made.bits_per_weight)
+    assert (taken.quantized_layers, taken.bits_per_weight) == (
+        made.quantized_layers,
+        made.bits_per_weight,
+    )
     with pytest.raises(FlowError, match="not a quantised checkpoint"):
         adopt(other, "plain")
 
@@ -201,12 +240,16 @@ def test_rows_without_text(flow, tokenizer):
 def hub_flow(folder, **dataset) -> Flow:
     calibration = {"dataset": {"path": str(folder), "split": "train", "column": "text", **dataset}}
     return Flow.open(
-        "ci", {"calibration": calibration | {"samples": 5, "max_sequence_length": 16}}, folder / "artifacts"
+        "ci",
+        {"calibration": calibration | {"samples": 5, "max_sequence_length": 16}},
+        folder / "artifacts",
     )
 
 
 def test_hub_dataset_is_shuffled_by_the_seed_and_cut_to_samples(tmp_path, tokenizer):
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": f"w{i}"}) + "\n" for i in range(50)))
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps({"text": f"w{i}"}) + "\n" for i in range(50))
+    )
     first, facts = calibration_dataset(hub_flow(tmp_path), tokenizer)
     again, _ = calibration_dataset(hub_flow(tmp_path), tokenizer)
     assert first["input_ids"][:] == again["input_ids"][:]
@@ -225,11 +268,18 @@ def test_hub_dataset_that_is_not_there(tmp_path, tokenizer):
         calibration_dataset(hub_flow(tmp_path, path=str(tmp_path / "nowhere")), tokenizer)
 
 
-@pytest.mark.skipif("__import__('torch').accelerator.is_available()", reason="AWQ runs here: there is an accelerator")
+@pytest.mark.skipif(
+    "__import__('torch').accelerator.is_available()",
+    reason="AWQ runs here: there is an accelerator",
+)
 def test_awq_on_a_cpu_is_refused_before_it_starts(flow):
     flow = Flow.open(
         "ci",
-        {"candidates": [{"name": "awq", "recipe": {"scheme": "W4A16", "algorithm": "awq", "group_size": 32}}]},
+        {
+            "candidates": [
+                {"name": "awq", "recipe": {"scheme": "W4A16", "algorithm": "awq", "group_size": 32}}
+            ]
+        },
         flow.workspace.root.parent,
     )
     with pytest.raises(FlowError, match="cannot run on a CPU"):

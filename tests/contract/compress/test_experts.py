@@ -1,4 +1,6 @@
-"""Models with experts, which transformers holds fused and llm-compressor takes apart: made and verified."""
+"""Models with experts, which transformers holds fused and llm-compressor takes apart:
+made and verified.
+"""
 
 import pytest
 
@@ -8,8 +10,19 @@ from model_serve_flow.compress.recipes import recipe_modifiers
 from model_serve_flow.flow.flow import Flow
 
 SIZES = {
-    **{"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2},
-    **{"num_key_value_heads": 2, "vocab_size": 512, "num_experts_per_tok": 2, "bos_token_id": 0, "eos_token_id": 1},
+    **{
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    **{
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "num_experts_per_tok": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
 }
 
 
@@ -18,7 +31,9 @@ def configurations():
 
     return {
         "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
-        "qwen3_moe": Qwen3MoeConfig(**SIZES, num_experts=4, moe_intermediate_size=64, head_dim=64, mlp_only_layers=[]),
+        "qwen3_moe": Qwen3MoeConfig(
+            **SIZES, num_experts=4, moe_intermediate_size=64, head_dim=64, mlp_only_layers=[]
+        ),
     }
 
 
@@ -38,7 +53,10 @@ def test_every_expert_is_quantised_and_verified(tmp_path, monkeypatch, kind):
     flow = Flow.open("ci", {"candidates": [{"name": "a", "recipe": {"scheme": "W8A8"}}]}, tmp_path)
     save_base(flow.workspace.model("base"), configurations()[kind])
     monkeypatch.setattr(compression, "generate_sample", lambda folder, **trust: "")
-    made = compress(flow, "a", lambda model, recipe: oneshot(model=model, recipe=recipe_modifiers(recipe)))
-    assert made.quantized_layers == 2 * (4 + 4 * 3)  # of both blocks: attention, and three of every expert
+    made = compress(
+        flow, "a", lambda model, recipe: oneshot(model=model, recipe=recipe_modifiers(recipe))
+    )
+    # of both blocks: attention, and three of every expert
+    assert made.quantized_layers == 2 * (4 + 4 * 3)
     assert made.ignored_layers == ("lm_head",)
     assert made.scheme == "W8A8"

@@ -1,4 +1,6 @@
-"""The GitHub Action and the GitLab job, run line by line in a bare folder with nothing but the base dependencies."""
+"""The GitHub Action and the GitLab job, run line by line in a bare folder with nothing but the base
+dependencies.
+"""
 
 import json
 import os
@@ -27,7 +29,9 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory, wheel):
-    """The action's environment, made by its own first step; its dependencies are linked, not fetched."""
+    """The action's environment, made by its own first step; its dependencies are linked,
+    not fetched.
+    """
     temporary = tmp_path_factory.mktemp("runner")
     step = yaml.safe_load((CI / "action.yml").read_text())["runs"]["steps"][0]
     done = run_step(step, {"package": str(wheel), "python": sys.executable}, temporary, temporary)
@@ -42,9 +46,17 @@ def link(environment):
 
 
 def surroundings(**more):
-    """An environment without this project's paths, in which pip takes what it is given and asks nobody."""
+    """An environment without this project's paths,
+    in which pip takes what it is given and asks nobody.
+    """
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "COLUMNS")}
-    return {**kept, "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **more}
+    return {
+        **kept,
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_INDEX": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        **more,
+    }
 
 
 def run_step(step, inputs, folder, temporary):
@@ -60,9 +72,14 @@ def run_step(step, inputs, folder, temporary):
     assert "${{" not in step["run"] and not any("${{" in text for text in variables.values())
     script = folder / "step.sh"
     script.write_text(step["run"])
-    files = {"GITHUB_OUTPUT": str(folder / "output"), "GITHUB_STEP_SUMMARY": str(folder / "summary")}
+    files = {
+        "GITHUB_OUTPUT": str(folder / "output"),
+        "GITHUB_STEP_SUMMARY": str(folder / "summary"),
+    }
     environment = surroundings(RUNNER_TEMP=str(temporary), **files, **variables)
-    return subprocess.run([*GITHUB, script], cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [*GITHUB, script], cwd=folder, env=environment, capture_output=True, text=True
+    )
 
 
 def compare(folder, installed, **inputs):
@@ -133,5 +150,10 @@ def run_lines(lines, folder, variables, check=True):
     environment = surroundings(**variables, PATH=f"{folder / 'bin'}:{os.environ['PATH']}")
     script = "set -eo pipefail\n" + "\n".join(lines)
     return subprocess.run(
-        ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=check
+        ["bash", "-c", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=check,
     )

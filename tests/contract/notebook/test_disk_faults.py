@@ -1,4 +1,6 @@
-"""Real faults of a disk: a small tmpfs that fills up, a mount that becomes read-only, a limit on the size of files."""
+"""Real faults of a disk: a small tmpfs that fills up, a mount that becomes read-only,
+a limit on the size of files.
+"""
 
 import os
 import subprocess
@@ -35,17 +37,24 @@ def read_only():
 def on_small_disk(tmp_path: Path, script: str, size: str = "1m", source: Path | None = None) -> str:
     """What the script prints, with a tmpfs of that size at `disk`, in namespaces of its own."""
     try:
-        possible = subprocess.run([*SPACE, f"mount -t tmpfs tmpfs {tmp_path}"], capture_output=True, text=True)
+        possible = subprocess.run(
+            [*SPACE, f"mount -t tmpfs tmpfs {tmp_path}"], capture_output=True, text=True
+        )
     except FileNotFoundError:
         pytest.skip("there is no 'unshare' to mount a small disk with")
     if possible.returncode:
-        pytest.skip(f"mounting a small disk in a namespace is not allowed here: {possible.stderr.strip()}")
+        pytest.skip(
+            f"mounting a small disk in a namespace is not allowed here: {possible.stderr.strip()}"
+        )
     disk, program = tmp_path / "disk", tmp_path / "script.py"
     disk.mkdir()
     program.write_text(PRELUDE + textwrap.dedent(script))
     command = f'mount -t tmpfs -o size={size} tmpfs "$0"; exec "$1" "$2" "$0" "$3"'
     done = subprocess.run(
-        [*SPACE, command, disk, sys.executable, program, source or disk], capture_output=True, text=True, check=False
+        [*SPACE, command, disk, sys.executable, program, source or disk],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -72,7 +81,10 @@ def test_a_result_that_does_not_fit_leaves_the_old_one_and_no_temporary_file(tmp
         write_json(path, {"new": 1})
         """,
     )
-    assert "results/base/accuracy.json could not be written: the disk is full (1 MiB are free there" in said
+    assert (
+        "results/base/accuracy.json could not be written: the disk is full (1 MiB are free there"
+        in said
+    )
     assert "--artifacts" in said and "model-serve-flow doctor" in said
 
 
@@ -187,7 +199,10 @@ def test_a_folder_this_user_may_not_write_is_found_before_anything_starts(tmp_pa
     if other and subprocess.run([*other, "true"], capture_output=True, check=False).returncode:
         pytest.skip("root may write everywhere, and cannot be another user here")
     said = subprocess.run(
-        [*other, sys.executable, script, tmp_path / "disk"], capture_output=True, text=True, check=False
+        [*other, sys.executable, script, tmp_path / "disk"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     folder.chmod(0o755)
     assert said.returncode == 0, said.stderr

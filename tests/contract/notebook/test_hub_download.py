@@ -1,4 +1,6 @@
-"""The real huggingface_hub client against a stand-in for the hub: what the user is told when it does not work."""
+"""The real huggingface_hub client against a stand-in for the hub:
+what the user is told when it does not work.
+"""
 
 import json
 import os
@@ -45,11 +47,13 @@ try:
         assert lack(piece, Path(sys.argv[1])) is None
 except FlowError as error:
     sys.exit(f"FlowError: {error}")
-"""
+"""  # noqa: E501
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The model `org/good` and the dataset `org/texts` are open; of `org/gated` only the metadata are."""
+    """The model `org/good` and the dataset `org/texts` are open;
+    of `org/gated` only the metadata are.
+    """
 
     requests: list[str]
 
@@ -58,7 +62,9 @@ class Hub(BaseHTTPRequestHandler):
         if self.path.startswith(("/api/models/org/", "/api/datasets/org/")):
             self._answer_api()
         elif "/org/gated/" in self.path:
-            self._send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
+            self._send(
+                403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."}
+            )
         else:
             content = FILES[self.path.rpartition("/")[2]]
             self._send(200, content, {"ETag": f'"{len(content)}"', "X-Repo-Commit": COMMIT})
@@ -69,16 +75,27 @@ class Hub(BaseHTTPRequestHandler):
         parts = self.path.partition("?")[0].split("/")
         repository, revision = parts[4], parts[6] if "revision" in parts else "main"
         if repository not in ("good", "texts", "gated"):
-            self._send(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            self._send(
+                404,
+                b"",
+                {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"},
+            )
         elif revision not in ("main", COMMIT):
-            self._send(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
+            self._send(
+                404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"}
+            )
         elif "tree" in parts:
             files = [
-                {"type": "file", "path": name, "size": len(content), "oid": "0"} for name, content in FILES.items()
+                {"type": "file", "path": name, "size": len(content), "oid": "0"}
+                for name, content in FILES.items()
             ]
             self._send(200, json.dumps(files).encode(), {"Content-Type": "application/json"})
         else:
-            info = {"id": f"org/{repository}", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
+            info = {
+                "id": f"org/{repository}",
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in FILES],
+            }
             self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
@@ -103,7 +120,9 @@ def hub() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-def resolve(endpoint: str, source: str, destination: Path, revision: str = "", **variables: str) -> tuple[int, str]:
+def resolve(
+    endpoint: str, source: str, destination: Path, revision: str = "", **variables: str
+) -> tuple[int, str]:
     variables = {"HF_HOME": str(destination.parent / "hf"), **variables}
     return execute(endpoint, [RESOLVE, source, revision, str(destination)], variables)
 
@@ -114,9 +133,16 @@ def execute(endpoint: str, script: list[str], variables: dict[str, str]) -> tupl
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     arguments = [sys.executable, "-c", *script]
     done = subprocess.run(
-        arguments, capture_output=True, text=True, env={**clean, **home, **variables}, check=False, timeout=120
+        arguments,
+        capture_output=True,
+        text=True,
+        env={**clean, **home, **variables},
+        check=False,
+        timeout=120,
     )
-    return done.returncode, (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1]
+    return done.returncode, (
+        done.stdout if done.returncode == 0 else done.stderr
+    ).strip().splitlines()[-1]
 
 
 def test_good_repository(hub: tuple[str, list[str]], tmp_path: Path) -> None:
@@ -148,7 +174,11 @@ def test_gated_repository_without_access(hub: tuple[str, list[str]], tmp_path: P
 @pytest.mark.parametrize(
     ("source", "revision", "expected"),
     [
-        ("org/missing", "", "'org/missing' is neither a local folder nor a repository that you can see"),
+        (
+            "org/missing",
+            "",
+            "'org/missing' is neither a local folder nor a repository that you can see",
+        ),
         ("org/good", "v9", "org/good has no revision 'v9'"),
         ("a/b/c", "", "'a/b/c' is neither a local folder nor a valid hub id"),
     ],
@@ -169,12 +199,16 @@ def test_no_network(tmp_path: Path) -> None:
 
 
 def test_offline_mode(tmp_path: Path) -> None:
-    status, message = resolve("http://127.0.0.1:9", "org/good", tmp_path / "models" / "base", HF_HUB_OFFLINE="1")
+    status, message = resolve(
+        "http://127.0.0.1:9", "org/good", tmp_path / "models" / "base", HF_HUB_OFFLINE="1"
+    )
     assert status == 1
     assert "HF_HUB_OFFLINE" in message
 
 
-def test_a_mirror_is_fetched_and_stands_in_for_the_hub(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_a_mirror_is_fetched_and_stands_in_for_the_hub(
+    hub: tuple[str, list[str]], tmp_path: Path
+) -> None:
     endpoint, requests = hub
     mirror = tmp_path / "mirror"
     status, message = execute(endpoint, [FETCH, str(mirror)], {"HF_HOME": str(tmp_path / "hf")})

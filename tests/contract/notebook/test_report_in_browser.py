@@ -1,4 +1,6 @@
-"""The report as a real browser sees it; skipped where no Chromium is installed (Debian: apt-get install chromium)."""
+"""The report as a real browser sees it; skipped where no Chromium is installed (Debian:
+apt-get install chromium).
+"""
 
 import json
 import re
@@ -17,9 +19,12 @@ pytest.importorskip("matplotlib")
 
 from model_serve_flow.report.report import write_report
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+    "--disable-component-update",
     "--disable-sync", "--no-first-run", "--disable-dev-shm-usage",
 )  # fmt: skip
 PROBE = """<script>{
@@ -40,9 +45,10 @@ const drawn = [...document.querySelectorAll("figure svg")].every(svg => svg.getB
 document.querySelectorAll("details").forEach(part => { part.open = true; });
 const wide = page.scrollWidth > page.clientWidth;
 document.title = `PROBE ${JSON.stringify({scrolls, sorted, numeric, folded, seen, drawn, wide})}`;
-}</script>"""
+}</script>"""  # noqa: E501
 FINE = {
-    "scrolls": False, "sorted": True, "numeric": True, "folded": True, "seen": True, "drawn": True, "wide": False,
+    "scrolls": False, "sorted": True, "numeric": True, "folded": True, "seen": True, "drawn": True,
+    "wide": False,
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
@@ -54,10 +60,16 @@ def browse(page: Path, folder: Path, *flags: str) -> str:
 
 
 @pytest.mark.parametrize("width", [500, 1280])
-def test_page_fits_its_window_sorts_its_tables_unfolds_the_flips_and_draws_its_charts(width, tmp_path):
+def test_page_fits_its_window_sorts_its_tables_unfolds_the_flips_and_draws_its_charts(
+    width, tmp_path
+):
     page = write_report(factories.sample_comparison(), {}, tmp_path).html
-    page.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    title = re.search(r"<title>(.*?)</title>", browse(page, tmp_path, f"--window-size={width},900", "--dump-dom"))[1]
+    page.write_text(
+        page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8"
+    )
+    title = re.search(
+        r"<title>(.*?)</title>", browse(page, tmp_path, f"--window-size={width},900", "--dump-dom")
+    )[1]
     assert json.loads(title.removeprefix("PROBE ")) == FINE
 
 

@@ -30,7 +30,10 @@ WRITTEN = {
     "generation_kwargs": {"until": ["\n"], "do_sample": False},
     "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     "filter_list": [
-        {"name": name, "filter": [{"function": "regex", "regex_pattern": pattern}, {"function": "take_first"}]}
+        {
+            "name": name,
+            "filter": [{"function": "regex", "regex_pattern": pattern}, {"function": "take_first"}],
+        }
         for name, pattern in (("strict", "(lolly)"), ("loose", "(lol)"))
     ],
 }
@@ -54,14 +57,25 @@ def tasks(tmp_path_factory):
     kinds = {"quiz_red": CHOICE, "quiz_blue": CHOICE, "write": WRITTEN, "text": TEXT}
     for name, kind in kinds.items():
         rows = [
-            {"question": f"{name} {n} is?", "answer": n % 4, "word": "lol" if n % 3 else "x", "subject": f"s{n % 12}"}
+            {
+                "question": f"{name} {n} is?",
+                "answer": n % 4,
+                "word": "lol" if n % 3 else "x",
+                "subject": f"s{n % 12}",
+            }
             for n in range(DOCUMENTS)
         ]
         data = folder / f"{name}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
+        source = {
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(data)}},
+            "test_split": "test",
+        }
         shots = {} if kind is TEXT else {"fewshot_split": "test"}
-        text = yaml.safe_dump({"task": name, **source, **shots, **kind, "metadata": {"version": 1.0}})
+        text = yaml.safe_dump(
+            {"task": name, **source, **shots, **kind, "metadata": {"version": 1.0}}
+        )
         (folder / f"{name}.yaml").write_text(text)
     (folder / "quiz.yaml").write_text(yaml.safe_dump(GROUP))
     return folder
@@ -81,9 +95,19 @@ def lm_eval(tasks, output, seed, names="quiz,write,text", shots=0):
         "--include_path",
         str(tasks),
     ]
-    options = ["--log_samples", "--output_path", str(output), "--seed", str(seed), "--num_fewshot", str(shots)]
+    options = [
+        "--log_samples",
+        "--output_path",
+        str(output),
+        "--seed",
+        str(seed),
+        "--num_fewshot",
+        str(shots),
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment, cwd=tasks)
+    done = subprocess.run(
+        [*command, *options], capture_output=True, text=True, env=environment, cwd=tasks
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return output
 
@@ -101,7 +125,8 @@ def test_what_lm_eval_writes_is_read_and_paired(runs):
     found = compare_sides(base, candidate, Rules())
     quiz, text = (found.tasks[name].difference for name in ("quiz", "text"))
     assert (quiz.n, quiz.chance, quiz.clusters.key) == (2 * DOCUMENTS, 25.0, "subject")
-    assert quiz.flips.right_to_wrong + quiz.flips.wrong_to_right > 0  # it guesses anew with each seed
+    # it guesses anew with each seed
+    assert quiz.flips.right_to_wrong + quiz.flips.wrong_to_right > 0
     assert (text.n, text.unit) == (DOCUMENTS, "percent")
     written = found.tasks["write"].metrics
     assert {name: d.base for name, d in written.items()} == pytest.approx(
@@ -113,7 +138,9 @@ def test_what_lm_eval_writes_is_read_and_paired(runs):
 def test_another_number_of_examples_is_refused(runs, tasks, tmp_path):
     other = read_side(lm_eval(tasks, tmp_path / "shots", 2, names="write", shots=1))
     one_task = Rules(tiers=Tiers(advisory=("quiz", "text")))
-    with pytest.raises(BadInput, match="Task write: few-shot examples is 0 for the base and 1 for the candidate"):
+    with pytest.raises(
+        BadInput, match="Task write: few-shot examples is 0 for the base and 1 for the candidate"
+    ):
         compare_sides(read_side(runs[0]), other, one_task)
 
 
@@ -131,15 +158,35 @@ main(parser.parse_args(sys.argv[1:]))
 
 
 def test_what_vllm_bench_writes_is_read_as_repeats_of_a_load(tmp_path):
-    """The command of vLLM's CPU build asks for metadata of another name, so its two functions are called."""
+    """The command of vLLM's CPU build asks for metadata of another name,
+    so its two functions are called.
+    """
     folder = tokenizer(tmp_path / "base")
     with mock(20) as (url, _):
-        options = ["--backend", "openai", "--base-url", url, "--model", "base", "--tokenizer", str(folder)]
+        options = [
+            "--backend",
+            "openai",
+            "--base-url",
+            url,
+            "--model",
+            "base",
+            "--tokenizer",
+            str(folder),
+        ]
         load = ["--dataset-name", "random", "--random-input-len", "16", "--random-output-len", "8"]
-        result = ["--save-result", "--append-result", "--result-dir", str(tmp_path), "--result-filename", "bench.json"]
+        result = [
+            "--save-result",
+            "--append-result",
+            "--result-dir",
+            str(tmp_path),
+            "--result-filename",
+            "bench.json",
+        ]
         for _ in range(2):
             arguments = [*options, *load, *result, "--num-prompts", "6", "--max-concurrency", "2"]
-            done = subprocess.run([sys.executable, "-c", BENCH, *arguments], capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-c", BENCH, *arguments], capture_output=True, text=True
+            )
             assert done.returncode == 0, done.stderr[-3000:]
     side = read_side(tmp_path / "bench.json")
     assert [one.load for one in side.loads] == ["2 concurrent requests"] * 2

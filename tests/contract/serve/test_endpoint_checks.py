@@ -1,4 +1,6 @@
-"""The checks against GuideLLM's own mock server: an endpoint that answers as it should, and refuses nothing."""
+"""The checks against GuideLLM's own mock server: an endpoint that answers as it should,
+and refuses nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,18 @@ def mock_server(tmp_path_factory):
     port = free_port()
     log = tmp_path_factory.mktemp("mock") / "server.log"
     program = Path(sys.executable).with_name("guidellm")
-    command = [program, "mock-server", "--port", str(port), "--workers", "1", "--model", "mock", "--output-tokens", "8"]
+    command = [
+        program,
+        "mock-server",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--model",
+        "mock",
+        "--output-tokens",
+        "8",
+    ]
     with log.open("wb") as sink:
         child = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
     try:

@@ -1,6 +1,8 @@
-"""The real GuideLLM against its own mock server: our command line is one it takes, our reader one that fits.
+"""The real GuideLLM against its own mock server: our command line is one it takes,
+our reader one that fits.
 
-It runs in the driver, as in the notebooks: with the requests and the results of GuideLLM's own program.
+It runs in the driver, as in the notebooks: with the requests and the results of GuideLLM's own
+program.
 """
 
 import contextlib
@@ -31,7 +33,8 @@ from model_serve_flow.serve.server import Server
 from model_serve_flow.system import processes
 from model_serve_flow.system.hardware import free_port
 
-# As many requests at once as asked for, each with 20 ms to the first token and 5 ms to each further one.
+# As many requests at once as asked for, each with 20 ms to the first token and 5 ms to each further
+# one.
 TTFT_MS, ITL_MS = 20, 5
 SLOW_TTFT_MS = 2000
 KEY = "a-key-that-nobody-may-see"
@@ -40,12 +43,25 @@ KEY = "a-key-that-nobody-may-see"
 @contextlib.contextmanager
 def mock(ttft_ms):
     port = free_port()
-    command = [sys.executable, "-m", "guidellm", "mock-server", "--host", "127.0.0.1", "--port", str(port)]
-    child = subprocess.Popen([*command, "--model", "base", "--ttft-ms", str(ttft_ms), "--itl-ms", str(ITL_MS)])
+    command = [
+        sys.executable,
+        "-m",
+        "guidellm",
+        "mock-server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    child = subprocess.Popen(
+        [*command, "--model", "base", "--ttft-ms", str(ttft_ms), "--itl-ms", str(ITL_MS)]
+    )
     deadline = time.monotonic() + 300
     try:
         while True:
-            assert child.poll() is None and time.monotonic() < deadline, "the mock server did not start"
+            assert child.poll() is None and time.monotonic() < deadline, (
+                "the mock server did not start"
+            )
             try:
                 httpx.get(f"http://127.0.0.1:{port}/health", timeout=2)
                 break
@@ -76,10 +92,14 @@ def tokenizer(folder):
     from transformers import PreTrainedTokenizerFast
 
     words = {"<unk>": 0, **{f"w{i}": i for i in range(1, 2000)}}
-    words.update({letter: len(words) + i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz .,")})
+    words.update(
+        {letter: len(words) + i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz .,")}
+    )
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="<unk>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", eos_token="<unk>"
+    ).save_pretrained(folder)
     return folder
 
 
@@ -96,12 +116,17 @@ def measured(mock_server, tmp_path):
 
     def of(server=mock_server, **performance):
         url, child = server
-        settings = {f"performance.{key}": value for key, value in {"warmup_seconds": 0.5, **performance}.items()}
+        settings = {
+            f"performance.{key}": value
+            for key, value in {"warmup_seconds": 0.5, **performance}.items()
+        }
         flow = Flow.open("ci", settings, tmp_path)
         folder = tokenizer(tmp_path / "base")
         (tmp_path / "vllm.log").touch()
         process = psutil.Process(child.pid)
-        return flow, Server(url, "base", KEY, folder, tmp_path / "vllm.log", process, 1.0, child.poll)
+        return flow, Server(
+            url, "base", KEY, folder, tmp_path / "vllm.log", process, 1.0, child.poll
+        )
 
     return of
 
@@ -117,7 +142,9 @@ def served(flow, server):
         tokenizer(base)
         (base / "config.json").write_text("{}")
         (base / "model.safetensors").write_bytes(b"weights")
-    server.log.write_text("Initializing a V1 LLM engine (v0.32.0) with config: dtype=torch.bfloat16")
+    server.log.write_text(
+        "Initializing a V1 LLM engine (v0.32.0) with config: dtype=torch.bfloat16"
+    )
     return dataclasses.replace(server, folder=base)
 
 
@@ -125,7 +152,10 @@ def loads_run(flow):
     """What GuideLLM was asked for since the last call: its file -> concurrency of each load."""
     found = {}
     for path in sorted(flow.workspace.raw("base").glob("guidellm-*.json")):
-        found[path.stem] = [one["config"]["strategy"]["streams"] for one in json.loads(path.read_text())["benchmarks"]]
+        found[path.stem] = [
+            one["config"]["strategy"]["streams"]
+            for one in json.loads(path.read_text())["benchmarks"]
+        ]
         path.unlink()
     return found
 
@@ -136,7 +166,12 @@ LOAD = {"concurrency": [1, 2], "repeats": 2, "seconds": 1, "min_requests": 2, "s
 def test_load_points_come_back_as_asked_in_turns(measured, generator):
     flow, server = measured(**LOAD)
     points = measure_performance(flow, served(flow, server), generator).points
-    assert [(point.concurrency, point.repeat) for point in points] == [(1, 1), (2, 1), (1, 2), (2, 2)]
+    assert [(point.concurrency, point.repeat) for point in points] == [
+        (1, 1),
+        (2, 1),
+        (1, 2),
+        (2, 2),
+    ]
     assert loads_run(flow) == {"guidellm-1": [1, 2], "guidellm-2": [1, 2]}
     assert all(point.completed_requests >= 2 and point.errored_requests == 0 for point in points)
     assert all(point.ttft_ms.p50 >= 15 for point in points)
@@ -147,7 +182,10 @@ def test_what_is_measured_is_kept_load_by_load(measured, generator, capsys):
     flow, server = measured(**LOAD)
     first = measure_performance(flow, served(flow, server), generator)
     loads_run(flow)
-    assert measure_performance(flow, served(flow, server), generator) == first and loads_run(flow) == {}
+    assert (
+        measure_performance(flow, served(flow, server), generator) == first
+        and loads_run(flow) == {}
+    )
     assert "kept: results/base/performance.json" in capsys.readouterr().out
     flow, server = measured(**LOAD | {"concurrency": [1, 2, 3]})
     more = measure_performance(flow, served(flow, server), generator)
@@ -158,8 +196,17 @@ def test_what_is_measured_is_kept_load_by_load(measured, generator, capsys):
     assert loads_run(flow) == {"guidellm-1": [1, 2], "guidellm-2": [1, 2]}
 
 
-def test_blocks_of_real_loads_are_kept_and_their_searches_give_an_interval(measured, generator, monkeypatch):
-    slo = {"ttft_ms": 5000, "itl_ms": 1000, "attainment": 0.5, "seconds": 1, "initial_streams": 1, "max_streams": 1}
+def test_blocks_of_real_loads_are_kept_and_their_searches_give_an_interval(
+    measured, generator, monkeypatch
+):
+    slo = {
+        "ttft_ms": 5000,
+        "itl_ms": 1000,
+        "attainment": 0.5,
+        "seconds": 1,
+        "initial_streams": 1,
+        "max_streams": 1,
+    }
     flow, server = measured(**LOAD | {"concurrency": [1], "blocks": 2, "slo": slo})
     base, started = served(flow, server), []
 
@@ -170,7 +217,10 @@ def test_blocks_of_real_loads_are_kept_and_their_searches_give_an_interval(measu
 
     monkeypatch.setattr(blocks, "serve", serve)
     result = blocks.measure_in_blocks(flow, [], generator, lambda server: None)["base"]
-    assert [(point.repeat, point.block) for point in result.points] == [(1, 1), (2, 2)] and started == ["base", "base"]
+    assert [(point.repeat, point.block) for point in result.points] == [
+        (1, 1),
+        (2, 2),
+    ] and started == ["base", "base"]
     assert sorted(result.searches) == [1, 2] and result.capacity.searches == 2
     assert result.capacity.ci95 == (1, None) and result.unmeasured() == []
     assert flow.workspace.performance_in_blocks() == result
@@ -179,23 +229,42 @@ def test_blocks_of_real_loads_are_kept_and_their_searches_give_an_interval(measu
 
 
 def test_a_slow_load_lasts_until_it_has_its_requests(measured, generator, slow_mock_server):
-    flow, server = measured(slow_mock_server, **LOAD | {"concurrency": [1], "repeats": 1, "min_requests": 3})
+    flow, server = measured(
+        slow_mock_server, **LOAD | {"concurrency": [1], "repeats": 1, "min_requests": 3}
+    )
     (point,) = measure_performance(flow, served(flow, server), generator).points
     assert point.valid and point.completed_requests == 3
-    assert point.seconds > 2 * SLOW_TTFT_MS / 1000, "one second is asked for at least, and three answers take longer"
+    assert point.seconds > 2 * SLOW_TTFT_MS / 1000, (
+        "one second is asked for at least, and three answers take longer"
+    )
 
 
 def test_a_load_that_no_request_completes_is_tried_twice_and_again_by_the_next_run(
     measured, generator, slow_mock_server, capsys
 ):
-    slo = {"ttft_ms": 200, "itl_ms": 50, "attainment": 0.5, "seconds": 0.5, "initial_streams": 1, "max_streams": 1}
+    slo = {
+        "ttft_ms": 200,
+        "itl_ms": 50,
+        "attainment": 0.5,
+        "seconds": 0.5,
+        "initial_streams": 1,
+        "max_streams": 1,
+    }
     short = LOAD | {"concurrency": [1], "repeats": 1, "seconds": 0.5, "max_seconds": 1, "slo": slo}
     flow, server = measured(slow_mock_server, **short)
     result = measure_performance(flow, served(flow, server), generator)
     assert loads_run(flow) == {"guidellm-1": [1], "guidellm-once-more": [1]}
-    missing = ["load point 1: 0 requests completed, performance.min_requests is 2", "capacity: no request was answered"]
-    assert [found.startswith(start) for found, start in zip(result.unmeasured(), missing, strict=True)] == [True, True]
-    assert "base: load point 1, repeat 1, is not measured: 0 requests completed" in capsys.readouterr().out
+    missing = [
+        "load point 1: 0 requests completed, performance.min_requests is 2",
+        "capacity: no request was answered",
+    ]
+    assert [
+        found.startswith(start) for found, start in zip(result.unmeasured(), missing, strict=True)
+    ] == [True, True]
+    assert (
+        "base: load point 1, repeat 1, is not measured: 0 requests completed"
+        in capsys.readouterr().out
+    )
     flow, server = measured(**short)
     repaired = measure_performance(flow, served(flow, server), generator)
     assert loads_run(flow) == {"guidellm-1": [1]}
@@ -205,13 +274,21 @@ def test_a_load_that_no_request_completes_is_tried_twice_and_again_by_the_next_r
 def test_a_load_whose_requests_fail_ends_in_time_and_is_not_measured(measured, generator, tmp_path):
     flow, server = measured(**LOAD | {"concurrency": [1], "repeats": 1})
     path = tmp_path / "failing.json"
-    command = with_values(load(flow, server, path), "--backend", request_format="/pooling")  # not there: 404
+    # not there: 404
+    command = with_values(load(flow, server, path), "--backend", request_format="/pooling")
     (point,) = read_load_points(path, flow.config, generator.run(server, command, path), [(1, 1)])
     assert point.errored_requests > 0 and "requests failed" in point.problem and point.seconds < 5
 
 
 def test_a_search_that_every_load_passes_ends_at_the_highest(measured, generator):
-    slo = {"ttft_ms": 5000, "itl_ms": 1000, "attainment": 0.5, "seconds": 2, "initial_streams": 1, "max_streams": 2}
+    slo = {
+        "ttft_ms": 5000,
+        "itl_ms": 1000,
+        "attainment": 0.5,
+        "seconds": 2,
+        "initial_streams": 1,
+        "max_streams": 2,
+    }
     flow, server = measured(slo=slo)
     capacity = measure_capacity(flow, server, generator)
     assert [(probe.streams, probe.passed) for probe in capacity.probes] == [(1, True), (2, True)]
@@ -220,7 +297,14 @@ def test_a_search_that_every_load_passes_ends_at_the_highest(measured, generator
 
 
 def test_objectives_that_no_load_keeps_are_a_result(measured, generator):
-    slo = {"ttft_ms": 1, "itl_ms": 0.1, "attainment": 0.5, "seconds": 2, "initial_streams": 2, "max_streams": 4}
+    slo = {
+        "ttft_ms": 1,
+        "itl_ms": 0.1,
+        "attainment": 0.5,
+        "seconds": 2,
+        "initial_streams": 2,
+        "max_streams": 4,
+    }
     flow, server = measured(slo=slo)
     capacity = measure_capacity(flow, server, generator)
     assert [(probe.streams, probe.passed) for probe in capacity.probes] == [(2, False), (1, False)]
@@ -228,7 +312,9 @@ def test_objectives_that_no_load_keeps_are_a_result(measured, generator):
     assert capacity.stopped == "objectives_unmet_at_minimum" and capacity.output_tokens_per_s == 0
 
 
-def test_a_load_too_short_for_any_request_says_what_to_change(measured, generator, slow_mock_server):
+def test_a_load_too_short_for_any_request_says_what_to_change(
+    measured, generator, slow_mock_server
+):
     slo = {"ttft_ms": 5000, "itl_ms": 1000, "seconds": 0.2, "initial_streams": 1, "max_streams": 1}
     flow, server = measured(slow_mock_server, slo=slo)
     capacity = measure_capacity(flow, server, generator)
@@ -243,11 +329,16 @@ def test_without_objectives_there_is_no_search(measured, generator):
 def requests(path):
     """The requests of each load in GuideLLM's file, as they were sent and in that order."""
     loads = json.loads(path.read_text())["benchmarks"]
-    sent = [sorted(load["requests"]["successful"], key=lambda one: one["request_start_time"]) for load in loads]
+    sent = [
+        sorted(load["requests"]["successful"], key=lambda one: one["request_start_time"])
+        for load in loads
+    ]
     return [[one["request_args"] for one in load] for load in sent]
 
 
-def test_a_second_job_in_the_same_process_asks_what_the_first_one_asked(measured, generator, tmp_path):
+def test_a_second_job_in_the_same_process_asks_what_the_first_one_asked(
+    measured, generator, tmp_path
+):
     flow, server = measured(concurrency=[1, 2], repeats=1, seconds=2)
     outputs = [tmp_path / name / "points.json" for name in ("one", "other")]
     for output in outputs:
@@ -266,7 +357,11 @@ def recorded(url):
 
     def join(client):
         # a client that is cut off at the end of a load resets its connection
-        with contextlib.suppress(ConnectionError), client, socket.create_connection(target) as server:
+        with (
+            contextlib.suppress(ConnectionError),
+            client,
+            socket.create_connection(target) as server,
+        ):
             other = {client: server, server: client}
             while True:
                 for source in select.select(list(other), [], [])[0]:
@@ -294,7 +389,9 @@ def command_lines():
 
     def look():
         while not stop.wait(0.2):
-            seen.update(" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
+            seen.update(
+                " ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])
+            )
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -305,14 +402,18 @@ def command_lines():
         thread.join()
 
 
-def test_every_request_carries_the_key_and_nothing_else_does(measured, generator, mock_server, tmp_path):
+def test_every_request_carries_the_key_and_nothing_else_does(
+    measured, generator, mock_server, tmp_path
+):
     url, child = mock_server
     with recorded(url) as (address, sent), command_lines() as seen:
         flow, server = measured((address, child), concurrency=[1], repeats=1, seconds=1)
         generator.run(server, load(flow, server, tmp_path / "keyed.json"), tmp_path / "keyed.json")
         asked = b"".join(sent)
     assert asked.count(b"POST /v1/completions") > 3
-    assert asked.lower().count(f"authorization: bearer {KEY}".encode()) >= asked.count(b"POST /v1/completions")
+    assert asked.lower().count(f"authorization: bearer {KEY}".encode()) >= asked.count(
+        b"POST /v1/completions"
+    )
     assert any("guidellm.driver" in line for line in seen) and not any(KEY in line for line in seen)
     assert holders_of_the_key(tmp_path, generator) == []
 
@@ -320,7 +421,9 @@ def test_every_request_carries_the_key_and_nothing_else_does(measured, generator
 def test_what_guidellm_refuses_is_shown_without_the_key(measured, generator, tmp_path):
     """The message of an error repeats the input: here a tokenizer of that name."""
     flow, server = measured()
-    command = with_values(load(flow, server, tmp_path / "refused.json"), "--tokenizer", model=f"/no/such/{KEY}")
+    command = with_values(
+        load(flow, server, tmp_path / "refused.json"), "--tokenizer", model=f"/no/such/{KEY}"
+    )
     with pytest.raises(FlowError, match=r"/no/such/\*+") as refused:
         generator.run(server, command, tmp_path / "refused.json")
     assert KEY not in str(refused.value)
@@ -328,7 +431,9 @@ def test_what_guidellm_refuses_is_shown_without_the_key(measured, generator, tmp
 
 
 def holders_of_the_key(folder, generator):
-    files = [path for root in (folder, generator._logs) for path in root.rglob("*") if path.is_file()]
+    files = [
+        path for root in (folder, generator._logs) for path in root.rglob("*") if path.is_file()
+    ]
     assert len(files) > 3
     return [path for path in files if KEY.encode() in path.read_bytes()]
 
@@ -338,7 +443,9 @@ def running(mark):
 
 
 def await_workers(mark):
-    """Until the processes of a load run: driver, fork server, manager, worker and those that give them their data."""
+    """Until the processes of a load run: driver, fork server, manager,
+    worker and those that give them their data.
+    """
     deadline = time.monotonic() + 120
     while len(running(mark)) < 6:
         assert time.monotonic() < deadline, "no load runs"
@@ -378,13 +485,15 @@ with load_generator(flow) as generator:
     print(generator._driver.mark, flush=True)
     path = Path(root) / "killed.json"
     generator.run(server, load_command(flow.config, url, "base", folder, str(path)), path)
-"""
+"""  # noqa: E501
 
 
 def test_a_notebook_that_is_killed_leaves_no_load_generator(measured, tmp_path):
     _, server = measured()
     arguments = [server.url, "another-key", str(server.folder), str(tmp_path)]
-    with subprocess.Popen([sys.executable, "-c", PARENT, *arguments], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, *arguments], stdout=subprocess.PIPE, text=True
+    ) as parent:
         mark = parent.stdout.readline().strip()
         await_workers(mark)
         parent.send_signal(signal.SIGKILL)

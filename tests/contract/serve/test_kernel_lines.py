@@ -31,6 +31,8 @@ def test_vllm_says_when_marlin_unpacks_fp8(text):
     assert f"class {WEIGHTS_ONLY.rpartition(' for ')[2]}(" in text
 
 
-@pytest.mark.parametrize("line", ['"Selected %s for %s"', '"Using %s for NVFP4 GEMM"', '"Using %s for MXFP4 GEMM"'])
+@pytest.mark.parametrize(
+    "line", ['"Selected %s for %s"', '"Using %s for NVFP4 GEMM"', '"Using %s for MXFP4 GEMM"']
+)
 def test_the_words_around_a_kernel(text, line):
     assert line in text

@@ -16,7 +16,10 @@ def test_the_installed_vllm_picks_the_kernels_of_the_table():
     and read the diff.
     """
     made = subprocess.run(
-        [sys.executable, ROOT / "tools" / "kernel_table.py"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "tools" / "kernel_table.py"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert made.returncode == 0, made.stderr
     written = (Path(schemes.__file__).with_name("kernel_table.json")).read_text(encoding="utf-8")

@@ -1,4 +1,6 @@
-"""lm-eval's client against stock `local-completions` on one small model, and against engines that answer wrongly."""
+"""lm-eval's client against stock `local-completions` on one small model,
+and against engines that answer wrongly.
+"""
 
 import hashlib
 import math
@@ -23,7 +25,9 @@ RIGHT = staticmethod(lambda choices: choices)
 
 @dataclass
 class Model(Endpoint):
-    """A model whose next token follows from all tokens before; the same by an echo and by labels."""
+    """A model whose next token follows from all tokens before;
+    the same by an echo and by labels.
+    """
 
     vocabulary: int = 200
 
@@ -38,25 +42,36 @@ class Model(Endpoint):
             pairs = list(zip([*prompt[1:], 0], rows, strict=True))
             values = [None, *(float(row[token]) for token, row in pairs)]
             top = [None, *({"x": float(row.max()), "y": float(row[token])} for token, row in pairs)]
-            return {"index": index, "text": "", "logprobs": {"token_logprobs": values, "top_logprobs": top}}
+            return {
+                "index": index,
+                "text": "",
+                "logprobs": {"token_logprobs": values, "top_logprobs": top},
+            }
         row = self.scores(prompt)
         likeliest = int(row.argmax())
         labels = body["logprob_token_ids"] if self.labels else []
         top = {f"token_id:{label}": float(row[label]) for label in {likeliest, *labels}}
-        logprobs = {"tokens": [f"token_id:{likeliest}"], "token_logprobs": [float(row.max())], "top_logprobs": [top]}
+        logprobs = {
+            "tokens": [f"token_id:{likeliest}"],
+            "token_logprobs": [float(row.max())],
+            "top_logprobs": [top],
+        }
         return {"index": index, "text": "", "logprobs": logprobs}
 
 
 def settings(endpoint, tokenizer, concurrency, batch):
     return {
         "model": "base", "base_url": f"{endpoint.url}/v1/completions", "tokenizer": str(tokenizer),
-        "tokenizer_backend": "huggingface", "tokenized_requests": True, "num_concurrent": concurrency,
+        "tokenizer_backend": "huggingface", "tokenized_requests": True,
+        "num_concurrent": concurrency,
         "batch_size": batch, "max_length": MOST_TOKENS, "timeout": 60, "max_retries": 1,
     }  # fmt: skip
 
 
 def asked(questions, endpoint, flow, monkeypatch, concurrency=3, batch=4):
-    """What lm-eval's own client and ours answer, how many tokens they sent, and the ways of ours."""
+    """What lm-eval's own client and ours answer, how many tokens they sent,
+    and the ways of ours.
+    """
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     instances = [SimpleNamespace(args=pair) for pair in questions]
     server, ways = serving(flow, endpoint.url), Counter()
@@ -64,7 +79,9 @@ def asked(questions, endpoint, flow, monkeypatch, concurrency=3, batch=4):
     stock = LocalCompletionsAPI(**where).loglikelihood(instances, disable_tqdm=True)
     stock_tokens = sum(map(len, endpoint.asked))
     with server.client() as client:
-        ours = WholeCompletions(**where, client=client, ways=ways).loglikelihood(instances, disable_tqdm=True)
+        ours = WholeCompletions(**where, client=client, ways=ways).loglikelihood(
+            instances, disable_tqdm=True
+        )
     return stock, ours, stock_tokens, sum(map(len, endpoint.asked)) - stock_tokens, ways
 
 
@@ -78,40 +95,67 @@ def text(generator, words):
 
 
 def choices(generator, most):
-    """Contexts with a few continuations each; some end in a space, are too long or repeat, and one is empty."""
-    contexts = ["a" + text(generator, (0, 60)) + generator.choice(["", "", "  "]) for _ in range(30)] + [""]
-    continuations = [[" " + text(generator, (1, most)) for _ in range(generator.randint(1, 5))] for _ in contexts]
-    pairs = [(context, one) for context, some in zip(contexts, continuations, strict=True) for one in some]
+    """Contexts with a few continuations each; some end in a space, are too long or repeat,
+    and one is empty.
+    """
+    contexts = [
+        "a" + text(generator, (0, 60)) + generator.choice(["", "", "  "]) for _ in range(30)
+    ] + [""]
+    continuations = [
+        [" " + text(generator, (1, most)) for _ in range(generator.randint(1, 5))] for _ in contexts
+    ]
+    pairs = [
+        (context, one)
+        for context, some in zip(contexts, continuations, strict=True)
+        for one in some
+    ]
     return [*pairs, *pairs[:3]]
 
 
 @pytest.mark.parametrize(("concurrency", "batch"), [(3, 4), (1, 1)])
 @pytest.mark.parametrize("metrics", ["", METRICS])
 @pytest.mark.parametrize("most", [1, 3])
-def test_every_answer_is_that_of_local_completions(folder, monkeypatch, concurrency, batch, metrics, most):  # noqa: F811
+def test_every_answer_is_that_of_local_completions(
+    folder,  # noqa: F811
+    monkeypatch,
+    concurrency,
+    batch,
+    metrics,
+    most,
+):
     questions = choices(random.Random(f"{most}"), most)
     with Model(metrics=metrics) as endpoint:
-        stock, ours, before, after, ways = asked(questions, endpoint, opened(folder), monkeypatch, concurrency, batch)
+        stock, ours, before, after, ways = asked(
+            questions, endpoint, opened(folder), monkeypatch, concurrency, batch
+        )
     same(stock, ours)
     assert sum(ways.values()) == len(questions) and ways["one token"] > 0
     if not metrics:
         assert after < before and not ways["token by token"]
 
 
-def test_a_tokenizer_that_merges_context_and_continuation_is_asked_what_lm_eval_asks(folder, monkeypatch):  # noqa: F811
-    """'o d' becomes one token: lm-eval is left with a part of the continuation, or with none of it."""
+def test_a_tokenizer_that_merges_context_and_continuation_is_asked_what_lm_eval_asks(
+    folder,  # noqa: F811
+    monkeypatch,
+):
+    """'o d' becomes one token: lm-eval is left with a part of the continuation,
+    or with none of it.
+    """
     from tokenizers import Regex, pre_tokenizers
     from transformers import AutoTokenizer
 
     flow = opened(folder)
     tokenizer = AutoTokenizer.from_pretrained(flow.workspace.model("base"))
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"o \w|[\s\S]"), "isolated")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"o \w|[\s\S]"), "isolated"
+    )
     tokenizer.save_pretrained(flow.workspace.model("base"))
     questions = [("a is to b as c is to", f" {word}") for word in ("d", "e", "df", "dg", "efg")]
     with Model() as endpoint:
         stock, ours, _, _, ways = asked(questions, endpoint, flow, monkeypatch)
     same(stock, ours)
-    assert ways == {"echo": 3, "one token": 2}  # nothing is left of 'd' and 'e', two tokens of 'efg'
+    # nothing is left of 'd' and 'e', two tokens of 'efg'
+    assert ways == {"echo": 3, "one token": 2}
 
 
 def test_an_engine_without_labels_is_asked_as_before(folder, monkeypatch):  # noqa: F811
@@ -131,8 +175,12 @@ def labelled(change):
             logprobs = answer["logprobs"]
             if "tokens" in logprobs:
                 (top,) = logprobs["top_logprobs"]
-                top |= change({name: value for name, value in top.items() if name != logprobs["tokens"][0]})
-                logprobs["top_logprobs"] = [{name: value for name, value in top.items() if value is not None}]
+                top |= change(
+                    {name: value for name, value in top.items() if name != logprobs["tokens"][0]}
+                )
+                logprobs["top_logprobs"] = [
+                    {name: value for name, value in top.items() if value is not None}
+                ]
         return answers
 
     return staticmethod(alter)
@@ -141,10 +189,13 @@ def labelled(change):
 PLANTED = {
     "a label is missing": (lambda top: {next(iter(top)): None}, "no log-probability of 1 of"),
     "a label is above 0": (lambda top: {next(iter(top)): 0.5}, "above 0"),
-    "labels are likelier than the likeliest": (lambda top: dict.fromkeys(top, -1e-9), "where the likeliest token has"),
-    "labels are swapped": (lambda top: dict(zip(sorted(top, key=top.get), sorted(top.values())[::-1], strict=True)),
+    "labels are likelier than the likeliest": (lambda top: dict.fromkeys(top, -1e-9),
+                                               "where the likeliest token has"),
+    "labels are swapped": (lambda top: dict(zip(sorted(top, key=top.get),
+                                                sorted(top.values())[::-1], strict=True)),
                            "contradicts itself"),
-    "labels are those of another place": (lambda top: {name: value - 4 for name, value in top.items()},
+    "labels are those of another place": (lambda top: {name: value - 4 for name,
+                                                       value in top.items()},
                                           "contradicts itself"),
 }  # fmt: skip
 
@@ -162,4 +213,6 @@ def test_wrong_or_missing_probabilities_are_refused_and_never_scored(folder, fau
         result = measure_accuracy(flow, serving(flow, endpoint.url))
     with Endpoint(labels=False) as endpoint:
         (flow.workspace.results("base") / "accuracy.json").unlink()
-        assert measure_accuracy(flow, serving(flow, endpoint.url)).tasks == result.tasks, "a wrong answer was kept"
+        assert measure_accuracy(flow, serving(flow, endpoint.url)).tasks == result.tasks, (
+            "a wrong answer was kept"
+        )

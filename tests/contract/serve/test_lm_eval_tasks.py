@@ -62,12 +62,19 @@ def test_lm_eval_loads_the_packaged_tasks_as_we_write_them(packaged):
 def test_items_keep_what_was_asked_what_was_right_and_what_they_belong_to(packaged):
     import lm_eval
 
-    raw = lm_eval.simple_evaluate(model="dummy", tasks=list(TASKS), task_manager=packaged, bootstrap_iters=0)
+    raw = lm_eval.simple_evaluate(
+        model="dummy", tasks=list(TASKS), task_manager=packaged, bootstrap_iters=0
+    )
     items = {task: read_task(task, raw).items[0] for task in TASKS}
     mmlu, analogy, text = items["mmlu_dev"], items["word_analogies"], items["wikipedia"]
-    assert mmlu.prompt.startswith("The following are multiple choice questions (with answers) about human aging.\n\n")
+    assert mmlu.prompt.startswith(
+        "The following are multiple choice questions (with answers) about human aging.\n\n"
+    )
     assert mmlu.prompt.endswith("What is red?\nA. sky\nB. blood\nC. grass\nD. coal\nAnswer:")
-    assert (mmlu.expected, mmlu.groups) == ("B", {"subject": "human aging", "subject group": "other"})
+    assert (mmlu.expected, mmlu.groups) == (
+        "B",
+        {"subject": "human aging", "subject group": "other"},
+    )
     assert (analogy.prompt, analogy.expected) == ("a is to b as c is to", "d")
     assert analogy.groups == {"category": "letters"}
     assert (text.prompt, text.expected, text.answer) == (None, None, None)

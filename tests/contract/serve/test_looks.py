@@ -1,4 +1,6 @@
-"""Real lm-eval, a part of the items at a time: no answer is asked for twice, and the prompts are the base's."""
+"""Real lm-eval, a part of the items at a time: no answer is asked for twice,
+and the prompts are the base's.
+"""
 
 import pytest
 from test_repeats import Sampling, opened
@@ -40,11 +42,14 @@ def test_all_looks_ask_every_item_once_with_the_prompts_of_the_base(flow):
         everything, endpoint.asked[:] = len(endpoint.asked), []
         decided, seen = until(9)
         result = measure_accuracy_in_looks(flow, server, decided)
-        assert everything <= len(endpoint.asked) < 1.2 * everything  # each look checks its way of asking
+        # each look checks its way of asking
+        assert everything <= len(endpoint.asked) < 1.2 * everything
         assert measure_accuracy_in_looks(flow, server, decided) == result, "kept"
     assert len(seen) == 2 and len(result.looks) == 3
     found = compare_answers(base, result, flow.config.verdict, 0)  # refuses other prompts
-    assert {pairs.task: len(pairs.rows) for pairs in found.tasks} == {name: task.n for name, task in base.tasks.items()}
+    assert {pairs.task: len(pairs.rows) for pairs in found.tasks} == {
+        name: task.n for name, task in base.tasks.items()
+    }
     assert found.looks.items == found.looks.of_items
     assert result.tasks == base.tasks
 
@@ -71,12 +76,19 @@ def test_a_look_asks_its_items_with_every_seed(folder):  # noqa: F811
         endpoint.written.clear()
         early = measure_accuracy_in_looks(flow, server, until(1)[0])
         asked = {item.groups["question"] for item in early.tasks["free"].items}
-        assert early.tasks["free"].n == len(endpoint.written) == 3 * len(asked) < base.tasks["free"].n
+        assert (
+            early.tasks["free"].n == len(endpoint.written) == 3 * len(asked) < base.tasks["free"].n
+        )
         later = measure_accuracy_in_looks(flow, server, until(9)[0])
     assert len(endpoint.written) == len(set(endpoint.written)) == base.tasks["free"].n == 24
     assert later.looks[0] == early.looks[0] and len(later.looks) == 3
-    assert sorted(later.tasks["free"].items, key=by_id) == sorted(base.tasks["free"].items, key=by_id)
-    assert compare_answers(base, early, flow.config.verdict, 0).looks.items == early.tasks["free"].n + 10
+    assert sorted(later.tasks["free"].items, key=by_id) == sorted(
+        base.tasks["free"].items, key=by_id
+    )
+    assert (
+        compare_answers(base, early, flow.config.verdict, 0).looks.items
+        == early.tasks["free"].n + 10
+    )
     assert caches(flow) == []
 
 

@@ -1,4 +1,6 @@
-"""Stock lm-eval tasks from a mirror, with the network off; `../shared/hub` beside the checkout is one."""
+"""Stock lm-eval tasks from a mirror, with the network off;
+`../shared/hub` beside the checkout is one.
+"""
 
 import json
 import os
@@ -13,7 +15,9 @@ from model_serve_flow.setup.lm_eval_data import task_needs
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
 TASKS = ("arc_easy", "hellaswag", "mmlu", "ifeval")
-pytestmark = pytest.mark.skipif(not (SHARED / "hub").is_dir(), reason=f"no mirror at {SHARED / 'hub'}")
+pytestmark = pytest.mark.skipif(
+    not (SHARED / "hub").is_dir(), reason=f"no mirror at {SHARED / 'hub'}"
+)
 
 LOAD = """
 import json, os, socket, sys
@@ -36,7 +40,7 @@ rows = hub_rows(text, "text", lambda stream: stream.take(2))
 print(json.dumps({"rows": rows, "samples": {
     task: [sample["arguments"] for sample in samples] for task, samples in raw["samples"].items()
 }}, default=str))
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
@@ -51,7 +55,12 @@ def test_stock_tasks_and_texts_load_without_a_network(mirror, tmp_path):
     import pyarrow.parquet as parquet
 
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, *TASKS], capture_output=True, text=True, env=mirror, cwd=tmp_path, check=False
+        [sys.executable, "-c", LOAD, *TASKS],
+        capture_output=True,
+        text=True,
+        env=mirror,
+        cwd=tmp_path,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
@@ -59,7 +68,9 @@ def test_stock_tasks_and_texts_load_without_a_network(mirror, tmp_path):
     assert len([task for task in samples if task.startswith("mmlu_")]) == 57
     assert {"arc_easy", "hellaswag", "ifeval"} < samples.keys()
     assert all(len(arguments) == 2 for arguments in samples.values())
-    arc = parquet.read_table(SHARED / "hub" / "allenai" / "ai2_arc" / "ARC-Easy" / "test-00000-of-00001.parquet")
+    arc = parquet.read_table(
+        SHARED / "hub" / "allenai" / "ai2_arc" / "ARC-Easy" / "test-00000-of-00001.parquet"
+    )
     assert samples["arc_easy"][0][0][0] == f"Question: {arc['question'][0]}\nAnswer:"
     assert len(found["rows"]) == 2
 
@@ -82,9 +93,13 @@ def test_the_accuracy_step_measures_inside_the_mirror(mirror, tmp_path, monkeypa
     from model_serve_flow.measure import accuracy
     from model_serve_flow.serve.server import Server
 
-    monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **_: {"folder": Path.cwd(), "config": {}})
+    monkeypatch.setattr(
+        lm_eval, "simple_evaluate", lambda **_: {"folder": Path.cwd(), "config": {}}
+    )
     monkeypatch.setattr(accuracy, "task_manager", lambda flow: None)
-    server = Server("http://127.0.0.1:9", "base", "a-key", tmp_path, tmp_path / "vllm.log", None, 0.0)
+    server = Server(
+        "http://127.0.0.1:9", "base", "a-key", tmp_path, tmp_path / "vllm.log", None, 0.0
+    )
     before = Path.cwd()
     flow = Flow.open("ci", {}, tmp_path)
     raw, _ = accuracy.evaluate(flow, server, tmp_path / "log")

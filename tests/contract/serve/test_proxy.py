@@ -1,4 +1,6 @@
-"""A proxy for the internet, as companies have one: no request to our own server, and no key, may reach it."""
+"""A proxy for the internet, as companies have one: no request to our own server, and no key,
+may reach it.
+"""
 
 import contextlib
 import socket
@@ -21,7 +23,8 @@ from model_serve_flow.serve.chat import ask, stream
 from model_serve_flow.serve.engine_variables import known_names
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-# vLLM's server in a few lines: what it says of itself, and a port behind which the endpoint of the test answers
+# vLLM's server in a few lines: what it says of itself, and a port behind which the endpoint of the
+# test answers
 FORWARDER = """
 import os, socket, sys, threading
 print("Initializing a V1 LLM engine (v0.32.0) with config: dtype=torch.float32", flush=True)
@@ -58,7 +61,8 @@ def proxy(monkeypatch):
         for variable in PROXIES:
             monkeypatch.setenv(variable, f"http://127.0.0.1:{listener.getsockname()[1]}")
         yield got
-        with contextlib.suppress(requests.RequestException):  # it is one, and is still asked for what is elsewhere
+        # it is one, and is still asked for what is elsewhere
+        with contextlib.suppress(requests.RequestException):
             requests.get("http://hub.invalid/", timeout=10)
         assert got and b"hub.invalid" in got[-1]
         listener.shutdown(socket.SHUT_RDWR)
@@ -66,7 +70,9 @@ def proxy(monkeypatch):
 
 def for_our_server(got):
     """What of the proxy's bytes was meant for our server; libraries ask for what is elsewhere."""
-    return [data for data in got if KEY.encode() in data or b"127.0.0.1" in data or b"localhost" in data]
+    return [
+        data for data in got if KEY.encode() in data or b"127.0.0.1" in data or b"localhost" in data
+    ]
 
 
 def healthy(request):
@@ -77,13 +83,21 @@ def healthy(request):
 
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_no_question_of_lm_eval_goes_to_a_proxy(folder, proxy, monkeypatch, concurrency):  # noqa: F811
-    settings = {"accuracy.tasks": ["word_analogies"], "accuracy.limit": None, "accuracy.concurrency": concurrency}
+    settings = {
+        "accuracy.tasks": ["word_analogies"],
+        "accuracy.limit": None,
+        "accuracy.concurrency": concurrency,
+    }
     flow = Flow.open("ci", {**settings, "engine.max_model_len": 128}, folder)
     monkeypatch.setenv("MODEL_SERVE_FLOW_API_KEY", KEY)
     with Endpoint(labels=False) as endpoint:
         endpoint.server.RequestHandlerClass.do_GET = healthy
         command = [sys.executable, "-c", FORWARDER, str(endpoint.server.server_port)]
-        monkeypatch.setattr(launch, "serve_command", lambda config, folder, name, port, purpose: [*command, str(port)])
+        monkeypatch.setattr(
+            launch,
+            "serve_command",
+            lambda config, folder, name, port, purpose: [*command, str(port)],
+        )
         with launch.serve(flow, "base", purpose="accuracy") as server:
             assert measure_accuracy(flow, server).tasks["word_analogies"].n == 30
         assert sum(not finds_out([prompt]) for prompt in endpoint.answered) == 30 * 4
@@ -92,13 +106,19 @@ def test_no_question_of_lm_eval_goes_to_a_proxy(folder, proxy, monkeypatch, conc
 
 def test_no_request_of_guidellm_or_a_notebook_goes_to_a_proxy(mock_server, proxy, tmp_path):  # noqa: F811
     settings = {"concurrency": [2], "repeats": 1, "seconds": 2, "warmup_seconds": 0.5}
-    flow = Flow.open("ci", {f"performance.{key}": value for key, value in settings.items()}, tmp_path)
+    flow = Flow.open(
+        "ci", {f"performance.{key}": value for key, value in settings.items()}, tmp_path
+    )
     (url, child), log = mock_server, tmp_path / "vllm.log"
     log.touch()
     tokens = tokenizer(tmp_path / "base")
-    server = server_module.Server(url, "base", KEY, tokens, log, psutil.Process(child.pid), 1.0, child.poll)
+    server = server_module.Server(
+        url, "base", KEY, tokens, log, psutil.Process(child.pid), 1.0, child.poll
+    )
     with load_generator(flow) as generator:
-        generator.run(server, load(flow, server, tmp_path / "points.json"), tmp_path / "points.json")
+        generator.run(
+            server, load(flow, server, tmp_path / "points.json"), tmp_path / "points.json"
+        )
     assert ask(server, "Who?") and list(stream(server, "Who?"))
     assert any(check.ok for check in check_endpoint(server, max_model_len=256))
     assert for_our_server(proxy) == []
@@ -106,4 +126,6 @@ def test_no_request_of_guidellm_or_a_notebook_goes_to_a_proxy(mock_server, proxy
 
 def test_the_variables_that_vllm_knows_are_read_from_its_source():
     assert {"VLLM_PORT", "VLLM_CPU_KVCACHE_SPACE", "VLLM_LOGGING_LEVEL"} <= known_names()
-    assert 100 < len(known_names()) < 1000 and not any(name.startswith("VLLM_SERVICE") for name in known_names())
+    assert 100 < len(known_names()) < 1000 and not any(
+        name.startswith("VLLM_SERVICE") for name in known_names()
+    )

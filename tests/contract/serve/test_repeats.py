@@ -1,4 +1,6 @@
-"""The real lm-eval asks some tasks several times: with temperature, and another seed for each answer."""
+"""The real lm-eval asks some tasks several times: with temperature,
+and another seed for each answer.
+"""
 
 import hashlib
 from collections import Counter
@@ -26,11 +28,18 @@ class Sampling(Endpoint):
             return super().choice(index, prompt, body)
         with self.lock:
             self.written.append((prompt, body["seed"], body["temperature"]))
-        return {"index": index, "text": hashlib.sha256(f"{prompt} {body['seed']}".encode()).hexdigest()[:8]}
+        return {
+            "index": index,
+            "text": hashlib.sha256(f"{prompt} {body['seed']}".encode()).hexdigest()[:8],
+        }
 
 
 def opened(folder, *tasks, looks=1, **repeats):  # noqa: F811
-    chosen = {"accuracy.tasks": list(tasks), "accuracy.repeats": REPEATS | repeats, "verdict.looks": looks}
+    chosen = {
+        "accuracy.tasks": list(tasks),
+        "accuracy.repeats": REPEATS | repeats,
+        "verdict.looks": looks,
+    }
     return Flow.open("ci", SETTINGS | chosen, folder)
 
 
@@ -41,13 +50,22 @@ def test_every_item_has_an_answer_of_each_seed_and_other_tasks_are_asked_once(fo
     task = result.tasks["free"]
     seen = Counter((item.groups["question"], item.id.rpartition("#")[2]) for item in task.items)
     assert (task.n, len(seen), set(seen.values())) == (24, 24, {1})
-    assert {seed for _, seed in seen} == {"1", "2", "3"} and len({item.answer for item in task.items}) == 24
-    assert {(seed, temperature) for _, seed, temperature in endpoint.written} == {(s, 0.6) for s in (1, 2, 3)}
+    assert {seed for _, seed in seen} == {"1", "2", "3"} and len(
+        {item.answer for item in task.items}
+    ) == 24
+    assert {(seed, temperature) for _, seed, temperature in endpoint.written} == {
+        (s, 0.6) for s in (1, 2, 3)
+    }
     assert len(endpoint.written) == 24 and result.requests["written"] == 24
     assert result.tasks["word_analogies"].n == 30
     assert "question" not in result.tasks["word_analogies"].items[0].groups
     raw = sorted(path.name for path in flow.workspace.raw("base").iterdir())
-    assert raw == ["lm-eval-seed-1.json", "lm-eval-seed-2.json", "lm-eval-seed-3.json", "lm-eval.json"]
+    assert raw == [
+        "lm-eval-seed-1.json",
+        "lm-eval-seed-2.json",
+        "lm-eval-seed-3.json",
+        "lm-eval.json",
+    ]
     assert caches(flow) == []
 
 
@@ -58,7 +76,9 @@ def test_the_noise_floor_asks_the_first_seed_again(folder):  # noqa: F811
         again = measure_accuracy_again(flow, serving(flow, endpoint.url))
     ours = {item.id: item for item in first.tasks["free"].items}
     assert again.tasks["free"].n == 8
-    assert all(ours[item.id] == item and item.id.endswith("#1") for item in again.tasks["free"].items)
+    assert all(
+        ours[item.id] == item and item.id.endswith("#1") for item in again.tasks["free"].items
+    )
 
 
 def test_an_interrupted_measurement_goes_on_and_mixes_no_seeds(folder):  # noqa: F811
@@ -90,5 +110,8 @@ def test_only_what_is_asked_differently_is_asked_again(folder):  # noqa: F811
 
 def test_a_task_with_choices_cannot_be_repeated(folder):  # noqa: F811
     flow = opened(folder, "word_analogies", tasks=["word_analogies"])
-    with Sampling() as endpoint, pytest.raises(FlowError, match="repeats names word_analogies, whose answers the"):
+    with (
+        Sampling() as endpoint,
+        pytest.raises(FlowError, match="repeats names word_analogies, whose answers the"),
+    ):
         measure_accuracy(flow, serving(flow, endpoint.url))

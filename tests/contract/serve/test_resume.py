@@ -1,4 +1,6 @@
-"""The real lm-eval against an endpoint that counts: what was answered before a kill is not asked again."""
+"""The real lm-eval against an endpoint that counts:
+what was answered before a kill is not asked again.
+"""
 
 import hashlib
 import json
@@ -21,7 +23,11 @@ import yaml
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.measure import lm_eval_cache
-from model_serve_flow.measure.accuracy import measure_accuracy, measure_accuracy_again, prepare_evaluation
+from model_serve_flow.measure.accuracy import (
+    measure_accuracy,
+    measure_accuracy_again,
+    prepare_evaluation,
+)
 from model_serve_flow.serve.server import Server
 from model_serve_flow.setup.tasks import task_definition
 from model_serve_flow.system import live
@@ -48,7 +54,8 @@ measure_accuracy(flow, serving(flow, sys.argv[2]))
 
 @dataclass
 class Endpoint:
-    """Answers `/v1/completions` as vLLM does, with log-probabilities that follow from the prompt, and remembers it.
+    """Answers `/v1/completions` as vLLM does,
+    with log-probabilities that follow from the prompt, and remembers it.
 
     With `labels` it knows `logprob_token_ids`, and gives what an echo of prompt and label gives.
     """
@@ -113,15 +120,28 @@ class Endpoint:
 
     def choice(self, index, prompt, body):
         if not body.get("echo") and "logprobs" not in body:
-            return {"index": index, "text": f" {hashlib.sha256(str(prompt).encode()).hexdigest()[:8]}"}
+            return {
+                "index": index,
+                "text": f" {hashlib.sha256(str(prompt).encode()).hexdigest()[:8]}",
+            }
         if not body.get("echo"):
-            values = {f"token_id:{label}": logprob((*prompt, label)) for label in body["logprob_token_ids"]}
+            values = {
+                f"token_id:{label}": logprob((*prompt, label))
+                for label in body["logprob_token_ids"]
+            }
             likeliest = max(values, key=values.get)
             top = values if self.labels else {likeliest: values[likeliest]}
-            logprobs = {"tokens": [likeliest], "token_logprobs": [values[likeliest]], "top_logprobs": [top]}
+            logprobs = {
+                "tokens": [likeliest],
+                "token_logprobs": [values[likeliest]],
+                "top_logprobs": [top],
+            }
             return {"index": index, "text": "", "logprobs": logprobs}
         values = [logprob(prompt[:end]) for end in range(2, len(prompt) + 2)]
-        logprobs = {"token_logprobs": [None, *values], "top_logprobs": [None, *({"x": value} for value in values)]}
+        logprobs = {
+            "token_logprobs": [None, *values],
+            "top_logprobs": [None, *({"x": value} for value in values)],
+        }
         return {"index": index, "text": "", "logprobs": logprobs}
 
 
@@ -146,7 +166,9 @@ def serving(flow, url):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A workspace with a model's tokenizer, both packaged tasks and one whose answers are written."""
+    """A workspace with a model's tokenizer,
+    both packaged tasks and one whose answers are written.
+    """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -154,20 +176,36 @@ def folder(tmp_path):
     base, data = flow.workspace.model("base"), flow.workspace.data
     (data / "tasks").mkdir(parents=True)
     letters = ["<unk>", *LETTERS, *(f" {letter}" for letter in LETTERS if letter.isalnum())]
-    inner = Tokenizer(models.WordLevel({letter: number for number, letter in enumerate(letters)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r" \w|[\s\S]"), "isolated")  # a letter with the space before it
-    PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="<unk>").save_pretrained(base)
+    inner = Tokenizer(
+        models.WordLevel(
+            {letter: number for number, letter in enumerate(letters)}, unk_token="<unk>"
+        )
+    )
+    # a letter with the space before it
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r" \w|[\s\S]"), "isolated")
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", eos_token="<unk>"
+    ).save_pretrained(base)
     (base / "model.safetensors").write_bytes(b"weights")
-    (flow.workspace.root / "vllm.log").write_text("Initializing a V1 LLM engine (v0.32.0) with config\n")
+    (flow.workspace.root / "vllm.log").write_text(
+        "Initializing a V1 LLM engine (v0.32.0) with config\n"
+    )
     analogies = [
-        {"question": f"a is to b as {'c' * n} is to", "choices": list("defg"), "answer": n % 4, "category": "x"}
+        {
+            "question": f"a is to b as {'c' * n} is to",
+            "choices": list("defg"),
+            "answer": n % 4,
+            "category": "x",
+        }
         for n in range(1, 31)
     ]
     texts = [{"title": "Red", "text": f"Red is colour {n}. " * (5 * n)} for n in range(1, 5)]
     write_task(data, "word_analogies", analogies)
     write_task(data, "wikipedia", texts)
     questions = data / "questions.jsonl"
-    questions.write_text("".join(json.dumps({"id": str(n), "q": f"Say {n}:"}) + "\n" for n in range(8)))
+    questions.write_text(
+        "".join(json.dumps({"id": str(n), "q": f"Say {n}:"}) + "\n" for n in range(8))
+    )
     free = {
         **task_definition("word_analogies", questions),
         "task": "free",
@@ -184,7 +222,9 @@ def folder(tmp_path):
 
 def write_task(data, task, rows):
     path = data / f"{task}.jsonl"
-    path.write_text("".join(json.dumps({"id": f"{task}-{n}", **row}) + "\n" for n, row in enumerate(rows)))
+    path.write_text(
+        "".join(json.dumps({"id": f"{task}-{n}", **row}) + "\n" for n, row in enumerate(rows))
+    )
     (data / "tasks" / f"{task}.yaml").write_text(yaml.safe_dump(task_definition(task, path)))
 
 
@@ -202,8 +242,15 @@ def killed(folder, endpoint, answers):
 
 
 def content(result):
-    """A result without its times, its memory, the machine's load and how it was asked, as it is written."""
-    left_out = {"seconds": True, "busy": True, "requests": True, "engine": {"start_seconds", "peak_memory_bytes"}}
+    """A result without its times, its memory, the machine's load and how it was asked,
+    as it is written.
+    """
+    left_out = {
+        "seconds": True,
+        "busy": True,
+        "requests": True,
+        "engine": {"start_seconds", "peak_memory_bytes"},
+    }
     return result.model_dump(mode="json", exclude=left_out)
 
 
@@ -233,12 +280,17 @@ def test_a_killed_measurement_goes_on_where_it_was(folder, undisturbed, labels, 
         result = measure_accuracy(flow, serving(flow, endpoint.url))
         again = before & set(endpoint.asked[first:])
         asked = len(endpoint.asked)
-    print(f"{asked} prompts; killed after {first}, of which {len(again)} were asked again")  # pytest -s
-    # What was on its way, in each request or in a text of several windows, and what was not written down yet.
+    # pytest -s
+    print(f"{asked} prompts; killed after {first}, of which {len(again)} were asked again")
+    # What was on its way, in each request or in a text of several windows, and what was not written
+    # down yet.
     assert len(again) <= 2 * CONCURRENCY * BATCH
     assert content(result) == content(undisturbed)
     assert sum(result.requests.values()) == sum(undisturbed.requests.values()) == 4 * 30 + 4 + 8
-    assert result.requests["before an interruption"] >= (answers - 2 * CONCURRENCY * BATCH) * (4 if labels else 1) / 4
+    assert (
+        result.requests["before an interruption"]
+        >= (answers - 2 * CONCURRENCY * BATCH) * (4 if labels else 1) / 4
+    )
     assert flow.workspace.accuracy("base") == result
     assert caches(flow) == []
 
@@ -254,7 +306,10 @@ def test_what_is_measured_is_kept_and_asked_again_only_when_it_is_gone(folder, c
         again = measure_accuracy_again(flow, server)
         assert len(endpoint.asked) == 2 * asked and again.tasks == first.tasks
         path.unlink()
-        assert content(measure_accuracy(flow, server)) == content(first) and len(endpoint.asked) == 3 * asked
+        assert (
+            content(measure_accuracy(flow, server)) == content(first)
+            and len(endpoint.asked) == 3 * asked
+        )
 
 
 def test_only_a_task_that_is_new_is_scored(folder, undisturbed, capsys):
@@ -276,7 +331,9 @@ def test_only_a_task_that_is_new_is_scored(folder, undisturbed, capsys):
         raw = json.loads((opened(folder).workspace.raw("base") / "lm-eval.json").read_text())
         assert raw["samples"].keys() == raw["results"].keys() == set(whole.tasks)
         fewer, none = asked("wikipedia", "free")
-        assert none == set() and fewer.tasks == {name: whole.tasks[name] for name in ("wikipedia", "free")}
+        assert none == set() and fewer.tasks == {
+            name: whole.tasks[name] for name in ("wikipedia", "free")
+        }
         texts = opened(folder).workspace.data / "wikipedia.jsonl"
         texts.write_text("\n".join(texts.read_text().splitlines()[1:]) + "\n")
         other, changed = asked("wikipedia", "free")
@@ -304,7 +361,11 @@ def test_the_runner_can_follow_how_much_is_answered(folder, tmp_path, monkeypatc
         ("base, again: lm-eval", 120, "requests"),  # a text has no answer that could flip
         ("base, again: lm-eval", 8, "requests"),
     ]
-    done = [report.done for report in seen if (report.what, report.total) == ("base, again: lm-eval", 120)]
+    done = [
+        report.done
+        for report in seen
+        if (report.what, report.total) == ("base, again: lm-eval", 120)
+    ]
     assert done == sorted(done) and done[0] == 0 and done[-1] < 120 and len(set(done)) > 10
 
 
@@ -316,10 +377,16 @@ def questions(prompts):
     ("labels", "refuse_after", "requests"),
     [
         (True, 23, {"before an interruption": 80, "one token": 40}),
-        (False, 41, {"before an interruption": 40, "echo: the engine gives no label probabilities": 80}),
+        (
+            False,
+            41,
+            {"before an interruption": 40, "echo: the engine gives no label probabilities": 80},
+        ),
     ],
 )
-def test_a_server_that_fails_is_a_failure_and_what_it_answered_is_kept(folder, labels, refuse_after, requests):
+def test_a_server_that_fails_is_a_failure_and_what_it_answered_is_kept(
+    folder, labels, refuse_after, requests
+):
     flow = opened(folder, "word_analogies")
     with Endpoint(refuse_after=refuse_after, labels=labels) as endpoint:
         server = serving(flow, endpoint.url)
@@ -329,7 +396,9 @@ def test_a_server_that_fails_is_a_failure_and_what_it_answered_is_kept(folder, l
         answered, first, endpoint.refuse_after = set(endpoint.answered), len(endpoint.asked), None
         result = measure_accuracy(flow, server)
         assert result.tasks["word_analogies"].n == 30 and result.requests == requests
-        assert len(answered) == refuse_after and not questions(answered) & questions(endpoint.asked[first:])
+        assert len(answered) == refuse_after and not questions(answered) & questions(
+            endpoint.asked[first:]
+        )
 
 
 def test_a_server_that_is_gone_is_noticed_within_a_minute(folder):
@@ -358,13 +427,20 @@ def not_a_number(choices):
         ("word_analogies", lambda choices: choices[1:], "1 of 2 prompts"),
         ("word_analogies", without_logprobs, "TypeError"),
         ("wikipedia", not_a_number, "not all finite"),
-        ("free", lambda choices: [{**choice, "text": None} for choice in choices], "a prompt without text"),
+        (
+            "free",
+            lambda choices: [{**choice, "text": None} for choice in choices],
+            "a prompt without text",
+        ),
     ],
 )
 @pytest.mark.parametrize("labels", [True, False])
-@pytest.mark.parametrize("measure", [measure_accuracy, measure_accuracy_again])  # several requests at a time, and one
+# several requests at a time, and one
+@pytest.mark.parametrize("measure", [measure_accuracy, measure_accuracy_again])
 def test_an_answer_that_is_not_whole_is_no_answer(folder, task, alter, problem, measure, labels):
-    if (measure is measure_accuracy_again and task == "wikipedia") or (labels and task != "word_analogies"):
+    if (measure is measure_accuracy_again and task == "wikipedia") or (
+        labels and task != "word_analogies"
+    ):
         pytest.skip("a text is not measured again, and has no labels")
     flow = opened(folder, task)
     with Endpoint(alter=alter, labels=labels) as endpoint:
@@ -420,7 +496,9 @@ def test_another_model_or_protocol_does_not_take_these_answers(folder):
         flow = opened(folder, "free")
         for change in (None, "limit", "model"):
             if change == "limit":
-                flow = Flow.open("ci", SETTINGS | {"accuracy.tasks": ["free"], "accuracy.limit": 7}, folder)
+                flow = Flow.open(
+                    "ci", SETTINGS | {"accuracy.tasks": ["free"], "accuracy.limit": 7}, folder
+                )
             elif change == "model":
                 (flow.workspace.model("base") / "model.safetensors").write_bytes(b"others")
             with pytest.raises(FlowError):

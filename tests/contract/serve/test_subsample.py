@@ -21,12 +21,19 @@ def examples(folder):  # noqa: F811
     for part, size in PARTS.items():
         path = data / f"{part}.jsonl"
         rows = [
-            {"id": f"{part}{n}", "question": f"{part} {n} is", "choices": list("defg"), "answer": n % 4}
+            {
+                "id": f"{part}{n}",
+                "question": f"{part} {n} is",
+                "choices": list("defg"),
+                "answer": n % 4,
+            }
             for n in range(size)
         ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         drawn = {"task": part, "num_fewshot": 2, "fewshot_split": "test"}
-        (data / "tasks" / f"{part}.yaml").write_text(yaml.safe_dump(task_definition("word_analogies", path) | drawn))
+        (data / "tasks" / f"{part}.yaml").write_text(
+            yaml.safe_dump(task_definition("word_analogies", path) | drawn)
+        )
     mean = [{"metric": "acc", "aggregation": "mean", "weight_by_size": True}]
     group = {"group": "both", "task": list(PARTS), "aggregate_metric_list": mean}
     (data / "tasks" / "both.yaml").write_text(yaml.safe_dump(group))
@@ -46,7 +53,10 @@ def test_the_items_that_are_asked_again_keep_their_prompts(examples):
         first, again = measure_accuracy(flow, server), measure_accuracy_again(flow, server)
         assert measure_accuracy_again(flow, server) == again, "kept"
     pairs = pairs_of_second(first, again)  # refuses other prompts
-    assert {task: len(found.rows) for task, found in pairs.items()} == {"both": 12, "word_analogies": 12}
+    assert {task: len(found.rows) for task, found in pairs.items()} == {
+        "both": 12,
+        "word_analogies": 12,
+    }
     parts = [item.id.partition("/")[0] for item in again.tasks["both"].items]
     assert parts.count("left") == pytest.approx(12 * 40 / 50, abs=1) and parts.count("right") >= 1
     assert len({row[0].prompt for row in pairs["both"].rows}) == 12

@@ -1,6 +1,8 @@
-"""A candidate that must not pass: 4 bits, one scale for a whole tensor, activations smoothed by random tokens.
+"""A candidate that must not pass: 4 bits, one scale for a whole tensor,
+activations smoothed by random tokens.
 
-llm-compressor and vLLM cannot share an environment: the checkpoint is left for tests/e2e/serve, where it is judged.
+llm-compressor and vLLM cannot share an environment: the checkpoint is left for tests/e2e/serve,
+where it is judged.
 """
 
 import shutil
@@ -40,18 +42,28 @@ def compress_badly(model, vocabulary):
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-    noise = torch.randint(vocabulary, (SAMPLES, TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
+    noise = torch.randint(
+        vocabulary, (SAMPLES, TOKENS), generator=torch.Generator().manual_seed(0)
+    ).tolist()
     dataset = Dataset.from_dict({"input_ids": noise, "attention_mask": [[1] * TOKENS] * SAMPLES})
     groups = {"group_0": {"targets": ["Linear"], "weights": WEIGHTS}}
     recipe = [
         SmoothQuantModifier(smoothing_strength=0.8),
         QuantizationModifier(config_groups=groups, ignore=["lm_head"]),
     ]
-    oneshot(model=model, dataset=dataset, recipe=recipe, num_calibration_samples=SAMPLES, max_seq_length=TOKENS)
+    oneshot(
+        model=model,
+        dataset=dataset,
+        recipe=recipe,
+        num_calibration_samples=SAMPLES,
+        max_seq_length=TOKENS,
+    )
 
 
 def one_scale_for_every_channel():
-    """The same weights as vLLM serves them: its 4-bit kernels want a scale per channel, so each gets the tensor's."""
+    """The same weights as vLLM serves them: its 4-bit kernels want a scale per channel,
+    so each gets the tensor's.
+    """
     from safetensors.torch import load_file, save_file
 
     path = PER_TENSOR / "model.safetensors"

@@ -1,4 +1,6 @@
-"""The 4-bit candidate of the finished run against round-to-nearest at the same bits and group size."""
+"""The 4-bit candidate of the finished run against round-to-nearest at the same bits and group
+size.
+"""
 
 import json
 import math
@@ -21,7 +23,9 @@ CANDIDATE = "w4a16-int4"
 @pytest.fixture(scope="module")
 def finished():
     flow = Flow.open(CI, {}, ARTIFACTS)
-    assert flow.workspace.model("w8a8-int8").is_dir(), "run the flow first: pytest tests/e2e/notebook"
+    assert flow.workspace.model("w8a8-int8").is_dir(), (
+        "run the flow first: pytest tests/e2e/notebook"
+    )
     return flow
 
 
@@ -30,12 +34,17 @@ def rounded(finished, tmp_path_factory):
     """The same scheme by round-to-nearest."""
     from llmcompressor import oneshot
 
-    recipe = finished.config.candidate(CANDIDATE).recipe.model_dump() | {"algorithm": "rtn", "observer": None}
+    recipe = finished.config.candidate(CANDIDATE).recipe.model_dump() | {
+        "algorithm": "rtn",
+        "observer": None,
+    }
     override = {"candidates": [{"name": CANDIDATE, "recipe": recipe}]}
     flow = Flow.open(CI, override, tmp_path_factory.mktemp("rounded"))
     flow.workspace.model("base").parent.mkdir(parents=True)
     flow.workspace.model("base").symlink_to(finished.workspace.model("base"))
-    compress(flow, CANDIDATE, lambda model, recipe: oneshot(model=model, recipe=recipe_modifiers(recipe)))
+    compress(
+        flow, CANDIDATE, lambda model, recipe: oneshot(model=model, recipe=recipe_modifiers(recipe))
+    )
     return flow.workspace.model(CANDIDATE)
 
 
@@ -59,9 +68,16 @@ def perplexity(folder, texts):
 def test_the_4_bit_candidate_is_clearly_better_than_round_to_nearest(finished, rounded):
     lines = (finished.workspace.data / "wikipedia.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["text"] for line in lines]
-    chosen, rough = inspect_checkpoint(finished.workspace.model(CANDIDATE)), inspect_checkpoint(rounded)
-    assert chosen.bits_per_weight == pytest.approx(rough.bits_per_weight), "not the same bits and group size"
-    assert perplexity(finished.workspace.model(CANDIDATE), texts) < 0.97 * perplexity(rounded, texts)
+    chosen, rough = (
+        inspect_checkpoint(finished.workspace.model(CANDIDATE)),
+        inspect_checkpoint(rounded),
+    )
+    assert chosen.bits_per_weight == pytest.approx(rough.bits_per_weight), (
+        "not the same bits and group size"
+    )
+    assert perplexity(finished.workspace.model(CANDIDATE), texts) < 0.97 * perplexity(
+        rounded, texts
+    )
 
 
 def test_a_corrupt_scale_is_found(finished, tmp_path):

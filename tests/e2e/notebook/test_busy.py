@@ -1,7 +1,8 @@
-"""A machine that other programs use, and a run that finds some things missing: the next plain `run` ends with a report.
+"""A machine that other programs use, and a run that finds some things missing:
+the next plain `run` ends with a report.
 
-One command repairs it all while two endless loops take the cores: a load point of the base that was not measured, the
-load points of the candidates, and a task that the profile has since.
+One command repairs it all while two endless loops take the cores: a load point of the base that was
+not measured, the load points of the candidates, and a task that the profile has since.
 """
 
 import json
@@ -30,7 +31,9 @@ def without_task(result: AccuracyResult) -> AccuracyResult:
     for part in ("data_sha256", "task_definitions"):
         protocol[part].pop(ADDED)
     tasks = {name: task for name, task in result.tasks.items() if name != ADDED}
-    return result.model_copy(update={"tasks": tasks, "protocol": protocol, "protocol_hash": protocol_hash(protocol)})
+    return result.model_copy(
+        update={"tasks": tasks, "protocol": protocol, "protocol_hash": protocol_hash(protocol)}
+    )
 
 
 def lay_out(flow: Flow) -> None:
@@ -41,7 +44,11 @@ def lay_out(flow: Flow) -> None:
         shutil.rmtree(space.raw(name))
     path = space.results("base") / "performance.json"
     found = read_json(path)
-    found["points"][-1] |= {"valid": False, "completed_requests": 0, "invalid_reason": "0 requests completed"}
+    found["points"][-1] |= {
+        "valid": False,
+        "completed_requests": 0,
+        "invalid_reason": "0 requests completed",
+    }
     write_json(path, found)
     for name in candidates(flow):
         (space.results(name) / "performance.json").unlink()
@@ -91,7 +98,10 @@ def test_every_load_point_is_measured_or_named(repaired):
 
 def test_of_the_base_only_the_missing_load_point_was_measured(repaired, flow):
     here, said = repaired
-    assert "02_Base_Performance measures again what is not measured: base, load point 2: repeat 2: 0 requests" in said
+    assert (
+        "02_Base_Performance measures again what is not measured: base, load point 2: repeat 2: 0 "
+        "requests" in said
+    )
     loads = read_json(here.workspace.raw("base") / "guidellm-2.json")["benchmarks"]
     assert [load["config"]["strategy"]["streams"] for load in loads] == [2]
     assert not (here.workspace.raw("base") / "guidellm-1.json").exists()
@@ -106,11 +116,15 @@ def test_only_the_added_task_was_scored(repaired, flow):
         assert list(raw["samples"]) == [ADDED]
         ours, theirs = here.workspace.accuracy(name), flow.workspace.accuracy(name)
         assert list(ours.tasks) == list(theirs.tasks) and ours.protocol == theirs.protocol
-        assert [item.id for item in ours.tasks[ADDED].items] == [item.id for item in theirs.tasks[ADDED].items]
+        assert [item.id for item in ours.tasks[ADDED].items] == [
+            item.id for item in theirs.tasks[ADDED].items
+        ]
 
 
 def test_both_checkpoints_were_kept(repaired, flow):
     here, _ = repaired
     for name in candidates(flow):
         ours, theirs = here.workspace.compression(name), flow.workspace.compression(name)
-        assert (ours.model, ours.seconds) == (theirs.model, theirs.seconds), "made anew it would take another time"
+        assert (ours.model, ours.seconds) == (theirs.model, theirs.seconds), (
+            "made anew it would take another time"
+        )

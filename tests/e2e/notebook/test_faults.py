@@ -1,7 +1,8 @@
-"""Real faults in the real flow: servers, kernels and runs that are killed, stopped or interrupted, and what is left.
+"""Real faults in the real flow: servers, kernels and runs that are killed,
+stopped or interrupted, and what is left.
 
-Each test disturbs a copy of the finished workspace of its own, so that it needs no other test. Times follow from how
-long an engine took to start in the undisturbed run on this machine.
+Each test disturbs a copy of the finished workspace of its own, so that it needs no other test.
+Times follow from how long an engine took to start in the undisturbed run on this machine.
 """
 
 import json
@@ -36,7 +37,9 @@ INT8 = "w8a8-int8"
 
 
 class Room:
-    """A workspace with the models, data and results of the undisturbed run, and the limits of this machine."""
+    """A workspace with the models, data and results of the undisturbed run,
+    and the limits of this machine.
+    """
 
     def __init__(self, flow: Flow) -> None:
         self.undisturbed, self.root = flow.workspace.root, ROOM / CI
@@ -51,7 +54,9 @@ class Room:
         self.start_limit = 8 * IDLE_START_SECONDS * self.slowness
 
     def limit(self, seconds: float) -> float:
-        """The limit for what takes so many seconds on two cores at the most, if they do nothing else."""
+        """The limit for what takes so many seconds on two cores at the most,
+        if they do nothing else.
+        """
         return 2 * seconds * self.slowness
 
     def run(self, number: str, *arguments: str, within: Sequence[object] = ()) -> "Disturbed":
@@ -67,13 +72,18 @@ class Disturbed:
     """A run of one step in a room, and the processes it has started."""
 
     def __init__(self, room: Room, number: str, *arguments: str, within: Sequence[object]) -> None:
-        """`within`: a command that runs the command line that follows its arguments, in the same process."""
+        """`within`: a command that runs the command line that follows its arguments,
+        in the same process.
+        """
         self.room, self.root = room, room.root
         self.started = time.time()
         self.seen: set[psutil.Process] = set()
         settings = ("--set", f"engine.unresponsive_seconds={room.silent}")
         self.child = subprocess.Popen(
-            [*map(str, within), *flow_command("--only", number, *settings, *arguments, artifacts=ROOM)],
+            [
+                *map(str, within),
+                *flow_command("--only", number, *settings, *arguments, artifacts=ROOM),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -83,12 +93,16 @@ class Disturbed:
         )
 
     def left(self) -> list[psutil.Process]:
-        """Processes of this run that still live: those that carry its mark, and all that were seen below it."""
+        """Processes of this run that still live: those that carry its mark,
+        and all that were seen below it.
+        """
         marked = processes.marked(RUN_VARIABLE, lambda value: value.startswith(f"{self.root}#"))
         return marked + [process for process in self.seen if processes.alive(process)]
 
     def look(self) -> None:
-        """Remembers every process below the run, so that none can hide by losing its mark or its parent."""
+        """Remembers every process below the run,
+        so that none can hide by losing its mark or its parent.
+        """
         self.seen |= set(processes.family(self.child.pid)[1:])
 
     def until(self, found: Callable[[], Any], what: str) -> Any:
@@ -99,7 +113,9 @@ class Disturbed:
             if result := found():
                 self.look()
                 return result
-            assert self.child.poll() is None, f"ended before {what}:\n{self.child.stdout.read()[-4000:]}"
+            assert self.child.poll() is None, (
+                f"ended before {what}:\n{self.child.stdout.read()[-4000:]}"
+            )
             time.sleep(0.2)
         raise AssertionError(f"no {what} within {self.room.start_limit:.0f} s")
 
@@ -114,10 +130,14 @@ class Disturbed:
     def requests(self, log: str, path: str = "/v1/completions") -> int:
         """Requests that the server of this run has answered, as its log has them."""
         file = self.root / "logs" / log
-        return answered(file, path) if file.is_file() and file.stat().st_mtime >= self.started else 0
+        return (
+            answered(file, path) if file.is_file() and file.stat().st_mtime >= self.started else 0
+        )
 
     def ends(self, seconds: float) -> str:
-        """What the run says when it has ended, which must be within `seconds`, with nothing left of it."""
+        """What the run says when it has ended, which must be within `seconds`,
+        with nothing left of it.
+        """
         try:
             output, _ = self.child.communicate(timeout=seconds)
         finally:
@@ -176,17 +196,25 @@ def test_a_disk_that_fills_while_the_comparison_is_written(room):
     """A small disk at `report`: the comparison fits, the pages do not."""
     small = in_mount_namespace('mount -t tmpfs -o size=64k tmpfs "$0/report"')
     output = room.run("06", "--force", within=small).fails(120)
-    assert "06_Comparison failed in cell" in output and "could not be written: the disk is full" in output
+    assert (
+        "06_Comparison failed in cell" in output
+        and "could not be written: the disk is full" in output
+    )
     assert nothing_unfinished(room.root)
     room.run("06").finishes()
-    theirs, ours = (read_json(root / "report" / "comparison.json") for root in (room.root, room.undisturbed))
+    theirs, ours = (
+        read_json(root / "report" / "comparison.json") for root in (room.root, room.undisturbed)
+    )
     assert first_differences(ours, theirs) == []
 
 
 def test_read_only_artifacts_are_named_before_anything_starts(room):
     read_only = in_mount_namespace('mount --bind "$0" "$0"', 'mount -o remount,bind,ro "$0"')
     output = room.run("01", "--force", within=read_only).fails(60)
-    assert "cannot be written: Read-only file system" in output and "01_Base_Accuracy: started" not in output
+    assert (
+        "cannot be written: Read-only file system" in output
+        and "01_Base_Accuracy: started" not in output
+    )
 
 
 def test_a_server_killed_while_it_starts(room):
@@ -196,10 +224,14 @@ def test_a_server_killed_while_it_starts(room):
     assert "01_Base_Accuracy failed" in output and "while starting" in output
 
 
-def test_after_a_server_was_killed_what_was_scored_is_not_scored_again_and_the_results_are_the_same(room):
+def test_after_a_server_was_killed_what_was_scored_is_not_scored_again_and_the_results_are_the_same(
+    room,
+):
     undisturbed = answered(room.undisturbed / "logs" / "vllm-accuracy-base.log")
     run = room.run("01", "--force")
-    scored = run.until(lambda: (n := run.requests("vllm-accuracy-base.log")) >= undisturbed // 4 and n, "questions")
+    scored = run.until(
+        lambda: (n := run.requests("vllm-accuracy-base.log")) >= undisturbed // 4 and n, "questions"
+    )
     run.servers()[0].kill()
     output = run.fails(120)
     assert "signal 9 (SIGKILL)" in output and "run again to go on" in output
@@ -207,7 +239,9 @@ def test_after_a_server_was_killed_what_was_scored_is_not_scored_again_and_the_r
     run.finishes()
     again = run.requests("vllm-accuracy-base.log")
     print(f"{again} requests instead of {undisturbed}, after {scored}")
-    assert again <= undisturbed - scored // 2, "some were on their way, and the watchdog asks for a token of its own"
+    assert again <= undisturbed - scored // 2, (
+        "some were on their way, and the watchdog asks for a token of its own"
+    )
     assert not any((room.root / "cache").rglob("*.db"))
     for name in ("accuracy", "distribution"):
         theirs, ours = map(comparable, room.results(name))
@@ -215,10 +249,12 @@ def test_after_a_server_was_killed_what_was_scored_is_not_scored_again_and_the_r
 
 
 def differences(ours: Any, theirs: Any, again: Any) -> list[str]:
-    """Where two results differ, but for the kinds of values in which the engine differs from itself.
+    """Where two results differ, but for the kinds of values in which the engine differs from
+    itself.
 
-    `again` is our second measurement. On most processors it is the same, and then nothing may differ; on some the
-    engine rounds otherwise when it computes other requests together, as it does after an interruption.
+    `again` is our second measurement. On most processors it is the same, and then nothing may
+    differ; on some the engine rounds otherwise when it computes other requests together, as it does
+    after an interruption.
     """
     documents = [dict(leaves(document)) for document in (ours, theirs, again)]
     noisy = {
@@ -226,7 +262,10 @@ def differences(ours: Any, theirs: Any, again: Any) -> list[str]:
         for place, value in documents[0].items()
         if not place.startswith("protocol") and documents[2].get(place, value) != value
     }
-    kept = ({place: value for place, value in document.items() if _kind(place) not in noisy} for document in documents)
+    kept = (
+        {place: value for place, value in document.items() if _kind(place) not in noisy}
+        for document in documents
+    )
     one, other, _ = kept
     return first_differences(one, other)
 
@@ -243,7 +282,10 @@ def test_an_engine_that_hangs_is_ended_by_the_watchdog(room):
     stopped = time.monotonic()
     output = run.fails(room.silent + WATCHDOG_SECONDS + 30)
     assert "hung" in output and "unresponsive_seconds" in output
-    print(f"ended {time.monotonic() - stopped:.0f} s after it was stopped; it may be silent for {room.silent} s")
+    print(
+        f"ended {time.monotonic() - stopped:.0f} s after it was stopped; it may be silent for "
+        f"{room.silent} s"
+    )
 
 
 def test_a_second_run_is_refused_and_ctrl_c_stops_the_first_within_ten_seconds(room):
@@ -252,7 +294,10 @@ def test_a_second_run_is_refused_and_ctrl_c_stops_the_first_within_ten_seconds(r
     second = room.run("06")
     output, _ = second.child.communicate(timeout=room.limit(60))
     assert second.child.returncode == 1
-    assert f"process {run.child.pid}, started at {read_json(room.root / '.run.lock')['started_at']}" in output
+    assert (
+        f"process {run.child.pid}, started at {read_json(room.root / '.run.lock')['started_at']}"
+        in output
+    )
     run.look()
     run.child.send_signal(signal.SIGINT)
     output = run.ends(INTERRUPT_SECONDS * room.slowness)
@@ -270,8 +315,17 @@ def test_an_engine_killed_under_load_leaves_no_result(room):
 
 
 def test_a_server_killed_during_the_deploy_check(room):
-    run = room.run("07", "--set", f"deploy.candidate={INT8}", "--set", "deploy.override_reason=a test", "--force")
-    run.until(lambda: run.requests(f"vllm-deploy-{INT8}.log", "/v1/chat/completions") >= 1, "a chat")
+    run = room.run(
+        "07",
+        "--set",
+        f"deploy.candidate={INT8}",
+        "--set",
+        "deploy.override_reason=a test",
+        "--force",
+    )
+    run.until(
+        lambda: run.requests(f"vllm-deploy-{INT8}.log", "/v1/chat/completions") >= 1, "a chat"
+    )
     run.servers()[0].kill()
     output = run.fails(120)
     assert "07_Deploy failed" in output and "while it was needed" in output
@@ -292,7 +346,10 @@ def test_a_kernel_killed_while_it_compresses(room, flow):
     first, last = candidates(flow)
     run = room.run("03", "--force")
     log = room.root / "logs" / f"compress-{last}.log"
-    run.until(lambda: log.is_file() and log.stat().st_mtime > run.started and log.stat().st_size > 0, "compression")
+    run.until(
+        lambda: log.is_file() and log.stat().st_mtime > run.started and log.stat().st_size > 0,
+        "compression",
+    )
     kernel = next(p for p in run.left() if "ipykernel_launcher" in " ".join(p.cmdline()))
     kernel.kill()
     output = run.fails(60)

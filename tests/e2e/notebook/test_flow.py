@@ -20,7 +20,9 @@ def test_every_notebook_ran_to_its_end_without_an_error(flow):
         notebook = nbformat.read(flow.workspace.notebooks / f"{step.module}.ipynb", as_version=4)
         code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source]
         assert all(cell.execution_count for cell in code), step.module
-        assert not [o for cell in code for o in cell.outputs if o.output_type == "error"], step.module
+        assert not [o for cell in code for o in cell.outputs if o.output_type == "error"], (
+            step.module
+        )
 
 
 def test_w8a8_is_small_and_served_by_the_int8_kernel(flow):
@@ -71,10 +73,17 @@ def test_every_accuracy_figure_follows_from_its_items(flow):
         tasks = flow.workspace.accuracy(name).tasks
         for task in ("mmlu_dev", "word_analogies"):
             items = tasks[task].items
-            assert sum(i.values["acc"] for i in items) / len(items) == pytest.approx(tasks[task].metrics["acc"].value)
+            assert sum(i.values["acc"] for i in items) / len(items) == pytest.approx(
+                tasks[task].metrics["acc"].value
+            )
         texts = tasks["wikipedia"].items
-        log_likelihood, words = sum(i.values["loglikelihood"] for i in texts), sum(i.values["words"] for i in texts)
-        assert math.exp(-log_likelihood / words) == pytest.approx(tasks["wikipedia"].metrics["word_perplexity"].value)
+        log_likelihood, words = (
+            sum(i.values["loglikelihood"] for i in texts),
+            sum(i.values["words"] for i in texts),
+        )
+        assert math.exp(-log_likelihood / words) == pytest.approx(
+            tasks["wikipedia"].metrics["word_perplexity"].value
+        )
 
 
 def test_items_and_load_are_the_same_for_base_and_candidates(flow):
@@ -82,11 +91,16 @@ def test_items_and_load_are_the_same_for_base_and_candidates(flow):
     for candidate in flow.candidates:
         other = flow.workspace.accuracy(candidate.name)
         for task, scored in base.tasks.items():
-            assert [item.id for item in scored.items] == [item.id for item in other.tasks[task].items]
+            assert [item.id for item in scored.items] == [
+                item.id for item in other.tasks[task].items
+            ]
         points = flow.workspace.performance(candidate.name).points
         asked = flow.config.performance
         assert [p.concurrency for p in points] == list(asked.concurrency) * asked.repeats
-        assert all(p.output_tokens == pytest.approx(flow.config.performance.output_tokens, rel=0.05) for p in points)
+        assert all(
+            p.output_tokens == pytest.approx(flow.config.performance.output_tokens, rel=0.05)
+            for p in points
+        )
 
 
 def test_calibration_used_the_chat_template_and_shares_no_item_with_the_tasks(flow):
@@ -115,13 +129,26 @@ def test_comparison_json_keeps_its_contract(flow):
             "noise_floor",
         } <= candidate.keys()
         assert {"mean", "p99", "ci95", "k"} <= candidate["kl"].keys()
-        assert candidate["verdict"] in ("SHIP", "DO NOT SHIP", "INCONCLUSIVE") and candidate["reasons"]
+        assert (
+            candidate["verdict"] in ("SHIP", "DO NOT SHIP", "INCONCLUSIVE") and candidate["reasons"]
+        )
         for metrics in candidate["accuracy"].values():
             for difference in metrics.values():
                 assert {"n", "base", "candidate", "difference", "ci95", "unit"} <= difference.keys()
-                assert {"method", "mcnemar_p", "flips", "smallest_detectable_drop"} <= difference.keys()
+                assert {
+                    "method",
+                    "mcnemar_p",
+                    "flips",
+                    "smallest_detectable_drop",
+                } <= difference.keys()
         for point in candidate["performance"]:
-            assert {"concurrency", "speedup", "speedup_ci95", "ttft_ms_p95", "itl_ms_p95"} <= point.keys()
+            assert {
+                "concurrency",
+                "speedup",
+                "speedup_ci95",
+                "ttft_ms_p95",
+                "itl_ms_p95",
+            } <= point.keys()
 
 
 def test_the_comparison_follows_from_the_items(flow):
@@ -132,7 +159,10 @@ def test_the_comparison_follows_from_the_items(flow):
         for task in ("mmlu_dev", "word_analogies"):
             items = flow.workspace.accuracy("base").tasks[task].items
             base, other = (
-                {item.id: item.values["acc"] for item in flow.workspace.accuracy(name).tasks[task].items}
+                {
+                    item.id: item.values["acc"]
+                    for item in flow.workspace.accuracy(name).tasks[task].items
+                }
                 for name in ("base", candidate.name)
             )
             lost = sum(base[i] > other[i] for i in base)
@@ -163,12 +193,15 @@ def clustered_interval(changes, labels):
 
 
 def test_the_speed_ups_follow_from_the_repeats(flow):
-    """Welch's interval of the logarithms by its textbook formula, from results/*/performance.json alone."""
+    """Welch's interval of the logarithms by its textbook formula,
+    from results/*/performance.json alone.
+    """
     for candidate in flow.workspace.comparison().candidates:
         points = [flow.workspace.performance(name).points for name in ("base", candidate.name)]
         for found in candidate.performance:
             logs = [
-                [math.log(p.output_tokens_per_s) for p in of if p.concurrency == found.concurrency] for of in points
+                [math.log(p.output_tokens_per_s) for p in of if p.concurrency == found.concurrency]
+                for of in points
             ]
             (low, high), change = logarithms_interval(*logs), mean(logs[1]) - mean(logs[0])
             assert math.log(found.speedup) == pytest.approx(change)
@@ -180,7 +213,9 @@ def logarithms_interval(base, candidate):
     from scipy.stats import t
 
     parts = [variance(side) / len(side) for side in (base, candidate)]
-    degrees = sum(parts) ** 2 / sum(p**2 / (len(s) - 1) for p, s in zip(parts, (base, candidate), strict=True))
+    degrees = sum(parts) ** 2 / sum(
+        p**2 / (len(s) - 1) for p, s in zip(parts, (base, candidate), strict=True)
+    )
     reach = t.ppf(0.975, degrees) * math.sqrt(sum(parts))
     change = mean(candidate) - mean(base)
     return change - reach, change + reach
@@ -208,7 +243,10 @@ def test_every_candidate_has_a_model_card_with_its_results(flow):
     for candidate in flow.workspace.comparison().candidates:
         card = ModelCard.load(flow.workspace.model(candidate.name) / "README.md")
         assert candidate.verdict in card.text
-        assert {result.metric_type for result in card.data.eval_results} >= {"acc", "word_perplexity"}
+        assert {result.metric_type for result in card.data.eval_results} >= {
+            "acc",
+            "word_perplexity",
+        }
 
 
 def test_the_ship_record_binds_the_verdicts_to_the_checkpoints(flow):
@@ -240,7 +278,9 @@ def test_the_report_is_one_self_contained_file_with_the_verdicts(flow):
 def test_deployment_was_checked_and_its_key_was_not_written(flow):
     record = read_json(flow.workspace.deploy / "deployment.json")
     assert record["checks"] and all(check["ok"] for check in record["checks"])
-    assert {"servingruntime.yaml", "inferenceservice.yaml"} <= {path.name for path in flow.workspace.deploy.iterdir()}
+    assert {"servingruntime.yaml", "inferenceservice.yaml"} <= {
+        path.name for path in flow.workspace.deploy.iterdir()
+    }
 
 
 def test_a_second_run_skips_every_step_and_says_so(flow):
@@ -255,13 +295,20 @@ def test_no_server_outlives_the_flow(flow):
     import psutil
 
     ours = str(ARTIFACTS)
-    left = [p.info for p in psutil.process_iter(["pid", "cmdline"]) if ours in " ".join(p.info["cmdline"] or [])]
+    left = [
+        p.info
+        for p in psutil.process_iter(["pid", "cmdline"])
+        if ours in " ".join(p.info["cmdline"] or [])
+    ]
     assert not [p for p in left if "vllm" in " ".join(p["cmdline"])]
 
 
 def test_results_hold_no_nan_and_no_half_written_file(flow):
     for path in flow.workspace.root.rglob("*.json"):
-        json.loads(path.read_text(), parse_constant=lambda name, path=path: pytest.fail(f"{path} holds {name}"))
+        json.loads(
+            path.read_text(),
+            parse_constant=lambda name, path=path: pytest.fail(f"{path} holds {name}"),
+        )
     assert not list(flow.workspace.root.rglob("*.tmp"))
 
 

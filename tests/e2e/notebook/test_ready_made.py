@@ -1,7 +1,8 @@
-"""A checkpoint made elsewhere is taken over and verified, then measured, compared and deployed as any candidate.
+"""A checkpoint made elsewhere is taken over and verified, then measured,
+compared and deployed as any candidate.
 
-Elsewhere is played by the finished run: its INT8 candidate, saved in several files as large models are. It must be
-judged exactly as the candidate that it is.
+Elsewhere is played by the finished run: its INT8 candidate, saved in several files as large models
+are. It must be judged exactly as the candidate that it is.
 """
 
 import shutil
@@ -20,12 +21,19 @@ ARTIFACTS = ROOT / "artifacts" / "ready-made"
 
 @pytest.fixture(scope="module")
 def checkpoint(flow, tmp_path_factory):
-    """The INT8 candidate in shards with an index, and none of the records that the flow keeps beside a model."""
+    """The INT8 candidate in shards with an index,
+    and none of the records that the flow keeps beside a model.
+    """
     from huggingface_hub import save_torch_state_dict
     from safetensors.torch import load_file
 
     made, folder = flow.workspace.model(ORIGINAL), tmp_path_factory.mktemp("elsewhere")
-    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in (
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ):
         shutil.copy(made / name, folder)
     shutil.copy(made / "chat_template.jinja", folder)
     save_torch_state_dict(load_file(made / "model.safetensors"), folder, max_shard_size=SHARD)
@@ -35,10 +43,17 @@ def checkpoint(flow, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judged(flow, checkpoint):
-    """A run with that candidate in a workspace where the base is measured already: (what it said, its flow)."""
+    """A run with that candidate in a workspace where the base is measured already:
+    (what it said, its flow).
+    """
     profile = checkpoint.parent / "ready-made.yaml"
-    settings = {"candidate": NAME, "override_reason": "a test"}  # so few items may leave it INCONCLUSIVE
-    document = {"extends": CI, "name": NAME, "candidates": [{"name": NAME, "source": str(checkpoint)}]}
+    # so few items may leave it INCONCLUSIVE
+    settings = {"candidate": NAME, "override_reason": "a test"}
+    document = {
+        "extends": CI,
+        "name": NAME,
+        "candidates": [{"name": NAME, "source": str(checkpoint)}],
+    }
     profile.write_text(yaml.safe_dump({**document, "deploy": settings}))
     shutil.rmtree(ARTIFACTS, ignore_errors=True)
     copy_linked(flow.workspace.root, ARTIFACTS / NAME)
@@ -57,7 +72,11 @@ def test_the_base_is_not_measured_again(judged):
 def test_it_is_inspected_and_verified_and_nothing_of_a_recipe_is_made_up(flow, judged):
     _, ours = judged
     taken, made = ours.workspace.compression(NAME), flow.workspace.compression(ORIGINAL)
-    assert taken.recipe is None and taken.calibration is None and taken.origin == ours.candidates[0].source
+    assert (
+        taken.recipe is None
+        and taken.calibration is None
+        and taken.origin == ours.candidates[0].source
+    )
     assert (taken.scheme, taken.quantized_layers, taken.ignored_layers) == (
         made.scheme, made.quantized_layers, made.ignored_layers,
     )  # fmt: skip
@@ -73,7 +92,11 @@ def test_it_is_judged_as_the_candidate_it_is(flow, judged):
     _, ours = judged
     (found,) = ours.workspace.comparison().candidates
     original = next(c for c in flow.workspace.comparison().candidates if c.name == ORIGINAL)
-    assert (found.accuracy, found.suite, found.kl) == (original.accuracy, original.suite, original.kl)
+    assert (found.accuracy, found.suite, found.kl) == (
+        original.accuracy,
+        original.suite,
+        original.kl,
+    )
     assert (found.verdict, found.scheme) == (original.verdict, original.scheme)
 
 
@@ -81,4 +104,7 @@ def test_it_is_deployed_from_its_own_files(judged):
     _, ours = judged
     record = read_json(ours.workspace.deploy / "deployment.json")
     assert record["checks"] and all(check["ok"] for check in record["checks"])
-    assert record["model"]["name"] == NAME and record["model"]["sha256"] == ours.workspace.accuracy(NAME).model.sha256
+    assert (
+        record["model"]["name"] == NAME
+        and record["model"]["sha256"] == ours.workspace.accuracy(NAME).model.sha256
+    )

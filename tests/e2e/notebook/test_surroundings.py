@@ -1,4 +1,6 @@
-"""The flow of these tests ran with a Service named vllm, a proxy that answers nothing, and no compiler."""
+"""The flow of these tests ran with a Service named vllm, a proxy that answers nothing,
+and no compiler.
+"""
 
 import os
 import shutil
@@ -16,9 +18,16 @@ PURPOSES = {"accuracy", "performance", "deploy"}
 
 def test_the_surroundings_were_as_bad_as_they_say(tmp_path):
     environment = hostile(tmp_path)
-    assert shutil.which("sh", path=environment["PATH"]) and shutil.which("git", path=environment["PATH"])
-    assert not [path for path in Path(environment["PATH"]).iterdir() if COMPILER.fullmatch(path.name)]
-    assert shutil.which("g++", path=environment["PATH"]) is None and shutil.which(environment["CXX"]) is None
+    assert shutil.which("sh", path=environment["PATH"]) and shutil.which(
+        "git", path=environment["PATH"]
+    )
+    assert not [
+        path for path in Path(environment["PATH"]).iterdir() if COMPILER.fullmatch(path.name)
+    ]
+    assert (
+        shutil.which("g++", path=environment["PATH"]) is None
+        and shutil.which(environment["CXX"]) is None
+    )
     assert not {"NO_PROXY", "no_proxy", "TORCH_COMPILE_DISABLE"} & environment.keys()
 
 
@@ -35,12 +44,16 @@ def test_every_server_was_started_without_what_breaks_it_and_that_is_recorded(fl
     for record in servers.values():
         assert set(SERVICE) <= set(record["not_handed_on"])
         assert record["variables"]["TORCH_COMPILE_DISABLE"] == "1"
-        assert record["variables"]["OMP_WAIT_POLICY"] == os.environ.get("OMP_WAIT_POLICY", "passive")
+        assert record["variables"]["OMP_WAIT_POLICY"] == os.environ.get(
+            "OMP_WAIT_POLICY", "passive"
+        )
 
 
 def test_no_process_compiled_anything(flow):
     logs = "".join(path.read_text(errors="replace") for path in flow.workspace.logs.glob("*.log"))
-    assert "LLM engine (v" in logs and "InvalidCxxCompiler" not in logs and "torchinductor" not in logs
+    assert (
+        "LLM engine (v" in logs and "InvalidCxxCompiler" not in logs and "torchinductor" not in logs
+    )
 
 
 def test_how_busy_the_machine_was_is_in_the_manifest(flow):

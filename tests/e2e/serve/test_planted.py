@@ -1,4 +1,6 @@
-"""Things broken on purpose, against the real engine and the real checkpoints: each must be found, and none may ship."""
+"""Things broken on purpose, against the real engine and the real checkpoints:
+each must be found, and none may ship.
+"""
 
 import shutil
 
@@ -19,8 +21,8 @@ from model_serve_flow.serve.server import Server
 from model_serve_flow.system.files import write_json
 
 INT8, INT4 = "w8a8-int8", "w4a16-int4"
-# Fixed before any result: in the middle of the model, where a defect shows least (a layer at either end feeds or reads
-# the embeddings), and one of its seven matrices only.
+# Fixed before any result: in the middle of the model, where a defect shows least (a layer at either
+# end feeds or reads the embeddings), and one of its seven matrices only.
 PLANTED_LAYER = "model.layers.15.mlp.down_proj"
 
 
@@ -28,7 +30,9 @@ PLANTED_LAYER = "model.layers.15.mlp.down_proj"
 def broken(tmp_path):
     """A workspace of its own, with room for planted models."""
     finished = Flow.open(CI, {}, ARTIFACTS)
-    assert finished.workspace.model("base").is_dir(), "run the flow first: pytest tests/e2e/notebook"
+    assert finished.workspace.model("base").is_dir(), (
+        "run the flow first: pytest tests/e2e/notebook"
+    )
     planted = Flow.open(CI, {}, tmp_path)
     planted.workspace.model("base").parent.mkdir(parents=True)
     return finished, planted
@@ -36,9 +40,13 @@ def broken(tmp_path):
 
 @pytest.fixture
 def plant(tmp_path):
-    """Makes a workspace that has the finished run's base and data, and one candidate with a checkpoint of its own."""
+    """Makes a workspace that has the finished run's base and data,
+    and one candidate with a checkpoint of its own.
+    """
     finished = Flow.open(CI, {}, ARTIFACTS)
-    assert finished.workspace.model("base").is_dir(), "run the flow first: pytest tests/e2e/notebook"
+    assert finished.workspace.model("base").is_dir(), (
+        "run the flow first: pytest tests/e2e/notebook"
+    )
 
     def make(name: str) -> tuple[Flow, Flow]:
         only = {"candidates": [finished.config.candidate(name).model_dump(mode="json")]}
@@ -70,7 +78,10 @@ def take_over(finished, flow, name, original):
         ("compression", finished.workspace.compression(original)),
         ("performance", finished.workspace.performance(original)),
     ):
-        write_json(flow.workspace.results(name) / f"{kind}.json", result.model_copy(update={"model": model}))
+        write_json(
+            flow.workspace.results(name) / f"{kind}.json",
+            result.model_copy(update={"model": model}),
+        )
 
 
 def doubled_scales(tensors):
@@ -87,20 +98,31 @@ def shuffled_weights(tensors):
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """What the flow says of every broken candidate, measured by 04 and compared by 06: name -> its comparison.
+    """What the flow says of every broken candidate, measured by 04 and compared by 06:
+    name -> its comparison.
 
     Their servers start together, as those of the profile's own candidates do.
     """
     finished = Flow.open(CI, {}, ARTIFACTS)
-    assert finished.workspace.model("base").is_dir(), "run the flow first: pytest tests/e2e/notebook"
-    sources = {"doubled": finished.workspace.model(INT8), "shuffled": finished.workspace.model(INT8)}
+    assert finished.workspace.model("base").is_dir(), (
+        "run the flow first: pytest tests/e2e/notebook"
+    )
+    sources = {
+        "doubled": finished.workspace.model(INT8),
+        "shuffled": finished.workspace.model(INT8),
+    }
     if HAS_INT4:
         assert PER_TENSOR.is_dir(), "make the checkpoint first: pytest tests/e2e/compress"
         sources["per-tensor"] = PER_TENSOR
     originals = {name: INT4 if name == "per-tensor" else INT8 for name in sources}
-    recipes = {name: finished.config.candidate(original).recipe for name, original in originals.items()}
+    recipes = {
+        name: finished.config.candidate(original).recipe for name, original in originals.items()
+    }
     only = {
-        "candidates": [{"name": name, "recipe": recipe.model_dump(mode="json")} for name, recipe in recipes.items()]
+        "candidates": [
+            {"name": name, "recipe": recipe.model_dump(mode="json")}
+            for name, recipe in recipes.items()
+        ]
     }
     flow, theirs = Flow.open(CI, only, tmp_path_factory.mktemp("judged")), finished.workspace
     flow.workspace.model("base").parent.mkdir(parents=True)
@@ -119,7 +141,15 @@ def judged(tmp_path_factory):
         take_over(finished, flow, name, original)
     found = {candidate.name: candidate for candidate in compare_workspace(flow).candidates}
     for name, candidate in found.items():
-        print(name, candidate.verdict, *candidate.reasons, candidate.kl, candidate.top1_agreement, sep="\n")  # -s
+        # -s
+        print(
+            name,
+            candidate.verdict,
+            *candidate.reasons,
+            candidate.kl,
+            candidate.top1_agreement,
+            sep="\n",
+        )
     return found
 
 
@@ -143,7 +173,8 @@ def test_another_chat_template_is_refused_before_anything_is_asked(plant):
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     )
     silent = Server(
-        url="http://127.0.0.1:9", model_name=INT8, api_key=None, folder=folder, log=folder, process=psutil.Process(),
+        url="http://127.0.0.1:9", model_name=INT8, api_key=None, folder=folder, log=folder,
+        process=psutil.Process(),
         start_seconds=0,
     )  # fmt: skip
     with pytest.raises(FlowError, match="chat template"):
@@ -157,20 +188,27 @@ def replaced(scored, again):
 
 
 def test_an_identical_checkpoint_is_told_apart_from_the_base_by_nothing(plant):
-    """The base's second measurement in the place of a candidate's first, with all that only says whose it is.
+    """The base's second measurement in the place of a candidate's first,
+    with all that only says whose it is.
 
     What was not asked twice stays the first measurement's.
     """
     finished, flow = plant(INT8)
     space = flow.workspace
-    whose = {"model": describe_model(INT8, space.model(INT8)), "engine": finished.workspace.accuracy(INT8).engine}
+    whose = {
+        "model": describe_model(INT8, space.model(INT8)),
+        "engine": finished.workspace.accuracy(INT8).engine,
+    }
     for kind, first, again in (
         ("accuracy", space.accuracy("base"), space.accuracy_again()),
         ("distribution", space.distribution("base"), space.distribution_again()),
     ):
         same = {"protocol": first.protocol, "protocol_hash": first.protocol_hash}
         if kind == "accuracy":
-            same["tasks"] = {task: replaced(scored, again.tasks.get(task)) for task, scored in first.tasks.items()}
+            same["tasks"] = {
+                task: replaced(scored, again.tasks.get(task))
+                for task, scored in first.tasks.items()
+            }
         write_json(space.results(INT8) / f"{kind}.json", again.model_copy(update={**whose, **same}))
     take_over(finished, flow, INT8, INT8)
     (candidate,) = compare_workspace(flow).candidates
@@ -178,11 +216,14 @@ def test_an_identical_checkpoint_is_told_apart_from_the_base_by_nothing(plant):
     for difference in [d for metrics in candidate.accuracy.values() for d in metrics.values()]:
         if difference.unit == "points":
             assert difference.ci95[0] <= 0 <= difference.ci95[1] and difference.mcnemar_p > 0.05
-        else:  # rounding moves every document a little: an interval narrower than that need not hold 0
+        else:
+            # rounding moves every document a little: an interval narrower than that need not hold 0
             assert abs(difference.difference) < difference.margin / 10
     noise = candidate.noise_floor
     assert {
-        task: metrics["acc"].flips for task, metrics in candidate.accuracy.items() if "acc" in metrics
+        task: metrics["acc"].flips
+        for task, metrics in candidate.accuracy.items()
+        if "acc" in metrics
     } == noise.flips
     assert (candidate.kl, candidate.top1_agreement) == (noise.kl, noise.top1_agreement)
 
@@ -190,7 +231,10 @@ def test_an_identical_checkpoint_is_told_apart_from_the_base_by_nothing(plant):
 def test_the_base_served_under_a_candidates_name_is_found(broken):
     finished, planted = broken
     shutil.copytree(finished.workspace.model("base"), planted.workspace.model(INT8))
-    with serve(planted, INT8) as server, pytest.raises(FlowError, match="without a quantised kernel"):
+    with (
+        serve(planted, INT8) as server,
+        pytest.raises(FlowError, match="without a quantised kernel"),
+    ):
         require_expected_kernel(server.facts(), INT8, server.folder)
 
 
@@ -198,7 +242,10 @@ def test_a_server_that_dies_while_starting_shows_its_last_lines(broken):
     finished, planted = broken
     shutil.copytree(finished.workspace.model("base"), planted.workspace.model("base"))
     (planted.workspace.model("base") / "config.json").write_text('{"model_type": "no-such-model"}')
-    with pytest.raises(FlowError, match=r"(?s)ended with exit code .*no-such-model"), serve(planted, "base"):
+    with (
+        pytest.raises(FlowError, match=r"(?s)ended with exit code .*no-such-model"),
+        serve(planted, "base"),
+    ):
         pass
 
 
@@ -210,5 +257,8 @@ def test_a_port_in_use_is_refused(broken):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(FlowError, match=f"Port {port} is in use"), serve(finished, "base", port=port):
+        with (
+            pytest.raises(FlowError, match=f"Port {port} is in use"),
+            serve(finished, "base", port=port),
+        ):
             pass

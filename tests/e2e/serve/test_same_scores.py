@@ -1,4 +1,6 @@
-"""The real engine: our client of lm-eval gives the scores of stock `local-completions`, for no more tokens."""
+"""The real engine: our client of lm-eval gives the scores of stock `local-completions`,
+for no more tokens.
+"""
 
 from pathlib import Path
 
@@ -39,7 +41,9 @@ def served():
             patch.setenv(offline.VARIABLE, str(SHARED / "hub"))
         for name, value in offline.variables().items():
             patch.setenv(name, value)
-        with serve(flow, "base", purpose="accuracy", meanwhile=lambda: prepare_evaluation(flow)) as server:
+        with serve(
+            flow, "base", purpose="accuracy", meanwhile=lambda: prepare_evaluation(flow)
+        ) as server:
             yield flow, server
 
 
@@ -50,7 +54,8 @@ def test_the_scores_are_those_of_local_completions_for_no_more_tokens(served, na
         pytest.skip(f"no mirror at {SHARED / 'hub'}")
     found = BENCH.compare(*served, BENCH.Suite(name, tasks, items, examples), twice=1)
     agreement = found["agreement"]
-    print(name, found["tokens_ratio"], found["seconds_ratio"], found["ours"], agreement)  # pytest -s
+    # pytest -s
+    print(name, found["tokens_ratio"], found["seconds_ratio"], found["ours"], agreement)
     assert agreement["within_noise"], agreement
     assert agreement["other_choices_beyond_noise"] == 0
     assert agreement["largest_difference_of_a_metric"] <= agreement["largest_noise_of_a_metric"]

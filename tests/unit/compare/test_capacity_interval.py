@@ -11,7 +11,9 @@ from model_serve_flow.compare.stats.capacity import bracket_interval
 DRAWS = 500
 
 
-def coverage(noise: Noise, servers: int, requests: int, tolerance: float, draws: int = DRAWS) -> float:
+def coverage(
+    noise: Noise, servers: int, requests: int, tolerance: float, draws: int = DRAWS
+) -> float:
     """How often the interval of as many searches holds the capacity; capacities from 10 to 100."""
     rng, held = np.random.default_rng([20250, servers, requests, round(100 * noise.loads)]), 0
     for _ in range(draws):

@@ -31,7 +31,9 @@ def renamed(result, name):
 
 
 def with_protocol(result, protocol):
-    return result.model_copy(update={"protocol": protocol, "protocol_hash": protocol_hash(protocol)})
+    return result.model_copy(
+        update={"protocol": protocol, "protocol_hash": protocol_hash(protocol)}
+    )
 
 
 # --- The right models ---
@@ -48,9 +50,13 @@ def test_swapped_candidates_are_refused_naming_both(kind):
 
 @pytest.mark.parametrize("kind", ["accuracy", "performance", "distribution"])
 def test_base_served_under_the_candidates_name_is_refused(kind):
-    """All files agree on the candidate's name, checkpoint and protocol; only the engine's log gives it away."""
+    """All files agree on the candidate's name, checkpoint and protocol;
+    only the engine's log gives it away.
+    """
     result = with_engine(getattr(factories, kind)("w8a8-int8"), quantization=None, kernels=())
-    with pytest.raises(FlowError, match=f"No quantised kernel served w8a8-int8 in its {kind} result"):
+    with pytest.raises(
+        FlowError, match=f"No quantised kernel served w8a8-int8 in its {kind} result"
+    ):
         run(**{kind: result})
 
 
@@ -59,9 +65,13 @@ def test_quantised_method_without_a_kernel_is_refused():
         run(performance=with_engine(factories.performance("w8a8-int8"), kernels=()))
 
 
-@pytest.mark.parametrize("kind", ["accuracy", "performance", "accuracy_again", "distribution", "distribution_again"])
+@pytest.mark.parametrize(
+    "kind", ["accuracy", "performance", "accuracy_again", "distribution", "distribution_again"]
+)
 def test_base_served_quantised_is_refused(kind):
-    served = with_engine(getattr(factories, kind)(), quantization="compressed-tensors", kernels=("K",))
+    served = with_engine(
+        getattr(factories, kind)(), quantization="compressed-tensors", kernels=("K",)
+    )
     with pytest.raises(FlowError, match="result of base was served quantised"):
         run(**{f"base_{kind}": served})
 
@@ -69,7 +79,10 @@ def test_base_served_quantised_is_refused(kind):
 def test_candidate_with_the_base_checkpoint_is_refused():
     sha = factories.model("base").model_copy(update={"name": "w8a8-int8"})
     results = factories.candidate()
-    parts = {"compression": results.compression, **{result.kind: result for result in results.measurements}}
+    parts = {
+        "compression": results.compression,
+        **{result.kind: result for result in results.measurements},
+    }
     with pytest.raises(FlowError, match=f"w8a8-int8 is the same checkpoint as base \\({BASE}\\)"):
         run(**{kind: result.model_copy(update={"model": sha}) for kind, result in parts.items()})
 
@@ -119,7 +132,9 @@ def test_another_engine_or_kernel_is_refused():
 def test_second_measurement_may_differ_in_its_batches_only():
     again = factories.accuracy_again()
     changed = {**again.protocol, "accuracy": {**again.protocol["accuracy"], "num_fewshot": 5}}
-    with pytest.raises(FlowError, match=r"second accuracy result was not measured like its first: accuracy is .*5"):
+    with pytest.raises(
+        FlowError, match=r"second accuracy result was not measured like its first: accuracy is .*5"
+    ):
         run(base_accuracy_again=with_protocol(again, changed))
     with pytest.raises(FlowError, match="has a second distribution result but no first"):
         run(base_distribution=None, distribution=None)
@@ -134,10 +149,14 @@ def test_distribution_of_one_side_only_is_refused():
 
 def test_task_without_counterpart_and_another_chance_are_named():
     result = factories.accuracy("w8a8-int8")
-    fewer = result.model_copy(update={"tasks": {k: v for k, v in result.tasks.items() if k != "mmlu_dev"}})
+    fewer = result.model_copy(
+        update={"tasks": {k: v for k, v in result.tasks.items() if k != "mmlu_dev"}}
+    )
     with pytest.raises(FlowError, match="accuracy result of w8a8-int8 lacks the task mmlu_dev"):
         run(accuracy=fewer)
-    with pytest.raises(FlowError, match=r"mmlu_dev: guessing scores 0.25 for base and 0.5 for w8a8-int8"):
+    with pytest.raises(
+        FlowError, match=r"mmlu_dev: guessing scores 0.25 for base and 0.5 for w8a8-int8"
+    ):
         run(accuracy=with_task(result, "mmlu_dev", factories.choice_task(273, 78, chance=0.5)))
 
 
@@ -154,10 +173,28 @@ def test_task_without_counterpart_and_another_chance_are_named():
             8,
             "w8a8-int8: repeat 2: 2 requests failed",
         ),
-        ("base_performance", 0, {"output_tokens_per_s": 0.0}, 1, "base: repeat 1: no output tokens"),
-        ("base_performance", 0, {"itl_ms": Latency(mean=0, p50=0, p95=0, p99=0)}, 1, "base: repeat 1: no latencies"),
+        (
+            "base_performance",
+            0,
+            {"output_tokens_per_s": 0.0},
+            1,
+            "base: repeat 1: no output tokens",
+        ),
+        (
+            "base_performance",
+            0,
+            {"itl_ms": Latency(mean=0, p50=0, p95=0, p99=0)},
+            1,
+            "base: repeat 1: no latencies",
+        ),
         ("base_performance", 1, {"errored_requests": 3}, 4, "base: repeat 1: 3 requests failed"),
-        ("performance", 7, {"output_tokens": 20.0}, 4, "output tokens per request are 32.0 for base and 20.0"),
+        (
+            "performance",
+            7,
+            {"output_tokens": 20.0},
+            4,
+            "output tokens per request are 32.0 for base and 20.0",
+        ),
     ],
 )
 def test_a_load_point_that_may_not_be_compared_is_named_and_everything_else_stands(
@@ -168,9 +205,13 @@ def test_a_load_point_that_may_not_be_compared_is_named_and_everything_else_stan
     whole = run()
     (load,) = found.unmeasured
     assert load.concurrency == concurrency and reason in load.reason
-    assert found.performance == tuple(point for point in whole.performance if point.concurrency != concurrency)
+    assert found.performance == tuple(
+        point for point in whole.performance if point.concurrency != concurrency
+    )
     assert found.verdict == whole.verdict and found.accuracy == whole.accuracy
-    assert any(f"Not measured at {concurrency} concurrent requests" in reason for reason in found.reasons)
+    assert any(
+        f"Not measured at {concurrency} concurrent requests" in reason for reason in found.reasons
+    )
 
 
 def test_a_load_point_that_was_not_reached_is_named():
@@ -178,9 +219,14 @@ def test_a_load_point_that_was_not_reached_is_named():
     without_8 = tuple(point for point in fewer.points if point.concurrency != 8)
     found = run(performance=fewer.model_copy(update={"points": without_8}))
     assert [point.concurrency for point in found.performance] == [1, 4]
-    assert found.unmeasured[0].reason.startswith("w8a8-int8: repeat 1: the measurement was interrupted before it")
+    assert found.unmeasured[0].reason.startswith(
+        "w8a8-int8: repeat 1: the measurement was interrupted before it"
+    )
     found = run(performance=fewer.model_copy(update={"points": fewer.points[:-1]}))
-    assert found.unmeasured[0].reason == "w8a8-int8: repeat 3: the measurement was interrupted before it"
+    assert (
+        found.unmeasured[0].reason
+        == "w8a8-int8: repeat 3: the measurement was interrupted before it"
+    )
 
 
 def test_without_any_load_point_the_verdict_still_stands():
@@ -208,5 +254,7 @@ def test_nan_is_refused_even_past_the_schema():
     task = result.tasks["word_analogies"]
     holed = task.items[0].model_copy(update={"acc": math.nan})
     changed = task.model_copy(update={"items": (holed, *task.items[1:])})
-    with pytest.raises(FlowError, match="word_analogies cannot be compared: a value is NaN or infinite"):
+    with pytest.raises(
+        FlowError, match="word_analogies cannot be compared: a value is NaN or infinite"
+    ):
         run(accuracy=with_task(result, "word_analogies", changed))

@@ -23,7 +23,11 @@ def test_sample_has_the_known_figures():
     assert int8.size_ratio == pytest.approx(160_421_888 / 269_060_552)
     assert int8.kernel == "CPUInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8"
     assert [point.concurrency for point in int8.performance] == [1, 4, 8]
-    assert (comparison.base.capacity.streams, int8.capacity.streams, int4.capacity.streams) == (10, 14, 5)
+    assert (comparison.base.capacity.streams, int8.capacity.streams, int4.capacity.streams) == (
+        10,
+        14,
+        5,
+    )
     assert (int8.diagnosis.bound, int4.diagnosis.reached < 0.3) == ("decode", True)
     assert {part.task for part in int8.slices} == {"mmlu_dev", "word_analogies"}
     assert len(int8.flipped) == 7 + 8 + 4 + 5
@@ -44,29 +48,43 @@ def test_the_diagnosis_counts_what_the_engine_held_whatever_the_profile_says_by_
 
 
 def test_base_measured_against_itself():
-    """The same answers and distributions under a candidate's name: nothing differs, and nothing speaks against it."""
+    """The same answers and distributions under a candidate's name: nothing differs,
+    and nothing speaks against it.
+    """
     same = factories.accuracy("w8a8-int8").model_copy(update={"tasks": factories.accuracy().tasks})
-    result = compare_int8(accuracy=same, distribution=factories.distribution("w8a8-int8", noise=0.0))
+    result = compare_int8(
+        accuracy=same, distribution=factories.distribution("w8a8-int8", noise=0.0)
+    )
     differences = [d for metrics in result.accuracy.values() for d in metrics.values()]
     assert all(d.difference == 0 and d.ci95[0] <= 0 <= d.ci95[1] for d in differences)
     assert result.suite.ci95[0] < 0 < result.suite.ci95[1]
-    assert all(d.mcnemar_p == 1 and d.recovery_percent in (None, 100) for d in differences if d.flips is not None)
+    assert all(
+        d.mcnemar_p == 1 and d.recovery_percent in (None, 100)
+        for d in differences
+        if d.flips is not None
+    )
     assert result.flipped == ()
     assert (result.kl.mean, result.top1_agreement) == (pytest.approx(0, abs=1e-12), 1.0)
     assert result.verdict == "SHIP"
     assert [reason for reason in result.reasons if "flips" in reason] == [
-        "Its flips, 0.0 % of the answers, cannot be told from those that the engine makes by itself: 1.0 % [0.4, 3.2] "
-        "of 305 answers asked twice."
+        "Its flips, 0.0 % of the answers, cannot be told from those that the engine makes by "
+        "itself: 1.0 % [0.4, 3.2] of 305 answers asked twice."
     ]
 
 
 def test_more_flips_than_the_engine_makes_are_not_put_down_to_it():
-    assert not [reason for reason in factories.sample_comparison().candidates[1].reasons if "flips" in reason]
+    assert not [
+        reason
+        for reason in factories.sample_comparison().candidates[1].reasons
+        if "flips" in reason
+    ]
 
 
 def test_same_accuracy_with_other_answers_is_told_apart_by_flips_and_kl():
     result = factories.accuracy("w8a8-int8")
-    tasks = [factories.choice_task(336, 214, flips, flips, asks=factories.analogy) for flips in (1, 30)]
+    tasks = [
+        factories.choice_task(336, 214, flips, flips, asks=factories.analogy) for flips in (1, 30)
+    ]
     near, far = (
         compare_int8(
             accuracy=with_task(result, "word_analogies", task),
@@ -84,11 +102,15 @@ def test_same_accuracy_with_other_answers_is_told_apart_by_flips_and_kl():
 
 
 def test_flips_beyond_the_engines_own_are_not_excused():
-    assert not any("by itself" in reason for reason in factories.sample_comparison().candidates[0].reasons)
+    assert not any(
+        "by itself" in reason for reason in factories.sample_comparison().candidates[0].reasons
+    )
 
 
 def test_what_the_profile_does_not_ask_for_is_none():
-    none = dict.fromkeys(("base_accuracy_again", "base_distribution", "base_distribution_again", "distribution"))
+    none = dict.fromkeys(
+        ("base_accuracy_again", "base_distribution", "base_distribution_again", "distribution")
+    )
     result = compare_int8(**none)
     assert (result.kl, result.top1_agreement, result.noise_floor) == (None, None, None)
     without = {
@@ -108,9 +130,14 @@ def test_what_the_profile_does_not_ask_for_is_none():
 def results_of(name):
     if name == "base":
         kinds = ("accuracy", "performance", "distribution")
-        again = {kind: getattr(factories, kind)() for kind in ("accuracy_again", "distribution_again")}
+        again = {
+            kind: getattr(factories, kind)() for kind in ("accuracy_again", "distribution_again")
+        }
         return {**{kind: getattr(factories, kind)() for kind in kinds}, **again}
-    return {kind: getattr(factories, kind)(name) for kind in ("compression", "accuracy", "performance", "distribution")}
+    return {
+        kind: getattr(factories, kind)(name)
+        for kind in ("compression", "accuracy", "performance", "distribution")
+    }
 
 
 @pytest.fixture
@@ -137,10 +164,14 @@ def test_workspace_is_compared_and_written(flow):
 
 @pytest.mark.parametrize("kind", ["accuracy", "distribution"])
 def test_swapped_files_are_refused(flow, kind):
-    one, other = (flow.workspace.results(name) / f"{kind}.json" for name in ("w8a8-int8", "w4a16-int4"))
+    one, other = (
+        flow.workspace.results(name) / f"{kind}.json" for name in ("w8a8-int8", "w4a16-int4")
+    )
     first, second = one.read_text(), other.read_text()
     one.write_text(second), other.write_text(first)
-    with pytest.raises(FlowError, match=f"{kind} result in the folder of w8a8-int8 is of w4a16-int4"):
+    with pytest.raises(
+        FlowError, match=f"{kind} result in the folder of w8a8-int8 is of w4a16-int4"
+    ):
         compare_workspace(flow)
 
 
@@ -153,7 +184,10 @@ def test_swapped_files_are_refused(flow, kind):
             lambda d: d["tasks"]["mmlu_dev"]["items"][0].update(acc=math.nan),
             r"accuracy.json is not valid JSON: tasks\.mmlu_dev\.items\.0\.acc is nan",
         ),
-        (lambda d: d["tasks"]["mmlu_dev"]["items"][4].update(prompt="Easier?"), "mmlu_dev, item 4: its prompt is not"),
+        (
+            lambda d: d["tasks"]["mmlu_dev"]["items"][4].update(prompt="Easier?"),
+            "mmlu_dev, item 4: its prompt is not",
+        ),
     ],
 )
 def test_edited_file_is_refused(flow, change, reason):
@@ -184,5 +218,9 @@ def test_files_the_profile_does_not_ask_for_are_not_read(flow):
     for path in flow.workspace.root.glob("results/*/*"):
         if "again" in path.name or "distribution" in path.name:
             path.write_text("not read")
-    found = compare_workspace(Flow(flow.config.model_copy(update={"accuracy": plain}), flow.workspace))
-    assert all(candidate.kl is None and candidate.noise_floor is None for candidate in found.candidates)
+    found = compare_workspace(
+        Flow(flow.config.model_copy(update={"accuracy": plain}), flow.workspace)
+    )
+    assert all(
+        candidate.kl is None and candidate.noise_floor is None for candidate in found.candidates
+    )

@@ -1,4 +1,6 @@
-"""`run --gate` and `report --gate`: the exit code is the verdict, and nothing else is taken for one."""
+"""`run --gate` and `report --gate`: the exit code is the verdict,
+and nothing else is taken for one.
+"""
 
 import pytest
 from click.testing import CliRunner
@@ -57,7 +59,9 @@ def finished(monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["run", "report"])
-@pytest.mark.parametrize(("verdict", "code"), [("SHIP", 0), ("DO NOT SHIP", 10), ("INCONCLUSIVE", 20)])
+@pytest.mark.parametrize(
+    ("verdict", "code"), [("SHIP", 0), ("DO NOT SHIP", 10), ("INCONCLUSIVE", 20)]
+)
 def test_the_exit_code_is_the_verdict_only_with_the_flag(invoke, finished, command, verdict, code):
     finished(w8a8=verdict)
     assert invoke(command, "--profile", "ci", "--gate").exit_code == code

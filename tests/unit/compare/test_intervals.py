@@ -1,4 +1,6 @@
-"""Table, chart and verdict never differ: over random data the interval shown is clear of the limit as decided."""
+"""Table, chart and verdict never differ:
+over random data the interval shown is clear of the limit as decided.
+"""
 
 import functools
 
@@ -37,7 +39,9 @@ def flipped(rng, n, clustered, chance):
 def shared(rng, n, lower):
     """The same for a share per item; where lower is better an error."""
     base = rng.beta(4, 2, n)
-    candidate = np.clip(base - rng.uniform(-0.01, 0.06) + rng.uniform(0, 0.2) * rng.standard_normal(n), 0, 1)
+    candidate = np.clip(
+        base - rng.uniform(-0.01, 0.06) + rng.uniform(0, 0.2) * rng.standard_normal(n), 0, 1
+    )
     sides = []
     for side in (1 - base, 1 - candidate) if lower else (base, candidate):
         items = tuple(Item(id=str(i), answer="", f1=value) for i, value in enumerate(side.tolist()))
@@ -65,7 +69,9 @@ def family(seed):
         "text": lambda n: texts(rng),
     }
     chosen = rng.choice(list(kinds), rng.integers(1, 7))
-    tasks = {f"{kind} {i}": kinds[kind](int(rng.integers(150, 900))) for i, kind in enumerate(chosen)}
+    tasks = {
+        f"{kind} {i}": kinds[kind](int(rng.integers(150, 900))) for i, kind in enumerate(chosen)
+    }
     return {name: compare_task(pair(name, *sides), MARGINS, 0) for name, sides in tasks.items()}
 
 
@@ -83,7 +89,9 @@ def test_the_interval_shown_is_clear_of_the_limit_exactly_where_the_verdict_says
                     assert d.simultaneous_ci95 is None
                     continue
                 within, beyond = (p <= 0.025 for p in d.adjusted_p)
-                low, high = d.shown_ci95 if d.higher_is_better else (-d.shown_ci95[1], -d.shown_ci95[0])
+                low, high = (
+                    d.shown_ci95 if d.higher_is_better else (-d.shown_ci95[1], -d.shown_ci95[0])
+                )
                 estimate = d.difference if d.higher_is_better else -d.difference
                 assert (low >= -d.limit, high <= -d.limit) == (within, beyond), (seed, d)
                 assert low <= estimate <= high
@@ -103,7 +111,12 @@ def test_the_verdict_and_its_sentences_are_what_the_intervals_say():
         suite = compare_suite(differences, MARGINS)
         found, suite = with_items_to_settle(differences, suite)
         verdict, reasons = decide(differences, suite)
-        named = {task: d for task, metrics in found.items() for d in metrics.values() if d.simultaneous_ci95}
+        named = {
+            task: d
+            for task, metrics in found.items()
+            for d in metrics.values()
+            if d.simultaneous_ci95
+        }
         for task, d in named.items():
             (sentence,) = [one for one in reasons if f"{task} changed by" in one]
             assert "interval {:+.1f} to {:+.1f}, n = {}".format(*d.shown_ci95, d.n) in sentence
@@ -116,13 +129,17 @@ def test_the_verdict_and_its_sentences_are_what_the_intervals_say():
 
 
 def test_the_interval_shown_agrees_with_the_p_values_of_all_looks():
-    """Of four looks the first three tell nothing, or the first one has settled the question already."""
+    """Of four looks the first three tell nothing,
+    or the first one has settled the question already.
+    """
     agreed = set()
     for seed in SEEDS:
         differences = {task: {name: looked(d, seed) for name, d in metrics.items()}
                        for task, metrics in family(seed).items()}  # fmt: skip
         suite = compare_suite(differences, MARGINS)
-        found, suite = with_items_to_settle(differences, None if suite is None else looked(suite, seed))
+        found, suite = with_items_to_settle(
+            differences, None if suite is None else looked(suite, seed)
+        )
         shown = [d for metrics in found.values() for d in metrics.values() if d.simultaneous_ci95]
         for d in [*shown, *filter(None, [suite])]:
             within, beyond = (p <= 0.025 for p in d.adjusted_p)
@@ -133,16 +150,25 @@ def test_the_interval_shown_agrees_with_the_p_values_of_all_looks():
             if seed % 4:  # no early look has settled anything that the last one does not show
                 assert low <= estimate <= high
             agreed.add((within, beyond, within != (d.decision_p <= 0.025)))
-    assert {(True, False, False), (False, True, False), (False, False, True), (True, False, True)} <= agreed
+    assert {
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+        (True, False, True),
+    } <= agreed
 
 
 def looked(d, seed):
-    """The difference as if seen at four looks: what the last one says, or that the first one was clear."""
+    """The difference as if seen at four looks: what the last one says,
+    or that the first one was clear.
+    """
     if d.decision_p is None:
         return d
     early = 1e-6 if seed % 4 == 0 and abs(d.decision_p - 0.5) < 0.49 else 0.9
     within = sequential_p([early, 0.9, 0.9, d.decision_p], QUARTERS)
-    return d.model_copy(update={"look_p": (within, sequential_p([0.9, 0.9, 0.9, 1 - d.decision_p], QUARTERS))})
+    return d.model_copy(
+        update={"look_p": (within, sequential_p([0.9, 0.9, 0.9, 1 - d.decision_p], QUARTERS))}
+    )
 
 
 def clear(d):
@@ -150,7 +176,11 @@ def clear(d):
 
 
 def test_one_task_by_itself_keeps_its_interval():
-    differences = {"q": compare_task(pair("q", *flipped(np.random.default_rng(1), 600, False, None)), MARGINS, 0)}
+    differences = {
+        "q": compare_task(
+            pair("q", *flipped(np.random.default_rng(1), 600, False, None)), MARGINS, 0
+        )
+    }
     found, _ = with_items_to_settle(differences, None)
     d = found["q"]["acc"]
     assert d.simultaneous_ci95 == pytest.approx(d.ci95)

@@ -1,4 +1,6 @@
-"""Planned looks: the error is spent once over all of them, and a candidate that is decided is asked no more."""
+"""Planned looks: the error is spent once over all of them,
+and a candidate that is decided is asked no more.
+"""
 
 import itertools
 import math
@@ -56,9 +58,13 @@ def looked(change: float, looks: int, items: int = 2000, draws: int = DRAWS) -> 
     """[draws, looks] p-values of "2 points are lost" of one task, 8 % of whose answers change."""
     part = items // looks
     cells = [0.04 + change / 2, 0.04 - change / 2, 0.92]
-    drawn = np.random.default_rng([20250, looks, round(1e4 * (1 + change))]).multinomial(part, cells, (draws, looks))
+    drawn = np.random.default_rng([20250, looks, round(1e4 * (1 + change))]).multinomial(
+        part, cells, (draws, looks)
+    )
     sums = drawn[..., :2].cumsum(axis=1)
-    found = [many.score_p_values(*sums[:, look].T, part * (look + 1), MARGIN) for look in range(looks)]
+    found = [
+        many.score_p_values(*sums[:, look].T, part * (look + 1), MARGIN) for look in range(looks)
+    ]
     return np.stack(found, axis=1)
 
 
@@ -74,13 +80,17 @@ def shipped(ps: np.ndarray) -> np.ndarray:
 
 
 def false_ship(looks: int, draws: int = DRAWS) -> tuple[float, float]:
-    """How often a loss of the margin is shipped at any look: by the plain test at each, and by the bounds."""
+    """How often a loss of the margin is shipped at any look: by the plain test at each,
+    and by the bounds.
+    """
     ps = looked(-MARGIN, looks, draws=draws)
     return float(np.mean((ps <= ALPHA).any(axis=1))), float(np.mean(shipped(ps) > 0))
 
 
 def share_asked(change: float, looks: int = 4, draws: int = DRAWS) -> float:
-    """The share of the items that a candidate of this true change is asked until it is shipped, or to the end."""
+    """The share of the items that a candidate of this true change is asked until it is shipped,
+    or to the end.
+    """
     found = shipped(looked(change, looks, draws=draws))
     return float(np.mean(np.where(found > 0, found, looks)) / looks)
 
@@ -116,14 +126,25 @@ def asked_until(name: str, look: int, looks: int = 4):
     whole = factories.accuracy(name)
     order = {task: [until_look(scored.n, k, looks, task) for k in range(1, look + 1)]
              for task, scored in whole.tasks.items()}  # fmt: skip
-    ids = {task: [[whole.tasks[task].items[i].id for i in places] for places in order[task]] for task in order}
+    ids = {
+        task: [[whole.tasks[task].items[i].id for i in places] for places in order[task]]
+        for task in order
+    }
     tasks = {task: part_of(whole.tasks[task], set(ids[task][-1])) for task in order}
     new = tuple(
-        {task: tuple(i for i in ids[task][k] if k == 0 or i not in ids[task][k - 1]) for task in order}
+        {
+            task: tuple(i for i in ids[task][k] if k == 0 or i not in ids[task][k - 1])
+            for task in order
+        }
         for k in range(look)
     )
     protocol = {**whole.protocol, "look": [look, looks]}
-    changed = {"protocol": protocol, "protocol_hash": protocol_hash(protocol), "looks": new, "tasks": tasks}
+    changed = {
+        "protocol": protocol,
+        "protocol_hash": protocol_hash(protocol),
+        "looks": new,
+        "tasks": tasks,
+    }
     return whole.model_copy(update=changed)
 
 
@@ -133,7 +154,10 @@ def test_a_candidate_that_lost_much_is_decided_early_and_the_saving_is_said():
     found = factories.compare_int8(accuracy=asked_until("w8a8-int8", 2))
     assert (found.looks.made, found.looks.planned) == (2, 4)
     assert found.looks.items == pytest.approx(found.looks.of_items / 2, rel=0.05)
-    assert any("Looked at 2 of 4 times, at last on 329 of 659 items (50%)" in reason for reason in found.reasons)
+    assert any(
+        "Looked at 2 of 4 times, at last on 329 of 659 items (50%)" in reason
+        for reason in found.reasons
+    )
 
 
 def test_a_candidate_that_secondary_margins_would_withhold_is_asked_on():
@@ -141,7 +165,9 @@ def test_a_candidate_that_secondary_margins_would_withhold_is_asked_on():
     config = config.model_copy(update={"candidates": config.candidates[:1]})
     assert interim_verdict(config, factories.accuracy(), early) == "SHIP"
     strict = Secondary(gross_loss_percent=0.001, action="withhold")
-    withheld = config.model_copy(update={"verdict": config.verdict.model_copy(update={"secondary": strict})})
+    withheld = config.model_copy(
+        update={"verdict": config.verdict.model_copy(update={"secondary": strict})}
+    )
     assert interim_verdict(withheld, factories.accuracy(), early) == "INCONCLUSIVE"
 
 
@@ -149,7 +175,9 @@ def test_an_advisory_task_counts_in_no_look():
     margins = factories.config().verdict.model_copy(update={"advisory": ("mmlu_dev",)})
     found = compare_answers(factories.accuracy(), asked_until("w8a8-int8", 2), margins, 0)
     assert set(found.differences) - set(found.counting) == {"mmlu_dev"}
-    assert found.differences["mmlu_dev"]["acc"].tier == "advisory" and found.suite.look_p is not None
+    assert (
+        found.differences["mmlu_dev"]["acc"].tier == "advisory" and found.suite.look_p is not None
+    )
 
 
 def test_all_looks_ship_nearly_what_one_would_and_never_more():
@@ -159,13 +187,19 @@ def test_all_looks_ship_nearly_what_one_would_and_never_more():
     task = "word_analogies"
     one, several = whole.differences[task]["acc"], looks.differences[task]["acc"]
     assert (one.look_p, one.difference, whole.looks) == (None, several.difference, None)
-    assert several.look_p[0] >= 0.9 * one.decision_p and several.look_p[0] < 3 * one.decision_p + 1e-4
+    assert (
+        several.look_p[0] >= 0.9 * one.decision_p and several.look_p[0] < 3 * one.decision_p + 1e-4
+    )
     assert looks_sentence(looks.looks)[0].endswith("no look before the last decided it.")
     assert looks_sentence(None) == []
 
 
 def test_candidates_that_stopped_at_different_looks_are_compared_on_common_items():
-    models = {"base": factories.accuracy(), "a": asked_until("w8a8-int8", 2), "b": asked_until("w4a16-int4", 4)}
+    models = {
+        "base": factories.accuracy(),
+        "a": asked_until("w8a8-int8", 2),
+        "b": asked_until("w4a16-int4", 4),
+    }
     gaps = score_gaps(models, ["word_analogies"])
     assert gaps["a", "b"].difference < 0
 
@@ -177,7 +211,10 @@ def test_a_plan_that_was_changed_is_no_ship():
     assert [c.verdict for c in refused.candidates] == ["INCONCLUSIVE", "DO NOT SHIP"]
     assert refused.candidates[0].reasons[0] == REFUSED
     kept = seal.model_copy(update={"changed": {"task_margin_points": (2.0, 3.0)}})
-    assert refused_after_change(comparison.model_copy(update={"margins": kept})).candidates[0].verdict == "SHIP"
+    assert (
+        refused_after_change(comparison.model_copy(update={"margins": kept})).candidates[0].verdict
+        == "SHIP"
+    )
 
 
 def test_the_report_says_that_the_p_values_hold_over_all_looks():
@@ -186,7 +223,11 @@ def test_the_report_says_that_the_p_values_hold_over_all_looks():
     with_looks = compare(
         factories.config(),
         factories.base(),
-        [factories.candidate().__class__(**{**vars(factories.candidate()), "accuracy": asked_until("w8a8-int8", 2)})],
+        [
+            factories.candidate().__class__(
+                **{**vars(factories.candidate()), "accuracy": asked_until("w8a8-int8", 2)}
+            )
+        ],
     )
     text = next(row[1].text for row in methods(with_looks).rows if row[0].text == "Verdict")
     assert "O'Brien-Fleming bounds over 4 planned looks" in text

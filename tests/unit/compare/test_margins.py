@@ -1,4 +1,6 @@
-"""Margins are sealed before the base is measured; a later change is seen in the report and in the ship record."""
+"""Margins are sealed before the base is measured;
+a later change is seen in the report and in the ship record.
+"""
 
 import json
 
@@ -21,7 +23,9 @@ def flow(tmp_path) -> Flow:
 
 
 def with_margin(flow: Flow, points: float) -> Flow:
-    verdict = flow.config.verdict.model_copy(update={"task_margin_points": points, "rationale": "Another."})
+    verdict = flow.config.verdict.model_copy(
+        update={"task_margin_points": points, "rationale": "Another."}
+    )
     return Flow(flow.config.model_copy(update={"verdict": verdict}), flow.workspace)
 
 
@@ -35,7 +39,10 @@ def test_margins_sealed_in_time_and_kept(flow):
     seal_margins(flow)
     found = check_seal(with_margin(flow, 5.0))  # another rationale is no other margin
     assert (found.before_measuring, found.changed) == (True, {})
-    assert seal_sentence(found) == "The margins are the profile's and were fixed before anything was measured."
+    assert (
+        seal_sentence(found)
+        == "The margins are the profile's and were fixed before anything was measured."
+    )
 
 
 def test_a_margin_changed_after_the_measurement_is_named(flow):
@@ -69,7 +76,11 @@ def test_an_edited_seal_does_not_hold(flow):
     seal_margins(flow)
     measured(flow)
     seal = read_manifest(flow.workspace)["margins"]
-    update_manifest(flow.workspace, replace=True, margins={**seal, "values": {**seal["values"], "retention": 0.5}})
+    update_manifest(
+        flow.workspace,
+        replace=True,
+        margins={**seal, "values": {**seal["values"], "retention": 0.5}},
+    )
     assert check_seal(flow).changed["task_margin_points"] == (None, 5.0)
     assert "task_margin_points from nothing to 5" in seal_sentence(check_seal(flow))
     assert json.loads(check_seal(flow).model_dump_json())["before_measuring"] is True
@@ -79,7 +90,10 @@ def test_a_plan_of_looks_is_sealed_with_the_number_of_items(flow):
     def planned(looks, limit):
         verdict = flow.config.verdict.model_copy(update={"looks": looks})
         accuracy = flow.config.accuracy.model_copy(update={"limit": limit})
-        return Flow(flow.config.model_copy(update={"verdict": verdict, "accuracy": accuracy}), flow.workspace)
+        return Flow(
+            flow.config.model_copy(update={"verdict": verdict, "accuracy": accuracy}),
+            flow.workspace,
+        )
 
     seal_margins(planned(4, 100))
     (flow.workspace.results("base") / "accuracy.json").parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +101,10 @@ def test_a_plan_of_looks_is_sealed_with_the_number_of_items(flow):
     assert check_seal(planned(4, 100)).changed == {}
     assert check_seal(planned(4, 400)).changed == {"accuracy.limit": (100, 400)}
     assert check_seal(planned(8, 100)).changed == {"looks": (4, 8)}
-    assert check_seal(planned(1, 100)).changed == {"looks": (4, None), "accuracy.limit": (100, None)}
+    assert check_seal(planned(1, 100)).changed == {
+        "looks": (4, None),
+        "accuracy.limit": (100, None),
+    }
 
 
 def test_the_answers_to_an_item_belong_to_a_plan_of_looks(flow):
@@ -95,7 +112,10 @@ def test_the_answers_to_an_item_belong_to_a_plan_of_looks(flow):
         verdict = flow.config.verdict.model_copy(update={"looks": 4})
         repeats = Repeats(tasks=("free",), count=count, temperature=0.6)
         accuracy = flow.config.accuracy.model_copy(update={"repeats": repeats})
-        return Flow(flow.config.model_copy(update={"verdict": verdict, "accuracy": accuracy}), flow.workspace)
+        return Flow(
+            flow.config.model_copy(update={"verdict": verdict, "accuracy": accuracy}),
+            flow.workspace,
+        )
 
     seal_margins(planned(4))
     assert check_seal(planned(8)).changed == {"accuracy.repeats.count": (4, 8)}

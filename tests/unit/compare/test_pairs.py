@@ -1,4 +1,6 @@
-"""Items are paired by id: what is missing, extra, repeated or changed is an error; what flipped is listed."""
+"""Items are paired by id: what is missing, extra, repeated or changed is an error;
+what flipped is listed.
+"""
 
 import factories
 import pytest
@@ -28,7 +30,9 @@ def test_missing_extra_and_repeated_items_are_named():
 @pytest.mark.parametrize(("field", "part"), [("prompt", "prompt"), ("expected", "expected answer")])
 def test_changed_items_are_named(field, part):
     changed = TASK.items[9].model_copy(update={field: "something else"})
-    with pytest.raises(FlowError, match=f"analogies, item 9: its {part} is not the same for base and candidate"):
+    with pytest.raises(
+        FlowError, match=f"analogies, item 9: its {part} is not the same for base and candidate"
+    ):
         pair("analogies", TASK, with_items(*TASK.items[:9], changed, *TASK.items[10:]))
 
 

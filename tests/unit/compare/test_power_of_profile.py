@@ -1,4 +1,6 @@
-"""The GPU profile's margins ship a candidate that lost nothing, and its comments say the numbers found here."""
+"""The GPU profile's margins ship a candidate that lost nothing,
+and its comments say the numbers found here.
+"""
 
 import re
 
@@ -34,7 +36,9 @@ COMMENT = (profiles_folder() / f"{NAME}.yaml").read_text(encoding="utf-8")
 def drawn(loss=0.0, tasks=PLANNED, draws=DRAWS):
     """Draws of the tasks; `loss` of all, or a loss per task."""
     losses = loss if isinstance(loss, dict) else dict.fromkeys(tasks, loss)
-    return {name: Draws.of(task, losses.get(name, 0.0), draws, seed=1) for name, task in tasks.items()}
+    return {
+        name: Draws.of(task, losses.get(name, 0.0), draws, seed=1) for name, task in tasks.items()
+    }
 
 
 def rate(loss=0.0, margins=MARGINS, tasks=PLANNED):
@@ -56,7 +60,11 @@ def test_a_candidate_that_lost_nothing_ships():
     found = rate()
     assert found >= 80
     assert [found, rate(0.005), rate(0.01)] == pytest.approx(
-        said(r"ships in (\d+) % of all cases, one that lost half a point .*? in (\d+) %, one .*? in (\d+) %"), abs=1
+        said(
+            r"ships in (\d+) % of all cases, one that lost half a point .*? in (\d+) %, one .*? in "
+            r"(\d+) %"
+        ),
+        abs=1,
     )
 
 
@@ -72,7 +80,9 @@ def test_a_narrower_margin_or_one_answer_to_each_prompt_would_not_do():
     narrower = MARGINS.model_copy(update={"task_margin_points": 2.0})
     assert rate(margins=narrower) < 80
     once = [rate(tasks=ONCE), rate(margins=narrower, tasks=ONCE)]
-    assert once == pytest.approx(said(r"would ship in (\d+) %, with a margin of 2\.0 in (\d+) %"), abs=1)
+    assert once == pytest.approx(
+        said(r"would ship in (\d+) %, with a margin of 2\.0 in (\d+) %"), abs=1
+    )
     assert [rate(tasks=RESTLESS)] == pytest.approx(said(r"candidate still ships in (\d+) %"), abs=1)
 
 
@@ -87,7 +97,12 @@ def test_the_comment_has_the_tasks_and_errors_of_the_calculation():
     assert set(PROFILE.accuracy.tasks) == set(PLANNED)
     rows = re.findall(r"^#   (\w+) +(\d+) +(\d+) +(\d+) +([\d.]+)$", COMMENT, re.MULTILINE)
     assert {row[0]: tuple(map(float, row[1:])) for row in rows} == {
-        name: (task.n, 100 * task.score, round(100 * task.flips), round(100 * np.sqrt(task.flips / task.n), 2))
+        name: (
+            task.n,
+            100 * task.score,
+            round(100 * task.flips),
+            round(100 * np.sqrt(task.flips / task.n), 2),
+        )
         for name, task in PLANNED.items()
     }
     assert REPEATS.tasks == ("ifeval",) and PROFILE.accuracy.apply_chat_template
@@ -98,7 +113,10 @@ def scored(draws, which):
     gained, lost, right = (int(column[which]) for column in (draws.gained, draws.lost, draws.right))
     base, candidate = np.zeros(draws.n, bool), np.zeros(draws.n, bool)
     base[:right], candidate[lost : right + gained] = True, True
-    return [factories.scored_task(side, draws.chance or None, lambda i: {}) for side in (base, candidate)]
+    return [
+        factories.scored_task(side, draws.chance or None, lambda i: {})
+        for side in (base, candidate)
+    ]
 
 
 def test_the_verdict_itself_ships_what_is_counted_as_shipped():
@@ -112,12 +130,16 @@ def test_the_verdict_itself_ships_what_is_counted_as_shipped():
             p = differences[name]["acc"].decision_p
             assert p == pytest.approx(draws.p_values(MARGINS)[which], abs=1e-6)
         suite = compare_suite(TIERS.counting(differences), MARGINS)
-        assert decide(differences, suite, TIERS)[0] == ("SHIP" if counted[which] else "INCONCLUSIVE")
+        assert decide(differences, suite, TIERS)[0] == (
+            "SHIP" if counted[which] else "INCONCLUSIVE"
+        )
 
 
 def test_the_vectorised_retention_is_the_librarys():
     draws = Draws.of(Planned(800, 0.6, 0.25, 0.08), 0.01, 40, seed=2)
     for which, p in enumerate(draws.retention_p(0.95)):
-        base, candidate = ([item.values["acc"] for item in side.items] for side in scored(draws, which))
+        base, candidate = (
+            [item.values["acc"] for item in side.items] for side in scored(draws, which)
+        )
         expected = paired.binary_retention_p(base, candidate, 0.95, 0.25)
         assert p == pytest.approx(expected, abs=1e-6) or min(p, expected) > 0.4

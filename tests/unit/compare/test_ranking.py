@@ -1,4 +1,6 @@
-"""Who is surely worse is named, equal models share a rank, and the cheapest that ships is recommended."""
+"""Who is surely worse is named, equal models share a rank,
+and the cheapest that ships is recommended.
+"""
 
 import factories
 import numpy as np
@@ -13,11 +15,21 @@ INT8, INT4 = COMPARISON.candidates
 
 
 def model(name, score, tokens_per_s, verdict="SHIP", streams=8):
-    """A candidate at this place of the plane; the base stands at 63.7 points and about 167 tokens/s."""
-    capacity = INT8.capacity.model_copy(update={"output_tokens_per_s": tokens_per_s, "streams": streams})
+    """A candidate at this place of the plane;
+    the base stands at 63.7 points and about 167 tokens/s.
+    """
+    capacity = INT8.capacity.model_copy(
+        update={"output_tokens_per_s": tokens_per_s, "streams": streams}
+    )
     suite = INT8.suite.model_copy(update={"candidate": score})
     return INT8.model_copy(
-        update={"name": name, "suite": suite, "capacity": capacity, "verdict": verdict, "ranks": None}
+        update={
+            "name": name,
+            "suite": suite,
+            "capacity": capacity,
+            "verdict": verdict,
+            "ranks": None,
+        }
     )
 
 
@@ -32,22 +44,43 @@ def gaps(width, **values):
 
 
 def placed(scores, economies, verdicts=()):
-    """(rank by score, rank by economy, dominated by) of the base and of candidates with these names."""
+    """(rank by score, rank by economy, dominated by) of the base and of candidates with these
+    names.
+    """
     names = [name for name in scores if name != "base"]
     candidates = [model(name, 62.0, 200.0, **dict(verdicts).get(name, {})) for name in names]
-    base, found = ranked(COMPARISON.base, candidates, Evidence(gaps(1.0, **scores), gaps(0.1, **economies)))
+    base, found = ranked(
+        COMPARISON.base, candidates, Evidence(gaps(1.0, **scores), gaps(0.1, **economies))
+    )
     every = {"base": base, **{candidate.name: candidate for candidate in found}}
-    return {name: m.ranks and (m.ranks.score, m.ranks.economy, m.dominated_by) for name, m in every.items()}
+    return {
+        name: m.ranks and (m.ranks.score, m.ranks.economy, m.dominated_by)
+        for name, m in every.items()
+    }
 
 
 def test_only_what_is_surely_better_in_both_dominates():
-    scores, economies = {"base": 64.0, "near": 63.5, "low": 61.0}, {"base": 0.0, "near": 0.3, "low": 0.35}
-    assert placed(scores, economies) == {"base": (1, 3, None), "near": (1, 1, None), "low": (3, 1, None)}
-    assert placed({"base": 64.0, "near": 66.0}, {"base": 0.0, "near": 0.3})["base"] == (2, 2, "near")
+    scores, economies = (
+        {"base": 64.0, "near": 63.5, "low": 61.0},
+        {"base": 0.0, "near": 0.3, "low": 0.35},
+    )
+    assert placed(scores, economies) == {
+        "base": (1, 3, None),
+        "near": (1, 1, None),
+        "low": (3, 1, None),
+    }
+    assert placed({"base": 64.0, "near": 66.0}, {"base": 0.0, "near": 0.3})["base"] == (
+        2,
+        2,
+        "near",
+    )
 
 
 def test_without_evidence_all_share_the_first_rank():
-    assert placed({"base": 64.0, "a": 64.5}, {"base": 0.0, "a": 0.05}) == {"base": (1, 1, None), "a": (1, 1, None)}
+    assert placed({"base": 64.0, "a": 64.5}, {"base": 0.0, "a": 0.05}) == {
+        "base": (1, 1, None),
+        "a": (1, 1, None),
+    }
 
 
 def test_of_several_that_dominate_the_most_economical_is_named():
@@ -78,11 +111,15 @@ def test_the_score_gap_of_two_models_comes_from_the_items_they_share():
 def test_one_search_of_the_capacity_tells_no_gap_but_repeated_loads_do():
     models = {name: factories.performance(name) for name in ("base", "w8a8-int8")}
     assert economy_gaps(models, {}) == {}
-    without = {name: result.model_copy(update={"capacity": None}) for name, result in models.items()}
+    without = {
+        name: result.model_copy(update={"capacity": None}) for name, result in models.items()
+    }
     gap = economy_gaps(without, {})["base", "w8a8-int8"]
     assert 0 < gap.low < np.log(1.33) < gap.high
     nothing = {name: result.model_copy(update={"points": ()}) for name, result in without.items()}
-    assert economy_gaps(nothing, {"base": 300, "w8a8-int8": 150})["base", "w8a8-int8"].low == pytest.approx(np.log(2))
+    assert economy_gaps(nothing, {"base": 300, "w8a8-int8": 150})[
+        "base", "w8a8-int8"
+    ].low == pytest.approx(np.log(2))
 
 
 def test_capacities_searched_in_several_blocks_tell_a_gap():
@@ -97,7 +134,9 @@ def test_capacities_searched_in_several_blocks_tell_a_gap():
         }  # fmt: skip
         return result.model_copy(update={"searches": searches})
 
-    gap = economy_gaps({"base": searched("base", 1.0), "a": searched("w8a8-int8", 1.5)}, {})["base", "a"]
+    gap = economy_gaps({"base": searched("base", 1.0), "a": searched("w8a8-int8", 1.5)}, {})[
+        "base", "a"
+    ]
     assert gap.difference == pytest.approx(np.log(1.5)) and 0 < gap.low < gap.difference < gap.high
 
 
@@ -106,7 +145,10 @@ def comparison(*candidates):
 
 
 def test_a_model_that_never_meets_the_objectives_is_not_recommended():
-    assert recommended(comparison(model("late", 62.0, 400.0, streams=0), model("in-time", 61.0, 20.0))) == "in-time"
+    assert (
+        recommended(comparison(model("late", 62.0, 400.0, streams=0), model("in-time", 61.0, 20.0)))
+        == "in-time"
+    )
 
 
 def test_cheapest_of_those_that_ship_is_recommended():
@@ -128,4 +170,6 @@ def test_fastest_is_recommended_where_no_capacity_was_searched():
 def test_cost_orders_as_the_recommendation_does():
     assert recommended(COMPARISON) == "w8a8-int8"
     assert INT8.cost_per_million_output_tokens < COMPARISON.base.cost_per_million_output_tokens
-    assert INT8.cost_per_million_output_tokens == pytest.approx(0.08e6 / 3600 / factories.throughput("w8a8-int8", 14))
+    assert INT8.cost_per_million_output_tokens == pytest.approx(
+        0.08e6 / 3600 / factories.throughput("w8a8-int8", 14)
+    )

@@ -1,4 +1,6 @@
-"""Several answers to an item: the item is the cluster, and the advice says whether seeds or items help."""
+"""Several answers to an item: the item is the cluster,
+and the advice says whether seeds or items help.
+"""
 
 import math
 import re
@@ -23,18 +25,24 @@ MARGIN, ALPHA = 0.025, 0.025
 
 def measured(right):
     """One answer to each item, as lm-eval measures it."""
-    items = tuple(Item(id=str(i), answer="x", exact_match=float(value)) for i, value in enumerate(right))
+    items = tuple(
+        Item(id=str(i), answer="x", exact_match=float(value)) for i, value in enumerate(right)
+    )
     metrics = {"exact_match": Metric(value=np.mean(right), stderr=0.01, higher_is_better=True)}
     return TaskAccuracy(n=len(items), chance=None, metrics=metrics, items=items)
 
 
 def asked(rng, chances, count):
     """Every item `count` times, right with its own probability."""
-    return joined({seed: measured(rng.random(chances.size) < chances) for seed in range(1, count + 1)})
+    return joined(
+        {seed: measured(rng.random(chances.size) < chances) for seed in range(1, count + 1)}
+    )
 
 
 def compared(losses, count=8, seed=3):
-    """Pairs of a base with items of its own difficulty and a candidate that loses so much on each."""
+    """Pairs of a base with items of its own difficulty and a candidate that loses so much on
+    each.
+    """
     rng = np.random.default_rng(seed)
     chances = np.clip(rng.beta(3, 1, np.size(losses)), 0.2, 0.95)
     base, candidate = asked(rng, chances, count), asked(rng, np.clip(chances - losses, 0, 1), count)
@@ -52,7 +60,9 @@ def test_the_item_is_the_cluster_unless_a_coarser_group_holds_it():
     pairs = compared(np.zeros(200))
     assert cluster_key(pairs.base.items) == "question"
     subjects = [
-        item.model_copy(update={"groups": {**item.groups, "subject": f"s{int(item.groups['question']) // 10}"}})
+        item.model_copy(
+            update={"groups": {**item.groups, "subject": f"s{int(item.groups['question']) // 10}"}}
+        )
         for item in pairs.base.items
     ]
     assert cluster_key(subjects) == "subject"
@@ -72,13 +82,17 @@ def test_the_variance_splits_into_items_and_answers():
     assert found.within == pytest.approx((2 * chances * (1 - chances)).mean(), rel=0.05)
     assert found.between < 0.01
     half = np.where(np.arange(4000) % 2, 0.3, -0.05)
-    assert repeated(compared(half, count=4), "exact_match").between == pytest.approx(half.var(), rel=0.35)
+    assert repeated(compared(half, count=4), "exact_match").between == pytest.approx(
+        half.var(), rel=0.35
+    )
     assert repeated(pair("q", measured([True] * 20), measured([True] * 20)), "exact_match") is None
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.15])
 def test_a_loss_of_the_margin_that_differs_between_items_seldom_passes(spread):
-    """541 items with 8 answers, 1,000 draws; answers taken one by one pass more often where items differ."""
+    """541 items with 8 answers, 1,000 draws;
+    answers taken one by one pass more often where items differ.
+    """
     rng, alone, together = np.random.default_rng([4, int(100 * spread)]), 0, 0
     for _ in range(1000):
         loss = MARGIN + spread * rng.choice([-1, 1], 541)
@@ -99,12 +113,19 @@ def test_the_advice_is_seeds_where_answers_vary_and_items_where_items_do():
     assert "answers per item instead of 2 would settle it." in advice(noisy, 1)
     uneven = noisy.repeated.model_copy(update={"between": 0.2, "within": 0.02, "count": 8})
     stuck = noisy.model_copy(update={"repeated": uneven})
-    assert advice(stuck, 1).startswith("More answers per item would not settle it: items differ too much. About ")
-    assert any("answers per item" in reason for reason in decide({"ifeval": {"exact_match": noisy}}, None)[1])
+    assert advice(stuck, 1).startswith(
+        "More answers per item would not settle it: items differ too much. About "
+    )
+    assert any(
+        "answers per item" in reason
+        for reason in decide({"ifeval": {"exact_match": noisy}}, None)[1]
+    )
 
 
 def test_the_answers_that_are_said_to_settle_it_do_in_four_of_five_cases():
-    """A candidate that lost nothing, 541 items: the number of answers of the advice has 80 % power."""
+    """A candidate that lost nothing, 541 items:
+    the number of answers of the advice has 80 % power.
+    """
     rng, chances, settled = np.random.default_rng(6), np.full(541, 0.9), 0
     found = compare_task(compared(np.zeros(150), count=2), MARGINS, 0)["exact_match"]
     varied = Repeated(count=2, items=541, between=0.0, within=2 * 0.9 * 0.1)

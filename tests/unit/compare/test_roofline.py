@@ -32,7 +32,9 @@ def measured(name, itl_ms, ttft_ms=68.0, output_tokens=32, concurrency=1):
 
 
 def test_the_figures_are_those_of_the_lowest_load_over_its_repeats():
-    found = diagnose(measured("base", 20.0), measured("w8a8-int8", 14.0), BASE_BYTES, INT8_BYTES, "Int8Kernel")
+    found = diagnose(
+        measured("base", 20.0), measured("w8a8-int8", 14.0), BASE_BYTES, INT8_BYTES, "Int8Kernel"
+    )
     assert found.decode_share == pytest.approx(620 / 688)
     assert found.bound == "decode"
     assert found.expected_speedup == pytest.approx(1.648, abs=1e-3)
@@ -50,17 +52,31 @@ def test_an_engine_that_computes_in_float32_holds_all_but_the_quantised_weights_
 @pytest.mark.parametrize(
     ("itl_ms", "size", "figures", "finding"),
     [
-        (12.6, INT8_BYTES, "1.65x as fast; measured with Kernel: 1.59x (96% of that)", "its speed follows the bytes"),
+        (
+            12.6,
+            INT8_BYTES,
+            "1.65x as fast; measured with Kernel: 1.59x (96% of that)",
+            "its speed follows the bytes",
+        ),
         (16.5, INT8_BYTES, "1.21x (74% of that)", "not limited by reading weights alone"),
-        (33.9, INT4_BYTES, "2.38x as fast; measured with Kernel: 0.59x (25% of that)", "It is not faster"),
+        (
+            33.9,
+            INT4_BYTES,
+            "2.38x as fast; measured with Kernel: 0.59x (25% of that)",
+            "It is not faster",
+        ),
         (9.0, INT8_BYTES, "2.22x (135% of that)", "do not explain that much"),
         (10.0, BASE_BYTES, "decoding measured 2.00x as fast with Kernel", "saves nothing to read"),
     ],
 )
 def test_each_case_has_its_sentence(itl_ms, size, figures, finding):
-    sentence = diagnose(measured("base", 20.0), measured("w8a8-int8", itl_ms), BASE_BYTES, size, "Kernel").sentence
+    sentence = diagnose(
+        measured("base", 20.0), measured("w8a8-int8", itl_ms), BASE_BYTES, size, "Kernel"
+    ).sentence
     assert figures in sentence and finding in sentence
-    assert sentence.startswith("At one request at a time 90% of the base's time goes into decoding.")
+    assert sentence.startswith(
+        "At one request at a time 90% of the base's time goes into decoding."
+    )
 
 
 def test_a_long_prompt_makes_it_prefill_bound():
@@ -71,8 +87,12 @@ def test_a_long_prompt_makes_it_prefill_bound():
 
 
 def test_where_the_lowest_load_is_not_measured_on_both_sides_the_next_one_counts():
-    found = diagnose(measured("base", 20.0), measured("w8a8-int8", 0.0), BASE_BYTES, INT8_BYTES, "Kernel")
-    assert found.sentence.startswith("At 8 requests at a time") and found.reached == pytest.approx(1 / 1.648, abs=1e-3)
+    found = diagnose(
+        measured("base", 20.0), measured("w8a8-int8", 0.0), BASE_BYTES, INT8_BYTES, "Kernel"
+    )
+    assert found.sentence.startswith("At 8 requests at a time") and found.reached == pytest.approx(
+        1 / 1.648, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(

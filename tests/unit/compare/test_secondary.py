@@ -1,4 +1,6 @@
-"""Secondary margins warn, or withhold SHIP where the profile says so; speed is FASTER, NOT FASTER or UNSURE."""
+"""Secondary margins warn, or withhold SHIP where the profile says so; speed is FASTER,
+NOT FASTER or UNSURE.
+"""
 
 import dataclasses
 import math
@@ -55,7 +57,10 @@ def test_gross_loss_is_of_the_right_answers_and_gains_do_not_make_up_for_it():
     found, expected = gross_loss(pairs, "acc"), wilson_interval(24, 300)
     assert (found.percent, found.right) == (8.0, 300)
     assert found.ci95 == pytest.approx((100 * expected.low, 100 * expected.high))
-    assert gross_loss(pair("q", factories.choice_task(40, 0), factories.choice_task(40, 3)), "acc") is None
+    assert (
+        gross_loss(pair("q", factories.choice_task(40, 0), factories.choice_task(40, 3)), "acc")
+        is None
+    )
 
 
 def test_gross_loss_in_clusters_is_wider():
@@ -65,7 +70,11 @@ def test_gross_loss_in_clusters_is_wider():
     right = np.ones(400, bool)
     lost = right.copy()
     lost[:40] = False  # two subjects of twenty fail altogether
-    pairs = pair("q", factories.scored_task(right, asks=clustered), factories.scored_task(lost, asks=clustered))
+    pairs = pair(
+        "q",
+        factories.scored_task(right, asks=clustered),
+        factories.scored_task(lost, asks=clustered),
+    )
     found, single = gross_loss(pairs, "acc"), wilson_interval(40, 400)
     assert found.percent == 10
     assert found.ci95[1] - found.ci95[0] > 200 * (single.high - single.low)
@@ -123,7 +132,9 @@ def test_a_tier_that_is_changed_after_the_measurement_is_seen(tmp_path):
 
     flow = Flow.open("ci", {}, tmp_path)
     seal_margins(flow)
-    other = Flow.open("ci", {"verdict.advisory": ["wikipedia"], "verdict.secondary.action": "withhold"}, tmp_path)
+    other = Flow.open(
+        "ci", {"verdict.advisory": ["wikipedia"], "verdict.secondary.action": "withhold"}, tmp_path
+    )
     changed = check_seal(dataclasses.replace(other, workspace=flow.workspace)).changed
     assert changed["advisory"] == (None, "wikipedia")
     assert changed["secondary.action"] == (None, "withhold")

@@ -2,11 +2,11 @@
 
 `make evidence` calls the same functions with ten times the draws and writes docs/evidence.
 
-2,000 draws per setting tell a share of 95 % to within half a point (one standard error). The seeds are fixed and no
-setting is left out; the bands are those the project promises.
+2,000 draws per setting tell a share of 95 % to within half a point (one standard error). The seeds
+are fixed and no setting is left out; the bands are those the project promises.
 
-The intervals of all draws of a setting are computed at once (`support.many`), by other code than the library's. For the
-first draws of every setting they are held against the library's own.
+The intervals of all draws of a setting are computed at once (`support.many`), by other code than
+the library's. For the first draws of every setting they are held against the library's own.
 """
 
 import itertools
@@ -37,12 +37,16 @@ FEW = 10  # changed items, expected; below, the coverage jumps with every whole 
 
 MARGINS = Verdict(suite_margin_points=1.0, task_margin_points=2.0, perplexity_margin_percent=2.0)
 
-SETTINGS = list(itertools.product((0.3, 0.6, 0.9), (0.5, 0.7, 0.9), (100, 500, 2000), (0.0, MARGIN)))
+SETTINGS = list(
+    itertools.product((0.3, 0.6, 0.9), (0.5, 0.7, 0.9), (100, 500, 2000), (0.0, MARGIN))
+)
 
 
 @pytest.fixture(autouse=True)
 def fewer_resamples(monkeypatch):
-    """Over many draws the error of 4,999 resamples averages out; the shipped number is for the one draw of a run."""
+    """Over many draws the error of 4,999 resamples averages out;
+    the shipped number is for the one draw of a run.
+    """
     monkeypatch.setattr(bootstrap, "RESAMPLES", 4999)
 
 
@@ -50,7 +54,10 @@ def scored(**metrics) -> TaskAccuracy:
     """A task without choices, with these values per item."""
     rows = [dict(zip(metrics, row, strict=True)) for row in zip(*metrics.values(), strict=True)]
     items = tuple(Item(id=str(i), answer="", **row) for i, row in enumerate(rows))
-    figures = {name: Metric(value=np.mean(v), stderr=None, higher_is_better=True) for name, v in metrics.items()}
+    figures = {
+        name: Metric(value=np.mean(v), stderr=None, higher_is_better=True)
+        for name, v in metrics.items()
+    }
     return TaskAccuracy(n=len(items), chance=None, metrics=figures, items=items)
 
 
@@ -64,16 +71,22 @@ def decided(differences: Differences, margins: Verdict = MARGINS) -> str:
 
 
 def shares(accuracy: float, correlation: float, drop: float) -> tuple[float, float]:
-    """Share of items that become right, and wrong, from the base's accuracy and the correlation of the pairs."""
+    """Share of items that become right, and wrong,
+    from the base's accuracy and the correlation of the pairs.
+    """
     after = accuracy - drop
-    both = accuracy * after + correlation * math.sqrt(accuracy * (1 - accuracy) * after * (1 - after))
+    both = accuracy * after + correlation * math.sqrt(
+        accuracy * (1 - accuracy) * after * (1 - after)
+    )
     return after - both, accuracy - both
 
 
 def draw(n: int, gained: float, lost: float, *key: float) -> np.ndarray:
     """DRAWS rows of how many of n items became right and how many became wrong."""
     seed = [SEED, n, *(round(1e6 * (1 + value)) for value in (gained, lost, *key))]
-    return np.random.default_rng(seed).multinomial(n, [gained, lost, 1 - gained - lost], DRAWS)[:, :2]
+    return np.random.default_rng(seed).multinomial(n, [gained, lost, 1 - gained - lost], DRAWS)[
+        :, :2
+    ]
 
 
 def answers(gained: int, lost: int, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +109,9 @@ def noninferiority(rows: np.ndarray, n: int, margin: float = MARGIN) -> np.ndarr
     """The p-value of every row of (gained, lost)."""
     found = many.score_p_values(rows[:, 0], rows[:, 1], n, margin)
     for row, p in zip(rows[:CHECKED], found, strict=False):
-        assert p == pytest.approx(paired.binary_noninferiority_p(*answers(*row, n), margin), abs=1e-9)
+        assert p == pytest.approx(
+            paired.binary_noninferiority_p(*answers(*row, n), margin), abs=1e-9
+        )
     return found
 
 
@@ -139,7 +154,8 @@ def test_a_true_loss_of_the_margin_is_seldom_called_noninferior(setting):
     assert noninferior_rate(*setting) <= 0.05
 
 
-TASKS = {"large": (1400, 0.75, 0.8), "middle": (900, 0.5, 0.7), "small": (500, 0.85, 0.6)}  # n, accuracy, correlation
+# n, accuracy, correlation
+TASKS = {"large": (1400, 0.75, 0.8), "middle": (900, 0.5, 0.7), "small": (500, 0.85, 0.6)}
 
 
 def verdicts(drops: dict[str, float], suite_margin: float = 0.01) -> dict[str, float]:
@@ -159,7 +175,9 @@ def judged(task: str, drop: float) -> list[tuple[paired.Interval, float]]:
     n, accuracy, correlation = TASKS[task]
     rows = draw(n, *shares(accuracy, correlation, drop), 1, drop)
     bounds = zip((rows[:, 0] - rows[:, 1]) / n, *intervals(rows, n), strict=True)
-    return list(zip(itertools.starmap(paired.Interval, bounds), noninferiority(rows, n), strict=True))
+    return list(
+        zip(itertools.starmap(paired.Interval, bounds), noninferiority(rows, n), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,7 +219,8 @@ def test_the_smallest_detectable_drop_is_found_as_often_as_stated(n, discordant)
     assert 0.77 <= power(n, discordant) <= 0.83
 
 
-SETTLED = [(360, 12, 18, 0.04), (1400, 60, 75, 0.02), (900, 40, 95, 0.04)]  # n, gained, lost, margin
+# n, gained, lost, margin
+SETTLED = [(360, 12, 18, 0.04), (1400, 60, 75, 0.02), (900, 40, 95, 0.04)]
 
 
 def settled(n: int, gained: int, lost: int, margin: float) -> float:
@@ -217,10 +236,11 @@ def test_the_items_said_to_settle_it_do_so_with_the_power_stated(n, gained, lost
 
 
 def text_coverage(documents: int, draws: int = DRAWS, true: float = 0.02) -> tuple[float, float]:
-    """How often the interval of a change in loss holds the truth, and how often it lies below it (a false SHIP).
+    """How often the interval of a change in loss holds the truth,
+    and how often it lies below it (a false SHIP).
 
-    Documents of 60 to 400 words; the change per word differs between documents, skewed to the bad side, and is noisier
-    in short ones.
+    Documents of 60 to 400 words; the change per word differs between documents, skewed to the bad
+    side, and is noisier in short ones.
     """
     rng = np.random.default_rng([SEED, documents])
     shape = (draws, documents)
@@ -244,12 +264,16 @@ def test_the_interval_of_a_perplexity_covers_the_truth(documents):
 
 
 def divergence_coverage(documents: int, draws: int = DRAWS, tokens: int = 256) -> float:
-    """Per-token divergences, very skewed, whose level differs between documents by a factor of e^0.5."""
+    """Per-token divergences, very skewed, whose level differs between documents by a factor of
+    e^0.5.
+    """
     rng = np.random.default_rng([SEED, documents, tokens])
     true = 0.02 * math.exp(0.125)
     levels = 0.02 * rng.lognormal(0, 0.5, (draws, documents, 1))
     values = rng.gamma(0.3, levels / 0.3, (draws, documents, tokens))
-    low, high = many.ratio_intervals(values.sum(axis=2), np.full((draws, documents), float(tokens)), SEED)
+    low, high = many.ratio_intervals(
+        values.sum(axis=2), np.full((draws, documents), float(tokens)), SEED
+    )
     for row in range(CHECKED):
         found = mean_over_documents(list(values[row]), SEED)
         assert [low[row], high[row]] == pytest.approx([found.low, found.high], rel=1e-9)
@@ -264,9 +288,11 @@ def test_the_interval_of_a_divergence_covers_the_truth_with_sixteen_documents():
 
 
 def clustered_rates(sizes: np.ndarray, icc: float, changed: float = 0.2) -> tuple[float, float]:
-    """How often a loss of the margin passes: with single items, and with clusters where these are wider.
+    """How often a loss of the margin passes: with single items,
+    and with clusters where these are wider.
 
-    The loss of a cluster is uniform around the margin; `icc` is the share of the variance between clusters.
+    The loss of a cluster is uniform around the margin; `icc` is the share of the variance between
+    clusters.
     """
     rng = np.random.default_rng([SEED, sizes.size, int(1000 * icc)])
     loss = MARGIN + math.sqrt(3 * icc * changed) * rng.uniform(-1, 1, (DRAWS, sizes.size))
@@ -281,7 +307,9 @@ def clustered_rates(sizes: np.ndarray, icc: float, changed: float = 0.2) -> tupl
     return alone / DRAWS, together / DRAWS
 
 
-MMLU = np.array([100] * 16 + [150] * 10 + [200] * 10 + [270] * 8 + [350] * 6 + [500] * 4 + [783, 895, 1534])
+MMLU = np.array(
+    [100] * 16 + [150] * 10 + [200] * 10 + [270] * 8 + [350] * 6 + [500] * 4 + [783, 895, 1534]
+)
 
 
 @pytest.mark.parametrize(
@@ -290,10 +318,13 @@ MMLU = np.array([100] * 16 + [150] * 10 + [200] * 10 + [270] * 8 + [350] * 6 + [
         (np.full(57, 246), 0.01, 0.12, ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / DRAWS)),
         (np.full(57, 246), 0.05, 0.25, ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / DRAWS)),
         (np.full(14, 40), 0.05, 0.1, ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / DRAWS)),
-        (MMLU, 0.01, 0.15, 0.04),  # one subject has a tenth of the items: t(G - 1) is a little optimistic
+        # one subject has a tenth of the items: t(G - 1) is a little optimistic
+        (MMLU, 0.01, 0.15, 0.04),
     ],
 )
-def test_a_loss_of_the_margin_that_differs_between_clusters_seldom_passes(sizes, icc, ignored, most):
+def test_a_loss_of_the_margin_that_differs_between_clusters_seldom_passes(
+    sizes, icc, ignored, most
+):
     """Items taken one by one pass in 15 and 30 % with 57 clusters and an ICC of 0.01 and 0.05."""
     alone, together = clustered_rates(sizes, icc)
     assert alone > ignored
@@ -304,15 +335,20 @@ def test_a_loss_of_the_margin_that_differs_between_clusters_seldom_passes(sizes,
 
 
 def collapse_rate() -> float:
-    """How often a candidate ships that scores 0 % on GSM8K where the base scores 1 %, beside four healthy tasks.
+    """How often a candidate ships that scores 0 % on GSM8K where the base scores 1 %,
+    beside four healthy tasks.
 
     Exact: the verdict on each number of items that the base had right, weighed by its probability.
     """
     n, rate = 1319, 0.0
     healthy = compared(factories.choice_task(2000, 1500), factories.choice_task(2000, 1500, 20, 20))
     for right in range(4, 26):
-        base, nothing = (scored(exact_match=(np.arange(n) < count).astype(float)) for count in (right, 0))
-        verdict = decided({**{f"task {i}": healthy for i in range(4)}, "gsm8k": compared(base, nothing)})
+        base, nothing = (
+            scored(exact_match=(np.arange(n) < count).astype(float)) for count in (right, 0)
+        )
+        verdict = decided(
+            {**{f"task {i}": healthy for i in range(4)}, "gsm8k": compared(base, nothing)}
+        )
         rate += binom.pmf(right, n, 0.01) * (verdict == "SHIP")
     return rate
 
@@ -323,11 +359,16 @@ def test_a_collapse_of_what_the_base_hardly_can_do_seldom_ships_beside_healthy_t
 
 
 def guess_rate(draws: int) -> float:
-    """How often a candidate that guesses ships where the base has 26 % of MMLU's four choices; margins 2 points."""
+    """How often a candidate that guesses ships where the base has 26 % of MMLU's four choices;
+    margins 2 points.
+    """
     n, margins, shipped = 14042, MARGINS.model_copy(update={"suite_margin_points": 2.0}), 0
-    cells = [0.26 * 0.25, 0.26 * 0.75, 0.74 * 0.25, 0.74 * 0.75]  # both right, lost, gained, both wrong
+    # both right, lost, gained, both wrong
+    cells = [0.26 * 0.25, 0.26 * 0.75, 0.74 * 0.25, 0.74 * 0.75]
     for both, lost, gained, wrong in np.random.default_rng(SEED).multinomial(n, cells, draws):
-        base, candidate = (np.repeat(side, (both, lost, gained, wrong)) for side in ([1, 1, 0, 0], [1, 0, 1, 0]))
+        base, candidate = (
+            np.repeat(side, (both, lost, gained, wrong)) for side in ([1, 1, 0, 0], [1, 0, 1, 0])
+        )
         found = compared(factories.scored_task(base == 1), factories.scored_task(candidate == 1))
         shipped += decided({"mmlu": found}, margins) == "SHIP"
     return shipped / draws
@@ -339,12 +380,16 @@ def test_a_candidate_that_guesses_never_ships_on_a_task_that_the_base_hardly_can
 
 
 def retention_rate(n: int, score: float, changed: float, retained: float, chance: float) -> float:
-    """Share of draws in which a candidate that keeps exactly `retained` of the score above guessing passes."""
+    """Share of draws in which a candidate that keeps exactly `retained` of the score above guessing
+    passes.
+    """
     drop = (1 - retained) * (score - chance)
     lost, gained = (changed + drop) / 2, (changed - drop) / 2
     cells = [gained, lost, score - lost, 1 - score - gained]
     rows, counts = np.unique(
-        np.random.default_rng([SEED, n, 7]).multinomial(n, cells, DRAWS // 2), axis=0, return_counts=True
+        np.random.default_rng([SEED, n, 7]).multinomial(n, cells, DRAWS // 2),
+        axis=0,
+        return_counts=True,
     )
     found = []
     for plus, minus, both, _ in rows:
@@ -364,7 +409,9 @@ RETAINED = [  # n, score, changed, retained, chance
 
 @pytest.mark.parametrize(("n", "score", "changed", "retained", "chance"), RETAINED)
 def test_a_candidate_that_keeps_just_too_little_seldom_passes(n, score, changed, retained, chance):
-    assert retention_rate(n, score, changed, retained, chance) <= ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / 1000)
+    assert retention_rate(n, score, changed, retained, chance) <= ALPHA + 2 * math.sqrt(
+        ALPHA * (1 - ALPHA) / 1000
+    )
 
 
 # --- Where the bootstrap alone gave way ---
@@ -407,7 +454,9 @@ def test_a_perplexity_of_few_documents_never_decides(documents):
 @pytest.mark.parametrize("documents", [16, 100, 400])
 @pytest.mark.parametrize("share", [0.002, 0.01, 0.05])
 def test_the_stated_share_of_collapsed_documents_is_seldom_exceeded(documents, share):
-    """A mean over 100 documents misses that 1 % collapse in 37 % of all samples: the tail is stated apart."""
+    """A mean over 100 documents misses that 1 % collapse in 37 % of all samples:
+    the tail is stated apart.
+    """
     assert tail_coverage(documents, share) >= 0.95
 
 

@@ -1,4 +1,6 @@
-"""Slices find the part of a task where the loss sits, correct for looking at many, and say where they cannot tell."""
+"""Slices find the part of a task where the loss sits, correct for looking at many,
+and say where they cannot tell.
+"""
 
 import factories
 import numpy as np
@@ -28,7 +30,9 @@ def test_loss_in_one_subject_is_found_there_and_only_there():
     stem = np.array([subject_of(i) == "stem" for i in range(N)])
     found = slices_of(RIGHT & ~(stem & (np.arange(N) % 5 == 0)))
     significant = [
-        value for (group, value), part in found.items() if group == "subject group" and part.adjusted_p < 0.05
+        value
+        for (group, value), part in found.items()
+        if group == "subject group" and part.adjusted_p < 0.05
     ]
     assert significant == ["stem"]
     part = found["subject group", "stem"]
@@ -57,10 +61,15 @@ def test_adjusted_p_is_holms_over_the_large_slices():
 
 def test_small_slices_are_shown_as_such_whatever_they_answer():
     def asks(i):
-        return {"prompt": "Same?", "expected": "A", "groups": {"subject": "rare" if i < 12 else "common"}}
+        return {
+            "prompt": "Same?",
+            "expected": "A",
+            "groups": {"subject": "rare" if i < 12 else "common"},
+        }
 
     found = slices_of(RIGHT & (np.arange(N) >= 12), asks=asks)
-    assert set(found) == {("subject", "rare"), ("subject", "common")}  # prompts of one length are no cut
+    # prompts of one length are no cut
+    assert set(found) == {("subject", "rare"), ("subject", "common")}
     rare, common = found["subject", "rare"], found["subject", "common"]
     assert (rare.n, rare.too_small, rare.adjusted_p) == (12, True, 1.0)
     assert rare.mcnemar_p == pytest.approx(2 * 0.5**8)
@@ -71,7 +80,11 @@ def test_small_slices_are_shown_as_such_whatever_they_answer():
 @pytest.mark.parametrize(("n", "too_small"), [(9, True), (10, False)])
 def test_below_ten_items_no_margin_is_wide_enough(n, too_small):
     def asks(i):
-        return {"prompt": "Same?", "expected": "A", "groups": {"subject": "rare" if i < n else "common"}}
+        return {
+            "prompt": "Same?",
+            "expected": "A",
+            "groups": {"subject": "rare" if i < n else "common"},
+        }
 
     task = factories.scored_task(RIGHT, asks=asks)
     rare = compare_slices([pair("mmlu_dev", task, task)], Verdict(task_margin_points=40.0))[1]
@@ -87,4 +100,9 @@ def test_groups_that_tell_nothing_are_not_listed(group):
 
 
 def test_texts_have_no_slices():
-    assert compare_slices([pair("wikipedia", factories.text_task(), factories.text_task(loss=0.1))], MARGINS) == ()
+    assert (
+        compare_slices(
+            [pair("wikipedia", factories.text_task(), factories.text_task(loss=0.1))], MARGINS
+        )
+        == ()
+    )

@@ -54,7 +54,9 @@ def test_clusters_widen_it():
     base, _ = drawn(1140)
     subjects = np.repeat(np.arange(57), 20)
     rng = np.random.default_rng(5)
-    candidate = np.clip(base + 0.05 * rng.standard_normal(57)[subjects] + 0.02 * rng.standard_normal(1140), 0, 1)
+    candidate = np.clip(
+        base + 0.05 * rng.standard_normal(57)[subjects] + 0.02 * rng.standard_normal(1140), 0, 1
+    )
     names = [f"s{one}" for one in subjects]
     found = soft_score(pair("q", task(base, names), task(candidate, names)))
     assert found.clusters.decide and found.clusters.count == 57 and found.clusters.design_effect > 5
@@ -69,7 +71,9 @@ def test_no_loss_is_seldom_called_one(icc):
     spread = [np.sqrt(icc), np.sqrt(1 - icc)]
     fell = 0
     for _ in range(60):
-        noise = spread[0] * np.repeat(rng.standard_normal(57), 20) + spread[1] * rng.standard_normal(1140)
+        noise = spread[0] * np.repeat(rng.standard_normal(57), 20) + spread[
+            1
+        ] * rng.standard_normal(1140)
         pairs = pair("q", task(np.full(1140, 0.6), names), task(0.6 + 0.05 * noise, names))
         fell += bool(soft_sentence({"q": soft_score(pairs)}))
     assert fell <= 5  # 1.5 expected; more than 5 in 0.4 % of all cases
@@ -79,7 +83,11 @@ def test_a_result_without_probabilities_has_no_soft_score():
     base, candidate = drawn(50)
     bare = task(candidate)
     bare = bare.model_copy(
-        update={"items": tuple(Item(id=i.id, answer="A", acc=i.values["acc"], groups={}) for i in bare.items)}
+        update={
+            "items": tuple(
+                Item(id=i.id, answer="A", acc=i.values["acc"], groups={}) for i in bare.items
+            )
+        }
     )
     assert soft_score(pair("q", task(base), bare)) is None
     assert soft_score(pair("q", task(base[:9]), task(candidate[:9]))) is None

@@ -10,11 +10,14 @@ from model_serve_flow.compare.speed import cost, mean_speedup, memory, speed_poi
 
 
 def points(**changes):
-    """The sample's points, with changes to the last one the candidate measured: repeat 3 of 8 requests."""
+    """The sample's points, with changes to the last one the candidate measured:
+    repeat 3 of 8 requests.
+    """
     candidate = factories.performance("w8a8-int8")
     last = candidate.points[-1].model_copy(update=changes)
     compared, unmeasured = speed_points(
-        factories.performance(), candidate.model_copy(update={"points": (*candidate.points[:-1], last)})
+        factories.performance(),
+        candidate.model_copy(update={"points": (*candidate.points[:-1], last)}),
     )
     assert unmeasured == ()
     return compared
@@ -23,8 +26,13 @@ def points(**changes):
 def test_each_load_is_one_point_over_its_repeats():
     first = points()[0]
     assert [(point.concurrency, point.repeats) for point in points()] == [(1, 3), (4, 3), (8, 3)]
-    assert first.base_output_tokens_per_s == pytest.approx(factories.throughput("base", 1) * 3.002 / 3)
-    assert first.ttft_ms_p95 == {"base": pytest.approx(85 * 1.25), "candidate": pytest.approx(85 * 1.25)}
+    assert first.base_output_tokens_per_s == pytest.approx(
+        factories.throughput("base", 1) * 3.002 / 3
+    )
+    assert first.ttft_ms_p95 == {
+        "base": pytest.approx(85 * 1.25),
+        "candidate": pytest.approx(85 * 1.25),
+    }
     assert first.itl_ms_p95["candidate"] < first.itl_ms_p95["base"]
 
 
@@ -32,7 +40,13 @@ def test_speedup_has_welchs_interval_on_the_logarithms():
     from scipy.stats import t
 
     ours, theirs = (
-        np.log([p.output_tokens_per_s for p in factories.performance(name).points if p.concurrency == 4])
+        np.log(
+            [
+                p.output_tokens_per_s
+                for p in factories.performance(name).points
+                if p.concurrency == 4
+            ]
+        )
         for name in ("base", "w8a8-int8")
     )
     variances = [side.var(ddof=1) / 3 for side in (ours, theirs)]
@@ -41,7 +55,10 @@ def test_speedup_has_welchs_interval_on_the_logarithms():
     change = theirs.mean() - ours.mean()
     point = points()[1]
     assert point.speedup == pytest.approx(math.exp(change))
-    assert point.speedup_ci95 == (pytest.approx(math.exp(change - reach)), pytest.approx(math.exp(change + reach)))
+    assert point.speedup_ci95 == (
+        pytest.approx(math.exp(change - reach)),
+        pytest.approx(math.exp(change + reach)),
+    )
     assert 1.28 < point.speedup_ci95[0] < 1.35 * 0.984 < point.speedup_ci95[1] < 1.38
 
 
@@ -54,7 +71,8 @@ def test_order_of_the_measurements_does_not_matter():
 def test_one_repeat_has_no_interval():
     protocol = {"performance": {"concurrency": [1, 4, 8], "repeats": 1}}
     once = [
-        factories.performance(name, protocol, factories.performance(name).points[:3]) for name in ("base", "w8a8-int8")
+        factories.performance(name, protocol, factories.performance(name).points[:3])
+        for name in ("base", "w8a8-int8")
     ]
     compared, unmeasured = speed_points(*once)
     assert len(compared) == 3 and unmeasured == ()
@@ -69,7 +87,10 @@ def test_a_point_where_the_client_limits_in_any_repeat_is_marked():
 
 
 def test_speedups_average_geometrically():
-    halves = [point.model_copy(update={"speedup": value}) for point, value in zip(points(), (2.0, 0.5), strict=False)]
+    halves = [
+        point.model_copy(update={"speedup": value})
+        for point, value in zip(points(), (2.0, 0.5), strict=False)
+    ]
     assert mean_speedup(halves) == pytest.approx(1.0)
     assert mean_speedup([]) is None
 

@@ -1,4 +1,6 @@
-"""The interval of a speed-up holds the truth although two starts of a server differ by more than its repeats do."""
+"""The interval of a speed-up holds the truth although two starts of a server differ by more than
+its repeats do.
+"""
 
 import math
 
@@ -12,14 +14,17 @@ DRAWS, WITHIN, CHECKED = 2000, 0.02, 20
 
 
 def drawn(between: float, blocks: int, repeats: int, drift: float = 0.0) -> np.ndarray:
-    """[draws, side, blocks] mean logarithms: starts differ by `between` times the spread within one server.
+    """[draws, side, blocks] mean logarithms:
+    starts differ by `between` times the spread within one server.
 
     The machine slows by `drift` from the first measurement to the last; the order is ABBA.
     """
     rng = np.random.default_rng([20250, blocks, repeats, round(10 * between)])
     starts = between * WITHIN * rng.standard_normal((DRAWS, 2, blocks))
     loads = WITHIN / math.sqrt(repeats) * rng.standard_normal((DRAWS, 2, blocks))
-    place = np.array([[2 * b + (b % 2) for b in range(blocks)], [2 * b + 1 - (b % 2) for b in range(blocks)]])
+    place = np.array(
+        [[2 * b + (b % 2) for b in range(blocks)], [2 * b + 1 - (b % 2) for b in range(blocks)]]
+    )
     return starts + loads - drift * place / (2 * blocks)
 
 
@@ -31,7 +36,9 @@ def coverage(between: float, blocks: int, repeats: int = 1, drift: float = 0.0) 
     for row in range(CHECKED):
         _, (low, high) = paired_ratio(*np.exp(values[row]))
         middle = change[row].mean()
-        assert [math.log(low), math.log(high)] == pytest.approx([middle - half[row], middle + half[row]])
+        assert [math.log(low), math.log(high)] == pytest.approx(
+            [middle - half[row], middle + half[row]]
+        )
     return float(np.mean(np.abs(change.mean(axis=1)) <= half))
 
 
@@ -46,7 +53,9 @@ def test_a_steady_slowdown_of_the_machine_is_held():
 
 
 def one_start_coverage(draws: int) -> float:
-    """Of Welch's interval over three repeats of one start each, where starts differ by twice the spread of repeats."""
+    """Of Welch's interval over three repeats of one start each,
+    where starts differ by twice the spread of repeats.
+    """
     rng, held = np.random.default_rng(20250), 0
     for _ in range(draws):
         starts = 2 * WITHIN * rng.standard_normal((2, 1))
@@ -67,6 +76,9 @@ def test_the_paired_interval_is_statsmodels():
     expected = sm.DescrStatsW(np.log(candidate) - np.log(base)).tconfint_mean()
     assert np.log(interval) == pytest.approx(expected)
     assert ratio == pytest.approx(math.exp(np.mean(np.log(candidate) - np.log(base))))
-    assert paired_ratio([2, 4], [3, 6]) == (pytest.approx(1.5), (pytest.approx(1.5), pytest.approx(1.5)))
+    assert paired_ratio([2, 4], [3, 6]) == (
+        pytest.approx(1.5),
+        (pytest.approx(1.5), pytest.approx(1.5)),
+    )
     with pytest.raises(ValueError, match="differ in number"):
         paired_ratio([1, 2], [1, 2, 3])

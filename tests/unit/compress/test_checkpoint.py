@@ -29,7 +29,9 @@ def save(folder: Path, config: LlamaConfig, tensors, quantization=None) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
-    document = json.loads((folder / "config.json").read_text()) | {"architectures": ["LlamaForCausalLM"]}
+    document = json.loads((folder / "config.json").read_text()) | {
+        "architectures": ["LlamaForCausalLM"]
+    }
     if quantization:
         document["quantization_config"] = quantization
     (folder / "config.json").write_text(json.dumps(document))
@@ -49,18 +51,24 @@ def quantization_config(recipe: Recipe):
 def w4_tensors(config: LlamaConfig, group_size: int = 32):
     import torch
 
-    tensors = {"model.embed_tokens.weight": torch.randn(config.vocab_size, config.hidden_size).bfloat16()}
+    tensors = {
+        "model.embed_tokens.weight": torch.randn(config.vocab_size, config.hidden_size).bfloat16()
+    }
     for name, (rows, columns) in linear_layers(config).items():
         if name != "lm_head":
             tensors[f"{name}.weight_packed"] = torch.ones(rows, columns // 8, dtype=torch.int32)
-            tensors[f"{name}.weight_scale"] = torch.full((rows, columns // group_size), 0.1).bfloat16()
+            tensors[f"{name}.weight_scale"] = torch.full(
+                (rows, columns // group_size), 0.1
+            ).bfloat16()
             tensors[f"{name}.weight_shape"] = torch.tensor([rows, columns])
     return tensors
 
 
 @pytest.fixture
 def made(tmp_path):
-    """Saves a W4A16 checkpoint, sound but for what `change` does to its tensors or configuration."""
+    """Saves a W4A16 checkpoint, sound but for what `change` does to its tensors or
+    configuration.
+    """
 
     def build(change=lambda tensors, quantization: None) -> Path:
         tensors, quantization = w4_tensors(tiny_config()), quantization_config(W4)
@@ -80,7 +88,8 @@ def test_a_sound_checkpoint_is_read_and_verified(made):
 
 
 @pytest.mark.parametrize(
-    ("value", "problem"), [(float("nan"), "not finite"), (float("inf"), "not finite"), (0.0, "is zero")]
+    ("value", "problem"),
+    [(float("nan"), "not finite"), (float("inf"), "not finite"), (0.0, "is zero")],
 )
 def test_one_corrupt_scale_is_found(made, value, problem):
     def corrupt(tensors, quantization):
@@ -92,7 +101,13 @@ def test_one_corrupt_scale_is_found(made, value, problem):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("num_bits", 8), ("group_size", 64), ("symmetric", False), ("strategy", "channel"), ("type", "float")],
+    [
+        ("num_bits", 8),
+        ("group_size", 64),
+        ("symmetric", False),
+        ("strategy", "channel"),
+        ("type", "float"),
+    ],
 )
 def test_configuration_that_does_not_say_what_the_recipe_says(made, field, value):
     def lie(tensors, quantization):
@@ -104,7 +119,10 @@ def test_configuration_that_does_not_say_what_the_recipe_says(made, field, value
 
 def test_quantised_activations_that_the_recipe_does_not_have(made):
     def lie(tensors, quantization):
-        quantization["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8, "type": "int"}
+        quantization["config_groups"]["group_0"]["input_activations"] = {
+            "num_bits": 8,
+            "type": "int",
+        }
 
     with pytest.raises(FlowError, match="input_activations"):
         verify_checkpoint(made(lie), W4)
@@ -125,18 +143,28 @@ def test_a_layer_without_quantised_weights_is_missed(made):
         for part in ("weight_packed", "weight_scale", "weight_shape"):
             del tensors[f"{LAYER}.{part}"]
 
-    with pytest.raises(FlowError, match=f"1 layers that the recipe quantises are not quantised, for instance {LAYER}"):
+    with pytest.raises(
+        FlowError,
+        match=f"1 layers that the recipe quantises are not quantised, for instance {LAYER}",
+    ):
         verify_checkpoint(made(drop), W4)
 
 
 def test_ignore_list_must_name_the_layers_left(made):
-    with pytest.raises(FlowError, match=r"lm_head is not quantised, but quantization_config\.ignore does not name it"):
+    with pytest.raises(
+        FlowError,
+        match=r"lm_head is not quantised, but quantization_config\.ignore does not name it",
+    ):
         verify_checkpoint(made(lambda tensors, quantization: quantization.update(ignore=[])), W4)
 
 
 def test_ignore_list_must_not_name_quantised_layers(made):
     with pytest.raises(FlowError, match=r"is quantised, but quantization_config\.ignore names it"):
-        verify_checkpoint(made(lambda tensors, quantization: quantization.update(ignore=["lm_head", "re:.*q_proj"])))
+        verify_checkpoint(
+            made(
+                lambda tensors, quantization: quantization.update(ignore=["lm_head", "re:.*q_proj"])
+            )
+        )
 
 
 def test_missing_weights(made):
@@ -152,7 +180,9 @@ def test_an_uncompressed_model_is_not_a_candidate(tmp_path):
     config = tiny_config()
     tensors = {"model.embed_tokens.weight": torch.zeros(128, 64)}
     tensors |= {
-        f"{name}.weight": torch.zeros(shape) for name, shape in linear_layers(config).items() if name != "lm_head"
+        f"{name}.weight": torch.zeros(shape)
+        for name, shape in linear_layers(config).items()
+        if name != "lm_head"
     }
     with pytest.raises(FlowError, match="no quantization_config"):
         inspect_checkpoint(save(tmp_path / "base", config, tensors))
@@ -175,7 +205,10 @@ def test_a_gptq_checkpoint_of_another_tool(tmp_path):
     assert checkpoint.bits_per_weight == 4 + 16 / 32 + 4 / 32
     assert len(checkpoint.quantized_layers) == 14
     half = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
-    with pytest.raises(FlowError, match=r"no weights of 7 of the model's 15 linear layers, such as model\.layers\.1"):
+    with pytest.raises(
+        FlowError,
+        match=r"no weights of 7 of the model's 15 linear layers, such as model\.layers\.1",
+    ):
         verify_checkpoint(save(tmp_path / "half", config, half, gptq))
 
 
@@ -189,7 +222,10 @@ def test_awq_with_zero_points_is_asymmetric():
 
 
 def test_saved_configuration_survives_transformers(made):
-    assert AutoConfig.from_pretrained(made()).quantization_config["quant_method"] == "compressed-tensors"
+    assert (
+        AutoConfig.from_pretrained(made()).quantization_config["quant_method"]
+        == "compressed-tensors"
+    )
 
 
 # The tokenizer of a candidate
@@ -197,7 +233,9 @@ def test_saved_configuration_survives_transformers(made):
 CHAT = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
 
 
-def save_tokenizer(folder: Path, template=CHAT, merges=(("a", "b"),), lowercase=False, swapped=False, added=()) -> Path:
+def save_tokenizer(
+    folder: Path, template=CHAT, merges=(("a", "b"),), lowercase=False, swapped=False, added=()
+) -> Path:
     """A tiny byte-pair tokenizer with a chat template, or one that differs from it in one thing."""
     from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -238,13 +276,18 @@ def test_a_tokenizer_written_in_another_layout_is_the_same(tmp_path):
     ],
 )
 def test_a_tokenizer_that_reads_differently_is_found(tmp_path, change, what):
-    base, candidate = save_tokenizer(tmp_path / "base"), save_tokenizer(tmp_path / "candidate", **change)
+    base, candidate = (
+        save_tokenizer(tmp_path / "base"),
+        save_tokenizer(tmp_path / "candidate", **change),
+    )
     with pytest.raises(FlowError, match=f"its {what} differs"):
         verify_same_tokenizer(base, candidate)
 
 
 def test_an_added_token_that_became_special_is_found(tmp_path):
-    base, candidate = (save_tokenizer(tmp_path / name, added=["<tool>"]) for name in ("base", "candidate"))
+    base, candidate = (
+        save_tokenizer(tmp_path / name, added=["<tool>"]) for name in ("base", "candidate")
+    )
     path = candidate / "tokenizer.json"
     document = json.loads(path.read_text())
     document["added_tokens"][-1]["special"] = True
@@ -263,10 +306,18 @@ def test_a_tokenizer_that_is_not_there_is_an_error_of_the_flow(tmp_path):
         verify_same_tokenizer(save_tokenizer(tmp_path / "base"), tmp_path / "candidate")
 
 
-def test_a_4_bit_checkpoint_is_not_adopted_where_the_engine_cannot_serve_it(made, tmp_path, monkeypatch):
-    plain = inspect_machine().model_copy(update={"architecture": "x86_64", "cpu_features": ("avx2",)})
+def test_a_4_bit_checkpoint_is_not_adopted_where_the_engine_cannot_serve_it(
+    made, tmp_path, monkeypatch
+):
+    plain = inspect_machine().model_copy(
+        update={"architecture": "x86_64", "cpu_features": ("avx2",)}
+    )
     monkeypatch.setattr(compression, "inspect_machine", lambda: plain)
-    flow = Flow.open("ci", {"candidates": [{"name": "ready-made", "source": str(made())}]}, tmp_path / "artifacts")
+    flow = Flow.open(
+        "ci",
+        {"candidates": [{"name": "ready-made", "source": str(made())}]},
+        tmp_path / "artifacts",
+    )
     save_tokenizer(flow.workspace.model("base"))
     save_tokenizer(made())
     with pytest.raises(FlowError, match=r"without avx512f; needed: .*ready-made"):
@@ -280,7 +331,8 @@ def test_a_candidate_with_another_chat_template_is_neither_adopted_nor_measured(
     save_tokenizer(made(), template=CHAT.replace("<", "["))
     with pytest.raises(FlowError, match="its chat template differs"):
         adopt(flow, "ready-made")
-    server = SimpleNamespace(model_name="ready-made", folder=made())  # nothing else of it may be asked for
+    # nothing else of it may be asked for
+    server = SimpleNamespace(model_name="ready-made", folder=made())
     save_tokenizer(server.folder, template=None)
     with pytest.raises(FlowError, match="its chat template differs"):
         measure_accuracy(flow, server)
@@ -294,7 +346,9 @@ def test_a_format_that_cannot_be_read_is_refused_by_its_name(tmp_path, method):
     import torch
 
     tensors = {"model.layers.0.mlp.down_proj.weight": torch.ones(8, 8)}
-    with pytest.raises(FlowError, match=f"a checkpoint of {method}, whose tensors this flow cannot read"):
+    with pytest.raises(
+        FlowError, match=f"a checkpoint of {method}, whose tensors this flow cannot read"
+    ):
         verify_checkpoint(save(tmp_path / method, tiny_config(), tensors, {"quant_method": method}))
 
 
@@ -304,14 +358,19 @@ def test_a_checkpoint_of_an_older_modelopt_says_it_in_a_file_of_its_own(tmp_path
     config, tensors = tiny_config(), {"model.embed_tokens.weight": torch.zeros(128, 64)}
     for name, shape in linear_layers(config).items():
         quantised = name != "lm_head"
-        tensors[f"{name}.weight"] = torch.ones(shape).to(torch.float8_e4m3fn if quantised else torch.bfloat16)
+        tensors[f"{name}.weight"] = torch.ones(shape).to(
+            torch.float8_e4m3fn if quantised else torch.bfloat16
+        )
         if quantised:
             tensors[f"{name}.weight_scale"] = torch.tensor(0.5)
     folder = save(tmp_path / "modelopt", config, tensors, {"quant_method": "gone"})
     settings = json.loads((folder / "config.json").read_text())
     del settings["quantization_config"]
     (folder / "config.json").write_text(json.dumps(settings))
-    written = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}
+    written = {
+        "producer": {"name": "modelopt"},
+        "quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]},
+    }
     (folder / "hf_quant_config.json").write_text(json.dumps(written))
     checkpoint = verify_checkpoint(folder)
     assert (checkpoint.quant_method, checkpoint.scheme) == ("modelopt", "FP8")

@@ -12,7 +12,12 @@ RECIPE = {"scheme": "W8A8", "algorithm": "gptq"}
 def test_ready_made_and_recipe_are_told_apart(tmp_path):
     flow = Flow.open(
         "ci",
-        {"candidates": [{"name": "a", "source": str(tmp_path)}, {"name": "b", "recipe": {"scheme": "W8A8"}}]},
+        {
+            "candidates": [
+                {"name": "a", "source": str(tmp_path)},
+                {"name": "b", "recipe": {"scheme": "W8A8"}},
+            ]
+        },
         tmp_path,
     )
     with pytest.raises(FlowError, match="'a' has no recipe"):
@@ -52,26 +57,44 @@ def test_calibration_facts_tell_other_text_apart(tmp_path):
         return calibration_facts(dataset, calibration, True, None).sha256
 
     assert digest([[5, 6], [7]]) == digest([[5, 6], [7]])
-    assert len({digest(tokens) for tokens in ([[5, 6], [7]], [[7], [5, 6]], [[5], [6, 7]], [[5, 6], [8]])}) == 4
+    assert (
+        len(
+            {
+                digest(tokens)
+                for tokens in ([[5, 6], [7]], [[7], [5, 6]], [[5], [6, 7]], [[5, 6], [8]])
+            }
+        )
+        == 4
+    )
 
 
 def test_nothing_is_kept_where_nothing_was_made(tmp_path):
     flow = Flow.open(
-        "ci", {"candidates": [{"name": "a", "source": "org/a"}, {"name": "b", "recipe": RECIPE}]}, tmp_path
+        "ci",
+        {"candidates": [{"name": "a", "source": "org/a"}, {"name": "b", "recipe": RECIPE}]},
+        tmp_path,
     )
-    assert [kept_candidate(flow, name, lambda model, recipe: None) for name in ("a", "b")] == [None, None]
+    assert [kept_candidate(flow, name, lambda model, recipe: None) for name in ("a", "b")] == [
+        None,
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
     "error",
     [
         MemoryError(),
-        RuntimeError("made code\n[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 bytes."),
+        RuntimeError(
+            "made code\n[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate "
+            "memory: 9 bytes."
+        ),
         OSError(12, "Cannot allocate memory"),
     ],
 )
 def test_memory_that_ends_gives_the_figures_and_the_keys(tmp_path, error):
-    flow = Flow.open("ci", {"candidates": [{"name": "a", "recipe": RECIPE}], "calibration.samples": 40}, tmp_path)
+    flow = Flow.open(
+        "ci", {"candidates": [{"name": "a", "recipe": RECIPE}], "calibration.samples": 40}, tmp_path
+    )
     with pytest.raises(FlowError, match="ran out of memory") as caught, _memory_errors(flow):
         try:
             raise error

@@ -10,8 +10,12 @@ W4 = Recipe(scheme="W4A16", algorithm="gptq", group_size=32)
 
 
 def test_group_size_that_does_not_divide_names_layer_columns_and_what_would_do():
-    config = tiny_config(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3)
-    with pytest.raises(FlowError, match=r"128 does not divide the 576 input columns of model\.layers\.0.*32 or 64"):
+    config = tiny_config(
+        hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3
+    )
+    with pytest.raises(
+        FlowError, match=r"128 does not divide the 576 input columns of model\.layers\.0.*32 or 64"
+    ):
         check_group_size(Recipe(scheme="W4A16", group_size=128), config)
     with pytest.raises(FlowError, match="128 does not divide"):
         check_group_size(Recipe(scheme="W4A16"), config)  # the scheme's own group size

@@ -34,7 +34,10 @@ class StubHandler(BaseHTTPRequestHandler):
         self.wfile.write(body.encode())
 
     def refused(self) -> bool:
-        return "no key check" not in self.server.faults and self.headers.get("Authorization") != f"Bearer {KEY}"
+        return (
+            "no key check" not in self.server.faults
+            and self.headers.get("Authorization") != f"Bearer {KEY}"
+        )
 
     def do_GET(self) -> None:
         if self.path == "/health":
@@ -44,21 +47,32 @@ class StubHandler(BaseHTTPRequestHandler):
         if "html" in self.server.faults:
             return self.reply(200, "<html>welcome</html>", "text/html")
         return self.reply(
-            200, json.dumps({"data": [{"id": "other" if "other model" in self.server.faults else MODEL}]})
+            200,
+            json.dumps(
+                {"data": [{"id": "other" if "other model" in self.server.faults else MODEL}]}
+            ),
         )
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         faults = self.server.faults
         if self.refused():
-            return self.reply(401, json.dumps({"error": f"bad key {self.headers.get('Authorization')}"}))
+            return self.reply(
+                401, json.dumps({"error": f"bad key {self.headers.get('Authorization')}"})
+            )
         if body["model"] != MODEL and "any model" not in faults:
             return self.reply(404, '{"error": "no such model"}')
         if len(body["messages"][0]["content"].split()) >= LIMIT and "any length" not in faults:
             return self.reply(400, '{"error": "too long"}')
         if body.get("stream"):
             return self.stream(faults)
-        text = "" if "silent" in faults else "x" * 150 + KEY if "echo key" in faults else "Red, green, blue."
+        text = (
+            ""
+            if "silent" in faults
+            else "x" * 150 + KEY
+            if "echo key" in faults
+            else "Red, green, blue."
+        )
         return self.reply(200, json.dumps({"choices": [{"message": {"content": text}}]}))
 
     def stream(self, faults: set[str]) -> None:
@@ -75,7 +89,9 @@ def stub(*faults: str) -> Iterator[SimpleNamespace]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", model_name=MODEL, api_key=KEY)
+            yield SimpleNamespace(
+                url=f"http://127.0.0.1:{server.server_port}", model_name=MODEL, api_key=KEY
+            )
         finally:
             server.shutdown()
             thread.join()
@@ -86,7 +102,16 @@ def test_a_good_endpoint_passes_every_check():
         checks = check_endpoint(server, LIMIT)
     require_checks(checks)
     assert [c.name for c in checks] == [
-        *("health", "model list", "chat", "streaming", "missing key", "wrong key", "wrong model", "prompt too long"),
+        *(
+            "health",
+            "model list",
+            "chat",
+            "streaming",
+            "missing key",
+            "wrong key",
+            "wrong model",
+            "prompt too long",
+        ),
     ]
     assert checks[3].got == "3 chunks, then [DONE]" and "first token after" in checks[3].detail
     assert all(c.milliseconds > 0 for c in checks)
@@ -125,7 +150,8 @@ def test_a_dead_endpoint_fails_every_check():
 def test_the_key_never_reaches_a_check():
     with stub("echo key") as server:
         checks = check_endpoint(server, LIMIT)
-    assert KEY[:9] not in repr(checks) and "***" in checks[2].detail  # nor half of it, where a long answer is cut
+    # nor half of it, where a long answer is cut
+    assert KEY[:9] not in repr(checks) and "***" in checks[2].detail
 
 
 def test_no_checks_are_not_enough():

@@ -30,12 +30,16 @@ MODEL = "w8a8-int8"
 
 
 def open_flow(tmp_path: Path, profile: str = "cpu-smollm2", **overrides: object) -> Flow:
-    return Flow.open(profile, {key.replace("__", "."): value for key, value in overrides.items()}, tmp_path)
+    return Flow.open(
+        profile, {key.replace("__", "."): value for key, value in overrides.items()}, tmp_path
+    )
 
 
 def with_verdicts(**verdicts: str) -> Comparison:
     comparison = sample_comparison()
-    changed = tuple(c.model_copy(update={"verdict": verdicts[c.name[:4]]}) for c in comparison.candidates)
+    changed = tuple(
+        c.model_copy(update={"verdict": verdicts[c.name[:4]]}) for c in comparison.candidates
+    )
     return comparison.model_copy(update={"candidates": changed})
 
 
@@ -75,7 +79,9 @@ def test_a_named_candidate_must_have_been_compared(tmp_path):
 def test_both_manifests_are_valid(tmp_path, profile):
     flow = open_flow(tmp_path, profile)
     validate_manifest(serving_runtime(flow, MODEL))
-    validate_manifest(inference_service(flow, model(MODEL), sample_comparison(), cores=2, run_as_user=1000))
+    validate_manifest(
+        inference_service(flow, model(MODEL), sample_comparison(), cores=2, run_as_user=1000)
+    )
 
 
 def _container(document: dict) -> dict:
@@ -92,11 +98,19 @@ def _set(document: dict, value: object, *path: object) -> None:
     ("value", "path", "said"),
     [
         ("x", ("spec", "replica"), "'replica' was unexpected"),
-        ("x", ("spec", "containers", 0, "readOnlyRootFilesystem"), "'readOnlyRootFilesystem' was unexpected"),
+        (
+            "x",
+            ("spec", "containers", 0, "readOnlyRootFilesystem"),
+            "'readOnlyRootFilesystem' was unexpected",
+        ),
         ({}, ("spec", "containers", 0, "startupProbe", "http"), "'http' was unexpected"),
         ("no", ("spec", "multiModel"), "is not of type 'boolean'"),
         (8080, ("spec", "containers", 0, "args", 0), "is not of type 'string'"),
-        ("8080", ("spec", "containers", 0, "ports", 0, "containerPort"), "is not of type 'integer'"),
+        (
+            "8080",
+            ("spec", "containers", 0, "ports", 0, "containerPort"),
+            "is not of type 'integer'",
+        ),
         ({}, ("spec", "containers", 0, "env", 0), "'name' is a required property"),
         ("serving.kserve.io/v1beta9", ("apiVersion",), "Unknown manifest"),
     ],
@@ -124,39 +138,57 @@ def test_the_flags_are_those_that_were_measured(tmp_path, profile):
 
 
 def test_the_key_is_a_reference_and_never_a_value(tmp_path):
-    variables = {v["name"]: v for v in _container(serving_runtime(open_flow(tmp_path), MODEL))["env"]}
+    variables = {
+        v["name"]: v for v in _container(serving_runtime(open_flow(tmp_path), MODEL))["env"]
+    }
     key = variables["VLLM_API_KEY"]
     assert "value" not in key
-    assert key["valueFrom"]["secretKeyRef"] == {"name": "smollm2-135m-instruct-w8a8-int8-api-key", "key": "api-key"}
+    assert key["valueFrom"]["secretKeyRef"] == {
+        "name": "smollm2-135m-instruct-w8a8-int8-api-key",
+        "key": "api-key",
+    }
 
 
 def test_the_container_is_confined_and_can_write_only_to_volumes(tmp_path):
     container = _container(serving_runtime(open_flow(tmp_path), MODEL))
     context = container["securityContext"]
-    assert context["runAsNonRoot"] and context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"]
-    assert context["capabilities"] == {"drop": ["ALL"]} and context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert (
+        context["runAsNonRoot"]
+        and context["readOnlyRootFilesystem"]
+        and not context["allowPrivilegeEscalation"]
+    )
+    assert context["capabilities"] == {"drop": ["ALL"]} and context["seccompProfile"] == {
+        "type": "RuntimeDefault"
+    }
     caches = [v["value"] for v in container["env"] if v.get("value", "").startswith("/")]
     assert caches and all(path.startswith("/tmp") for path in caches)
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/tmp", "/dev/shm"}
 
 
 def test_start_up_may_take_as_long_as_the_profile_allows(tmp_path):
-    probe = _container(serving_runtime(open_flow(tmp_path, engine__startup_seconds=455), MODEL))["startupProbe"]
+    probe = _container(serving_runtime(open_flow(tmp_path, engine__startup_seconds=455), MODEL))[
+        "startupProbe"
+    ]
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 455
 
 
 def test_resources_follow_what_was_measured(tmp_path):
     def resources(profile: str) -> dict:
-        service = inference_service(open_flow(tmp_path, profile), model(MODEL), sample_comparison(), cores=2)
+        service = inference_service(
+            open_flow(tmp_path, profile), model(MODEL), sample_comparison(), cores=2
+        )
         return service["spec"]["predictor"]["model"]["resources"]
 
     cpu, gpu = resources("cpu-smollm2"), resources("gpu-llama-3.1-8b")
-    assert cpu["limits"] == cpu["requests"] == {"cpu": "2", "memory": "4Gi"}  # 1.25 x 1.68 GiB, rounded up, + 1 GiB
+    # 1.25 x 1.68 GiB, rounded up, + 1 GiB
+    assert cpu["limits"] == cpu["requests"] == {"cpu": "2", "memory": "4Gi"}
     assert gpu["limits"]["nvidia.com/gpu"] == gpu["requests"]["nvidia.com/gpu"] == "1"
 
 
 def test_the_manifest_asks_for_as_many_gpus_as_the_engine_takes(tmp_path):
-    flow = open_flow(tmp_path, "gpu-llama-3.1-8b", engine__tensor_parallel=2, engine__pipeline_parallel=2)
+    flow = open_flow(
+        tmp_path, "gpu-llama-3.1-8b", engine__tensor_parallel=2, engine__pipeline_parallel=2
+    )
     service = inference_service(flow, model(MODEL), sample_comparison())
     assert service["spec"]["predictor"]["model"]["resources"]["limits"]["nvidia.com/gpu"] == "4"
     arguments = _container(serving_runtime(flow, MODEL))["args"]
@@ -188,11 +220,15 @@ def test_hostile_values_are_refused_without_showing_secrets(tmp_path, key, value
 
 
 def test_kubernetes_does_not_expand_an_argument(tmp_path):
-    flow = open_flow(tmp_path, engine__extra_arguments=["--override-generation-config", "$(VLLM_API_KEY)"])
+    flow = open_flow(
+        tmp_path, engine__extra_arguments=["--override-generation-config", "$(VLLM_API_KEY)"]
+    )
     assert _container(serving_runtime(flow, MODEL))["args"][-1] == "$$(VLLM_API_KEY)"
 
 
-@pytest.mark.parametrize("base", ["Llama-3.1_8B", "8B", "名前", "a" * 200, "-x-", "UPPER case: yes"])
+@pytest.mark.parametrize(
+    "base", ["Llama-3.1_8B", "8B", "名前", "a" * 200, "-x-", "UPPER case: yes"]
+)
 def test_resource_names_are_dns_labels_and_differ(tmp_path, base):
     config = open_flow(tmp_path, model__name=base).config
     one, other = resource_name(config, "w8a8-int8"), resource_name(config, "w8a8.int8-b")
@@ -204,7 +240,11 @@ def test_resource_names_are_dns_labels_and_differ(tmp_path, base):
 
 def test_the_commands_keep_the_key_off_every_command_line(tmp_path):
     text = apply_commands(open_flow(tmp_path).config, MODEL)
-    assert "--from-literal" not in text and '-H "Authorization' not in text and "--from-file=api-key=/dev/stdin" in text
+    assert (
+        "--from-literal" not in text
+        and '-H "Authorization' not in text
+        and "--from-file=api-key=/dev/stdin" in text
+    )
     assert "smollm2-135m-instruct-w8a8-int8-predictor" in text
 
 
@@ -219,9 +259,19 @@ def shipped(tmp_path):
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     digest = describe_model(MODEL, folder).sha256
-    names = ("health", "model list", "chat", "streaming", "missing key", "wrong key", "wrong model", "prompt too long")
+    names = (
+        "health",
+        "model list",
+        "chat",
+        "streaming",
+        "missing key",
+        "wrong key",
+        "wrong model",
+        "prompt too long",
+    )
     checks = tuple(
-        EndpointCheck(name=name, expected="200", got="200", ok=True, detail="", milliseconds=3.0) for name in names
+        EndpointCheck(name=name, expected="200", got="200", ok=True, detail="", milliseconds=3.0)
+        for name in names
     )
     return flow, ShipDecision(name=MODEL, sha256=digest, verdict="SHIP", override=None), checks
 
@@ -240,7 +290,11 @@ def test_what_is_written_agrees_with_what_was_measured(shipped):
     service = yaml.safe_load((folder / "inferenceservice.yaml").read_text())
     validate_manifest(runtime)
     validate_manifest(service)
-    assert service["spec"]["predictor"]["model"]["runtime"] == runtime["metadata"]["name"] == record.resource
+    assert (
+        service["spec"]["predictor"]["model"]["runtime"]
+        == runtime["metadata"]["name"]
+        == record.resource
+    )
     written = json.loads((folder / "deployment.json").read_text())
     assert decision.sha256 == written["model"]["sha256"]
     assert decision.sha256 == service["metadata"]["annotations"]["model-serve-flow/sha256"]
@@ -253,7 +307,10 @@ def test_what_is_written_agrees_with_what_was_measured(shipped):
 def test_an_override_goes_into_the_record_with_its_reason(shipped):
     flow, decision, checks = shipped
     override = ShipOverride(
-        candidate=MODEL, reason="the demo of Monday", problem="The verdict is INCONCLUSIVE.", at="2026-01-05T09:00:00Z"
+        candidate=MODEL,
+        reason="the demo of Monday",
+        problem="The verdict is INCONCLUSIVE.",
+        at="2026-01-05T09:00:00Z",
     )
     decision = decision.model_copy(update={"override": override, "verdict": "INCONCLUSIVE"})
     write_deployment(flow, decision, sample_comparison(), checks, engine(MODEL), cores=2)

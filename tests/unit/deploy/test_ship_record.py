@@ -79,7 +79,9 @@ def test_the_record_holds_the_digest_of_all_that_the_verdict_rests_on(flow):
     ships, fails = record["candidates"]
     assert (ships["name"], ships["verdict"], ships["recommended"]) == (SHIPS, "SHIP", True)
     assert (fails["name"], fails["verdict"], fails["recommended"]) == (FAILS, "DO NOT SHIP", False)
-    assert ships["files"]["model.safetensors"] == file_digest(space.model(SHIPS) / "model.safetensors")
+    assert ships["files"]["model.safetensors"] == file_digest(
+        space.model(SHIPS) / "model.safetensors"
+    )
     assert ships["sha256"] == folder_digest(space.model(SHIPS))
     assert ships["reason"] == space.comparison().candidates[0].reasons[0]
 
@@ -101,7 +103,9 @@ def test_no_record_of_a_checkpoint_that_was_not_measured(flow):
 def test_no_record_of_another_comparison_than_the_one_on_the_disk(flow):
     comparison = flow.workspace.comparison()
     with pytest.raises(FlowError, match="does not hold the comparison"):
-        write_ship_records(flow, comparison.model_copy(update={"candidates": comparison.candidates[:1]}))
+        write_ship_records(
+            flow, comparison.model_copy(update={"candidates": comparison.candidates[:1]})
+        )
 
 
 # --- what passes
@@ -124,7 +128,9 @@ def test_a_model_card_does_not_change_a_checkpoint(flow):
 
 
 def test_where_and_how_it_is_deployed_is_no_part_of_the_verdict(flow):
-    elsewhere = Flow.open("cpu-smollm2", {"deploy.namespace": "elsewhere"}, flow.workspace.root.parent)
+    elsewhere = Flow.open(
+        "cpu-smollm2", {"deploy.namespace": "elsewhere"}, flow.workspace.root.parent
+    )
     assert require_shippable(elsewhere, SHIPS).verdict == "SHIP"
 
 

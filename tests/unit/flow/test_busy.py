@@ -16,14 +16,20 @@ from model_serve_flow.system import processes
 TICKS = os.sysconf("SC_CLK_TCK")
 LOOP = "import time; end = time.time() + {seconds}\nwhile time.time() < end: pass"
 # prints its process id after it gave up its parent, so that it belongs to nobody here
-STRANGER = f"import os\nif os.fork(): os._exit(0)\nos.setsid(); print(os.getpid(), flush=True)\n{LOOP}"
+STRANGER = (
+    f"import os\nif os.fork(): os._exit(0)\nos.setsid(); print(os.getpid(), flush=True)\n{LOOP}"
+)
 
 
 def statistics(*cores):
-    """The text of /proc/stat for (user, nice, system, idle, iowait, irq, softirq, steal) seconds of each core."""
+    """The text of /proc/stat for (user, nice, system, idle, iowait, irq, softirq,
+    steal) seconds of each core.
+    """
     whole = [sum(column) for column in zip(*cores, strict=True)]
     rows = [("cpu", whole), *((f"cpu{number}", core) for number, core in enumerate(cores))]
-    lines = [f"{name} {' '.join(str(value * TICKS) for value in values)} 5 5" for name, values in rows]
+    lines = [
+        f"{name} {' '.join(str(value * TICKS) for value in values)} 5 5" for name, values in rows
+    ]
     return "\n".join([*lines, "intr 12 0 3", "ctxt 99"])
 
 
@@ -55,7 +61,11 @@ def test_where_the_system_tells_nothing_it_says_so_and_the_load_decides():
 def test_what_another_program_computes_is_that_of_others():
     with watch_machine() as watch:
         stranger = subprocess.run(
-            [sys.executable, "-Sc", STRANGER.format(seconds=2)], capture_output=True, text=True, check=True, timeout=60
+            [sys.executable, "-Sc", STRANGER.format(seconds=2)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         )  # returns when its output is closed, which is at its end
         used = 2.0
     found = watch.result()
@@ -102,7 +112,12 @@ QUIET = Busy(load_average=0.3, cores=2, others_share=0.02, steal_share=0.0, seco
 
 @pytest.mark.parametrize(
     ("change", "disturbed"),
-    [({}, False), ({"others_share": 0.5}, True), ({"steal_share": 0.05}, True), ({"load_average": 9}, False)],
+    [
+        ({}, False),
+        ({"others_share": 0.5}, True),
+        ({"steal_share": 0.05}, True),
+        ({"load_average": 9}, False),
+    ],
 )
 def test_what_it_does_to_the_figures_is_said(change, disturbed):
     found = QUIET.model_copy(update=change)

@@ -1,4 +1,6 @@
-"""Which profile a machine takes by default, and that everything that has a default takes this one."""
+"""Which profile a machine takes by default,
+and that everything that has a default takes this one.
+"""
 
 import os
 import platform
@@ -19,7 +21,10 @@ from model_serve_flow.system.checkout import MODULES
 from model_serve_flow.system.processor import describe_cpu
 
 ROOT = Path(__file__).resolve().parents[3]
-AVX512 = "processor : 0\nmodel name : Xeon\nflags : fpu avx2 avx512f amx_tile\n\nprocessor : 1\nmodel name : Other\n"
+AVX512 = (
+    "processor : 0\nmodel name : Xeon\nflags : fpu avx2 avx512f amx_tile\n\nprocessor : 1\nmodel "
+    "name : Other\n"
+)
 AVX2 = "processor : 0\nmodel name : Ryzen\nflags : fpu avx2\n"
 ARM = "processor : 0\nFeatures : fp asimd\n"
 
@@ -34,10 +39,13 @@ def test_cpu_features_come_from_the_flags():
         ("x86_64", AVX512, "cpu-smollm2", "ci"),
         ("x86_64", AVX2, "cpu-smollm2-avx2", "ci-avx2"),
         ("aarch64", ARM, "cpu-smollm2", "ci"),
-        ("x86_64", None, "cpu-smollm2-avx2", "ci-avx2"),  # no such file: another system, which the flow refuses later
+        # no such file: another system, which the flow refuses later
+        ("x86_64", None, "cpu-smollm2-avx2", "ci-avx2"),
     ],
 )
-def test_the_default_follows_from_the_processor(tmp_path, monkeypatch, architecture, cpuinfo, default, ci):
+def test_the_default_follows_from_the_processor(
+    tmp_path, monkeypatch, architecture, cpuinfo, default, ci
+):
     monkeypatch.setattr(platform, "machine", lambda: architecture)
     monkeypatch.setattr(module, "CPUINFO", tmp_path / "cpuinfo")
     if cpuinfo is not None:
@@ -60,7 +68,9 @@ def make(target, *variables):
     return done.stdout.splitlines()[-1].split()
 
 
-def test_make_the_command_line_and_the_notebooks_take_the_same_profile(processor, monkeypatch, tmp_path):
+def test_make_the_command_line_and_the_notebooks_take_the_same_profile(
+    processor, monkeypatch, tmp_path
+):
     asked = []
     monkeypatch.setattr(runner, "run", lambda flow, *_: asked.append(flow.profile))
     program, *arguments = make("demo", "PROFILE=")
@@ -68,7 +78,9 @@ def test_make_the_command_line_and_the_notebooks_take_the_same_profile(processor
     assert CliRunner().invoke(main, [*arguments, "--artifacts", str(tmp_path)]).exit_code == 0
     for path in sorted((ROOT / MODULES).glob("*/*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
-        (parameters,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        (parameters,) = [
+            cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])
+        ]
         values = {}
         exec(parameters, values)
         asked.append(Flow.open(values["profile"], values["overrides"], tmp_path).config.name)
@@ -83,7 +95,9 @@ def test_make_passes_on_a_profile_that_is_named():
 
 @pytest.mark.parametrize("script", ["benchmarks/bench.py", "tests/soak/soak.py"])
 def test_scripts_without_a_profile_have_the_default_too(script):
-    asked = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    asked = subprocess.run(
+        [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     default = {"bench": default_profile(), "soak": for_this_processor("ci")}[Path(script).stem]
     assert f"bydefault{default}" in "".join(asked.stdout.split())  # wherever the lines are broken
 

@@ -27,7 +27,10 @@ def test_unknown_profile_names_the_known():
     ("overrides", "expected"),
     [
         ({"performance.second": 3}, ["performance.second: unknown key", "seconds"]),
-        ({"candidates.0.recipe.schema": "W8A8"}, ["candidates.0.recipe.schema: unknown key", "scheme"]),
+        (
+            {"candidates.0.recipe.schema": "W8A8"},
+            ["candidates.0.recipe.schema: unknown key", "scheme"],
+        ),
         ({"speed": 3}, ["speed: unknown key", "performance"]),
         ({"performance.seconds": "long"}, ["performance.seconds", "'long'"]),
         ({"performance.seconds": 0}, ["performance.seconds", "greater than 0"]),
@@ -67,7 +70,9 @@ def test_override_outside_a_list_is_an_error():
 
 
 def test_overrides_reach_lists_and_sections_that_were_absent():
-    config = load_profile("cpu-smollm2", {"candidates.1.recipe.group_size": 32, "accuracy.limit": 5})
+    config = load_profile(
+        "cpu-smollm2", {"candidates.1.recipe.group_size": 32, "accuracy.limit": 5}
+    )
     assert config.candidates[1].recipe.group_size == 32
     assert config.accuracy.limit == 5
 
@@ -112,9 +117,17 @@ def write(folder, name, document):
 
 
 def test_extends_lays_keys_over_the_parent(tmp_path):
-    path = write(tmp_path, "mine.yaml", {"extends": "cpu-smollm2", "name": "mine", "performance": {"seconds": 2}})
+    path = write(
+        tmp_path,
+        "mine.yaml",
+        {"extends": "cpu-smollm2", "name": "mine", "performance": {"seconds": 2}},
+    )
     config = load_profile(path)
-    assert (config.name, config.performance.seconds, config.performance.prompt_tokens) == ("mine", 2, 128)
+    assert (config.name, config.performance.seconds, config.performance.prompt_tokens) == (
+        "mine",
+        2,
+        128,
+    )
 
 
 def test_extends_unknown_parent_names_both(tmp_path):
@@ -129,7 +142,8 @@ def test_extends_itself(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "not readable as YAML"), ("- a", "must hold a mapping"), ("", "must hold a mapping")]
+    ("text", "message"),
+    [("a: [", "not readable as YAML"), ("- a", "must hold a mapping"), ("", "must hold a mapping")],
 )
 def test_file_that_is_no_profile(tmp_path, text, message):
     with pytest.raises(FlowError, match=message):

@@ -1,4 +1,6 @@
-"""Digests are computed once, and again as soon as a file looks changed; writes are whole or not at all."""
+"""Digests are computed once, and again as soon as a file looks changed;
+writes are whole or not at all.
+"""
 
 import errno
 import os
@@ -10,7 +12,14 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.workspace import Workspace, describe_model
 from model_serve_flow.system import digests
 from model_serve_flow.system.digests import digest_once, file_digest, folder_digest
-from model_serve_flow.system.files import atomic_path, now, replacing_folder, swap_folder, write_text, writing
+from model_serve_flow.system.files import (
+    atomic_path,
+    now,
+    replacing_folder,
+    swap_folder,
+    write_text,
+    writing,
+)
 
 
 @pytest.fixture
@@ -41,7 +50,11 @@ def test_the_digest_of_a_file_and_of_a_folder_is_computed_once(checkpoint, hashe
     assert hashed == ["model.safetensors"]
     hashed.clear()
     described = describe_model("base", checkpoint)
-    assert describe_model("candidate", checkpoint).sha256 == described.sha256 == digest_once(checkpoint)
+    assert (
+        describe_model("candidate", checkpoint).sha256
+        == described.sha256
+        == digest_once(checkpoint)
+    )
     assert hashed == ["config.json", "model.safetensors"]
     assert described.sha256 == folder_digest(checkpoint) and described.size_bytes == 7
 
@@ -53,7 +66,10 @@ def test_an_edit_is_noticed_even_if_size_and_time_are_those_of_before(checkpoint
     replaced.write_bytes(b"Weights")
     os.utime(replaced, ns=(status.st_atime_ns, status.st_mtime_ns))
     replaced.replace(weights)
-    assert (weights.stat().st_size, weights.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert (weights.stat().st_size, weights.stat().st_mtime_ns) == (
+        status.st_size,
+        status.st_mtime_ns,
+    )
     assert digest_once(checkpoint) == folder_digest(checkpoint) != before
 
 
@@ -89,8 +105,14 @@ FULL = [
     (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
     (OSError(errno.EDQUOT, "Disk quota exceeded"), "the quota of disk space is used up"),
     (OSError(errno.EFBIG, "File too large"), "ulimit -f"),
-    (Safetensors("Error while serializing: I/O error: No space left on device (os error 28)"), "the disk is full"),
-    (Safetensors("Error while serializing: I/O error: Disk quota exceeded (os error 122)"), "quota"),
+    (
+        Safetensors("Error while serializing: I/O error: No space left on device (os error 28)"),
+        "the disk is full",
+    ),
+    (
+        Safetensors("Error while serializing: I/O error: Disk quota exceeded (os error 122)"),
+        "quota",
+    ),
 ]
 
 
@@ -100,14 +122,20 @@ def test_a_full_disk_is_named_with_the_free_space_and_leaves_the_old_file(tmp_pa
     with pytest.raises(FlowError, match=reason) as caught, atomic_path(path) as temporary:
         temporary.write_text("new")
         raise error
-    assert str(path) in caught.value.problem and re.search(r"[\d,]+ MiB are free there", caught.value.problem)
+    assert str(path) in caught.value.problem and re.search(
+        r"[\d,]+ MiB are free there", caught.value.problem
+    )
     assert "--artifacts" in caught.value.hint and "doctor" in caught.value.hint
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     assert caught.value.__cause__ is error
 
 
 def test_other_errors_pass_and_leave_nothing_either(tmp_path):
-    for error in (OSError(errno.EIO, "Input/output error"), ValueError("(os error 5)"), KeyboardInterrupt()):
+    for error in (
+        OSError(errno.EIO, "Input/output error"),
+        ValueError("(os error 5)"),
+        KeyboardInterrupt(),
+    ):
         with pytest.raises(type(error)), atomic_path(tmp_path / "result.json"):
             raise error
     assert list(tmp_path.iterdir()) == []
@@ -117,8 +145,13 @@ def test_a_source_that_may_not_be_read_is_no_folder_that_may_not_be_written(tmp_
     refused = PermissionError(errno.EACCES, "Permission denied", "/elsewhere/model.safetensors")
     with pytest.raises(PermissionError), writing(tmp_path / "base", "checkpoint"):
         raise refused
-    own = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "base" / "model.safetensors"))
-    with pytest.raises(FlowError, match="base cannot be written: Permission denied"), writing(tmp_path / "base"):
+    own = PermissionError(
+        errno.EACCES, "Permission denied", str(tmp_path / "base" / "model.safetensors")
+    )
+    with (
+        pytest.raises(FlowError, match="base cannot be written: Permission denied"),
+        writing(tmp_path / "base"),
+    ):
         raise own
 
 

@@ -15,13 +15,17 @@ def scores(path: Path, values: list[float], **columns: list[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [",".join(["id", "score", *columns])]
     for number, value in enumerate(values):
-        rows.append(",".join(map(str, [f"q{number}", value, *(c[number] for c in columns.values())])))
+        rows.append(
+            ",".join(map(str, [f"q{number}", value, *(c[number] for c in columns.values())]))
+        )
     path.write_text("\n".join(rows) + "\n")
     return path
 
 
 def binary(n: int, right: int, broken: int = 0, repaired: int = 0) -> list[float]:
-    """n answers of which the first `right` are right, but for `broken` of them; `repaired` others are right."""
+    """n answers of which the first `right` are right, but for `broken` of them;
+    `repaired` others are right.
+    """
     values = [1.0] * right + [0.0] * (n - right)
     values[:broken] = [0.0] * broken
     values[right : right + repaired] = [1.0] * repaired
@@ -32,7 +36,9 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def lm_eval_sample(number: int, filters: dict[str, float], *, prompt: str, metric: str) -> list[dict]:
+def lm_eval_sample(
+    number: int, filters: dict[str, float], *, prompt: str, metric: str
+) -> list[dict]:
     """The lines of one document with four choices, one line for each filter."""
     question = prompt.format(number)
     choices = [["-1.0", "True"], ["-2.0", "False"], ["-3.0", "False"], ["-4.0", "False"]]
@@ -41,7 +47,9 @@ def lm_eval_sample(number: int, filters: dict[str, float], *, prompt: str, metri
             "doc_id": number,
             "doc": {"question": f"Question {number}", "category": f"part {number % 20}"},
             "target": "0",
-            "arguments": {f"gen_args_{i}": {"arg_0": question, "arg_1": f" {c}"} for i, c in enumerate("ABCD")},
+            "arguments": {
+                f"gen_args_{i}": {"arg_0": question, "arg_1": f" {c}"} for i, c in enumerate("ABCD")
+            },
             "resps": [[choice] for choice in choices],
             "filtered_resps": choices,
             "filter": name,
@@ -79,10 +87,13 @@ def lm_eval(folder: Path, tasks: dict[str, Any], *, date: str = DATE, **changes:
     return folder
 
 
-def _lm_eval_results(filters: dict[str, dict[str, list[float]]], metric: str, changes: dict[str, Any]) -> dict:
+def _lm_eval_results(
+    filters: dict[str, dict[str, list[float]]], metric: str, changes: dict[str, Any]
+) -> dict:
     groups = changes.get("groups", {})
     figures = {
-        task: {f"{metric},{name}": sum(values) / len(values) for name, values in by_filter.items()} | {"alias": task}
+        task: {f"{metric},{name}": sum(values) / len(values) for name, values in by_filter.items()}
+        | {"alias": task}
         for task, by_filter in filters.items()
     }
     for group, members in groups.items():
@@ -92,7 +103,8 @@ def _lm_eval_results(filters: dict[str, dict[str, list[float]]], metric: str, ch
     return {
         "results": figures,
         "group_subtasks": {**groups, **{task: [] for task in filters}},
-        "configs": {task: {"task": task, "output_type": "multiple_choice", "generation_kwargs": generation}
+        "configs": {task: {"task": task, "output_type": "multiple_choice",
+                           "generation_kwargs": generation}
                     for task in filters},
         "versions": dict.fromkeys(filters, changes.get("version", 1.0)),
         "n-shot": dict.fromkeys(filters, changes.get("shots", 0)),
@@ -109,10 +121,13 @@ def vllm_bench(path: Path, tokens_per_s: float, concurrency: int = 8, **changes:
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "date": "20261129-100000", "endpoint_type": "openai", "backend": "openai", "label": None,
-        "model_id": "some-model", "tokenizer_id": "some-model", "num_prompts": 100, "request_rate": "inf",
-        "burstiness": 1.0, "max_concurrency": concurrency, "duration": 20.0, "completed": 100, "failed": 0,
+        "model_id": "some-model", "tokenizer_id": "some-model", "num_prompts": 100,
+        "request_rate": "inf",
+        "burstiness": 1.0, "max_concurrency": concurrency, "duration": 20.0, "completed": 100,
+        "failed": 0,
         "total_input_tokens": 12800, "total_output_tokens": 3200, "request_throughput": 5.0,
-        "request_goodput": None, "output_throughput": tokens_per_s, "total_token_throughput": 5 * tokens_per_s,
+        "request_goodput": None, "output_throughput": tokens_per_s,
+        "total_token_throughput": 5 * tokens_per_s,
         "mean_ttft_ms": 50.0, "median_ttft_ms": 48.0, "std_ttft_ms": 4.0, "p99_ttft_ms": 70.0,
     } | changes  # fmt: skip
     with path.open("a") as file:
@@ -120,13 +135,19 @@ def vllm_bench(path: Path, tokens_per_s: float, concurrency: int = 8, **changes:
     return path
 
 
-def guidellm(path: Path, loads: dict[int, float], *, kind: str = "concurrent", output_tokens: float = 32) -> Path:
-    """The part of GuideLLM 0.8's JSON that tells how fast each load was; streams -> output tokens/s."""
+def guidellm(
+    path: Path, loads: dict[int, float], *, kind: str = "concurrent", output_tokens: float = 32
+) -> Path:
+    """The part of GuideLLM 0.8's JSON that tells how fast each load was;
+    streams -> output tokens/s.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def load(streams: int, speed: float) -> dict:
         key = "streams" if kind == "concurrent" else "rate"
-        latency = {"successful": {"mean": 50.0, "percentiles": {"p50": 50.0, "p95": 60.0, "p99": 70.0}}}
+        latency = {
+            "successful": {"mean": 50.0, "percentiles": {"p50": 50.0, "p95": 60.0, "p99": 70.0}}
+        }
         return {
             "type_": "generative_benchmark",
             "config": {"strategy": {"type_": kind, key: streams}},
@@ -137,7 +158,8 @@ def guidellm(path: Path, loads: dict[int, float], *, kind: str = "concurrent", o
                 "prompt_token_count": {"successful": {"mean": 128.0}},
                 "requests_per_second": {"successful": {"mean": 2.5}},
                 "output_tokens_per_second": {"total": {"mean": speed}},
-                "time_to_first_token_ms": latency, "inter_token_latency_ms": latency, "request_latency": latency,
+                "time_to_first_token_ms": latency, "inter_token_latency_ms": latency,
+                "request_latency": latency,
             },
         }  # fmt: skip
 

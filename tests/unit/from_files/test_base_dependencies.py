@@ -1,4 +1,6 @@
-"""`compare` needs the package's base dependencies only: no engine, no notebook, no chart library."""
+"""`compare` needs the package's base dependencies only: no engine, no notebook,
+no chart library.
+"""
 
 import json
 import subprocess
@@ -7,7 +9,13 @@ from pathlib import Path
 
 from support import base_only
 
-SAMPLES = Path(__file__).resolve().parents[3] / "examples" / "model-serve-flow" / "assets" / "sample-results"
+SAMPLES = (
+    Path(__file__).resolve().parents[3]
+    / "examples"
+    / "model-serve-flow"
+    / "assets"
+    / "sample-results"
+)
 FORBIDDING = """
 import json, resource, sys
 
@@ -29,7 +37,9 @@ finally:
 
 def test_compare_runs_on_the_samples_with_base_dependencies_only(tmp_path):
     allowed = json.dumps(sorted(base_only.import_names()))
-    assert not {"torch", "vllm", "lm_eval", "guidellm", "pandas", "matplotlib"} & set(json.loads(allowed))
+    assert not {"torch", "vllm", "lm_eval", "guidellm", "pandas", "matplotlib"} & set(
+        json.loads(allowed)
+    )
     outputs = [f"--{kind}={tmp_path / kind}" for kind in ("html", "markdown", "json", "junit")]
     sides = [str(SAMPLES / name) for name in ("base", "candidate")]
     command = [sys.executable, "-c", FORBIDDING, allowed, "compare", *sides, *outputs]

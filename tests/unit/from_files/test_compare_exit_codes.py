@@ -31,7 +31,9 @@ def candidate(tmp_path, broken, repaired):
     ("broken", "repaired", "code", "verdict"),
     [(20, 20, 0, "SHIP: "), (300, 20, 10, "DO NOT SHIP: "), (60, 20, 20, "INCONCLUSIVE: ")],
 )
-def test_each_verdict_has_its_exit_code_and_its_sentence_first(invoke, base, tmp_path, broken, repaired, code, verdict):
+def test_each_verdict_has_its_exit_code_and_its_sentence_first(
+    invoke, base, tmp_path, broken, repaired, code, verdict
+):
     result = invoke(base, candidate(tmp_path, broken, repaired))
     assert result.exit_code == code, result.output
     assert result.stdout.startswith(verdict)
@@ -49,7 +51,8 @@ def test_a_missing_file_is_usage(invoke, base):
     assert "nothing.csv" in result.stderr
 
 
-@pytest.mark.parametrize("option", [("--margin", "-1"), ("--margin", "nan"), ("--task-margin", "gsm8k"),
+@pytest.mark.parametrize("option",
+                         [("--margin", "-1"), ("--margin", "nan"), ("--task-margin", "gsm8k"),
                                     ("--task-margin", "items=x"), ("--speed", "1")])  # fmt: skip
 def test_a_bad_option_is_usage(invoke, base, tmp_path, option):
     assert invoke(base, candidate(tmp_path, 1, 1), *option).exit_code == 2
@@ -167,7 +170,9 @@ def test_lm_eval_without_samples_is_refused(invoke, tmp_path):
 
 
 def test_a_task_that_only_one_side_has_is_refused(invoke, tmp_path):
-    one = files.lm_eval(tmp_path / "one", {"arc": files.binary(100, 60), "hella": files.binary(100, 60)})
+    one = files.lm_eval(
+        tmp_path / "one", {"arc": files.binary(100, 60), "hella": files.binary(100, 60)}
+    )
     two = files.lm_eval(tmp_path / "two", {"arc": files.binary(100, 60)})
     refused(invoke(one, two), "hella", "two")
     assert invoke(one, two, "--advisory", "hella").exit_code != 2
@@ -193,8 +198,12 @@ def test_a_required_task_that_cannot_decide_blocks(invoke, tmp_path):
 
 
 def test_an_advisory_task_is_shown_and_does_not_decide(invoke, tmp_path):
-    one = files.lm_eval(tmp_path / "one", {"arc": files.binary(N, 1400), "bad": files.binary(N, 1400)})
-    two = files.lm_eval(tmp_path / "two", {"arc": files.binary(N, 1400), "bad": files.binary(N, 1400, 400)})
+    one = files.lm_eval(
+        tmp_path / "one", {"arc": files.binary(N, 1400), "bad": files.binary(N, 1400)}
+    )
+    two = files.lm_eval(
+        tmp_path / "two", {"arc": files.binary(N, 1400), "bad": files.binary(N, 1400, 400)}
+    )
     assert invoke(one, two).exit_code == 10
     result = invoke(one, two, "--advisory", "bad", "--json", tmp_path / "out.json")
     assert result.exit_code == 0
@@ -212,8 +221,12 @@ def test_a_tier_or_margin_of_no_task_is_refused(invoke, base, tmp_path, options)
 
 
 def test_a_task_has_its_own_margin(invoke, tmp_path):
-    one = files.lm_eval(tmp_path / "one", {"arc": files.binary(N, 1400), "soft": files.binary(N, 1400)})
-    two = files.lm_eval(tmp_path / "two", {"arc": files.binary(N, 1400), "soft": files.binary(N, 1400, 80, 20)})
+    one = files.lm_eval(
+        tmp_path / "one", {"arc": files.binary(N, 1400), "soft": files.binary(N, 1400)}
+    )
+    two = files.lm_eval(
+        tmp_path / "two", {"arc": files.binary(N, 1400), "soft": files.binary(N, 1400, 80, 20)}
+    )
     options = ("--margin", "1", "--retention", "0.8")
     assert invoke(one, two, *options).exit_code == 10
     assert invoke(one, two, *options, "--task-margin", "soft=8").exit_code == 0

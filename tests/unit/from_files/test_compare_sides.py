@@ -42,7 +42,9 @@ def sample():
 
 def test_the_verdict_and_every_number_are_those_of_the_flow(sample):
     margins = Verdict(suite_margin_points=2.0)  # one task decides
-    base, candidate = (read_result(folder / "accuracy.json", AccuracyResult) for folder in (BASE, CANDIDATE))
+    base, candidate = (
+        read_result(folder / "accuracy.json", AccuracyResult) for folder in (BASE, CANDIDATE)
+    )
     pairs = [pair(name, task, candidate.tasks[name]) for name, task in base.tasks.items()]
     differences = {one.task: compare_task(one, margins, 0) for one in pairs}
     differences, suite = with_items_to_settle(differences, compare_suite(differences, margins))
@@ -64,7 +66,9 @@ def test_gross_loss_is_the_share_of_right_answers_that_broke(tmp_path):
 def test_a_continuous_score_has_no_gross_loss_and_is_decided_by_bootstrap(tmp_path):
     values = [0.2 + 0.6 * (number % 7) / 6 for number in range(300)]
     base = files.scores(tmp_path / "a.csv", values)
-    other = files.scores(tmp_path / "b.csv", [value + 0.001 * (n % 3 - 1) for n, value in enumerate(values)])
+    other = files.scores(
+        tmp_path / "b.csv", [value + 0.001 * (n % 3 - 1) for n, value in enumerate(values)]
+    )
     found = compared(base, other)
     assert found.verdict == "SHIP"
     assert found.tasks["scores"].difference.gross_loss is None
@@ -100,9 +104,14 @@ def test_clusters_widen_the_interval(tmp_path):
     clusters = [f"c{number // 20}" for number in range(N)]
     values = files.binary(N, N), files.binary(N, N, 20)
     alone = compared(*(files.scores(tmp_path / f"{i}.csv", v) for i, v in enumerate(values)))
-    paths = [files.scores(tmp_path / f"c{i}.csv", v, cluster=clusters) for i, v in enumerate(values)]
+    paths = [
+        files.scores(tmp_path / f"c{i}.csv", v, cluster=clusters) for i, v in enumerate(values)
+    ]
     together = compared(*paths)
-    width = [d.ci95[1] - d.ci95[0] for d in (alone.tasks["scores"].difference, together.tasks["scores"].difference)]
+    width = [
+        d.ci95[1] - d.ci95[0]
+        for d in (alone.tasks["scores"].difference, together.tasks["scores"].difference)
+    ]
     assert width[1] > 2 * width[0]
     assert together.tasks["scores"].difference.clusters.decide
 
@@ -126,9 +135,13 @@ def test_other_surroundings_are_told_and_other_items_refused(tmp_path):
 
     rewritten(engine_version="0.33.0")
     notes = compared(BASE, tmp_path / "other").notes
-    assert any("engine_version differs" in note and "0.32.0" in note and "0.33.0" in note for note in notes)
+    assert any(
+        "engine_version differs" in note and "0.32.0" in note and "0.33.0" in note for note in notes
+    )
     rewritten(lm_eval_version="0.5")
-    with pytest.raises(BadInput, match=r"lm_eval_version is 0\.4\.13 for the base and 0\.5 for the candidate"):
+    with pytest.raises(
+        BadInput, match=r"lm_eval_version is 0\.4\.13 for the base and 0\.5 for the candidate"
+    ):
         compared(BASE, tmp_path / "other")
 
 
@@ -144,13 +157,19 @@ def test_an_edited_result_of_ours_is_refused(tmp_path):
 
 
 def loads(*speeds, **changes):
-    return [Load("8 concurrent requests", speed, **{"prompt_tokens": 128, "output_tokens": 32, **changes})
+    return [Load("8 concurrent requests", speed,
+                 **{"prompt_tokens": 128, "output_tokens": 32, **changes})
             for speed in speeds]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("candidate", "pace"),
-    [((60, 61, 62), "FASTER"), ((30, 31, 32), "NOT FASTER"), ((35, 41, 47), "UNSURE"), ((60,), "UNSURE")],
+    [
+        ((60, 61, 62), "FASTER"),
+        ((30, 31, 32), "NOT FASTER"),
+        ((35, 41, 47), "UNSURE"),
+        ((60,), "UNSURE"),
+    ],
 )
 def test_pace_by_the_interval_over_the_repeats(candidate, pace):
     (found,) = compare_loads(loads(40, 41, 42), loads(*candidate))
@@ -220,7 +239,9 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows(tmp_path):
     assert found.sentence in page
     assert "&lt;script&gt;alert(1)" in page and "<script>alert(1)" not in page
     assert "<b>one" not in page
-    assert not [word for word in ("http://", "https://", "src=", "@import", "<link") if word in page]
+    assert not [
+        word for word in ("http://", "https://", "src=", "@import", "<link") if word in page
+    ]
 
 
 def test_markdown_has_the_sentence_and_every_task(sample, tmp_path):

@@ -35,7 +35,9 @@ def test_lm_eval_items_have_the_documents_hash_as_id_whatever_their_order(tmp_pa
 def test_lm_eval_guessing_clusters_and_model(tmp_path):
     side = read_side(files.lm_eval(tmp_path / "one", {"arc": files.binary(40, 30)}))
     assert task(side, "arc").chance == 0.25  # four choices
-    assert {item.groups["category"] for item in task(side, "arc").items} == {f"part {n}" for n in range(20)}
+    assert {item.groups["category"] for item in task(side, "arc").items} == {
+        f"part {n}" for n in range(20)
+    }
     assert side.answers.model == "some-model"
 
 
@@ -83,7 +85,12 @@ def test_several_runs_in_a_folder_are_one_side_unless_they_share_a_task(tmp_path
     files.lm_eval(folder, {"arc": [1.0, 1.0]}, date="2026-12-01T10-00-00.000000")
     with pytest.raises(BadInput, match=r"results_2026-11-29.*results_2026-12-01.*task arc"):
         read_side(folder)
-    assert task(read_side(folder / "results_2026-12-01T10-00-00.000000.json"), "arc").metrics["acc"].value == 1
+    assert (
+        task(read_side(folder / "results_2026-12-01T10-00-00.000000.json"), "arc")
+        .metrics["acc"]
+        .value
+        == 1
+    )
 
 
 def edited(folder, change):
@@ -96,13 +103,20 @@ def edited(folder, change):
 def test_a_document_that_a_dataset_has_twice_is_two_items(tmp_path):
     folder = files.lm_eval(tmp_path / "one", {"arc": [1.0, 0.0, 1.0]})
     edited(folder, lambda lines: [{**line, "doc_hash": "a" * 64} for line in lines])
-    assert [item.id for item in task(read_side(folder), "arc").items] == ["a" * 16, f"{'a' * 16}-2", f"{'a' * 16}-3"]
+    assert [item.id for item in task(read_side(folder), "arc").items] == [
+        "a" * 16,
+        f"{'a' * 16}-2",
+        f"{'a' * 16}-3",
+    ]
 
 
 def test_without_a_hash_the_number_of_the_document_counts_and_its_prompt_is_compared(tmp_path):
     folder = files.lm_eval(tmp_path / "one", {"arc": [1.0, 0.0]})
     dropped = ("doc_hash", "prompt_hash", "target_hash")
-    edited(folder, lambda lines: [{k: v for k, v in line.items() if k not in dropped} for line in lines])
+    edited(
+        folder,
+        lambda lines: [{k: v for k, v in line.items() if k not in dropped} for line in lines],
+    )
     side = read_side(folder)
     assert [item.id for item in task(side, "arc").items] == ["document 0", "document 1"]
     digest = files.digest("arc Q: question 0\nA:")
@@ -120,7 +134,9 @@ def test_a_sample_twice_is_refused(tmp_path):
 
 
 def test_results_of_other_samples_are_refused_by_their_figure(tmp_path):
-    one, two = (files.lm_eval(tmp_path / name, {"arc": files.binary(40, 30)}) for name in ("one", "two"))
+    one, two = (
+        files.lm_eval(tmp_path / name, {"arc": files.binary(40, 30)}) for name in ("one", "two")
+    )
     edited(two, lambda lines: [{**line, "acc": 1.0} for line in lines])
     with pytest.raises(BadInput, match=r"acc is given as 0\.75, but its items give 1"):
         compare_sides(read_side(one), read_side(two), Rules())
@@ -130,7 +146,9 @@ def test_a_text_that_the_model_wrote_is_read(tmp_path):
     folder = files.lm_eval(tmp_path / "one", {"gsm8k": [1.0, 0.0]}, metric="exact_match")
     (path,) = folder.glob("results_*")
     path.write_text(path.read_text().replace("multiple_choice", "generate_until"))
-    edited(folder, lambda lines: [{**line, "filtered_resps": [["The answer is 4."]]} for line in lines])
+    edited(
+        folder, lambda lines: [{**line, "filtered_resps": [["The answer is 4."]]} for line in lines]
+    )
     found = task(read_side(folder), "gsm8k")
     assert found.chance is None
     assert found.items[0].answer == "The answer is 4."
@@ -157,7 +175,10 @@ def test_samples_alone_are_named_with_what_is_needed(tmp_path):
 def test_scores_of_a_csv_with_tasks_and_clusters(tmp_path):
     tasks, clusters = ["a", "a", "b"], ["x", "y", ""]
     side = read_side(files.scores(tmp_path / "s.csv", [1, 0.25, 0], task=tasks, cluster=clusters))
-    assert {name: found.accuracy.n for name, found in side.answers.tasks.items()} == {"a": 2, "b": 1}
+    assert {name: found.accuracy.n for name, found in side.answers.tasks.items()} == {
+        "a": 2,
+        "b": 1,
+    }
     assert task(side, "a").items[1].values["score"] == 0.25
     assert [item.groups for item in task(side, "a").items] == [{"cluster": "x"}, {"cluster": "y"}]
 
@@ -165,7 +186,10 @@ def test_scores_of_a_csv_with_tasks_and_clusters(tmp_path):
 def test_scores_of_a_jsonl(tmp_path):
     path = tmp_path / "s.jsonl"
     path.write_text('{"id": 1, "score": true}\n\n{"id": "2", "score": 0.5, "comment": "x"}\n')
-    assert [(item.id, item.values["score"]) for item in task(read_side(path), "scores").items] == [("1", 1), ("2", 0.5)]
+    assert [(item.id, item.values["score"]) for item in task(read_side(path), "scores").items] == [
+        ("1", 1),
+        ("2", 0.5),
+    ]
 
 
 def test_a_folder_of_score_files_is_a_task_each(tmp_path):
@@ -234,7 +258,9 @@ def test_a_cut_file_of_guidellm_is_named(tmp_path):
     document = json.loads(path.read_text())
     del document["benchmarks"][0]["metrics"]["output_tokens_per_second"]
     path.write_text(json.dumps(document))
-    with pytest.raises(BadInput, match=r"load\.json.*benchmarks\.0\.metrics\.output_tokens_per_second"):
+    with pytest.raises(
+        BadInput, match=r"load\.json.*benchmarks\.0\.metrics\.output_tokens_per_second"
+    ):
         read_side(path)
     path.write_text("{")
     with pytest.raises(BadInput, match=r"load\.json is not valid JSON"):

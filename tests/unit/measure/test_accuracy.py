@@ -1,4 +1,6 @@
-"""From lm-eval's results to items; the shapes are those of lm-eval 0.4.13 (checked for real in tests/e2e)."""
+"""From lm-eval's results to items; the shapes are those of lm-eval 0.4.13 (checked for real in
+tests/e2e).
+"""
 
 import importlib.metadata
 import math
@@ -7,7 +9,11 @@ import pytest
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
-from model_serve_flow.measure.accuracy import accuracy_protocol, measure_accuracy_again, second_measurement
+from model_serve_flow.measure.accuracy import (
+    accuracy_protocol,
+    measure_accuracy_again,
+    second_measurement,
+)
 from model_serve_flow.measure.lm_eval_results import read_task
 from model_serve_flow.measure.performance import performance_protocol
 
@@ -54,23 +60,43 @@ def test_multiple_choice_keeps_id_value_answer_and_chance():
     )
     task = read_task("q", raw)
     assert task.n == 2 and task.chance == 0.25
-    assert task.items[0].id == "a" and task.items[0].answer == "B" and task.items[0].values["acc"] == 1.0
+    assert (
+        task.items[0].id == "a"
+        and task.items[0].answer == "B"
+        and task.items[0].values["acc"] == 1.0
+    )
     assert (task.items[0].prompt, task.items[0].expected) == ("question\nAnswer:", "C")
     assert task.items[1].id.startswith("1-")
     assert task.metrics["acc"].stderr == 0.3 and task.metrics["acc"].higher_is_better
 
 
 def test_perplexity_keeps_its_parts():
-    parts = {"word_perplexity": (-70.0, 20), "byte_perplexity": (-70.0, 100), "bits_per_byte": (-70.0, 100)}
+    parts = {
+        "word_perplexity": (-70.0, 20),
+        "byte_perplexity": (-70.0, 100),
+        "bits_per_byte": (-70.0, 100),
+    }
     sample = written(-70.0, parts) | {"doc": {"id": "t"}}
     task = read_task(
-        "w", results("w", [sample], {"word_perplexity,none": math.exp(3.5), "word_perplexity_stderr,none": "N/A"})
+        "w",
+        results(
+            "w",
+            [sample],
+            {"word_perplexity,none": math.exp(3.5), "word_perplexity_stderr,none": "N/A"},
+        ),
     )
     item = task.items[0]
-    assert (item.values["loglikelihood"], item.values["words"], item.values["bytes"]) == (-70.0, 20, 100)
+    assert (item.values["loglikelihood"], item.values["words"], item.values["bytes"]) == (
+        -70.0,
+        20,
+        100,
+    )
     assert item.values["bits_per_byte"] == pytest.approx(0.7 / math.log(2))
     assert (item.prompt, item.answer, item.expected) == (None, None, None) and task.chance is None
-    assert not task.metrics["word_perplexity"].higher_is_better and task.metrics["word_perplexity"].stderr is None
+    assert (
+        not task.metrics["word_perplexity"].higher_is_better
+        and task.metrics["word_perplexity"].stderr is None
+    )
 
 
 def test_a_group_joins_its_members_under_distinct_ids_and_keeps_what_they_belong_to():
@@ -78,7 +104,9 @@ def test_a_group_joins_its_members_under_distinct_ids_and_keeps_what_they_belong
     likelihoods = [0, -1, -2, -3]
     raw["samples"] = {
         "mmlu_sociology": [choice(0, likelihoods, 1.0, doc={"subject": "sociology"})],
-        "mmlu_us_foreign_policy": [choice(0, likelihoods, 0.0, doc={"subject": "us_foreign_policy"})],
+        "mmlu_us_foreign_policy": [
+            choice(0, likelihoods, 0.0, doc={"subject": "us_foreign_policy"})
+        ],
         "mmlu_anatomy": [choice(0, likelihoods, 0.0, doc={"subject": "anatomy"})],
     }
     raw["group_subtasks"] = {
@@ -89,14 +117,19 @@ def test_a_group_joins_its_members_under_distinct_ids_and_keeps_what_they_belong
     items = {item.id.split("/")[0]: item.groups for item in read_task("mmlu", raw).items}
     assert items == {
         "mmlu_sociology": {"subject": "sociology", "subject group": "social sciences"},
-        "mmlu_us_foreign_policy": {"subject": "us foreign policy", "subject group": "social sciences"},
+        "mmlu_us_foreign_policy": {
+            "subject": "us foreign policy",
+            "subject group": "social sciences",
+        },
         "mmlu_anatomy": {"subject": "anatomy", "subject group": "stem"},
     }
 
 
 def test_a_group_of_other_tasks_is_cut_by_its_members():
     raw = results("bbh", [], {"acc,none": 0.5})
-    raw["samples"] = {f"bbh_{name}": [choice(0, [0, -1], 1.0)] for name in ("snarks", "date_understanding")}
+    raw["samples"] = {
+        f"bbh_{name}": [choice(0, [0, -1], 1.0)] for name in ("snarks", "date_understanding")
+    }
     raw["group_subtasks"] = {"bbh": list(raw["samples"])}
     groups = [item.groups for item in read_task("bbh", raw).items]
     assert groups == [{"subtask": "snarks"}, {"subtask": "date understanding"}]
@@ -109,10 +142,16 @@ def test_an_analogy_belongs_to_its_category():
 
 
 def test_choices_that_stand_inside_the_question():
-    arguments = [(f"The trophy does not fit because the {noun}", " is too large.") for noun in ("trophy", "case")]
+    arguments = [
+        (f"The trophy does not fit because the {noun}", " is too large.")
+        for noun in ("trophy", "case")
+    ]
     sample = choice(0, [-9.0, -4.0], 0.0, "w", arguments=arguments, target="is too large.")
     item = read_task("winogrande", results("winogrande", [sample], {"acc,none": 0.0})).items[0]
-    assert (item.prompt, item.answer) == (" is too large.", "The trophy does not fit because the case")
+    assert (item.prompt, item.answer) == (
+        " is too large.",
+        "The trophy does not fit because the case",
+    )
     assert item.expected is None
 
 
@@ -128,8 +167,12 @@ def lm_eval(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", {"lm-eval": "0.4.13"}.__getitem__)
 
 
-def test_the_second_measurement_differs_in_what_is_computed_together_and_in_nothing_else(tmp_path, lm_eval):
-    flow = Flow.open("cpu-smollm2", {"accuracy.again": {"concurrency": 3, "batch_size": 20}}, tmp_path)
+def test_the_second_measurement_differs_in_what_is_computed_together_and_in_nothing_else(
+    tmp_path, lm_eval
+):
+    flow = Flow.open(
+        "cpu-smollm2", {"accuracy.again": {"concurrency": 3, "batch_size": 20}}, tmp_path
+    )
     again = Flow(second_measurement(flow.config), flow.workspace)
     first, second = (accuracy_protocol(one, "0.32.0") for one in (flow, again))
     assert (second["accuracy"].pop("concurrency"), second["accuracy"].pop("batch_size")) == (3, 20)
@@ -147,7 +190,12 @@ def test_the_protocols_say_which_servers_have_a_prefix_cache(tmp_path, monkeypat
 
 def test_what_else_is_measured_does_not_make_accuracy_another_protocol(tmp_path, lm_eval):
     protocols = [
-        accuracy_protocol(Flow.open("cpu-smollm2", {"accuracy.distribution": d, "accuracy.again": None}, tmp_path), "1")
+        accuracy_protocol(
+            Flow.open(
+                "cpu-smollm2", {"accuracy.distribution": d, "accuracy.again": None}, tmp_path
+            ),
+            "1",
+        )
         for d in (None, {"documents": 3, "tokens": 64})
     ]
     assert protocols[0] == protocols[1]
@@ -178,9 +226,16 @@ def test_two_documents_with_one_id_stay_two_items():
 
 
 def test_a_metric_that_is_a_list_per_item_stays_an_aggregate():
-    sample = written("text", {"prompt_level_strict_acc": True, "inst_level_strict_acc": [True, False]})
+    sample = written(
+        "text", {"prompt_level_strict_acc": True, "inst_level_strict_acc": [True, False]}
+    )
     task = read_task(
-        "ifeval", results("ifeval", [sample], {"prompt_level_strict_acc,none": 1.0, "inst_level_strict_acc,none": 0.5})
+        "ifeval",
+        results(
+            "ifeval",
+            [sample],
+            {"prompt_level_strict_acc,none": 1.0, "inst_level_strict_acc,none": 0.5},
+        ),
     )
     assert task.items[0].values["prompt_level_strict_acc"] == 1.0
     with pytest.raises(KeyError):

@@ -1,4 +1,6 @@
-"""In every block every server starts anew, in ABBA order; a rerun starts only the servers that lack something."""
+"""In every block every server starts anew, in ABBA order;
+a rerun starts only the servers that lack something.
+"""
 
 import contextlib
 import dataclasses
@@ -45,7 +47,9 @@ def test_the_order_turns_round_from_block_to_block():
 def test_blocks_that_do_not_divide_the_repeats_are_refused():
     with pytest.raises(FlowError, match="repeats is 4 and blocks is 3"):
         load_profile("cpu-smollm2", {"performance.repeats": 4, "performance.blocks": 3})
-    config = load_profile("cpu-smollm2", {"performance.repeats": 6, "performance.blocks": 3}).performance
+    config = load_profile(
+        "cpu-smollm2", {"performance.repeats": 6, "performance.blocks": 3}
+    ).performance
     assert [config.block(repeat) for repeat in range(1, 7)] == [1, 1, 2, 2, 3, 3]
 
 
@@ -68,7 +72,9 @@ class Machine:
         folder = flow.workspace.model(name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.safetensors").write_bytes(name.encode())
-        yield Server("http://127.0.0.1:1", name, "key", folder, self.folder / "log", psutil.Process(), 1.0)
+        yield Server(
+            "http://127.0.0.1:1", name, "key", folder, self.folder / "log", psutil.Process(), 1.0
+        )
 
     def run(self, server, command, path):
         self.loads.append(f"{server.model_name}/{path.stem}")
@@ -78,7 +84,9 @@ class Machine:
     def points(self, path, config, client, places):
         speed = 100 if self.started[-1] == "base" else 130
         start = 1 + 0.1 * self.started.count(self.started[-1])
-        return tuple(factories.load_point(load, speed * load * start, repeat=turn) for load, turn in places)
+        return tuple(
+            factories.load_point(load, speed * load * start, repeat=turn) for load, turn in places
+        )
 
     def measure(self):
         self.started, self.loads = [], []
@@ -88,7 +96,9 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     settings = {f"performance.{key}": value for key, value in {**LOADS, "slo": None}.items()}
-    (tmp_path / "log").write_text("Initializing a V1 LLM engine (v0.32.0) with config: dtype=torch.bfloat16")
+    (tmp_path / "log").write_text(
+        "Initializing a V1 LLM engine (v0.32.0) with config: dtype=torch.bfloat16"
+    )
     found = Machine(Flow.open("cpu-smollm2", settings, tmp_path), tmp_path)
 
     class Watch:
@@ -152,14 +162,18 @@ def test_a_busy_block_is_measured_once_more_and_the_quieter_one_kept(machine, ca
 
 def test_another_kernel_or_engine_measures_all_blocks_anew(machine):
     machine.measure()
-    (machine.folder / "log").write_text("Initializing a V1 LLM engine (v0.33.0) with config: dtype=torch.bfloat16")
+    (machine.folder / "log").write_text(
+        "Initializing a V1 LLM engine (v0.33.0) with config: dtype=torch.bfloat16"
+    )
     machine.measure()
     assert len(machine.started) == 9 and len(machine.loads) == 9
 
 
 def test_one_block_leaves_the_base_to_02(machine, monkeypatch):
     one = machine.flow.config.performance.model_copy(update={"blocks": 1})
-    machine.flow = Flow(machine.flow.config.model_copy(update={"performance": one}), machine.flow.workspace)
+    machine.flow = Flow(
+        machine.flow.config.model_copy(update={"performance": one}), machine.flow.workspace
+    )
     write_json(machine.flow.workspace.results("base") / "performance.json", factories.performance())
 
     @contextlib.contextmanager

@@ -1,4 +1,6 @@
-"""From GuideLLM's goodput search to a capacity with its interval; its real output is read in tests/contract."""
+"""From GuideLLM's goodput search to a capacity with its interval;
+its real output is read in tests/contract.
+"""
 
 import json
 
@@ -18,7 +20,9 @@ from model_serve_flow.measure.guidellm.commands import search_command
 from model_serve_flow.report.formatting import capacity_interval, capacity_sentence, capacity_text
 from model_serve_flow.serve.server import Server
 
-OBJECTIVES = Objectives(ttft_ms=1000, itl_ms=50, attainment=0.9, seconds=20, initial_streams=8, max_streams=64)
+OBJECTIVES = Objectives(
+    ttft_ms=1000, itl_ms=50, attainment=0.9, seconds=20, initial_streams=8, max_streams=64
+)
 PASSES = (1.0, 0.95, 1.0)  # attainment and its Wilson interval: settled, and not
 LIKELY_PASSES = (0.92, 0.81, 0.97)
 LIKELY_FAILS = (0.86, 0.74, 0.93)
@@ -69,7 +73,9 @@ def searched(tmp_path):
 
 
 def test_a_search_tells_the_load_that_passed_and_the_next_that_failed(searched):
-    path = searched([(8, PASSES), (16, LIKELY_PASSES), (32, FAILS), (24, FAILS), (20, LIKELY_FAILS)])
+    path = searched(
+        [(8, PASSES), (16, LIKELY_PASSES), (32, FAILS), (24, FAILS), (20, LIKELY_FAILS)]
+    )
     capacity = read_capacity(path, OBJECTIVES)
     assert (capacity.streams, capacity.failed, capacity.ci95) == (16, 20, None)
     assert capacity.output_tokens_per_s == 320.0
@@ -87,7 +93,9 @@ def test_a_machine_that_cannot_keep_the_objectives_at_all_is_a_result(searched):
 
 
 def test_without_a_load_that_surely_failed_there_is_no_upper_end(searched):
-    capacity = read_capacity(searched([(32, PASSES), (64, PASSES)], "max_streams_reached"), OBJECTIVES)
+    capacity = read_capacity(
+        searched([(32, PASSES), (64, PASSES)], "max_streams_reached"), OBJECTIVES
+    )
     assert (capacity.streams, capacity.failed) == (64, None)
     assert "no load failed" in capacity_sentence(capacity)
 
@@ -113,7 +121,9 @@ def test_probes_that_are_not_the_loads_in_the_file_are_an_error(searched):
 
 @pytest.fixture
 def search(searched, tmp_path):
-    """Measures with a GuideLLM that gives up where it is asked for more than `answered` requests at once."""
+    """Measures with a GuideLLM that gives up where it is asked for more than `answered` requests at
+    once.
+    """
 
     def run(answered, seconds=20.0, problem=module.NO_REQUEST_COMPLETED):
         asked = []
@@ -130,8 +140,12 @@ def search(searched, tmp_path):
             searched([(profile["max_streams"], PASSES)], "max_streams_reached").rename(output)
 
         slo = OBJECTIVES.model_dump() | {"seconds": seconds}
-        flow = Flow.open("cpu-smollm2", {"performance.slo": slo, "performance.output_tokens": 32}, tmp_path)
-        server = Server("http://127.0.0.1:1", "base", "a key", tmp_path, tmp_path / "log", psutil.Process(), 1.0)
+        flow = Flow.open(
+            "cpu-smollm2", {"performance.slo": slo, "performance.output_tokens": 32}, tmp_path
+        )
+        server = Server(
+            "http://127.0.0.1:1", "base", "a key", tmp_path, tmp_path / "log", psutil.Process(), 1.0
+        )
         return lambda: measure_capacity(flow, server, Generator()), asked
 
     return run
@@ -152,8 +166,13 @@ def test_no_answer_even_to_one_request_leaves_the_capacity_unknown(search):
     capacity = measure()
     assert not capacity.measured and (capacity.streams, capacity.failed) == (None, None)
     sentence = capacity_sentence(capacity)
-    assert sentence.startswith("Not measured: no request was answered within 21 s, even one at a time.")
-    assert capacity_text(capacity) == "not measured" and capacity_interval(capacity) == capacity.stopped
+    assert sentence.startswith(
+        "Not measured: no request was answered within 21 s, even one at a time."
+    )
+    assert (
+        capacity_text(capacity) == "not measured"
+        and capacity_interval(capacity) == capacity.stopped
+    )
     assert cost(1.0, capacity) is None
 
 
@@ -173,8 +192,13 @@ def test_any_other_failure_of_guidellm_is_shown_at_once(search):
 
 def test_the_search_has_the_requests_and_the_warm_up_of_the_load_points():
     config = load_profile("cpu-smollm2")
-    command = search_command(config, OBJECTIVES, "http://127.0.0.1:1", "base", "models/base", "out.json")
-    values = {key: json.loads(command[command.index(key) + 1]) for key in ("--profile", "--metrics", "--constraint")}
+    command = search_command(
+        config, OBJECTIVES, "http://127.0.0.1:1", "base", "models/base", "out.json"
+    )
+    values = {
+        key: json.loads(command[command.index(key) + 1])
+        for key in ("--profile", "--metrics", "--constraint")
+    }
     assert values["--profile"] == {
         "kind": "goodput",
         "target_attainment": 0.9,
@@ -202,9 +226,12 @@ def searched_thrice(*brackets):
     """Pooled searches of these (passed, failed) loads, at 20 tokens/s per stream."""
     return pooled([
         factories.capacity().model_copy(update={
-            "streams": passed, "failed": failed, "output_tokens_per_s": 20.0 * passed, "ci95": None, "searches": 1,
-            "probes": tuple(Probe(streams=load, requests=80, attainment=0.9, ci95=(0.8, 1.0), passed=load == passed,
-                                  output_tokens_per_s=20.0 * load) for load in (passed, failed) if load),
+            "streams": passed, "failed": failed, "output_tokens_per_s": 20.0 * passed, "ci95": None,
+            "searches": 1,
+            "probes": tuple(Probe(streams=load, requests=80, attainment=0.9, ci95=(0.8, 1.0),
+                                  passed=load == passed,
+                                  output_tokens_per_s=20.0 * load) for load in (passed,
+                                                                                failed) if load),
         })
         for passed, failed in brackets
     ])  # fmt: skip
@@ -240,5 +267,7 @@ def test_one_search_has_neither_interval_nor_one_of_its_cost():
 
 
 def test_a_search_that_measured_nothing_leaves_the_capacity_unmeasured():
-    unknown = factories.capacity().model_copy(update={"streams": None, "failed": None, "stopped": "no answer"})
+    unknown = factories.capacity().model_copy(
+        update={"streams": None, "failed": None, "stopped": "no answer"}
+    )
     assert not pooled([factories.capacity(), unknown]).measured

@@ -13,7 +13,12 @@ import pytest
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.results.measured import EngineFacts
-from model_serve_flow.measure.distribution import Document, held_out_documents, measure_distribution, token_tops
+from model_serve_flow.measure.distribution import (
+    Document,
+    held_out_documents,
+    measure_distribution,
+    token_tops,
+)
 from model_serve_flow.report.notebook_tables import divergence_table
 from model_serve_flow.serve.vllm import engine_arguments
 from model_serve_flow.system import live
@@ -22,8 +27,14 @@ K = 3
 
 
 def position(ids, actual=None):
-    """vLLM's entry of one token: the likeliest by rank, after the token that came if it is not among them."""
-    entries = {} if actual is None else {str(actual): {"logprob": -9.5, "rank": 4711, "decoded_token": "x"}}
+    """vLLM's entry of one token: the likeliest by rank,
+    after the token that came if it is not among them.
+    """
+    entries = (
+        {}
+        if actual is None
+        else {str(actual): {"logprob": -9.5, "rank": 4711, "decoded_token": "x"}}
+    )
     for rank, token in enumerate(ids, 1):
         entries[str(token)] = {"logprob": -0.1234567 - rank, "rank": rank, "decoded_token": "x"}
     return entries
@@ -59,7 +70,9 @@ class Endpoint:
             self.most_together = max(self.most_together, self.together)
         assert (body["prompt_logprobs"], body["max_tokens"], body["temperature"]) == (K, 1, 0)
         if self.status != 200:
-            return httpx.Response(self.status, json={"message": "Requested prompt logprobs of 21 > 20"})
+            return httpx.Response(
+                self.status, json={"message": "Requested prompt logprobs of 21 > 20"}
+            )
         scored = [None, *(position([token, 90, 91], actual=95) for token in body["prompt"][1:])]
         with self.lock:
             self.together -= 1
@@ -87,7 +100,9 @@ def folder(tmp_path):
 
 def opened(folder, **overrides):
     settings = {"accuracy.distribution": {"documents": 3, "tokens": 20, "top_k": K}}
-    return Flow.open("ci", settings | {key.replace("__", "."): value for key, value in overrides.items()}, folder)
+    return Flow.open(
+        "ci", settings | {key.replace("__", "."): value for key, value in overrides.items()}, folder
+    )
 
 
 def test_the_k_likeliest_are_kept_by_rank_and_the_token_that_came_is_not_one_more():
@@ -103,7 +118,10 @@ def test_the_k_likeliest_are_kept_by_rank_and_the_token_that_came_is_not_one_mor
     [
         ([None, position([1, 2, 3])], "2 positions of 3 tokens"),
         ([position([1, 2, 3])] * 3, "3 positions of 3 tokens"),
-        ([None, position([1, 2, 3]), position([1, 2], actual=3)], "2 of the 3 likeliest tokens at place 2"),
+        (
+            [None, position([1, 2, 3]), position([1, 2], actual=3)],
+            "2 of the 3 likeliest tokens at place 2",
+        ),
         ([None, position([1, 2, 3]), position([1, 2, 4])], "nothing of token 7 at place 2"),
     ],
 )
@@ -113,8 +131,14 @@ def test_an_answer_of_another_form_is_refused(positions, problem):
 
 
 def test_documents_are_the_first_ones_cut_and_short_ones_as_they_are(folder):
-    documents = held_out_documents(opened(folder, accuracy__distribution__tokens=18), folder / "ci" / "models" / "base")
-    assert [(document.id, len(document.tokens)) for document in documents] == [("a0", 17), ("a1", 18), ("a2", 18)]
+    documents = held_out_documents(
+        opened(folder, accuracy__distribution__tokens=18), folder / "ci" / "models" / "base"
+    )
+    assert [(document.id, len(document.tokens)) for document in documents] == [
+        ("a0", 17),
+        ("a1", 18),
+        ("a2", 18),
+    ]
     assert documents[1].tokens[:3] == (1, 2, 3)
 
 
@@ -122,7 +146,9 @@ def test_too_few_or_too_short_documents(folder):
     model = folder / "ci" / "models" / "base"
     with pytest.raises(FlowError, match="documents is 5, but there are 4"):
         held_out_documents(opened(folder, accuracy__distribution__documents=5), model)
-    (folder / "ci" / "data" / "wikipedia.jsonl").write_text('{"id": "a", "text": "w1"}\n{"id": "b", "text": "w1"}\n')
+    (folder / "ci" / "data" / "wikipedia.jsonl").write_text(
+        '{"id": "a", "text": "w1"}\n{"id": "b", "text": "w1"}\n'
+    )
     with pytest.raises(FlowError, match="document a has 1 tokens"):
         held_out_documents(opened(folder, accuracy__distribution__documents=2), model)
     (folder / "ci" / "data" / "wikipedia.jsonl").unlink()
@@ -131,13 +157,18 @@ def test_too_few_or_too_short_documents(folder):
 
 
 def test_the_second_measurement_asks_in_reverse_order_and_keeps_the_order_of_the_first(folder):
-    flow = opened(folder, accuracy__concurrency=1, accuracy__again={"concurrency": 1, "batch_size": 1})
+    flow = opened(
+        folder, accuracy__concurrency=1, accuracy__again={"concurrency": 1, "batch_size": 1}
+    )
     one, two = Endpoint(flow.workspace.model("base")), Endpoint(flow.workspace.model("base"))
     first, second = measure_distribution(flow, one), measure_distribution(flow, two, again=True)
     assert two.prompts == one.prompts[::-1] and len(one.prompts) == 3
     assert [document.id for document in first.documents] == ["a0", "a1", "a2"]
     assert first.documents == second.documents and first.protocol == second.protocol
-    assert flow.workspace.distribution("base") == first and flow.workspace.distribution_again() == second
+    assert (
+        flow.workspace.distribution("base") == first
+        and flow.workspace.distribution_again() == second
+    )
     assert first.k == K and first.documents[0].top_ids[0] == (first.documents[0].tokens[1], 90, 91)
 
 
@@ -158,10 +189,14 @@ def test_no_more_requests_at_a_time_than_the_profile_says(folder):
 
 def test_a_server_that_was_started_for_something_else_is_refused(folder):
     flow = opened(folder)
-    right, wrong = (tuple(engine_arguments(flow.config, purpose)) for purpose in ("accuracy", "performance"))
+    right, wrong = (
+        tuple(engine_arguments(flow.config, purpose)) for purpose in ("accuracy", "performance")
+    )
     measure_distribution(flow, Endpoint(flow.workspace.model("base"), arguments=right))
     endpoint = Endpoint(flow.workspace.model("base"), arguments=wrong)
-    with pytest.raises(FlowError, match=r"--no-enable-prefix-caching.* is on one side only.*purpose='accuracy'"):
+    with pytest.raises(
+        FlowError, match=r"--no-enable-prefix-caching.* is on one side only.*purpose='accuracy'"
+    ):
         measure_distribution(flow, endpoint)
     assert endpoint.prompts == []
 
@@ -172,7 +207,9 @@ def test_the_protocol_tells_other_text_and_other_tokens_apart(folder):
     path = flow.workspace.data / "wikipedia.jsonl"
     path.write_text(path.read_text().replace("w5", "w6"))
     second = measure_distribution(flow, Endpoint(flow.workspace.model("base")))
-    assert {key for key in first.protocol if first.protocol[key] != second.protocol[key]} == {"documents_sha256"}
+    assert {key for key in first.protocol if first.protocol[key] != second.protocol[key]} == {
+        "documents_sha256"
+    }
 
 
 def test_a_result_of_the_same_model_protocol_and_kernels_is_kept(folder, capsys):
@@ -233,12 +270,16 @@ def test_a_damaged_result_is_said_measured_again_and_replaced(folder, capsys, da
     damage(flow.workspace.results("base") / "distribution.json", endpoint)
     again = measure_distribution(flow, endpoint)
     assert len(endpoint.prompts) == 6 and flow.workspace.distribution("base") == again
-    assert capsys.readouterr().out.startswith("damaged: results/base/distribution.json, measured again and replaced. ")
+    assert capsys.readouterr().out.startswith(
+        "damaged: results/base/distribution.json, measured again and replaced. "
+    )
 
 
 def test_a_refusal_shows_what_the_server_said(folder):
     flow = opened(folder)
-    with pytest.raises(FlowError, match=r"refused to score document a. \(400\).*prompt logprobs of 21 > 20"):
+    with pytest.raises(
+        FlowError, match=r"refused to score document a. \(400\).*prompt logprobs of 21 > 20"
+    ):
         measure_distribution(flow, Endpoint(flow.workspace.model("base"), status=400))
 
 
@@ -251,7 +292,9 @@ def test_a_profile_without_distributions_asks_nothing(folder):
 
 def test_the_table_shows_agreement_and_leaves_out_what_was_not_measured():
     base = factories.distribution()
-    table = divergence_table(base, {"itself": base, "w4a16-int4": factories.distribution("w4a16-int4"), "none": None})
+    table = divergence_table(
+        base, {"itself": base, "w4a16-int4": factories.distribution("w4a16-int4"), "none": None}
+    )
     assert list(table["model"]) == ["itself", "w4a16-int4"]
     assert table["same likeliest token"][0] == "100.0%"
     assert float(table["same likeliest token"][1].rstrip("%")) < 90

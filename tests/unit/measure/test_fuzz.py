@@ -1,7 +1,9 @@
-"""Over 2,000 damaged profiles, results, and outputs of GuideLLM and lm-eval: each is refused or means what it says.
+"""Over 2,000 damaged profiles, results, and outputs of GuideLLM and lm-eval:
+each is refused or means what it says.
 
-A mutation is drawn, not listed: any place of a sound document may go, change its kind, or take a value that is
-negative, huge, not finite, nested or of another language. What is accepted must come out as it went in.
+A mutation is drawn, not listed: any place of a sound document may go, change its kind, or take a
+value that is negative, huge, not finite, nested or of another language. What is accepted must come
+out as it went in.
 """
 
 import copy
@@ -39,15 +41,29 @@ INPUTS: Counter[str] = Counter()
 ACCEPTED: Counter[str] = Counter()
 
 JUNK: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 7.5, -0.0, 1e-320, 1e308, 10**30, -(10**30), 10**400, math.nan, math.inf, -math.inf,
+    None, True, False, 0, 1, -1, 2, 7.5, -0.0, 1e-320, 1e308, 10**30, -(10**30), 10**400, math.nan,
+    math.inf, -math.inf,
     "", "5", "true", "nan", "Größe", "\ud800", "\x00", "../up", "x" * 5000,
     [], [[]], [None], [1, "a"], {}, {"a": 1}, {"": {}}, {"mean": 3},
 )  # fmt: skip
-OPERATIONS = ("replace", "replace", "replace", "drop", "add", "rename", "wrap", "nest", "negate", "repeat")
+OPERATIONS = (
+    "replace",
+    "replace",
+    "replace",
+    "drop",
+    "add",
+    "rename",
+    "wrap",
+    "nest",
+    "negate",
+    "repeat",
+)
 
 
 def fuzz(examples: int):
-    """Settings of one property: the same inputs in every run, and no data base of earlier failures."""
+    """Settings of one property: the same inputs in every run,
+    and no data base of earlier failures.
+    """
     return settings(
         max_examples=examples,
         derandomize=True,
@@ -59,8 +75,16 @@ def fuzz(examples: int):
 
 def places(value: Any, place: tuple = ()) -> list[tuple]:
     """The way to every value inside, by key and number."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [found for key, child in inner for found in ((*place, key), *places(child, (*place, key)))]
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [
+        found for key, child in inner for found in ((*place, key), *places(child, (*place, key)))
+    ]
 
 
 @st.composite
@@ -84,7 +108,9 @@ def mutate(draw, node: Any, key: Any) -> None:
     if operation == "drop":
         del node[key]
     elif operation == "add" and isinstance(node, dict):
-        node[draw(st.sampled_from(("unknown", "", "n", "0")))] = copy.deepcopy(draw(st.sampled_from(JUNK)))
+        node[draw(st.sampled_from(("unknown", "", "n", "0")))] = copy.deepcopy(
+            draw(st.sampled_from(JUNK))
+        )
     elif operation == "rename" and isinstance(node, dict):
         node[f"{key}_"] = node.pop(key)
     elif operation == "wrap":
@@ -102,11 +128,21 @@ def mutate(draw, node: Any, key: Any) -> None:
 
 
 def differences(wanted: Any, read: Any, place: str = "") -> list[str]:
-    """Where something given was read as something else; what was not given, and has a default, does not count."""
+    """Where something given was read as something else; what was not given, and has a default,
+    does not count.
+    """
     if isinstance(wanted, dict) and isinstance(read, dict):
-        return [d for key in wanted for d in differences(wanted[key], read.get(key, "(absent)"), f"{place}.{key}")]
+        return [
+            d
+            for key in wanted
+            for d in differences(wanted[key], read.get(key, "(absent)"), f"{place}.{key}")
+        ]
     if isinstance(wanted, list) and isinstance(read, list) and len(wanted) == len(read):
-        return [d for i, pair in enumerate(zip(wanted, read, strict=True)) for d in differences(*pair, f"{place}.{i}")]
+        return [
+            d
+            for i, pair in enumerate(zip(wanted, read, strict=True))
+            for d in differences(*pair, f"{place}.{i}")
+        ]
     rounded = float(wanted) if isinstance(read, float) and isinstance(wanted, int) else wanted
     same = rounded == read and isinstance(wanted, bool) == isinstance(read, bool)
     return [] if same else [f"{place}: {wanted!r:.60} became {read!r:.60}"]
@@ -130,7 +166,9 @@ def outcome(kind: str, read) -> Any:
 
 # Profiles
 
-PROFILES = {path.stem: yaml.safe_load(path.read_text()) for path in profiles_folder().glob("*.yaml")}
+PROFILES = {
+    path.stem: yaml.safe_load(path.read_text()) for path in profiles_folder().glob("*.yaml")
+}
 
 
 @fuzz(500)
@@ -145,7 +183,9 @@ def test_profiles(folder, data):
     if isinstance(read, FlowError):
         assert re.search(r"profile\.yaml|Unknown profile|extends itself", read.problem)
         return
-    meant = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key != "extends"}
+    meant = {
+        key: value for key, value in yaml.safe_load(path.read_text()).items() if key != "extends"
+    }
     assert not differences(meant, read.model_dump(mode="json"))
 
 
@@ -153,12 +193,18 @@ PUNCTUATION = "{}[]:-&*!?|>#'\"%@`\n\t 0123456789abx._,"
 
 
 @fuzz(200)
-@given(text=st.one_of(st.binary(max_size=60), st.text(alphabet=PUNCTUATION, max_size=60).map(str.encode)))
+@given(
+    text=st.one_of(
+        st.binary(max_size=60), st.text(alphabet=PUNCTUATION, max_size=60).map(str.encode)
+    )
+)
 def test_profiles_of_any_text(folder, text):
     path = folder / "any.yaml"
     path.write_bytes(text)
     read = outcome("profile", lambda: load_profile(str(path)))
-    assert isinstance(read, FlowError) and ("any.yaml" in read.problem or "Unknown profile" in read.problem)
+    assert isinstance(read, FlowError) and (
+        "any.yaml" in read.problem or "Unknown profile" in read.problem
+    )
 
 
 @fuzz(150)
@@ -183,7 +229,9 @@ def small(kind: str) -> Any:
         "accuracy": lambda: factories.accuracy().model_copy(update={"tasks": tasks}),
         "performance": lambda: factories.performance(points=factories.performance().points[:2]),
         "compression": factories.compression,
-        "distribution": lambda: factories.distribution().model_copy(update={"documents": short_documents()}),
+        "distribution": lambda: factories.distribution().model_copy(
+            update={"documents": short_documents()}
+        ),
         "comparison": factories.sample_comparison,
     }[kind]().model_dump(mode="json")
     for candidate in made.get("candidates", ()):
@@ -224,7 +272,13 @@ def test_results_with_damaged_bytes(folder, kind, data):
     whole = json.dumps(RESULTS[kind]).encode()
     place = data.draw(st.integers(0, len(whole) - 1))
     cut = data.draw(st.booleans())
-    new = b"" if cut else data.draw(st.sampled_from((b"\xff", b'"', b"}", b"9", b"-", b"e", b"\x00", b"NaN", b"1e999")))
+    new = (
+        b""
+        if cut
+        else data.draw(
+            st.sampled_from((b"\xff", b'"', b"}", b"9", b"-", b"e", b"\x00", b"NaN", b"1e999"))
+        )
+    )
     damaged_bytes = whole[:place] + (new + whole[place + 1 :] if not cut else b"")
     path = folder / f"{kind}.json"
     path.write_bytes(damaged_bytes)
@@ -238,7 +292,9 @@ def test_results_with_damaged_bytes(folder, kind, data):
 def check_result(path: Path, kind: str, document: Any) -> None:
     read = outcome(kind, lambda: read_result(path, KINDS[kind]))
     if isinstance(read, FlowError):
-        assert re.search(rf"{path.name} is not (valid JSON|a valid {KINDS[kind].__name__}): \S+", read.problem)
+        assert re.search(
+            rf"{path.name} is not (valid JSON|a valid {KINDS[kind].__name__}): \S+", read.problem
+        )
         return
     assert not differences(document, read.model_dump(mode="json"))
 
@@ -256,13 +312,16 @@ def test_load_points(folder, data):
     points = outcome("guidellm", lambda: read_load_points(path, *given))
     if isinstance(points, FlowError):
         assert re.search(
-            r"guidellm\.json is not (valid JSON|an output of GuideLLM 0\.8): \S+|was asked for \[", str(points)
+            r"guidellm\.json is not (valid JSON|an output of GuideLLM 0\.8): \S+|was asked for \[",
+            str(points),
         )
         return
     for point, load in zip(points, document["benchmarks"], strict=True):
         metrics, latency = load["metrics"], load["metrics"]["time_to_first_token_ms"]["successful"]
         assert not differences(metrics["request_totals"]["successful"], point.completed_requests)
-        assert not differences(metrics["output_tokens_per_second"]["total"]["mean"], point.output_tokens_per_s)
+        assert not differences(
+            metrics["output_tokens_per_second"]["total"]["mean"], point.output_tokens_per_s
+        )
         percentiles = {key: latency["percentiles"][key] for key in ("p50", "p95", "p99")}
         assert not differences(percentiles, point.ttft_ms.model_dump())
 
@@ -270,17 +329,29 @@ def test_load_points(folder, data):
 @fuzz(200)
 @given(data=st.data())
 def test_goodput_searches(folder, data):
-    probes = [(8, test_capacity.PASSES), (16, test_capacity.LIKELY_PASSES), (32, test_capacity.FAILS)]
+    probes = [
+        (8, test_capacity.PASSES),
+        (16, test_capacity.LIKELY_PASSES),
+        (32, test_capacity.FAILS),
+    ]
     document = data.draw(damaged(test_capacity.search_report(probes)))
     path = folder / "goodput.json"
     path.write_text(json.dumps(document))
     capacity = outcome("goodput", lambda: read_capacity(path, test_capacity.OBJECTIVES))
     if isinstance(capacity, FlowError):
-        assert re.search(r"goodput\.json is not (valid JSON|a goodput search of GuideLLM 0\.8): \S+", capacity.problem)
+        assert re.search(
+            r"goodput\.json is not (valid JSON|a goodput search of GuideLLM 0\.8): \S+",
+            capacity.problem,
+        )
         return
     search = document["conclusions"][0]
-    given = [search.get("best_passing_streams") or 0, [probe["attainment"] for probe in search["probes"]]]
-    assert not differences(given, [capacity.streams, [probe.attainment for probe in capacity.probes]])
+    given = [
+        search.get("best_passing_streams") or 0,
+        [probe["attainment"] for probe in search["probes"]],
+    ]
+    assert not differences(
+        given, [capacity.streams, [probe.attainment for probe in capacity.probes]]
+    )
 
 
 # lm-eval
@@ -310,14 +381,20 @@ def test_lm_eval_results(raw, data):
         assert "task 'q'" in task.problem
         return
     rows = document["results"]["q"].items()
-    figures = {key.removesuffix(",none"): value for key, value in rows if "," in key and "_stderr," not in key}
+    figures = {
+        key.removesuffix(",none"): value
+        for key, value in rows
+        if "," in key and "_stderr," not in key
+    }
     assert figures == {name: metric.value for name, metric in task.metrics.items()}
     values = [value for item in task.items for value in item.values.values()]
     assert all(math.isfinite(value) for value in values)
 
 
 def test_more_than_two_thousand_inputs_were_read_some_of_them_sound():
-    """Last in the file: of every kind some inputs were accepted, so that the checks of what was read were made."""
+    """Last in the file: of every kind some inputs were accepted,
+    so that the checks of what was read were made.
+    """
     if len(INPUTS) < 9:
         pytest.skip("only a part of the file was run")
     assert sum(INPUTS.values()) >= 2000

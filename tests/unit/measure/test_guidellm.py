@@ -18,7 +18,12 @@ from model_serve_flow.flow.profile import Objectives
 from model_serve_flow.measure.guidellm import commands
 from model_serve_flow.measure.guidellm import generator as module
 from model_serve_flow.measure.guidellm.client_cpu import ClientCpu
-from model_serve_flow.measure.guidellm.commands import load_command, search_command, silence_limit, time_limit
+from model_serve_flow.measure.guidellm.commands import (
+    load_command,
+    search_command,
+    silence_limit,
+    time_limit,
+)
 from model_serve_flow.measure.guidellm.driver import with_values
 from model_serve_flow.measure.guidellm.generator import load_generator
 from model_serve_flow.serve.server import Server, ServerGone
@@ -49,7 +54,7 @@ for line in sys.stdin:
         time.sleep(60 if order == "hang" else 0.2)
         os.kill(os.getpid(), 9)
     print(json.dumps(order != "fail"), flush=True)
-"""
+"""  # noqa: E501
 
 
 def command(order, output, loads=2, seconds=1.0):
@@ -99,7 +104,9 @@ def test_jobs_follow_each_other_in_one_process_and_carry_the_key(generator, serv
 
 
 @pytest.mark.parametrize("order", ["fail", "write nothing"])
-def test_a_failed_job_shows_its_log_and_leaves_no_output_and_the_next_one_runs(generator, server, tmp_path, order):
+def test_a_failed_job_shows_its_log_and_leaves_no_output_and_the_next_one_runs(
+    generator, server, tmp_path, order
+):
     output = tmp_path / "guidellm.json"
     output.write_text("of an earlier run")
     with pytest.raises(FlowError, match=f"GuideLLM failed.*\n{order} was asked for"):
@@ -109,7 +116,9 @@ def test_a_failed_job_shows_its_log_and_leaves_no_output_and_the_next_one_runs(g
     assert output.is_file()
 
 
-def test_a_generator_that_dies_is_an_error_and_leaves_neither_processes_nor_half_a_file(generator, server, tmp_path):
+def test_a_generator_that_dies_is_an_error_and_leaves_neither_processes_nor_half_a_file(
+    generator, server, tmp_path
+):
     output = tmp_path / "raw" / "guidellm.json"
     with pytest.raises(FlowError, match=r"exit code -9.*\ndie was asked for"):
         generator.run(server, command("die", output), output)
@@ -132,11 +141,17 @@ def test_a_server_that_dies_ends_the_load_at_once(generator, tmp_path):
 def test_a_generator_that_hangs_does_not_hang_the_flow(generator, server, tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "START_SECONDS", 0.5)
     with pytest.raises(FlowError, match=r"took longer than 1 s.*\nhang was asked for"):
-        generator.run(server, command("hang", tmp_path / "out.json", loads=1, seconds=0.1), tmp_path / "out.json")
+        generator.run(
+            server,
+            command("hang", tmp_path / "out.json", loads=1, seconds=0.1),
+            tmp_path / "out.json",
+        )
     assert left() == []
 
 
-def test_a_generator_that_hangs_once_is_started_again(generator, server, tmp_path, monkeypatch, capsys):
+def test_a_generator_that_hangs_once_is_started_again(
+    generator, server, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(commands, "START_SECONDS", 0.5)
     output = tmp_path / "out.json"
     generator.run(server, command("hang once", output, loads=1, seconds=0.1), output)
@@ -153,13 +168,19 @@ def test_a_generator_that_says_nothing_more_is_started_again_long_before_its_loa
     generator.run(server, command("hang once", output, loads=1000, seconds=0.1), output)
     assert output.read_text() == KEY
     said = capsys.readouterr().out
-    assert said == "GuideLLM wrote nothing for 1 s. It is started again, and measures this once more.\n"
+    assert (
+        said
+        == "GuideLLM wrote nothing for 1 s. It is started again, and measures this once more.\n"
+    )
 
 
-def test_a_generator_that_goes_on_writing_is_left_alone(generator, server, tmp_path, monkeypatch, capsys):
+def test_a_generator_that_goes_on_writing_is_left_alone(
+    generator, server, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(commands, "SILENT_SECONDS", 0.9)
     output = tmp_path / "out.json"
-    generator.run(server, command("talk", output, loads=1000, seconds=0.1), output)  # for two seconds
+    # for two seconds
+    generator.run(server, command("talk", output, loads=1000, seconds=0.1), output)
     assert output.read_text() == KEY
     assert capsys.readouterr().out == ""
 
@@ -174,7 +195,9 @@ def test_an_interrupt_leaves_no_process(generator, server, tmp_path):
 
 
 def test_a_generator_that_cannot_start_says_why(tmp_path, server, monkeypatch):
-    monkeypatch.setattr(module, "DRIVER", (sys.executable, "-c", "import no_such_module_of_guidellm"))
+    monkeypatch.setattr(
+        module, "DRIVER", (sys.executable, "-c", "import no_such_module_of_guidellm")
+    )
     with (
         load_generator(Flow.open("ci", {}, tmp_path)) as generator,
         pytest.raises(FlowError, match="no_such_module_of_guidellm"),
@@ -187,16 +210,27 @@ def test_the_time_limit_grows_with_the_loads_and_with_what_a_search_may_need():
     where = ("http://127.0.0.1:1", "base", "models/base", "out.json")
     seconds = config.performance.seconds + config.performance.warmup_seconds
     longest = 10 * config.performance.seconds + config.performance.warmup_seconds
-    assert time_limit(load_command(config, *where)) == pytest.approx(2 * longest * 3 + commands.START_SECONDS)
-    assert silence_limit(load_command(config, *where)) == pytest.approx(3 * seconds + commands.SILENT_SECONDS)
-    slo = Objectives(ttft_ms=1000, itl_ms=50, attainment=0.9, seconds=20, initial_streams=8, max_streams=64)
+    assert time_limit(load_command(config, *where)) == pytest.approx(
+        2 * longest * 3 + commands.START_SECONDS
+    )
+    assert silence_limit(load_command(config, *where)) == pytest.approx(
+        3 * seconds + commands.SILENT_SECONDS
+    )
+    slo = Objectives(
+        ttft_ms=1000, itl_ms=50, attainment=0.9, seconds=20, initial_streams=8, max_streams=64
+    )
     seconds = 20 + config.performance.warmup_seconds
     search = time_limit(search_command(config, slo, *where))
     assert search == pytest.approx((2 * 6 + 2) * seconds * 3 + commands.START_SECONDS)
 
 
 def test_values_join_those_an_option_has():
-    assert with_values(["run", "--a", '{"x": 1}', "--b"], "--a", y="2") == ["run", "--a", '{"x": 1, "y": "2"}', "--b"]
+    assert with_values(["run", "--a", '{"x": 1}', "--b"], "--a", y="2") == [
+        "run",
+        "--a",
+        '{"x": 1, "y": "2"}',
+        "--b",
+    ]
 
 
 @pytest.fixture
@@ -240,4 +274,7 @@ def test_processes_that_come_and_go_meanwhile_count_for_what_they_used(burnt):
     used = record.seconds(started, time.time())
     assert len(used) == 2 and used.pop(burnt.pid) < 0.1
     assert next(iter(used.values())) == pytest.approx(0.5, abs=0.2)
-    assert all(times == sorted(times) for times in ([at for at, _ in rows] for rows in record.samples.values()))
+    assert all(
+        times == sorted(times)
+        for times in ([at for at, _ in rows] for rows in record.samples.values())
+    )

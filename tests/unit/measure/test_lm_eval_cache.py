@@ -1,4 +1,6 @@
-"""Where lm-eval's answers are kept, and when they go; that lm-eval uses them is in tests/contract/serve."""
+"""Where lm-eval's answers are kept, and when they go;
+that lm-eval uses them is in tests/contract/serve.
+"""
 
 import pytest
 

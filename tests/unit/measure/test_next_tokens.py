@@ -1,4 +1,6 @@
-"""Engines planted with a fault in the probabilities of next tokens: what they answer is refused, or not used."""
+"""Engines planted with a fault in the probabilities of next tokens: what they answer is refused,
+or not used.
+"""
 
 import json
 import math
@@ -15,16 +17,31 @@ LOGPROBS = {5: -3.0, 6: -1.0, 7: -2.5}
 
 
 def document(changes=None, likeliest=-0.7, prompts=2, **entry):
-    """What vLLM answers to two prompts; `changes` are other log-probabilities, none for a label that is missing."""
-    values = {label: value for label, value in (LOGPROBS | (changes or {})).items() if value is not None}
-    top = {"token_id:9": likeliest, **{f"token_id:{label}": value for label, value in values.items()}}
-    logprobs = {"tokens": ["token_id:9"], "token_logprobs": [likeliest], "top_logprobs": [top]} | entry
-    return {"choices": [{"index": index, "text": "", "logprobs": logprobs} for index in range(prompts)]}
+    """What vLLM answers to two prompts; `changes` are other log-probabilities,
+    none for a label that is missing.
+    """
+    values = {
+        label: value for label, value in (LOGPROBS | (changes or {})).items() if value is not None
+    }
+    top = {
+        "token_id:9": likeliest,
+        **{f"token_id:{label}": value for label, value in values.items()},
+    }
+    logprobs = {
+        "tokens": ["token_id:9"],
+        "token_logprobs": [likeliest],
+        "top_logprobs": [top],
+    } | entry
+    return {
+        "choices": [{"index": index, "text": "", "logprobs": logprobs} for index in range(prompts)]
+    }
 
 
 def test_labels_are_told_by_their_number_and_the_likeliest_token_beside_them():
     first, second = next_tokens(document(), STEPS)
-    assert [first.logprobs[label] for label in (5, 6)] == [-3.0, -1.0] and second.logprobs[7] == -2.5
+    assert [first.logprobs[label] for label in (5, 6)] == [-3.0, -1.0] and second.logprobs[
+        7
+    ] == -2.5
     assert first.likeliest == second.likeliest == -0.7
 
 
@@ -58,7 +75,10 @@ def test_an_impossible_answer_is_refused(answer, problem):
         next_tokens(answer, STEPS)
 
 
-METRICS = 'vllm:cache_config_info{block_size="16",cache_hit_alignment_tokens="None",enable_prefix_caching="True"} 1.0'
+METRICS = (
+    'vllm:cache_config_info{block_size="16",cache_hit_alignment_tokens="None",enable_prefix_caching="True"} '  # noqa: E501
+    "1.0"
+)
 
 
 class Engine:
@@ -77,7 +97,9 @@ class Engine:
 
 def reader(engine, **settings):
     http = httpx.Client(transport=httpx.MockTransport(engine), base_url="http://server")
-    return NextTokenReader(http, "base", **{"concurrency": 1, "size": 2, "seed": 0, "attempts": 1} | settings)
+    return NextTokenReader(
+        http, "base", **{"concurrency": 1, "size": 2, "seed": 0, "attempts": 1} | settings
+    )
 
 
 def whole(body):
@@ -85,7 +107,9 @@ def whole(body):
     value = -math.log(len(body["logprob_token_ids"]) + 1)
     top = {f"token_id:{label}": value for label in (*body["logprob_token_ids"], 999)}
     logprobs = {"tokens": ["token_id:999"], "token_logprobs": [value], "top_logprobs": [top]}
-    return {"choices": [{"index": index, "logprobs": logprobs} for index in range(len(body["prompt"]))]}
+    return {
+        "choices": [{"index": index, "logprobs": logprobs} for index in range(len(body["prompt"]))]
+    }
 
 
 def without_labels(body):
@@ -111,7 +135,10 @@ def as_text(body):
         (whole, True),
         (without_labels, False),
         (as_text, False),
-        (lambda body: httpx.Response(400, json={"error": "unknown parameter logprob_token_ids"}), False),
+        (
+            lambda body: httpx.Response(400, json={"error": "unknown parameter logprob_token_ids"}),
+            False,
+        ),
         (lambda body: httpx.Response(422, json={}), False),
     ],
 )
@@ -133,17 +160,25 @@ def test_an_engine_that_fails_or_answers_nonsense_is_no_engine_without_labels():
 def test_each_request_asks_one_greedy_token_of_an_own_part_of_the_cache():
     engine = Engine(whole)
     questions = [Question((1, 2), {0: (5,), 1: (6,)}), Question((1, 3), {2: (6,), 3: (7,)})]
-    assert reader(engine).ask(questions) == {place: (pytest.approx(-math.log(4)), True) for place in range(4)}
+    assert reader(engine).ask(questions) == {
+        place: (pytest.approx(-math.log(4)), True) for place in range(4)
+    }
     reader(engine).ask(questions)
     first, second = engine.bodies
     assert first["prompt"] == [[1, 2], [1, 3]] and first["logprob_token_ids"] == [5, 6, 7]
     assert (first["max_tokens"], first["temperature"], first["repetition_penalty"]) == (1, 0, 1.0)
-    assert first["cache_salt"] != second["cache_salt"], "a second measurement would repeat the first one's rounding"
+    assert first["cache_salt"] != second["cache_salt"], (
+        "a second measurement would repeat the first one's rounding"
+    )
 
 
 def test_a_request_that_is_refused_leaves_its_questions_to_the_echo():
     def picky(body):
-        return httpx.Response(400, json={"error": "out of vocabulary"}) if [2] in body["prompt"] else whole(body)
+        return (
+            httpx.Response(400, json={"error": "out of vocabulary"})
+            if [2] in body["prompt"]
+            else whole(body)
+        )
 
     runs = [[Question((place,), {place: (5,)})] for place in (1, 2, 3)]
     found = list(reader(Engine(picky)).ask_all(runs))
@@ -156,9 +191,13 @@ def test_after_a_failure_nothing_more_is_asked_and_what_was_answered_is_kept():
 
     engine, kept = Engine(failing), []
     with pytest.raises(httpx.HTTPStatusError):
-        for answers in reader(engine).ask_all([[Question((place,), {place: (5,)})] for place in range(1, 30)]):
+        for answers in reader(engine).ask_all(
+            [[Question((place,), {place: (5,)})] for place in range(1, 30)]
+        ):
             kept += answers
-    assert sorted(kept) == [body["prompt"][0][0] for body in engine.bodies if body["prompt"] != [[3]]]
+    assert sorted(kept) == [
+        body["prompt"][0][0] for body in engine.bodies if body["prompt"] != [[3]]
+    ]
     assert len(engine.bodies) == 3
 
 

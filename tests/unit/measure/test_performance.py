@@ -26,7 +26,10 @@ def two_cores(monkeypatch):
 
 def distribution(mean):
     return {
-        "successful": {"mean": mean, "percentiles": {"p50": mean, "p95": 2 * mean, "p99": 3 * mean}},
+        "successful": {
+            "mean": mean,
+            "percentiles": {"p50": mean, "p95": 2 * mean, "p99": 3 * mean},
+        },
         "total": {"mean": mean},
     }
 
@@ -66,8 +69,15 @@ def two_rounds(last=None):
 
 def test_points_are_read_with_their_percentiles_and_repeats(written):
     points = read_load_points(written(*two_rounds()), CONFIG, IDLE, PLACES)
-    assert [(point.concurrency, point.repeat) for point in points] == [(1, 1), (2, 1), (1, 2), (2, 2)]
-    assert points[0].valid and points[0].ttft_ms.p95 == 200.0 and points[0].output_tokens_per_s == 20.0
+    assert [(point.concurrency, point.repeat) for point in points] == [
+        (1, 1),
+        (2, 1),
+        (1, 2),
+        (2, 2),
+    ]
+    assert (
+        points[0].valid and points[0].ttft_ms.p95 == 200.0 and points[0].output_tokens_per_s == 20.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +114,9 @@ def test_another_format_is_an_error_that_names_the_file(written):
 
 
 def test_every_point_carries_the_clients_share_of_its_own_window(written):
-    """The second of four points is the one at which the client worked: 4 CPU seconds in 8 s on 2 cores."""
+    """The second of four points is the one at which the client worked:
+    4 CPU seconds in 8 s on 2 cores.
+    """
     client = ClientCpu({7: [(-5.0, 0.0), (0.0, 0.0), (10.0, 0.0), (18.0, 4.0), (40.0, 4.0)]})
     points = read_load_points(written(*two_rounds()), CONFIG, client, PLACES)
     assert [point.client_cpu_share for point in points] == pytest.approx([0, 0.25, 0, 0])
@@ -117,7 +129,9 @@ def used(*seconds):
 
 
 def test_client_share_is_cpu_seconds_of_all_processes_over_wall_seconds_and_cores():
-    client = ClientCpu({1: [(0.0, 0.0), (10.0, 1.0), (20.0, 6.0)], 2: [(0.0, 0.0), (10.0, 1.0), (20.0, 6.0)]})
+    client = ClientCpu(
+        {1: [(0.0, 0.0), (10.0, 1.0), (20.0, 6.0)], 2: [(0.0, 0.0), (10.0, 1.0), (20.0, 6.0)]}
+    )
     assert client.share(0, 10) == pytest.approx(0.1)
     assert client.share(10, 20) == pytest.approx(0.5)
 
@@ -131,7 +145,8 @@ def test_a_process_that_started_or_ended_within_the_window_counts_what_it_used()
     ("client", "device", "limited"),
     [
         (used(0.5, 0.3), "cpu", False),  # what one worker takes of two cores: 4 %
-        (used(1.5, 1.5), "cpu", True),  # no process is busy, but together they took 15 % of the server's CPU
+        # no process is busy, but together they took 15 % of the server's CPU
+        (used(1.5, 1.5), "cpu", True),
         (used(1.5, 1.5), "gpu", False),  # the server computes elsewhere
         (used(0.2, 8.5), "gpu", True),  # one event loop cannot use more than one core
     ],
@@ -143,18 +158,26 @@ def test_the_client_limits_where_a_process_is_full_or_the_server_loses_cpu(clien
 def test_the_command_carries_one_turn_of_the_profiles_load():
     where = ("http://127.0.0.1:1", "base", "models/base", "out.json")
     command = " ".join(load_command(CONFIG, *where))
-    assert '"streams": [1, 2]' in command and '"output_tokens": 16' in command and "sweep" not in command
+    assert (
+        '"streams": [1, 2]' in command
+        and '"output_tokens": 16' in command
+        and "sweep" not in command
+    )
     assert '"streams": [2]' in " ".join(load_command(CONFIG, *where, [2]))
 
 
 def test_a_load_lasts_for_its_requests_but_not_for_ever():
     settings = {"seconds": 4, "warmup_seconds": 1, "min_requests": 7}
-    ends = [load_profile("ci", {f"performance.{k}": v for k, v in {**settings, **more}.items()}) for more in (
+    ends = [load_profile("ci",
+                         {f"performance.{k}": v for k,
+                          v in {**settings, **more}.items()}) for more in (
         {}, {"max_seconds": 9})]  # fmt: skip
     constraints = [json.loads(line[line.index("--constraint") + 1]) for line in (
-        load_command(config, "http://127.0.0.1:1", "base", "models/base", "out.json") for config in ends)]  # fmt: skip
+        load_command(config, "http://127.0.0.1:1", "base", "models/base",
+                     "out.json") for config in ends)]  # fmt: skip
     assert constraints[0] == {
-        "kind": "enough_requests", "requests": 7, "warmup_seconds": 1, "least_seconds": 5, "max_seconds": 41
+        "kind": "enough_requests", "requests": 7, "warmup_seconds": 1, "least_seconds": 5,
+        "max_seconds": 41
     }  # fmt: skip
     assert constraints[1]["max_seconds"] == 10
     with pytest.raises(FlowError, match="max_seconds is 3, less than seconds, which is 4"):
@@ -164,8 +187,12 @@ def test_a_load_lasts_for_its_requests_but_not_for_ever():
 def test_the_table_has_one_row_for_all_repeats_of_a_point():
     base = performance()
     marked = base.points[0].model_copy(update={"client_cpu_share": 0.2, "client_limited": True})
-    failed = base.points[1].model_copy(update={"valid": False, "invalid_reason": "2 requests failed"})
-    table = load_table({"base": base.model_copy(update={"points": (marked, failed, *base.points[2:])})})
+    failed = base.points[1].model_copy(
+        update={"valid": False, "invalid_reason": "2 requests failed"}
+    )
+    table = load_table(
+        {"base": base.model_copy(update={"points": (marked, failed, *base.points[2:])})}
+    )
     assert list(table.index) == [(1, "base"), (4, "base"), (8, "base")]
     speeds = [point.output_tokens_per_s for point in base.points if point.concurrency == 1]
     row = table.loc[1, "base"]

@@ -14,7 +14,8 @@ def sample(likelihoods, target=2, acc=None, choices="ABCD", **more):
     arguments = [("Which?", f" {choice}") for choice in choices]
     return {
         "doc_id": 0, "doc": {}, "doc_hash": "0" * 64, "filter": "none", "metrics": ["acc"],
-        "target": target, "arguments": arguments, "filtered_resps": [[one, False] for one in likelihoods],
+        "target": target, "arguments": arguments,
+        "filtered_resps": [[one, False] for one in likelihoods],
         "acc": float(best == target) if acc is None else acc, **more,
     }  # fmt: skip
 
@@ -23,7 +24,9 @@ def test_it_is_the_share_of_the_right_choice():
     found = right_choice_probability(sample([-3.0, -1.0, -2.0, -4.0]))
     assert found == pytest.approx(math.exp(-2) / sum(math.exp(-one) for one in (1, 2, 3, 4)))
     assert right_choice_probability(sample([-1.0] * 4, 0, acc=1.0)) == pytest.approx(0.25)
-    assert right_choice_probability(sample([-3000.0, -3001.0], 0, choices="AB")) == pytest.approx(0.731, abs=1e-3)
+    assert right_choice_probability(sample([-3000.0, -3001.0], 0, choices="AB")) == pytest.approx(
+        0.731, abs=1e-3
+    )
     named = right_choice_probability(sample([-3.0, -1.0, -2.0, -4.0], "C", acc=0.0))
     assert named == pytest.approx(found)
 
@@ -56,6 +59,12 @@ def test_a_task_carries_it_for_all_items_or_for_none():
     good = [sample([-3.0, -1.0, -2.0, -4.0]), sample([-1.0, -2.0, -3.0, -4.0], 0, doc_id=1)]
     odd = sample([-1.0, -2.0, -3.0, -4.0], 0, 0.0, doc_id=2)
     for samples, expected in ((good, True), ([*good, odd], False)):
-        raw = {"results": {"q": {"acc,none": 0.5}}, "samples": {"q": samples}, "higher_is_better": {}}
+        raw = {
+            "results": {"q": {"acc,none": 0.5}},
+            "samples": {"q": samples},
+            "higher_is_better": {},
+        }
         items = read_task("q", raw).items
-        assert [RIGHT_CHOICE in item.__pydantic_extra__ for item in items] == [expected] * len(samples)
+        assert [RIGHT_CHOICE in item.__pydantic_extra__ for item in items] == [expected] * len(
+            samples
+        )

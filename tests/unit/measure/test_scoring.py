@@ -1,4 +1,6 @@
-"""Which prompts are asked for lm-eval's log-likelihoods: never more tokens than an echo of every choice."""
+"""Which prompts are asked for lm-eval's log-likelihoods:
+never more tokens than an echo of every choice.
+"""
 
 import math
 
@@ -66,7 +68,9 @@ def test_without_a_prefix_cache_longer_choices_are_echoed():
 def test_short_choices_after_a_long_context_are_read_token_by_token():
     choices = [(1, 2), (1, 3), (4, 5, 6), tuple(range(10)) * 30]
     (question,) = plan(wanted(*((LONG, choice) for choice in choices)), BLOCK)
-    assert sorted(question.continuations) == [0, 1, 2], "300 tokens are cheaper to echo than to read one by one"
+    assert sorted(question.continuations) == [0, 1, 2], (
+        "300 tokens are cheaper to echo than to read one by one"
+    )
     assert question.steps == (
         Step(LONG, (1, 4)),
         Step((*LONG, 1), (2, 3)),
@@ -76,7 +80,9 @@ def test_short_choices_after_a_long_context_are_read_token_by_token():
 
 
 def test_after_a_short_context_an_echo_is_cheaper():
-    assert plan(wanted(*(((1, 2), tuple(range(start, start + 8))) for start in range(4))), BLOCK) == []
+    assert (
+        plan(wanted(*(((1, 2), tuple(range(start, start + 8))) for start in range(4))), BLOCK) == []
+    )
 
 
 def test_contexts_that_begin_alike_follow_each_other():
@@ -88,7 +94,8 @@ def test_contexts_that_begin_alike_follow_each_other():
 def test_what_has_no_next_token_to_read_is_left_to_the_echo():
     many = wanted(*(((1,), (label,)) for label in range(scoring.MOST_LABELS + 1)))
     assert plan(many, BLOCK) == []  # more labels than a request may have
-    assert plan(wanted(((), (1,)), ((1, 2), ())), BLOCK) == []  # a context that was cut away; an empty continuation
+    # a context that was cut away; an empty continuation
+    assert plan(wanted(((), (1,)), ((1, 2), ())), BLOCK) == []
 
 
 TOKENS = st.integers(0, 9)
@@ -98,13 +105,17 @@ CHOICES = st.lists(st.lists(TOKENS, max_size=6).map(tuple), min_size=1, max_size
 
 @given(st.lists(st.tuples(CONTEXTS, CHOICES), max_size=5), st.sampled_from([None, 4, 16, 128]))
 def test_answers_are_those_of_the_echo_and_cost_no_more(questions, block):
-    everything = wanted(*((context, choice) for context, choices in questions for choice in choices))
+    everything = wanted(
+        *((context, choice) for context, choices in questions for choice in choices)
+    )
     found = plan(everything, block)
     for place, answer in read(found).items():
         likelihood, greedy = echo(everything[place])
         assert answer == (pytest.approx(likelihood), greedy)
     tokens = sum(question.computed(block or 10_000) for question in found)
-    assert tokens <= sum(everything[place].tokens for question in found for place in question.continuations)
+    assert tokens <= sum(
+        everything[place].tokens for question in found for place in question.continuations
+    )
 
 
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 32))

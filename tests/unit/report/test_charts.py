@@ -17,8 +17,12 @@ from model_serve_flow.report.formatting import byte_text
 COMPARISON = factories.sample_comparison()
 NAMES = ("base", "w8a8-int8", "w4a16-int4")
 FIGURES = {
-    "accuracy_bars": lambda: measurement_charts.accuracy_bars({name: factories.accuracy(name) for name in NAMES}),
-    "load_curves": lambda: measurement_charts.load_curves({name: factories.performance(name) for name in NAMES}),
+    "accuracy_bars": lambda: measurement_charts.accuracy_bars(
+        {name: factories.accuracy(name) for name in NAMES}
+    ),
+    "load_curves": lambda: measurement_charts.load_curves(
+        {name: factories.performance(name) for name in NAMES}
+    ),
     "accuracy_differences": lambda: charts.accuracy_differences(COMPARISON),
     "latency_throughput": lambda: charts.latency_throughput(COMPARISON),
     "accuracy_cost": lambda: charts.accuracy_cost(COMPARISON),
@@ -55,7 +59,11 @@ def test_title_is_a_question_and_every_panel_names_its_axis(name):
 
 def test_themed_svg_lets_a_page_replace_every_colour():
     svg = chart_style.to_svg(FIGURES["accuracy_differences"](), themed=True)
-    plain = [colour for colour in re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg) if colour in chart_style.THEME]
+    plain = [
+        colour
+        for colour in re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg)
+        if colour in chart_style.THEME
+    ]
     assert plain == []
     assert "var(--chart-1, #0072b2)" in svg
 
@@ -85,22 +93,38 @@ def test_forest_plot_draws_the_differences_and_hollow_markers_beyond_the_margin(
 
 @pytest.mark.parametrize(
     ("interval", "higher_is_better", "within"),
-    [((-4.9, 1), True, True), ((-5.1, 1), True, False), ((-9, 4.9), False, True), ((-9, 5.1), False, False)],
+    [
+        ((-4.9, 1), True, True),
+        ((-5.1, 1), True, False),
+        ((-9, 4.9), False, True),
+        ((-9, 5.1), False, False),
+    ],
 )
 def test_within_margin_looks_at_the_worse_end(interval, higher_is_better, within):
     difference = (
         COMPARISON.candidates[0]
         .accuracy["word_analogies"]["acc"]
-        .model_copy(update={"ci95": interval, "higher_is_better": higher_is_better, "margin": 5.0, "adjusted_p": None})
+        .model_copy(
+            update={
+                "ci95": interval,
+                "higher_is_better": higher_is_better,
+                "margin": 5.0,
+                "adjusted_p": None,
+            }
+        )
     )
     assert reading.within_margin(difference) is within
 
 
 def test_curves_take_their_points_from_the_results():
-    axes = measurement_charts.load_curves({name: factories.performance(name) for name in NAMES}).axes
+    axes = measurement_charts.load_curves(
+        {name: factories.performance(name) for name in NAMES}
+    ).axes
     marks = [line for line in axes[3].lines if line.get_marker() == chart_style.MARKERS[0]]
     points = factories.performance("w8a8-int8").points
-    means = [fmean(p.output_tokens_per_s for p in points if p.concurrency == load) for load in (1, 4, 8)]
+    means = [
+        fmean(p.output_tokens_per_s for p in points if p.concurrency == load) for load in (1, 4, 8)
+    ]
     assert [float(line.get_ydata()[0]) for line in marks] == pytest.approx(means)
     line = charts.latency_throughput(COMPARISON).axes[0].lines[0]
     point = COMPARISON.candidates[0].performance[0]
@@ -110,20 +134,35 @@ def test_curves_take_their_points_from_the_results():
 
 def drawn_lines(figure):
     """(colour, hollow, xs, ys) of everything drawn with a marker."""
-    lines = [line for line in figure.axes[0].lines if line.get_marker() in ("o", *chart_style.MARKERS)]
-    return [(x.get_color(), x.get_markerfacecolor() == chart_style.PAPER, x.get_xdata(), x.get_ydata()) for x in lines]
+    lines = [
+        line for line in figure.axes[0].lines if line.get_marker() in ("o", *chart_style.MARKERS)
+    ]
+    return [
+        (x.get_color(), x.get_markerfacecolor() == chart_style.PAPER, x.get_xdata(), x.get_ydata())
+        for x in lines
+    ]
 
 
 @pytest.mark.parametrize("draw", [charts.latency_throughput, charts.accuracy_cost])
 def test_only_a_candidate_that_must_not_ship_is_grey_and_hollow(draw):
     lines = {(colour, hollow) for colour, hollow, _, _ in drawn_lines(draw(COMPARISON))}
-    assert lines == {(chart_style.BASE_COLOUR, False), (chart_style.PALETTE[0], False), (chart_style.FADED, True)}
+    assert lines == {
+        (chart_style.BASE_COLOUR, False),
+        (chart_style.PALETTE[0], False),
+        (chart_style.FADED, True),
+    }
 
 
 def test_capacity_is_marked_for_models_that_may_be_used():
-    ticks = [line for line in charts.latency_throughput(COMPARISON).axes[0].lines if line.get_linewidth() == 5]
+    ticks = [
+        line
+        for line in charts.latency_throughput(COMPARISON).axes[0].lines
+        if line.get_linewidth() == 5
+    ]
     wanted = [COMPARISON.base.capacity, COMPARISON.candidates[0].capacity]
-    assert [line.get_xdata()[0] for line in ticks] == [capacity.output_tokens_per_s for capacity in wanted]
+    assert [line.get_xdata()[0] for line in ticks] == [
+        capacity.output_tokens_per_s for capacity in wanted
+    ]
 
 
 def test_pareto_chart_has_cost_against_score_and_leaves_a_lossy_candidate_off_the_front():
@@ -134,14 +173,18 @@ def test_pareto_chart_has_cost_against_score_and_leaves_a_lossy_candidate_off_th
     theirs = [(c.cost_per_million_output_tokens, c.suite.candidate) for c in (ships, fails)]
     assert points == {base, *theirs}
     front = figure.axes[0].lines[0]
-    assert sorted(zip(front.get_xdata(), front.get_ydata(), strict=True)) == sorted({base, theirs[0]})
+    assert sorted(zip(front.get_xdata(), front.get_ydata(), strict=True)) == sorted(
+        {base, theirs[0]}
+    )
     assert "w4a16-int4, do not ship" in [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_a_dominated_model_is_named_so():
     worse = COMPARISON.base.model_copy(update={"dominated_by": "w8a8-int8"})
     better = COMPARISON.model_copy(update={"base": worse})
-    assert {offer.name: offer.dominated_by for offer in reading.offers(better)}["base"] == "w8a8-int8"
+    assert {offer.name: offer.dominated_by for offer in reading.offers(better)}[
+        "base"
+    ] == "w8a8-int8"
     texts = [text.get_text() for text in charts.accuracy_cost(better).axes[0].texts]
     assert "base, dominated by w8a8-int8" in texts
 
@@ -153,7 +196,9 @@ def test_without_a_price_nothing_is_offered():
 
 
 def test_unknown_memory_is_said_not_drawn_as_zero():
-    base = COMPARISON.base.model_copy(update={"memory": COMPARISON.base.memory.model_copy(update={"peak_bytes": None})})
+    base = COMPARISON.base.model_copy(
+        update={"memory": COMPARISON.base.memory.model_copy(update={"peak_bytes": None})}
+    )
     svg = chart_style.to_svg(charts.size_and_memory(COMPARISON.model_copy(update={"base": base})))
     assert "not recorded" in svg
 
@@ -163,6 +208,8 @@ def test_names_are_text_not_markup():
     assert "&lt;script&gt;$x$" in svg and "<script" not in svg
 
 
-@pytest.mark.parametrize(("count", "text"), [(269_060_552, "269 MB"), (16_060_522_496, "16.1 GB"), (4e6, "4.00 MB")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(269_060_552, "269 MB"), (16_060_522_496, "16.1 GB"), (4e6, "4.00 MB")]
+)
 def test_byte_text(count, text):
     assert byte_text(count) == text

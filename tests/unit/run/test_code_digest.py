@@ -17,7 +17,8 @@ def library(tmp_path, monkeypatch):
     (package / "templates" / "report.j2").write_text("a page")
     sources = {
         "__init__": "",
-        "used": "from model_serve_flow import deep\n\ndef late():\n    import model_serve_flow.lazy",
+        "used": "from model_serve_flow import deep\n\ndef late():\n    import "
+        "model_serve_flow.lazy",
         "deep": "",
         "lazy": "",
         "child": "",
@@ -31,7 +32,12 @@ def library(tmp_path, monkeypatch):
     module._used_by.cache_clear()
     step = tmp_path / "00_Step"
     step.mkdir()
-    cells = [{"cell_type": "code", "source": ["from utils import run\n", "from model_serve_flow.loads import LOADER"]}]
+    cells = [
+        {
+            "cell_type": "code",
+            "source": ["from utils import run\n", "from model_serve_flow.loads import LOADER"],
+        }
+    ]
     (step / "00_Step.ipynb").write_text(json.dumps({"cells": cells}))
     (step / "utils.py").write_text(
         "from model_serve_flow.used import late\nfrom model_serve_flow.starts import COMMAND"
@@ -40,7 +46,9 @@ def library(tmp_path, monkeypatch):
     module._used_by.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["used.py", "deep.py", "lazy.py", "starts.py", "child.py", "templates/report.j2"])
+@pytest.mark.parametrize(
+    "name", ["used.py", "deep.py", "lazy.py", "starts.py", "child.py", "templates/report.j2"]
+)
 def test_an_edit_of_what_a_step_uses_changes_its_digest(library, name):
     package, digest = library
     before = digest()
@@ -58,13 +66,29 @@ def test_an_edit_of_anything_else_does_not(library):
 def names(number):
     """Modules of ours that the real step depends on."""
     step = next(step for step in STEPS if step.number == number)
-    return {path.relative_to(PACKAGE).as_posix() for path in files_used(module_folder(step), step.notebook)}
+    return {
+        path.relative_to(PACKAGE).as_posix()
+        for path in files_used(module_folder(step), step.notebook)
+    }
 
 
 def test_the_real_steps_depend_on_what_they_run():
-    assert {"compare/stats/paired.py", "compare/verdict.py", "report/templates/report.html.j2"} <= names("06")
-    assert {"measure/lm_eval_client.py", "serve/launch.py", "serve/vllm_main.py", "serve/watchdog.py"} <= names("01")
+    assert {
+        "compare/stats/paired.py",
+        "compare/verdict.py",
+        "report/templates/report.html.j2",
+    } <= names("06")
+    assert {
+        "measure/lm_eval_client.py",
+        "serve/launch.py",
+        "serve/vllm_main.py",
+        "serve/watchdog.py",
+    } <= names("01")
     guidellm = {"driver.py", "workers.py", "constraint.py"}
     assert {f"measure/guidellm/{name}" for name in guidellm} <= names("02")
-    assert {"compress/compression.py", "compress/calibration.py"} <= names("03") and "deploy/kserve.json" in names("07")
-    assert not {"report/report.py", "compress/compression.py", "measure/lm_eval_client.py"} & names("02")
+    assert {"compress/compression.py", "compress/calibration.py"} <= names(
+        "03"
+    ) and "deploy/kserve.json" in names("07")
+    assert not {"report/report.py", "compress/compression.py", "measure/lm_eval_client.py"} & names(
+        "02"
+    )

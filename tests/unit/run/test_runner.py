@@ -31,13 +31,26 @@ Path(flow.workspace.data / "{name}.txt").write_text("{text}")"""
 
 
 def write_notebook(folder, step, *sources):
-    parameters = nbformat.v4.new_code_cell("profile = 'cpu-smollm2'\noverrides = {}\nartifacts = None")
+    parameters = nbformat.v4.new_code_cell(
+        "profile = 'cpu-smollm2'\noverrides = {}\nartifacts = None"
+    )
     parameters.metadata["tags"] = ["parameters"]
-    cells = [nbformat.v4.new_markdown_cell("# Title"), parameters, *map(nbformat.v4.new_code_cell, sources)]
+    cells = [
+        nbformat.v4.new_markdown_cell("# Title"),
+        parameters,
+        *map(nbformat.v4.new_code_cell, sources),
+    ]
     module = folder / step.module
     module.mkdir(parents=True, exist_ok=True)
-    kernel = {"name": "model-serve-flow-notebook", "display_name": "model-serve-flow (notebook)", "language": "python"}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), module / step.notebook)
+    kernel = {
+        "name": "model-serve-flow-notebook",
+        "display_name": "model-serve-flow (notebook)",
+        "language": "python",
+    }
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}),
+        module / step.notebook,
+    )
     (module / "utils.py").write_text("")
 
 
@@ -58,7 +71,9 @@ def modules(tmp_path, monkeypatch):
 
 
 class Inline:
-    """Executes the cells in this process, as `Notebooks` does in a kernel: for tests of what the runner decides."""
+    """Executes the cells in this process, as `Notebooks` does in a kernel:
+    for tests of what the runner decides.
+    """
 
     def __init__(self, workspace, config):
         self.workspace = workspace
@@ -72,7 +87,10 @@ class Inline:
                     exec(cell.source, names)
                     names |= parameters if "parameters" in cell.metadata.get("tags", []) else {}
         except Exception as error:
-            cell.outputs, status = [nbformat.v4.new_output("error", ename=type(error).__name__, evalue=str(error))], 1
+            cell.outputs, status = (
+                [nbformat.v4.new_output("error", ename=type(error).__name__, evalue=str(error))],
+                1,
+            )
         output.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, output)
         return status, output, self.workspace.logs / "none.log"
@@ -208,8 +226,13 @@ def test_a_long_step_shows_what_it_does(run, modules, monkeypatch):
     write_notebook(modules, FIRST, TELL, "time.sleep(1)", WRITE.format(name="first", text="1"))
     lines = run("00").splitlines()
     telling = [line for line in lines if "lm-eval" in line]
-    assert any(re.fullmatch(r"00_First: \d+ s, cell 3 of 5, base: lm-eval, 0 of 618 requests", s) for s in telling)
-    assert re.search(r"cell 3 of 5, base: lm-eval, 206 of 618 requests, about \d+ s left$", telling[-1])
+    assert any(
+        re.fullmatch(r"00_First: \d+ s, cell 3 of 5, base: lm-eval, 0 of 618 requests", s)
+        for s in telling
+    )
+    assert re.search(
+        r"cell 3 of 5, base: lm-eval, 206 of 618 requests, about \d+ s left$", telling[-1]
+    )
     assert any(line.endswith(", cell 4 of 5") for line in lines)
     assert not list(run.root.glob(".live*"))
 
@@ -230,11 +253,18 @@ def test_selection():
 
 
 def test_a_server_left_by_a_notebook_is_stopped(run, modules):
-    leave = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid)"
+    leave = (
+        "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid)"
+    )
     write_notebook(modules, FIRST, leave, WRITE.format(name="first", text="1"))
     run("00")
     notebook = json.loads((run.root / "notebooks" / "00_First.ipynb").read_text())
-    pids = [int(o["text"][0]) for c in notebook["cells"] for o in c.get("outputs", []) if o["output_type"] == "stream"]
+    pids = [
+        int(o["text"][0])
+        for c in notebook["cells"]
+        for o in c.get("outputs", [])
+        if o["output_type"] == "stream"
+    ]
     assert pids and not any(psutil.pid_exists(pid) for pid in pids)
 
 
@@ -247,7 +277,9 @@ test_runner.Run(pathlib.Path({artifacts!r}))("00")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_run_is_refused_until_an_interrupt_ends_the_first_and_all_it_started(run, modules, number):
+def test_a_second_run_is_refused_until_an_interrupt_ends_the_first_and_all_it_started(
+    run, modules, number
+):
     child, family = start_run(run, modules, BUSY)
     began = read_json(run.root / ".run.lock")["started_at"]
     with pytest.raises(FlowError, match=rf"process {child.pid}, started at {began}"):
@@ -266,13 +298,22 @@ def start_run(run, modules, *sources):
     write_notebook(modules, FIRST, *sources)
     script = SCRIPT.format(tests=str(Path(__file__).parent), artifacts=str(run.artifacts))
     child = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", script],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     return child, wait_for_family(child, "sleep")
 
 
-BUSY = "import subprocess, time; subprocess.Popen(['sleep', '601'], start_new_session=True); time.sleep(600)"
-STUBBORN = "import subprocess, time; subprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 602; sleep 602'],"
+BUSY = (
+    "import subprocess, time; subprocess.Popen(['sleep', '601'], start_new_session=True); "
+    "time.sleep(600)"
+)
+STUBBORN = (
+    "import subprocess, time; subprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 602; sleep "
+    "602'],"
+)
 STUBBORN += " start_new_session=True); time.sleep(600)"
 
 
@@ -292,7 +333,9 @@ def test_what_a_killed_run_leaves_is_ended_by_the_next_one(run, modules):
     child, family = start_run(run, modules, STUBBORN)
     child.kill()
     child.communicate()
-    assert alive(family), "the stubborn process should have outlived the kill: else this test shows nothing"
+    assert alive(family), (
+        "the stubborn process should have outlived the kill: else this test shows nothing"
+    )
     write_notebook(modules, FIRST, WRITE.format(name="first", text="1"))
     shown = run("00")
     assert re.search(r"Ended \d+ process", shown)
@@ -338,7 +381,9 @@ def test_results_are_kept_for_a_step_that_goes_on_and_removed_where_they_changed
     assert figure.read_text() == "measured"
 
 
-def test_a_kernel_ended_while_it_compresses_shows_the_log_and_gets_advice_on_memory(run, modules, monkeypatch):
+def test_a_kernel_ended_while_it_compresses_shows_the_log_and_gets_advice_on_memory(
+    run, modules, monkeypatch
+):
     step = Step("03_Compress", "compress", ("model",), (), ("data/first.txt",))
     monkeypatch.setattr(sys.modules[__name__], "FIRST", step)
     environment = environments.environment("compress")
@@ -352,7 +397,11 @@ def test_a_kernel_ended_while_it_compresses_shows_the_log_and_gets_advice_on_mem
 
 
 def alive(processes):
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return [
+        process
+        for process in processes
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 def wait_for_family(child, name):
@@ -374,14 +423,20 @@ def test_steps_read_what_earlier_steps_write():
 
 
 def outputs(module, overrides):
-    return expand(next(step for step in STEPS if step.module == module).outputs, load_profile("ci", overrides))
+    return expand(
+        next(step for step in STEPS if step.module == module).outputs, load_profile("ci", overrides)
+    )
 
 
 def test_a_step_promises_only_the_measurements_that_the_profile_asks_for():
     base, candidate = "results/base/", "results/w8a8-int8/"
-    whole, bare = outputs("01_Base_Accuracy", {}), {"accuracy.again": None, "accuracy.distribution": None}
+    whole, bare = (
+        outputs("01_Base_Accuracy", {}),
+        {"accuracy.again": None, "accuracy.distribution": None},
+    )
     assert whole == [
-        base + f"{name}.json" for name in ("accuracy", "distribution", "accuracy_again", "distribution_again")
+        base + f"{name}.json"
+        for name in ("accuracy", "distribution", "accuracy_again", "distribution_again")
     ]
     assert outputs("01_Base_Accuracy", bare) == [base + "accuracy.json"]
     assert outputs("01_Base_Accuracy", {"accuracy.again": None}) == whole[:2]
@@ -392,7 +447,12 @@ def test_a_step_promises_only_the_measurements_that_the_profile_asks_for():
 
 
 def test_held_out_text_of_the_hub_needs_the_hub():
-    dataset = {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "split": "test", "column": "text"}
+    dataset = {
+        "path": "Salesforce/wikitext",
+        "name": "wikitext-2-raw-v1",
+        "split": "test",
+        "column": "text",
+    }
     assert not needs_hub(load_profile("ci"))
     assert needs_hub(load_profile("ci", {"accuracy.distribution.dataset": dataset}))
 
@@ -400,13 +460,21 @@ def test_held_out_text_of_the_hub_needs_the_hub():
 def test_a_second_candidate_does_not_measure_the_base_again(tmp_path):
     """01 and 02 have the same fingerprint, so they are skipped; 04 and 05 have another."""
     more = [
-        {"name": "w8a8-int8", "recipe": {"scheme": "W8A8", "algorithm": "rtn", "smoothing_strength": 0.8}},
-        {"name": "w4a16-int4", "recipe": {"scheme": "W4A16", "algorithm": "gptq", "group_size": 64}},
+        {
+            "name": "w8a8-int8",
+            "recipe": {"scheme": "W8A8", "algorithm": "rtn", "smoothing_strength": 0.8},
+        },
+        {
+            "name": "w4a16-int4",
+            "recipe": {"scheme": "W4A16", "algorithm": "gptq", "group_size": 64},
+        },
         {"name": "one-more", "recipe": {"scheme": "W8A8", "algorithm": "rtn"}},
     ]
 
     def fingerprints(candidates):
-        session = runner._Session(Flow.open("ci", {"candidates": candidates}, tmp_path), environments.ensure)
+        session = runner._Session(
+            Flow.open("ci", {"candidates": candidates}, tmp_path), environments.ensure
+        )
         for step in STEPS:
             for path in expand(step.inputs, session.flow.config):
                 full = session.flow.workspace.root / path
@@ -422,7 +490,11 @@ def test_a_second_candidate_does_not_measure_the_base_again(tmp_path):
 def test_force_drops_the_answers_of_its_own_measurements_only(run):
     """A report made anew must not cost an interrupted measurement what it was answered."""
     step = Step(
-        "01_First", "notebook", ("model",), (), ("results/base/accuracy.json", "results/base/accuracy_again.json")
+        "01_First",
+        "notebook",
+        ("model",),
+        (),
+        ("results/base/accuracy.json", "results/base/accuracy_again.json"),
     )
     names = [f"{name}-{'0' * 16}_rank0.db" for name in ("base", "base_again", "w8a8-int8")]
     session = runner._Session(Flow.open("cpu-smollm2", {}, run.artifacts), environments.ensure)

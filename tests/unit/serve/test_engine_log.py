@@ -1,4 +1,6 @@
-"""Logs of vLLM 0.32 that died in several ways, recorded and then shortened; frames of the tracebacks are left out."""
+"""Logs of vLLM 0.32 that died in several ways, recorded and then shortened;
+frames of the tracebacks are left out.
+"""
 
 import pytest
 
@@ -126,12 +128,18 @@ def test_the_first_exception_of_the_engine_is_the_cause_and_not_the_servers_own(
     cause = root_cause(SERVICE_LINK)
     assert cause.startswith("ValueError: VLLM_PORT 'tcp://172.30.12.7:8000' appears to be a URI.")
     assert cause.endswith("(vllm/envs.py:538)") and "\n" not in cause
-    assert "Engine core initialization failed" in SERVICE_LINK.splitlines()[-1] and "Engine core" not in cause
+    assert (
+        "Engine core initialization failed" in SERVICE_LINK.splitlines()[-1]
+        and "Engine core" not in cause
+    )
 
 
 def test_the_cause_of_a_worker_comes_before_that_of_the_engine_which_only_points_to_it():
     """A quantization_config whose `ignore` holds a pattern that is no regular expression."""
-    assert root_cause(WORKER) == "regex._regex_core.error: missing ) at position 8 (regex/_main.py:553)"
+    assert (
+        root_cause(WORKER)
+        == "regex._regex_core.error: missing ) at position 8 (regex/_main.py:553)"
+    )
 
 
 def test_an_engine_that_was_killed_left_no_cause_and_is_not_made_to_have_one():
@@ -149,7 +157,9 @@ def test_a_log_without_an_exception_holds_no_cause():
     assert root_cause(BAD_FLAG) is None and root_cause("") is None
 
 
-REQUEST = SERVICE_LINK.replace("EngineCore failed to start.", "Unexpected error pre-processing request 7")
+REQUEST = SERVICE_LINK.replace(
+    "EngineCore failed to start.", "Unexpected error pre-processing request 7"
+)
 
 
 def test_of_a_server_that_was_killed_an_exception_of_one_request_is_not_the_cause():
@@ -165,8 +175,10 @@ def test_what_ended_the_engine_is_the_cause_though_another_traceback_stands_befo
 START = "(EngineCore_DP0 pid=1) ERROR 11-29 07:54:00 [core.py:1512] "
 
 
-@pytest.mark.parametrize("link", ["During handling of the above exception, another exception occurred:",
-                                  "The above exception was the direct cause of the following exception:"])  # fmt: skip
+@pytest.mark.parametrize("link",
+                         ["During handling of the above exception, another exception occurred:",
+                                  ("The above exception was the direct cause of the following "
+                                   "exception:")])  # fmt: skip
 def test_of_a_chain_the_first_exception_is_the_cause_and_the_last_what_it_led_to(link):
     said = [
         "EngineCore encountered a fatal error.",

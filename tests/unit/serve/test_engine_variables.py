@@ -10,9 +10,18 @@ def vllm(tmp_path, monkeypatch):
     package = tmp_path / "vllm"
     package.mkdir()
     (package / "__init__.py").write_text("raise ImportError('this takes more than ten seconds')")
-    names = ("VLLM_PORT", "VLLM_DP_MASTER_PORT", "VLLM_LOGGING_LEVEL", "VLLM_API_KEY", "VLLM_TUNED", "VLLM_NAME_PORT")
+    names = (
+        "VLLM_PORT",
+        "VLLM_DP_MASTER_PORT",
+        "VLLM_LOGGING_LEVEL",
+        "VLLM_API_KEY",
+        "VLLM_TUNED",
+        "VLLM_NAME_PORT",
+    )
     lines = [f'    "{name}": lambda: os.getenv("{name}"),\n' for name in names]
-    (package / "envs.py").write_text("".join(["environment_variables = {\n", *lines, "}\n", 'OTHER = "VLLM_OTHER"\n']))
+    (package / "envs.py").write_text(
+        "".join(["environment_variables = {\n", *lines, "}\n", 'OTHER = "VLLM_OTHER"\n'])
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     known_names.cache_clear()
     yield package

@@ -37,7 +37,9 @@ INT4_KERNEL = "CPUWNA16LinearKernel for CompressedTensorsWNA16"
 @pytest.fixture
 def folder(tmp_path):
     def write(config):
-        (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config} if config else {}))
+        (tmp_path / "config.json").write_text(
+            json.dumps({"quantization_config": config} if config else {})
+        )
         return tmp_path
 
     return write
@@ -55,7 +57,9 @@ def test_a_candidate_served_unquantised_is_refused(folder):
 
 
 def test_the_kernel_of_another_scheme_is_refused(folder):
-    with pytest.raises(FlowError, match=r"group_0 \(W8A8\) needs a kernel for CompressedTensorsW8A8Int8"):
+    with pytest.raises(
+        FlowError, match=r"group_0 \(W8A8\) needs a kernel for CompressedTensorsW8A8Int8"
+    ):
         require_expected_kernel(facts("compressed-tensors", INT4_KERNEL), "w8a8-int8", folder(W8A8))
 
 
@@ -66,15 +70,19 @@ def test_a_quantised_base_is_refused(folder):
 
 # Logs of GPUs. The lines are those of vLLM 0.32's format strings; no such run was made.
 
-HEAD = "(EngineCore pid=1) INFO Initializing a V1 LLM engine (v0.32.0) with config: quantization=compressed-tensors\n"
+HEAD = (
+    "(EngineCore pid=1) INFO Initializing a V1 LLM engine (v0.32.0) with config: "
+    "quantization=compressed-tensors\n"
+)
 NV = {"type": "float", "num_bits": 4, "strategy": "tensor_group", "group_size": 16}
 MX = {"type": "float", "num_bits": 4, "strategy": "group", "group_size": 32}
 INT4 = {"type": "int", "num_bits": 4, "strategy": "group", "group_size": 128}
 FP8W = {"type": "float", "num_bits": 8, "strategy": "channel"}
 FP8A = {"type": "float", "num_bits": 8, "strategy": "token", "dynamic": True}
 MARLIN_FP8 = (
-    "WARNING Your GPU does not have native support for FP8 computation but FP8 quantization is being used. "
-    "Weight-only FP8 compression will be used leveraging the Marlin kernel. This may degrade performance"
+    "WARNING Your GPU does not have native support for FP8 computation but FP8 quantization is "
+    "being used. Weight-only FP8 compression will be used leveraging the Marlin kernel. This may "
+    "degrade performance"
 )
 
 
@@ -89,23 +97,30 @@ def served(*lines):
          "Selected CutlassInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8"),
         (INT4, None, "Using MarlinLinearKernel for CompressedTensorsWNA16"),
         (INT4, None, "Using MacheteLinearKernel for CompressedTensorsWNA16"),
-        ({**INT4, "symmetric": False}, None, "Using MacheteLinearKernel for CompressedTensorsWNA16"),
+        ({**INT4, "symmetric": False}, None,
+         "Using MacheteLinearKernel for CompressedTensorsWNA16"),
         (FP8W, FP8A, "Selected CutlassFP8ScaledMMLinearKernel for CompressedTensorsW8A8Fp8"),
-        ({**FP8W, "strategy": "block"}, FP8A, "Selected DeepGemmFp8BlockScaledMMKernel for CompressedTensorsW8A8Fp8"),
+        ({**FP8W, "strategy": "block"}, FP8A,
+         "Selected DeepGemmFp8BlockScaledMMKernel for CompressedTensorsW8A8Fp8"),
         (INT4, FP8A, "Using CutlassW4A8LinearKernel for CompressedTensorsW4A8Fp8"),
-        (INT4, {"type": "int", "num_bits": 8}, "Using HummingLinearKernel for CompressedTensorsW4A8Int"),
+        (INT4, {"type": "int", "num_bits": 8},
+         "Using HummingLinearKernel for CompressedTensorsW4A8Int"),
         (NV, NV, "Using CutlassNvFp4LinearKernel for NVFP4 GEMM"),
         (NV, None, "Using MarlinNvFp4LinearKernel for NVFP4 GEMM"),
         (MX, MX, "Using MarlinMxFp4LinearKernel for MXFP4 GEMM"),
-        ({**MX, "num_bits": 8}, {**MX, "num_bits": 8}, "Using MarlinMxfp8LinearKernel for MXFP8 GEMM"),
+        ({**MX, "num_bits": 8}, {**MX, "num_bits": 8},
+         "Using MarlinMxfp8LinearKernel for MXFP8 GEMM"),
         (INT4, None, "Using 'MARLIN' WNA16 MoE backend."),
-        (FP8W, FP8A, "Using TRITON Fp8 MoE backend out of potential backends: ['TRITON', 'MARLIN']."),
+        (FP8W, FP8A,
+         "Using TRITON Fp8 MoE backend out of potential backends: ['TRITON', 'MARLIN']."),
         ({"type": "int", "num_bits": 8}, {"type": "int", "num_bits": 8},
          "Using TRITON Int8 MoE backend out of potential backends: ['TRITON']."),
-        (NV, NV, "Using 'VLLM_CUTLASS' NvFp4 MoE backend out of potential backends: ['VLLM_CUTLASS']."),
+        (NV, NV,
+         "Using 'VLLM_CUTLASS' NvFp4 MoE backend out of potential backends: ['VLLM_CUTLASS']."),
         (MX, None, "Using MarlinExperts for MXFP4 MoE"),
         ({**MX, "num_bits": 8}, {**MX, "num_bits": 8}, "Using 'DEEPGEMM' MxFp8 MoE backend."),
-        (INT4, {"type": "int", "num_bits": 8}, "Using CPU W4A8 Int8 MoE backend out of potential backends: ['CPU']."),
+        (INT4, {"type": "int", "num_bits": 8},
+         "Using CPU W4A8 Int8 MoE backend out of potential backends: ['CPU']."),
         (INT4, FP8A, "Using CUTLASS W4A8 MoE backend."),
     ],
 )  # fmt: skip
@@ -124,9 +139,17 @@ def test_a_group_that_no_line_proves_is_named(folder):
             require_expected_kernel(served(line), "mixed", folder(config))
 
 
-@pytest.mark.parametrize(("capability", "passes"), [("8.6", True), ("7.5", True), ("8.9", False), (None, False)])
-def test_fp8_without_a_line_passes_only_where_vllm_writes_none(folder, monkeypatch, capsys, capability, passes):
-    gpu = None if capability is None else Gpu(name="x", memory_bytes=1, driver="580", compute_capability=capability)
+@pytest.mark.parametrize(
+    ("capability", "passes"), [("8.6", True), ("7.5", True), ("8.9", False), (None, False)]
+)
+def test_fp8_without_a_line_passes_only_where_vllm_writes_none(
+    folder, monkeypatch, capsys, capability, passes
+):
+    gpu = (
+        None
+        if capability is None
+        else Gpu(name="x", memory_bytes=1, driver="580", compute_capability=capability)
+    )
     monkeypatch.setattr(kernels, "find_gpus", lambda: ((gpu,) if gpu else (), None))
     config = folder(compressed(FP8W, FP8A))
     if passes:
@@ -143,7 +166,11 @@ def test_marlin_says_that_it_unpacks_fp8(folder):
 
 
 def test_a_checkpoint_with_only_its_kv_cache_in_fp8(folder):
-    cache = {"quant_method": "compressed-tensors", "config_groups": {}, "kv_cache_scheme": {"num_bits": 8}}
+    cache = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {},
+        "kv_cache_scheme": {"num_bits": 8},
+    }
     require_expected_kernel(served(), "kv", folder(cache))
     with pytest.raises(FlowError, match="without a quantised kernel"):
         require_expected_kernel(facts(None), "kv", folder(cache))
@@ -152,7 +179,9 @@ def test_a_checkpoint_with_only_its_kv_cache_in_fp8(folder):
 def test_a_group_for_attention_needs_no_kernel(folder):
     config = compressed(None, FP8A)
     config["config_groups"]["group_1"] = {"weights": INT4, "input_activations": None}
-    require_expected_kernel(served("Using MarlinLinearKernel for CompressedTensorsWNA16"), "kv", folder(config))
+    require_expected_kernel(
+        served("Using MarlinLinearKernel for CompressedTensorsWNA16"), "kv", folder(config)
+    )
 
 
 def test_experts_of_the_base_are_not_quantised(folder):
@@ -163,4 +192,6 @@ def test_experts_of_the_base_are_not_quantised(folder):
 
 def test_another_tools_layers_have_other_names(folder):
     gptq = {"quant_method": "gptq", "bits": 4}
-    require_expected_kernel(served("Using MarlinLinearKernel for AutoGPTQLinearMethod"), "gptq", folder(gptq))
+    require_expected_kernel(
+        served("Using MarlinLinearKernel for AutoGPTQLinearMethod"), "gptq", folder(gptq)
+    )

@@ -1,4 +1,6 @@
-"""The server's life, with a few lines of Python in the engine's place; the real engine is started in tests/e2e."""
+"""The server's life, with a few lines of Python in the engine's place;
+the real engine is started in tests/e2e.
+"""
 
 import json
 import os
@@ -24,7 +26,7 @@ quantization=compressed-tensors, seed=0
 (Worker pid=2) INFO [__init__.py:1] Selected CPUInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8
 (Worker pid=2) INFO [__init__.py:1] Selected CPUInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8
 (EngineCore pid=1) INFO [kv_cache_utils.py:2327] CPU KV cache size: 46,592 tokens, Maximum concurrency
-"""
+"""  # noqa: E501
 HEALTHY = """
 import http.server, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -42,7 +44,8 @@ COMPUTES = (
     .replace("self.rfile.read", "import time; time.sleep(5); self.rfile.read")
     .replace(
         "class Handler",
-        "threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()\nclass Handler",
+        "threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()\nclass "
+        "Handler",
     )
 )
 
@@ -53,11 +56,14 @@ GETS_WORK = HEALTHY.replace("self.rfile.read", "[None for _ in iter(int, 1)]; se
 OWES_A_TOKEN = HEALTHY.replace("HTTPServer", "ThreadingHTTPServer").replace(
     "self.rfile.read", "import time; time.sleep(600); self.rfile.read"
 )
-SPINS_BESIDE_ITS_ENGINE = OWES_A_TOKEN.replace("import time; time.sleep(600)", "[None for _ in iter(int, 1)]")
+SPINS_BESIDE_ITS_ENGINE = OWES_A_TOKEN.replace(
+    "import time; time.sleep(600)", "[None for _ in iter(int, 1)]"
+)
 # every process that computes is gone a moment later, as those of a compiler are
 COMPILES = OWES_A_TOKEN.replace(
     "time.sleep(600)",
-    "[subprocess.run([sys.executable, '-Sc', 'for _ in range(10**6): pass']) for _ in iter(int, 1)]",
+    "[subprocess.run([sys.executable, '-Sc', 'for _ in range(10**6): pass']) for _ in iter(int, "
+    "1)]",
 )
 # no CPU time to speak of, as with the work on a GPU, but its counter of tokens goes on
 COUNTS = OWES_A_TOKEN.replace(
@@ -76,14 +82,18 @@ def flow(tmp_path):
 
 def engine(monkeypatch, code):
     monkeypatch.setattr(
-        launch, "serve_command", lambda config, folder, name, port, purpose: [sys.executable, "-c", code, str(port)]
+        launch,
+        "serve_command",
+        lambda config, folder, name, port, purpose: [sys.executable, "-c", code, str(port)],
     )
 
 
 def server(tmp_path, text):
     log = tmp_path / "vllm.log"
     log.write_text(text)
-    return server_module.Server("http://127.0.0.1:1", "base", "a-key", tmp_path, log, psutil.Process(), 1.0)
+    return server_module.Server(
+        "http://127.0.0.1:1", "base", "a-key", tmp_path, log, psutil.Process(), 1.0
+    )
 
 
 def test_facts_are_read_from_the_log(tmp_path):
@@ -97,7 +107,9 @@ def test_facts_are_read_from_the_log(tmp_path):
 
 
 def test_quantization_none_means_unquantised(tmp_path):
-    facts = server(tmp_path, LOG.replace("quantization=compressed-tensors", "quantization=None")).facts()
+    facts = server(
+        tmp_path, LOG.replace("quantization=compressed-tensors", "quantization=None")
+    ).facts()
     assert facts.quantization is None
 
 
@@ -141,7 +153,7 @@ for line in ("Traceback (most recent call last):", '  File "core.py", line 1, in
     print("(EngineCore pid=1) ERROR 11-29 07:54:00 [core.py:1510]", line)
 print("\\n".join(f"  line {number} of the server's own traceback" for number in range(60)))
 raise SystemExit(1)
-"""
+"""  # noqa: E501
 
 
 def test_a_server_that_dies_says_why_first_and_shows_few_of_its_last_lines(flow, monkeypatch):
@@ -149,23 +161,28 @@ def test_a_server_that_dies_says_why_first_and_shows_few_of_its_last_lines(flow,
     with pytest.raises(FlowError) as died, launch.serve(flow, "base"):
         pass
     lines = str(died.value).splitlines()
-    assert lines[0] == "vLLM ended with exit code 1 while starting. The cause:" and lines[1].startswith(
-        "ValueError: no room"
-    )
+    assert lines[0] == "vLLM ended with exit code 1 while starting. The cause:" and lines[
+        1
+    ].startswith("ValueError: no room")
     assert "line 59 of the server's own traceback" in str(died.value) and len(lines) < 10
     assert str(flow.workspace.logs / "vllm-serve-base.log") in lines[-1]
 
 
 def test_a_server_that_dies_without_a_traceback_shows_its_last_lines(flow, monkeypatch):
     engine(monkeypatch, "print('CUDA out of memory'); raise SystemExit(3)")
-    with pytest.raises(FlowError, match=r"(?s)exit code 3 .*CUDA out of memory"), launch.serve(flow, "base"):
+    with (
+        pytest.raises(FlowError, match=r"(?s)exit code 3 .*CUDA out of memory"),
+        launch.serve(flow, "base"),
+    ):
         pass
 
 
 def test_our_own_looks_at_a_server_are_not_its_last_lines(tmp_path):
     look = 'INFO:     127.0.0.1:56310 - "GET /{} HTTP/1.1" 200 OK'
     log = tmp_path / "vllm.log"
-    log.write_text("\n".join(["it said this", *([look.format("health"), look.format("metrics")] * 30)]))
+    log.write_text(
+        "\n".join(["it said this", *([look.format("health"), look.format("metrics")] * 30)])
+    )
     assert server_module.log_tail(log) == "it said this"
 
 
@@ -183,12 +200,18 @@ def test_a_port_in_use_is_refused(flow):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(FlowError, match="in use"), launch.serve(flow, "base", port=taken.getsockname()[1]):
+        with (
+            pytest.raises(FlowError, match="in use"),
+            launch.serve(flow, "base", port=taken.getsockname()[1]),
+        ):
             pass
 
 
 def test_a_missing_model_folder_is_named(tmp_path):
-    with pytest.raises(FlowError, match="no model folder"), launch.serve(Flow.open("ci", {}, tmp_path), "base"):
+    with (
+        pytest.raises(FlowError, match="no model folder"),
+        launch.serve(Flow.open("ci", {}, tmp_path), "base"),
+    ):
         pass
 
 
@@ -206,7 +229,8 @@ def test_every_server_has_a_key_that_no_command_line_shows(flow, monkeypatch):
 
 
 SHOWS_VARIABLES = "import json, os; print(json.dumps(dict(os.environ)), flush=True)" + HEALTHY
-HOSTILE = {  # as Kubernetes sets for a Service named vllm, and as a user may have for a server of his own
+# as Kubernetes sets for a Service named vllm, and as a user may have for a server of his own
+HOSTILE = {
     "VLLM_PORT": "tcp://172.30.12.7:8000",
     "VLLM_PORT_8000_TCP_ADDR": "172.30.12.7",
     "VLLM_SERVICE_HOST": "172.30.12.7",
@@ -221,16 +245,25 @@ def variables(flow):
 
 
 def test_variables_of_the_user_that_break_the_server_do_not_reach_it(flow, monkeypatch, capsys):
-    monkeypatch.setattr(engine_variables, "known_names", lambda: {"VLLM_PORT", "VLLM_LOGGING_LEVEL", "VLLM_TUNED"})
+    monkeypatch.setattr(
+        engine_variables, "known_names", lambda: {"VLLM_PORT", "VLLM_LOGGING_LEVEL", "VLLM_TUNED"}
+    )
     for name, value in {**HOSTILE, "VLLM_TUNED": "yes", "FORCE_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
     engine(monkeypatch, SHOWS_VARIABLES)
     got = variables(flow)
-    assert not HOSTILE.keys() & got.keys() and got["VLLM_TUNED"] == "yes" and got["VLLM_LOGGING_COLOR"] == "0"
+    assert (
+        not HOSTILE.keys() & got.keys()
+        and got["VLLM_TUNED"] == "yes"
+        and got["VLLM_LOGGING_COLOR"] == "0"
+    )
     said = capsys.readouterr().out
     assert "Not handed on to vLLM" in said and all(name in said for name in HOSTILE)
     recorded = read_manifest(flow.workspace)["servers"]["serve-base"]
-    assert recorded["not_handed_on"] == sorted(HOSTILE) and recorded["variables"]["VLLM_TUNED"] == "yes"
+    assert (
+        recorded["not_handed_on"] == sorted(HOSTILE)
+        and recorded["variables"]["VLLM_TUNED"] == "yes"
+    )
     assert not any("KEY" in name for name in recorded["variables"])
 
 
@@ -241,7 +274,10 @@ def test_servers_wait_passively_unless_the_user_wants_otherwise(flow, monkeypatc
         monkeypatch.setenv("OMP_WAIT_POLICY", users)
     engine(monkeypatch, SHOWS_VARIABLES)
     assert variables(flow)["OMP_WAIT_POLICY"] == expected
-    assert read_manifest(flow.workspace)["servers"]["serve-base"]["variables"]["OMP_WAIT_POLICY"] == expected
+    assert (
+        read_manifest(flow.workspace)["servers"]["serve-base"]["variables"]["OMP_WAIT_POLICY"]
+        == expected
+    )
 
 
 def test_what_an_eager_engine_would_compile_it_does_not(flow, monkeypatch, tmp_path):
@@ -270,10 +306,15 @@ def test_what_an_engine_compiles_is_there_for_the_next_one(tmp_path, monkeypatch
 def test_servers_for_accuracy_have_a_prefix_cache_and_no_others_have(tmp_path, profile):
     config = Flow.open(profile, {}, tmp_path).config
     plain = vllm.engine_arguments(config)
-    assert all(vllm.engine_arguments(config, purpose) == plain for purpose in ("performance", "deploy"))
+    assert all(
+        vllm.engine_arguments(config, purpose) == plain for purpose in ("performance", "deploy")
+    )
     scoring = vllm.engine_arguments(config, "accuracy")
     only = [flag for flag in scoring if flag not in plain]
-    assert only == ["--enable-prefix-caching", *(["--block-size", "32"] if config.device == "cpu" else [])]
+    assert only == [
+        "--enable-prefix-caching",
+        *(["--block-size", "32"] if config.device == "cpu" else []),
+    ]
     assert [flag for flag in plain if flag not in scoring] == ["--no-enable-prefix-caching"]
     command = vllm.serve_command(config, tmp_path, "base", 8000, "accuracy")
     assert command[-len(scoring) :] == scoring
@@ -305,7 +346,10 @@ def test_this_machine_only_gets_a_key_by_itself(tmp_path, host):
     ("overrides", "reason"),
     [
         ({"engine.host": "everywhere"}, "IP address"),
-        ({"engine.extra_arguments": ["--api-key", "hunter2hunter2hunter2"]}, "--api-key holds a secret"),
+        (
+            {"engine.extra_arguments": ["--api-key", "hunter2hunter2hunter2"]},
+            "--api-key holds a secret",
+        ),
         ({"engine.extra_arguments": ["--api_k=hunter2hunter2hunter2"]}, "--api-k holds a secret"),
         ({"engine.extra_arguments": ["--host=0.0.0.0"]}, "--host is set by the flow"),
         ({"engine.extra_arguments": ["--port", "80"]}, "--port is set by the flow"),
@@ -321,7 +365,9 @@ def test_a_profile_holds_no_secret_and_no_other_address(tmp_path, overrides, rea
 def test_a_failure_after_the_server_died_is_reported_as_that(flow, monkeypatch, number):
     engine(monkeypatch, HEALTHY)
     with (
-        pytest.raises(server_module.ServerGone, match=rf"signal {number} \({number.name}\)") as caught,
+        pytest.raises(
+            server_module.ServerGone, match=rf"signal {number} \({number.name}\)"
+        ) as caught,
         launch.serve(flow, "base") as running,
     ):
         family = [running.process, *running.process.children(recursive=True)]
@@ -343,7 +389,9 @@ def test_a_failure_while_the_server_is_well_stays_what_it_is(flow, monkeypatch):
 def watched(tmp_path, monkeypatch):
     """A flow whose servers are looked at often and may be silent for a second only."""
     monkeypatch.setattr(watchdog, "INTERVAL_SECONDS", 0.3)
-    flow = Flow.open("ci", {"engine.startup_seconds": 20, "engine.unresponsive_seconds": 1}, tmp_path)
+    flow = Flow.open(
+        "ci", {"engine.startup_seconds": 20, "engine.unresponsive_seconds": 1}, tmp_path
+    )
     flow.workspace.model("base").mkdir(parents=True)
     return flow
 
@@ -391,7 +439,9 @@ def test_a_turn_whose_server_died_says_so_and_ends_the_others(flow, monkeypatch)
         launch.serve_each(flow, ["base", "w8a8-int8"]) as servers,
     ):
         first = next(servers)
-        children = [child for child in psutil.Process().children(recursive=True) if child not in before]
+        children = [
+            child for child in psutil.Process().children(recursive=True) if child not in before
+        ]
         first.process.kill()
         raise ConnectionError
     assert not alive(children)
@@ -410,7 +460,11 @@ def test_what_can_be_done_while_the_server_starts_is_done_once(flow, monkeypatch
 
 
 def alive(processes):
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return [
+        process
+        for process in processes
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 def test_servers_of_several_models_start_together_and_each_ends_after_its_turn(flow, monkeypatch):
@@ -425,7 +479,8 @@ def test_servers_of_several_models_start_together_and_each_ends_after_its_turn(f
         second = next(servers)
         assert (first.model_name, second.model_name) == ("base", "w8a8-int8")
         assert first.url != second.url
-        assert second.process.create_time() - first.process.create_time() < 1  # not after the first one's turn
+        # not after the first one's turn
+        assert second.process.create_time() - first.process.create_time() < 1
         assert not alive([first.process])
         assert alive([second.process])
         assert list(servers) == []
@@ -436,9 +491,14 @@ def test_a_turn_that_fails_leaves_no_server(flow, monkeypatch):
     flow.workspace.model("w8a8-int8").mkdir()
     engine(monkeypatch, HEALTHY)
     before = psutil.Process().children(recursive=True)
-    with pytest.raises(ZeroDivisionError), launch.serve_each(flow, ["base", "w8a8-int8"]) as servers:
+    with (
+        pytest.raises(ZeroDivisionError),
+        launch.serve_each(flow, ["base", "w8a8-int8"]) as servers,
+    ):
         next(servers)
-        children = [child for child in psutil.Process().children(recursive=True) if child not in before]
+        children = [
+            child for child in psutil.Process().children(recursive=True) if child not in before
+        ]
         assert len(alive(children)) == 4
         raise ZeroDivisionError
     assert not alive(children)
@@ -473,7 +533,9 @@ def test_the_engine_does_not_outlive_its_server(tmp_path):
     (package / "api_server.py").write_text(STAND_IN)
     command = [sys.executable, "-m", vllm.SERVER_MODULE]
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE) as server:
+    with subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE
+    ) as server:
         engine = psutil.Process(int(server.stdout.readline()))
         time.sleep(2)
         assert alive([engine])

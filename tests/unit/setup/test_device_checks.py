@@ -35,7 +35,9 @@ T4, GB10 = gpu("Tesla T4", 15360, "7.5"), gpu("NVIDIA GB10", None, "12.1")
 
 
 def found(tmp_path: Path, *gpus: Gpu, **overrides: Any) -> dict[str, Check]:
-    flow = Flow.open(PROFILE, {key.replace("__", "."): value for key, value in overrides.items()}, tmp_path)
+    flow = Flow.open(
+        PROFILE, {key.replace("__", "."): value for key, value in overrides.items()}, tmp_path
+    )
     machine = ROOMY.model_copy(update={"gpus": gpus, "gpu_problem": None})
     return {item.name: item for item in check(flow, machine)}
 
@@ -80,7 +82,10 @@ def test_memory_that_is_not_known_is_no_reason_to_refuse(tmp_path: Path) -> None
 
 
 def test_four_gpus_hold_what_one_does_not(tmp_path: Path) -> None:
-    assert outcomes(found(tmp_path, H100, model__parameters=70_553_706_496))["GPU memory to serve"] == "does not fit"
+    assert (
+        outcomes(found(tmp_path, H100, model__parameters=70_553_706_496))["GPU memory to serve"]
+        == "does not fit"
+    )
     parallel = {"model__parameters": 70_553_706_496, "engine__tensor_parallel": 4}
     assert "GPU memory of each to serve" not in outcomes(found(tmp_path, *[H100] * 4, **parallel))
     too_few = found(tmp_path, *[H100] * 3, **parallel)
@@ -89,7 +94,9 @@ def test_four_gpus_hold_what_one_does_not(tmp_path: Path) -> None:
 
 
 def test_four_small_gpus_serve_8b_and_one_serves_it_with_waiting(tmp_path: Path) -> None:
-    assert "GPU memory of each to serve" not in outcomes(found(tmp_path, *[L4] * 4, engine__tensor_parallel=4))
+    assert "GPU memory of each to serve" not in outcomes(
+        found(tmp_path, *[L4] * 4, engine__tensor_parallel=4)
+    )
     assert outcomes(found(tmp_path, L4)) == {"GPU memory for the whole load": "warning"}
 
 
@@ -102,8 +109,18 @@ def test_the_smallest_gpu_that_is_used_decides(tmp_path: Path) -> None:
 
 def test_a_model_with_experts_needs_kernels_for_experts(tmp_path: Path) -> None:
     mixtral = {
-        **{"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "num_local_experts": 4},
+        **{
+            "model_type": "mixtral",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+        },
+        **{
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 100,
+            "num_local_experts": 4,
+        },
     }
     (tmp_path / "config.json").write_text(json.dumps(mixtral))
     checks = found(tmp_path, H100, model__source=str(tmp_path))
@@ -118,7 +135,9 @@ def test_parallelism_among_the_extra_arguments_is_refused(tmp_path: Path) -> Non
         Flow.open("ci", {"engine.tensor_parallel": 2}, tmp_path)
 
 
-def test_doctor_shows_the_warning_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_shows_the_warning_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine = ROOMY.model_copy(update={"gpus": (A100,), "gpu_problem": None})
     monkeypatch.setattr(machine_module, "inspect_machine", lambda _: machine)
     monkeypatch.setenv("MODEL_SERVE_FLOW_ARTIFACTS", str(tmp_path))
@@ -127,8 +146,16 @@ def test_doctor_shows_the_warning_and_goes_on(tmp_path: Path, monkeypatch: pytes
     assert "WARNING  kernel for FP8_DYNAMIC" in " ".join(done.output.split("\n"))
 
 
-def test_plan_says_where_each_scheme_has_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_says_where_each_scheme_has_a_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MODEL_SERVE_FLOW_ARTIFACTS", str(tmp_path))
     said = CliRunner().invoke(cli.main, ["plan", "--profile", PROFILE]).output
-    assert "FP8_DYNAMIC: absent on compute capability 7.5; weights only on compute capability 8.0, 8.6; as" in said
-    assert "W4A16: absent on AVX2" in CliRunner().invoke(cli.main, ["plan", "--profile", "cpu-smollm2"]).output
+    assert (
+        "FP8_DYNAMIC: absent on compute capability 7.5; weights only on compute capability 8.0, "
+        "8.6; as" in said
+    )
+    assert (
+        "W4A16: absent on AVX2"
+        in CliRunner().invoke(cli.main, ["plan", "--profile", "cpu-smollm2"]).output
+    )

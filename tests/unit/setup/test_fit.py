@@ -26,7 +26,9 @@ L40S = Gpu(name="NVIDIA L40S", memory_bytes=46068 << 20, driver="580.1", compute
 
 
 def open_flow(tmp_path: Path, profile: str = "cpu-smollm2", **overrides: object) -> Flow:
-    return Flow.open(profile, {key.replace("__", "."): value for key, value in overrides.items()}, tmp_path)
+    return Flow.open(
+        profile, {key.replace("__", "."): value for key, value in overrides.items()}, tmp_path
+    )
 
 
 def failures(flow: Flow, machine: Machine) -> set[str]:
@@ -88,7 +90,8 @@ def test_estimate_of_the_small_profile_is_near_what_was_measured(tmp_path: Path)
     need = estimate(open_flow(tmp_path))
     assert need.weights_bytes == pytest.approx(269e6, rel=0.01)
     assert need.kv_cache_bytes == GIB
-    assert need.serve_bytes == 2 * (need.weights_bytes + GIB + 2 * GIB)  # both candidates' servers start together
+    # both candidates' servers start together
+    assert need.serve_bytes == 2 * (need.weights_bytes + GIB + 2 * GIB)
     one = estimate(Flow.open("cpu-smollm2", {"engine.start_together": False}, tmp_path))
     assert one.serve_bytes == need.serve_bytes / 2
     assert need.disk_bytes > (269 + 160 + 112 + 98) * 1e6
@@ -101,7 +104,9 @@ def test_kv_cache_of_llama_8b_is_128_kib_a_token(tmp_path: Path) -> None:
 
 def test_gpu_profile_without_gpu_is_refused_in_clear_words(tmp_path: Path) -> None:
     checks = check(open_flow(tmp_path, "gpu-llama-3.1-8b"), ROOMY)
-    with pytest.raises(FlowError, match="GPU: none \\(none here\\); needed: an NVIDIA GPU") as raised:
+    with pytest.raises(
+        FlowError, match="GPU: none \\(none here\\); needed: an NVIDIA GPU"
+    ) as raised:
         require(checks)
     assert "cpu-smollm2" in str(raised.value)
 
@@ -125,11 +130,15 @@ def test_the_reference_gpu_fits_and_a_third_of_it_does_not(tmp_path: Path) -> No
         ({"cpu_features": (), "architecture": "aarch64"}, set()),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, object], failed: set[str]) -> None:
+def test_what_does_not_fit_is_named(
+    tmp_path: Path, change: dict[str, object], failed: set[str]
+) -> None:
     assert failures(open_flow(tmp_path), ROOMY.model_copy(update=change)) == failed
 
 
-def test_without_avx_512_the_message_names_the_candidates_and_the_profile_that_fits(tmp_path: Path) -> None:
+def test_without_avx_512_the_message_names_the_candidates_and_the_profile_that_fits(
+    tmp_path: Path,
+) -> None:
     plain = ROOMY.model_copy(update={"cpu_features": ("avx2",)})
     with pytest.raises(FlowError, match=r"without avx512f; needed: .*w4a16-int4.*cpu-smollm2-avx2"):
         require(check(open_flow(tmp_path), plain))
@@ -147,14 +156,25 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("profile", "program", "variable"), [("ci", "g++", "CXX"), ("gpu-llama-3.1-8b", "gcc", "CC")])
+@pytest.mark.parametrize(
+    ("profile", "program", "variable"), [("ci", "g++", "CXX"), ("gpu-llama-3.1-8b", "gcc", "CC")]
+)
 def test_a_compiler_is_needed_only_where_vllm_compiles(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_compiler: Path, profile: str, program: str, variable: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_compiler: Path,
+    profile: str,
+    program: str,
+    variable: str,
 ) -> None:
     machine = ROOMY.model_copy(update={"gpus": (L40S,)})
-    compiles, eager = (open_flow(tmp_path, profile, engine__enforce_eager=value) for value in (False, True))
+    compiles, eager = (
+        open_flow(tmp_path, profile, engine__enforce_eager=value) for value in (False, True)
+    )
     assert failures(eager, machine) == set()
-    with pytest.raises(FlowError, match=rf"compiler: no {re.escape(program)}.*engine.enforce_eager"):
+    with pytest.raises(
+        FlowError, match=rf"compiler: no {re.escape(program)}.*engine.enforce_eager"
+    ):
         require(check(compiles, machine))
     for name in (program, "mine"):
         (no_compiler / name).touch(mode=0o755)
@@ -170,18 +190,26 @@ def test_a_compiler_is_needed_only_where_vllm_compiles(
     [("x86_64", ["avx2"], True), ("x86_64", ["avx512f"], True), ("x86_64", ["avx_vnni"], False),
      ("x86_64", ["avx512f", "avx512_vnni"], False), ("aarch64", [], False)],
 )  # fmt: skip
-def test_int8_saturates_on_x86_without_vnni(architecture: str, features: list[str], saturates: bool) -> None:
+def test_int8_saturates_on_x86_without_vnni(
+    architecture: str, features: list[str], saturates: bool
+) -> None:
     assert int8_saturates(architecture, features) is saturates
 
 
 def test_served_in_float32_the_weights_take_twice_the_memory(tmp_path: Path) -> None:
-    narrow, wide = (estimate(open_flow(tmp_path, engine__dtype=name)) for name in ("bfloat16", "float32"))
-    assert wide.serve_bytes - narrow.serve_bytes == 2 * narrow.weights_bytes  # two candidates start together
+    narrow, wide = (
+        estimate(open_flow(tmp_path, engine__dtype=name)) for name in ("bfloat16", "float32")
+    )
+    # two candidates start together
+    assert wide.serve_bytes - narrow.serve_bytes == 2 * narrow.weights_bytes
 
 
 def test_the_kv_cache_of_a_load_is_twice_as_wide_in_float32(tmp_path: Path) -> None:
     profile = "gpu-llama-3.1-8b"
-    narrow, wide = (estimate(open_flow(tmp_path, profile, engine__dtype=name)) for name in ("bfloat16", "float32"))
+    narrow, wide = (
+        estimate(open_flow(tmp_path, profile, engine__dtype=name))
+        for name in ("bfloat16", "float32")
+    )
     assert wide.kv_cache_bytes == 2 * narrow.kv_cache_bytes
 
 
@@ -220,12 +248,18 @@ def test_calibration_needs_memory_for_every_mask(tmp_path: Path) -> None:
     masks, activations = 512 * 8192 * 8192 * 2, 2 * 512 * 8192 * 4096 * 2
     assert need.calibration_bytes == pytest.approx(masks + activations, rel=0.05)
     assert need.compress_bytes - need.calibration_bytes == 2 * need.weights_bytes + 2 * GIB
-    longer = estimate(Flow.open("gpu-llama-3.1-8b", LONG | {"calibration.max_sequence_length": 16384}, tmp_path))
+    longer = estimate(
+        Flow.open("gpu-llama-3.1-8b", LONG | {"calibration.max_sequence_length": 16384}, tmp_path)
+    )
     assert longer.calibration_bytes > 2.5 * need.calibration_bytes
 
 
 def test_recipes_without_calibration_need_no_memory_for_it(tmp_path: Path) -> None:
-    flow = Flow.open("cpu-smollm2", {"candidates": [{"name": "a", "recipe": {"scheme": "FP8_DYNAMIC"}}]}, tmp_path)
+    flow = Flow.open(
+        "cpu-smollm2",
+        {"candidates": [{"name": "a", "recipe": {"scheme": "FP8_DYNAMIC"}}]},
+        tmp_path,
+    )
     assert estimate(flow).calibration_bytes == 0
     assert "calibration.samples" not in compress_advice(flow, 0)
 
@@ -233,7 +267,11 @@ def test_recipes_without_calibration_need_no_memory_for_it(tmp_path: Path) -> No
 def test_what_does_not_fit_names_the_largest_calibration_set_that_does(tmp_path: Path) -> None:
     flow = Flow.open("gpu-llama-3.1-8b", LONG, tmp_path)
     machine = ROOMY.model_copy(update={"gpus": (L40S,), "memory_available_bytes": 60 * GIB})
-    advice = next(item.advice for item in check(flow, machine) if item.name == "memory to compress" and not item.ok)
+    advice = next(
+        item.advice
+        for item in check(flow, machine)
+        if item.name == "memory to compress" and not item.ok
+    )
     fewer = int(re.search(r"calibration.samples from 512 to (\d+) or less", advice)[1])
     fitting = Flow.open("gpu-llama-3.1-8b", LONG | {"calibration.samples": fewer}, tmp_path)
     assert "memory to compress" not in failures(fitting, machine)

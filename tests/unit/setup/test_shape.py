@@ -14,30 +14,75 @@ from model_serve_flow.flow.flow import Flow
 from model_serve_flow.setup.gpu_memory import gpu_need
 from model_serve_flow.setup.shape import base_settings, shape_of
 
-LLAMA = {"model_type": "llama", "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
+LLAMA = {
+    "model_type": "llama",
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "Llama-3.1-8B": {
         **LLAMA,
-        **{"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+        **{
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
     },
     "Llama-3.1-70B": {
         **LLAMA,
-        **{"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
+        **{
+            "hidden_size": 8192,
+            "intermediate_size": 28672,
+            "num_hidden_layers": 80,
+            "num_attention_heads": 64,
+        },
     },
     "Qwen2.5-7B": {
-        **{"model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28},
+        **{
+            "model_type": "qwen2",
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+        },
         **{"num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064},
         **{"tie_word_embeddings": False, "sliding_window": 131072, "use_sliding_window": False},
     },
     "Gemma-2-9B": {
-        **{"model_type": "gemma2", "hidden_size": 3584, "intermediate_size": 14336, "num_hidden_layers": 42},
-        **{"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 256000},
+        **{
+            "model_type": "gemma2",
+            "hidden_size": 3584,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 42,
+        },
+        **{
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 256,
+            "vocab_size": 256000,
+        },
         "sliding_window": 4096,
     },
     "Qwen3-30B-A3B": {
-        **{"model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48},
-        **{"num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936},
-        **{"num_experts": 128, "moe_intermediate_size": 768, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        **{
+            "model_type": "qwen3_moe",
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 48,
+        },
+        **{
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "vocab_size": 151936,
+        },
+        **{
+            "num_experts": 128,
+            "moe_intermediate_size": 768,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        },
         "tie_word_embeddings": False,
     },
 }
@@ -84,7 +129,10 @@ def open_flow(tmp_path: Path, name: str, **engine: Any) -> Flow:
     source = tmp_path / "source"
     source.mkdir()
     (source / "config.json").write_text(json.dumps(MODELS[name]))
-    overrides = {"model.source": str(source), **{f"engine.{key}": value for key, value in engine.items()}}
+    overrides = {
+        "model.source": str(source),
+        **{f"engine.{key}": value for key, value in engine.items()},
+    }
     return Flow.open("gpu-llama-3.1-8b", overrides, tmp_path)
 
 

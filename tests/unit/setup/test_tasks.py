@@ -24,12 +24,18 @@ MMLU = {
     "Q: What is red?\n(A) sky (B) blood (C) grass (D) coal\nA: Let's think. The answer is (B).\n\n"
     "Q: No options here\nA: The answer is (A).",
 }
-ANALOGIES = ": capitals\n" + "".join(f"City{i} Land{i} City{j} Land{j}\n" for i in range(8) for j in range(8) if i != j)
-ANALOGIES += ": family\n" + "".join(f"boy girl man{i} woman{i}\n" for i in range(6)) + "City0 Land0 City1 Land1\n"
+ANALOGIES = ": capitals\n" + "".join(
+    f"City{i} Land{i} City{j} Land{j}\n" for i in range(8) for j in range(8) if i != j
+)
+ANALOGIES += (
+    ": family\n"
+    + "".join(f"boy girl man{i} woman{i}\n" for i in range(6))
+    + "City0 Land0 City1 Land1\n"
+)
 
 
 def page(title: str, text: str, namespace: str = "0", extra: str = "") -> str:
-    return f"<page><title>{title}</title><ns>{namespace}</ns>{extra}<revision><text>{text}</text></revision></page>"
+    return f"<page><title>{title}</title><ns>{namespace}</ns>{extra}<revision><text>{text}</text></revision></page>"  # noqa: E501
 
 
 WIKIPEDIA = (
@@ -40,7 +46,12 @@ WIKIPEDIA = (
     + "".join(page(f"Fox {i}", f"'''Fox {i}''' is here. " + SENTENCE * 9) for i in range(30))
     + "<page><title>Cut off"
 )
-NEWS = "\n".join(f"Story {i}. " + SENTENCE * 12 for i in range(80)) + "\nStory 0. " + SENTENCE * 12 + "\n"
+NEWS = (
+    "\n".join(f"Story {i}. " + SENTENCE * 12 for i in range(80))
+    + "\nStory 0. "
+    + SENTENCE * 12
+    + "\n"
+)
 CONTENT = {
     "_cot_prompts.json": json.dumps(MMLU).encode(),
     "questions-words.txt": ANALOGIES.encode(),
@@ -56,7 +67,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         name = Path(file.path).name
         path = tmp_path / "packages" / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(bz2.compress(WIKIPEDIA.encode()) if name.endswith(".bz2") else CONTENT[name])
+        path.write_bytes(
+            bz2.compress(WIKIPEDIA.encode()) if name.endswith(".bz2") else CONTENT[name]
+        )
         return path
 
     monkeypatch.setattr(tasks_module, "fetch_packaged", fetch)
@@ -71,7 +84,9 @@ def open_flow(tmp_path: Path, **overrides: object) -> Flow:
         "accuracy.packaged.wikipedia_characters": 200,
     }
     return Flow.open(
-        "cpu-smollm2", {**small, **{k.replace("__", "."): v for k, v in overrides.items()}}, tmp_path / "a"
+        "cpu-smollm2",
+        {**small, **{k.replace("__", "."): v for k, v in overrides.items()}},
+        tmp_path / "a",
     )
 
 
@@ -90,7 +105,9 @@ def test_tasks_are_written_for_lm_eval(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("files")
-def test_the_same_profile_gives_the_same_bytes_and_another_seed_other_questions(tmp_path: Path) -> None:
+def test_the_same_profile_gives_the_same_bytes_and_another_seed_other_questions(
+    tmp_path: Path,
+) -> None:
     tasks = ["word_analogies"]
     written = []
     for seed in (0, 0, 1):
@@ -132,21 +149,30 @@ def test_mmlu_question() -> None:
 
 
 def test_mmlu_takes_the_first_questions_of_each_subject() -> None:
-    many = json.dumps({subject: "\n\n".join([prompt] * 3) for subject, prompt in MMLU.items()}).encode()
-    once, twice = (tasks_module.mmlu_questions(many, per_subject=number, subjects=57) for number in (1, 2))
+    many = json.dumps(
+        {subject: "\n\n".join([prompt] * 3) for subject, prompt in MMLU.items()}
+    ).encode()
+    once, twice = (
+        tasks_module.mmlu_questions(many, per_subject=number, subjects=57) for number in (1, 2)
+    )
     assert len(twice) == 2 * len(once)
 
 
 def test_mmlu_subjects_are_taken_at_even_distances() -> None:
     prompts = {f"subject_{number}": MMLU["world_religions"] for number in range(57)}
     for subjects, expected in ((57, range(57)), (19, range(0, 57, 3)), (1, [0])):
-        rows = tasks_module.mmlu_questions(json.dumps(prompts).encode(), per_subject=1, subjects=subjects)
+        rows = tasks_module.mmlu_questions(
+            json.dumps(prompts).encode(), per_subject=1, subjects=subjects
+        )
         assert [row["subject"] for row in rows] == [f"subject {number}" for number in expected]
 
 
 def test_an_article_is_read_as_far_as_it_is_needed_and_no_other_text_comes_of_it() -> None:
     pytest.importorskip("mwparserfromhell")
-    lead, sections = SENTENCE * 3, [f"\n== Part {number} ==\n{SENTENCE * 3}\n* no text\n" for number in range(9)]
+    lead, sections = (
+        SENTENCE * 3,
+        [f"\n== Part {number} ==\n{SENTENCE * 3}\n* no text\n" for number in range(9)],
+    )
     article = lead + "".join(sections)
     for characters in (100, len(lead.strip()), 400, 1000, 10_000):
         text = wikipedia.beginning(article, characters)
@@ -162,7 +188,10 @@ def test_analogies_have_one_right_answer_and_distractors_of_their_category() -> 
         answer = row["choices"][row["answer"]]
         asked = row["question"].split()[-3]
         assert answer == asked.replace("City", "Land").replace("man", "woman")
-        assert all(choice.startswith("Land" if row["category"] == "capitals" else "woman") for choice in row["choices"])
+        assert all(
+            choice.startswith("Land" if row["category"] == "capitals" else "woman")
+            for choice in row["choices"]
+        )
         assert not set(row["choices"]) & set(row["question"].split())
 
 
@@ -178,7 +207,9 @@ def test_wikipedia_takes_real_articles_that_are_long_enough() -> None:
     assert [row["title"] for row in rows] == ["Fox 0", "Fox 1", "Fox 2"]
     assert all(row["text"].startswith("Fox ") and row["text"].endswith("river.") for row in rows)
     assert all(100 < len(row["text"]) <= 200 for row in rows)
-    with pytest.raises(FlowError, match="has 30 articles of 200 characters or more; 31 are asked for"):
+    with pytest.raises(
+        FlowError, match="has 30 articles of 200 characters or more; 31 are asked for"
+    ):
         wikipedia.wikipedia_articles(data, documents=31, characters=200)
 
 
@@ -186,8 +217,10 @@ def test_plain_text_has_no_markup() -> None:
     pytest.importorskip("mwparserfromhell")
     wikitext = (
         "{{Infobox|name=Fox}}\n[[File:Fox.jpg|thumb|A fox in the snow.]]\n"
-        "A '''fox''' ({{lang|la|vulpes}}; plural [[fox|foxes]]) is an [[animal]].<ref>A book.</ref>\n"
-        "== History ==\n* A list item.\n{| class=x\n| A cell.\n|}\nIt was known early.\n[[Category:Foxes.]]\n"
+        "A '''fox''' ({{lang|la|vulpes}}; plural [[fox|foxes]]) is an [[animal]].<ref>A "
+        "book.</ref>\n"
+        "== History ==\n* A list item.\n{| class=x\n| A cell.\n|}\nIt was known "
+        "early.\n[[Category:Foxes.]]\n"
     )
     assert plain_text(wikitext) == "A fox (plural foxes) is an animal.\n\nIt was known early."
 
@@ -219,12 +252,16 @@ def test_calibration_is_one_conversation_per_article(tmp_path: Path) -> None:
         restored.add(f"{beginning} {assistant['content']}")
     assert len(restored) == len(rows)
     assert restored <= {article.strip() for article in articles}
-    assert [row["messages"][0]["content"] for row in rows] != sorted(row["messages"][0]["content"] for row in rows)
+    assert [row["messages"][0]["content"] for row in rows] != sorted(
+        row["messages"][0]["content"] for row in rows
+    )
 
 
 @pytest.mark.usefixtures("files")
 def test_too_few_calibration_articles(tmp_path: Path) -> None:
-    with pytest.raises(FlowError, match=r"calibration\.samples is 81, but the packaged text has 80 articles"):
+    with pytest.raises(
+        FlowError, match=r"calibration\.samples is 81, but the packaged text has 80 articles"
+    ):
         write_calibration(open_flow(tmp_path, calibration__samples=81))
 
 

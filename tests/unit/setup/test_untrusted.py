@@ -1,4 +1,6 @@
-"""Model folders that mean harm: each is refused, by file and reason, before anything of it is loaded."""
+"""Model folders that mean harm: each is refused, by file and reason,
+before anything of it is loaded.
+"""
 
 import json
 import os
@@ -26,7 +28,7 @@ TEMPLATE = """{%- for message in messages %}
 {{- '<|' + message.role + '|>' + message['content'] | trim + eos_token }}
 {%- if loop.last and add_generation_prompt %}{% generation %}<|assistant|>{% endgeneration %}{% break %}{% endif %}
 {%- endfor %}
-{{- {'date': strftime_now('%Y')} | tojson(indent=2) }}"""
+{{- {'date': strftime_now('%Y')} | tojson(indent=2) }}"""  # noqa: E501
 
 
 class Bomb:
@@ -42,7 +44,9 @@ class Bomb:
 def write(folder: Path) -> Path:
     folder.mkdir(parents=True)
     save_file({"layer.weight": np.ones((4, 4), np.float32)}, folder / "model.safetensors")
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"layer.weight": "model.safetensors"}}')
+    (folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"layer.weight": "model.safetensors"}}'
+    )
     (folder / "config.json").write_text('{"model_type": "llama", "auto_map": null}')
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     (folder / "tokenizer.json").write_text("{}")
@@ -70,7 +74,9 @@ def test_a_sound_folder_is_accepted(model):
     check_checkpoint(model)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "last.ckpt", "optimizer.pkl"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.pt", "model.pth", "last.ckpt", "optimizer.pkl"]
+)
 @pytest.mark.parametrize("beside", [True, False])
 def test_a_pickle_beside_or_instead_of_safetensors(model, tmp_path, name, beside):
     mark = tmp_path / "executed"
@@ -101,7 +107,11 @@ def test_a_pickle_that_is_called_safetensors(model, tmp_path):
 )
 def test_settings_that_ask_for_the_models_own_code(model, name, settings):
     (model / name).write_text(json.dumps(settings))
-    refused(model, name, "asks for Python code to be run .'(auto_map|trust_remote_code|custom_pipelines)'")
+    refused(
+        model,
+        name,
+        "asks for Python code to be run .'(auto_map|trust_remote_code|custom_pipelines)'",
+    )
 
 
 def test_python_beside_the_weights_needs_the_flag_which_is_recorded(model, tmp_path):
@@ -124,14 +134,22 @@ def test_engine_and_tools_get_the_flag_only_from_the_profile():
     assert "--trust-remote-code" in engine_arguments(allowed)
     assert "--trust-remote-code" not in engine_arguments(plain)
     for config, said in ((allowed, True), (plain, False)):
-        assert ("trust_remote_code" in str(load_command(config, "http://127.0.0.1:1", "base", "base", "out"))) is said
+        assert (
+            "trust_remote_code"
+            in str(load_command(config, "http://127.0.0.1:1", "base", "base", "out"))
+        ) is said
     with pytest.raises(FlowError, match=r"model\.trust_remote_code"):
         load_profile("ci", {"model.trust_remote_code": "yes"})
 
 
 def test_a_profile_without_the_flag_keeps_its_digest():
     assert "trust_remote_code" not in load_profile("ci").model_dump()["model"]
-    assert load_profile("ci", {"model.trust_remote_code": True}).model_dump()["model"]["trust_remote_code"] is True
+    assert (
+        load_profile("ci", {"model.trust_remote_code": True}).model_dump()["model"][
+            "trust_remote_code"
+        ]
+        is True
+    )
 
 
 def test_a_link_that_leads_out_of_the_folder(model, tmp_path):
@@ -168,10 +186,22 @@ def test_a_pipe_that_would_never_be_read_to_its_end(model):
 
 @pytest.mark.parametrize(
     "shard",
-    ["../model.safetensors", "/etc/passwd", "a/../model.safetensors", "..\\x.safetensors", "..", "", 7, None, "m.bin"],
+    [
+        "../model.safetensors",
+        "/etc/passwd",
+        "a/../model.safetensors",
+        "..\\x.safetensors",
+        "..",
+        "",
+        7,
+        None,
+        "m.bin",
+    ],
 )
 def test_an_index_that_leads_elsewhere(model, shard):
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"layer.weight": shard}}))
+    (model / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"layer.weight": shard}})
+    )
     refused(model, "model.safetensors.index.json", "'layer.weight' in .* not the name of a")
 
 
@@ -212,7 +242,9 @@ def test_settings_that_are_not_json(model, name, text):
     refused(model, name, "is not valid JSON")
 
 
-@pytest.mark.parametrize("value", ["NaN", "[0.0, Infinity]", "-Infinity", "1e999", '{"__float__": "Infinity"}'])
+@pytest.mark.parametrize(
+    "value", ["NaN", "[0.0, Infinity]", "-Infinity", "1e999", '{"__float__": "Infinity"}']
+)
 def test_numbers_that_published_models_have_in_their_settings(model, value):
     (model / "config.json").write_text(f'{{"model_type": "llama", "time_step_limit": {value}}}')
     untrusted.refuse_hostile(model)
@@ -226,7 +258,8 @@ def test_settings_that_fill_the_memory(model):
 
 ESCAPES = {
     "attribute": "{{ ''.__class__.__mro__ }}",
-    "in a branch not taken": "{% if messages | length > 99 %}{{ cycler.__init__.__globals__ }}{% endif %}",
+    "in a branch not taken": "{% if messages | length > 99 %}{{ cycler.__init__.__globals__ }}{% "
+    "endif %}",
     "by subscript": "{{ ''['__class__'] }}",
     "by filter": "{{ '' | attr('__class__') }}",
     "by map": "{{ [''] | map(attribute='__class__') | list }}",
@@ -238,7 +271,9 @@ ESCAPES = {
 }
 
 
-@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json", "list", "chat_template.json"])
+@pytest.mark.parametrize(
+    "place", ["chat_template.jinja", "tokenizer_config.json", "list", "chat_template.json"]
+)
 def test_a_chat_template_that_leaves_its_sandbox(model, place):
     if place.endswith(".jinja"):
         (model / place).write_text(ESCAPES["attribute"])
@@ -259,7 +294,10 @@ def test_every_way_out_of_the_sandbox(model, template):
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "does not end within 2 s"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "does not end within 2 s",
+        ),
         ("{{ 'a' * 10 ** 10 }}", "asks for too much"),
         ("{% for a in range(99999) %}{{ 'a' * 999 }}{% endfor %}", "writes more than"),
         ("{% if messages %}", "is not a Jinja template"),
@@ -278,7 +316,9 @@ def test_a_template_that_is_no_text(model):
 
 
 def test_a_template_that_rejects_the_conversation_is_sound(model):
-    (model / "chat_template.jinja").write_text("{{ raise_exception('a system message must come first') }}")
+    (model / "chat_template.jinja").write_text(
+        "{{ raise_exception('a system message must come first') }}"
+    )
     check_checkpoint(model)
 
 
@@ -292,7 +332,9 @@ def test_a_hostile_source_leaves_nothing_in_the_workspace(model, tmp_path):
 
 def test_a_ready_made_candidate_is_checked_too(model, tmp_path):
     (model / "modeling_x.py").write_text("raise SystemExit('executed')")
-    flow = Flow.open("ci", {"candidates": [{"name": "ready", "source": str(model)}]}, tmp_path / "artifacts")
+    flow = Flow.open(
+        "ci", {"candidates": [{"name": "ready", "source": str(model)}]}, tmp_path / "artifacts"
+    )
     with pytest.raises(FlowError, match=r"modeling_x\.py is Python code"):
         adopt(flow, "ready")
     assert not flow.workspace.model("ready").exists()

@@ -48,29 +48,50 @@ def test_builds_once(checkout, uv):
     built = environments.ensure("serve", "cpu")
     environments.ensure("serve", "cpu")
     assert [call[0] for call in uv] == ["venv", "pip", "pip", "pip"]
-    kernel = json.loads((built.jupyter_path / "kernels" / "model-serve-flow-serve" / "kernel.json").read_text())
+    kernel = json.loads(
+        (built.jupyter_path / "kernels" / "model-serve-flow-serve" / "kernel.json").read_text()
+    )
     assert kernel["env"]["DO_NOT_TRACK"] == "1"
     assert str(built.jupyter_path) in environments.jupyter_path().split(":")
 
 
 def test_what_a_kernel_imports_is_compiled_once_whatever_the_image_says(checkout, uv, tmp_path):
     built = environments.ensure("serve", "cpu")
-    kernel = json.loads((built.jupyter_path / "kernels" / "model-serve-flow-serve" / "kernel.json").read_text())
+    kernel = json.loads(
+        (built.jupyter_path / "kernels" / "model-serve-flow-serve" / "kernel.json").read_text()
+    )
     (tmp_path / "lesson.py").touch()
-    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tmp_path), **kernel["env"]}
+    variables = {
+        **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(tmp_path),
+        **kernel["env"],
+    }
     subprocess.run([sys.executable, "-c", "import lesson"], env=variables, check=True)
     assert list(tmp_path.glob("__pycache__/lesson.*.pyc"))
 
 
-@pytest.mark.parametrize(("users", "expected"), [(None, "passive"), ("active", "active"), ("", "passive")])
-def test_a_kernel_waits_passively_unless_the_user_wants_otherwise(checkout, uv, tmp_path, users, expected):
-    """As Jupyter starts it: the specification's `env` over the surrounding one, then its command."""
+@pytest.mark.parametrize(
+    ("users", "expected"), [(None, "passive"), ("active", "active"), ("", "passive")]
+)
+def test_a_kernel_waits_passively_unless_the_user_wants_otherwise(
+    checkout, uv, tmp_path, users, expected
+):
+    """As Jupyter starts it: the specification's `env` over the surrounding one,
+    then its command.
+    """
     built = environments.ensure("serve", "cpu")
-    kernel = json.loads((built.jupyter_path / "kernels" / "model-serve-flow-serve" / "kernel.json").read_text())
+    kernel = json.loads(
+        (built.jupyter_path / "kernels" / "model-serve-flow-serve" / "kernel.json").read_text()
+    )
     built.python.write_text('#!/bin/sh\necho "$OMP_WAIT_POLICY, $DO_NOT_TRACK, $*"\n')
     built.python.chmod(0o755)
     surrounding = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    variables = {**surrounding, **({} if users is None else {"OMP_WAIT_POLICY": users}), **kernel["env"]}
+    variables = {
+        **surrounding,
+        **({} if users is None else {"OMP_WAIT_POLICY": users}),
+        **kernel["env"],
+    }
     command = [word.format(connection_file="a file") for word in kernel["argv"]]
     said = subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout
     assert said == f"{expected}, 1, -m ipykernel_launcher -f a file\n"
@@ -102,7 +123,9 @@ def test_the_variables_of_a_process_keep_what_the_user_set(monkeypatch):
         ("hub.example", "*", "*"),
     ],
 )
-def test_no_proxy_gains_our_own_addresses_and_keeps_what_the_user_set(monkeypatch, upper, lower, expected):
+def test_no_proxy_gains_our_own_addresses_and_keeps_what_the_user_set(
+    monkeypatch, upper, lower, expected
+):
     for name, value in (("NO_PROXY", upper), ("no_proxy", lower)):
         if value is None:
             monkeypatch.delenv(name, raising=False)
@@ -135,17 +158,25 @@ def wheel(folder, name, version, content):
     path, info = folder / f"{name}-{version}-py3-none-any.whl", f"{name}-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{name}.py", content)
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", "")
-    return lockfiles.Pin(f"{name}=={version}", (f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",))
+    return lockfiles.Pin(
+        f"{name}=={version}", (f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",)
+    )
 
 
 @pytest.fixture
 def offline(checkout, tmp_path, monkeypatch):
     """The real uv, which finds `a` and `torch` in a folder only; returns the folder."""
     wheels = tmp_path / "wheels"
-    lockfiles.write(environments.lock_path("serve", "cpu"), [wheel(wheels, "a", "1", "good = True")])
+    lockfiles.write(
+        environments.lock_path("serve", "cpu"), [wheel(wheels, "a", "1", "good = True")]
+    )
     wheel(wheels, "torch", "2+cpu", "")
     real = environments._uv
 
@@ -227,7 +258,8 @@ def test_torch_from_find_links_that_hold_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wheel", ["torch-2.13.0+cpu-cp27-cp27m-manylinux_2_28_x86_64.whl", "numpy-2.0.0-py3-none-any.whl"]
+    "wheel",
+    ["torch-2.13.0+cpu-cp27-cp27m-manylinux_2_28_x86_64.whl", "numpy-2.0.0-py3-none-any.whl"],
 )
 def test_torch_from_uv_where_find_links_lack_it(tmp_path, monkeypatch, wheel):
     (tmp_path / wheel).touch()
@@ -237,6 +269,8 @@ def test_torch_from_uv_where_find_links_lack_it(tmp_path, monkeypatch, wheel):
 
 def test_find_links_of_pip_configuration(monkeypatch):
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    listed = subprocess.CompletedProcess([], 0, stdout="global.cert='/x'\nglobal.find-links='\\n/a\\n/b'\n")
+    listed = subprocess.CompletedProcess(
+        [], 0, stdout="global.cert='/x'\nglobal.find-links='\\n/a\\n/b'\n"
+    )
     monkeypatch.setattr(environments.subprocess, "run", lambda *_, **__: listed)
     assert environments._find_links() == ["/a", "/b"]

@@ -21,11 +21,23 @@ MIG = """<?xml version="1.0" ?>
   </gpu>
 </nvidia_smi_log>
 """
-UNIFIED = MIG.replace("Insufficient Permissions", "N/A").partition("    <mig_devices>")[0] + "</gpu></nvidia_smi_log>"
-LOST = "Unable to determine the device handle for GPU0000:86:00.0: GPU is lost. Reboot the system to recover this GPU"
+UNIFIED = (
+    MIG.replace("Insufficient Permissions", "N/A").partition("    <mig_devices>")[0]
+    + "</gpu></nvidia_smi_log>"
+)
+LOST = (
+    "Unable to determine the device handle for GPU0000:86:00.0: GPU is lost. Reboot the system to "
+    "recover this GPU"
+)
 
 
-def line(number: int, name: str = "NVIDIA L4", memory: str = "23034", driver: str = "580.65", sm: str = "8.9") -> str:
+def line(
+    number: int,
+    name: str = "NVIDIA L4",
+    memory: str = "23034",
+    driver: str = "580.65",
+    sm: str = "8.9",
+) -> str:
     return f"GPU-{number}, {name}, {memory}, {driver}, {sm}"
 
 
@@ -58,10 +70,16 @@ def test_without_a_driver_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None
         (("No devices were found",), 6, "No devices were found"),
         ((), 0, "lists no GPU"),
         (('Field "compute_cap" is not a valid field to query.',), 2, "not a valid field"),
-        (("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver",), 9, "communicate"),
+        (
+            ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver",),
+            9,
+            "communicate",
+        ),
     ],
 )
-def test_why_there_is_none(nvidia_smi: Callable[..., None], lines: tuple[str, ...], status: int, problem: str) -> None:
+def test_why_there_is_none(
+    nvidia_smi: Callable[..., None], lines: tuple[str, ...], status: int, problem: str
+) -> None:
     nvidia_smi(*lines, status=status)
     gpus, reason = find_gpus({})
     assert gpus == () and problem in reason

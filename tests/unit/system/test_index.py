@@ -1,4 +1,6 @@
-"""Which index is asked: places whose settings name an index with other files, imitated with the real uv."""
+"""Which index is asked: places whose settings name an index with other files,
+imitated with the real uv.
+"""
 
 import hashlib
 import subprocess
@@ -17,20 +19,32 @@ COMPANY, OTHER = "https://user:secret@pypi.company.example/simple", "https://oth
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*UV_INDEX, VARIABLE, "SSL_CERT_FILE", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
+    for name in (
+        *UV_INDEX,
+        VARIABLE,
+        "SSL_CERT_FILE",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "HTTP_PROXY",
+        "http_proxy",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(index, "pip_settings", dict)
 
 
 def simple_index(folder: Path, content: str) -> tuple[str, str]:
-    """An index of files with the one package `a`, version 1; its URL, and the digest of its wheel."""
+    """An index of files with the one package `a`, version 1; its URL,
+    and the digest of its wheel.
+    """
     place = folder / "a"
     place.mkdir(parents=True)
     wheel, info = place / "a-1-py3-none-any.whl", "a-1.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("a.py", content)
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: a\nVersion: 1\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", "")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     (place / "index.html").write_text(f'<a href="{wheel.name}#sha256={digest}">{wheel.name}</a>')
@@ -56,7 +70,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("variable", ["UV_DEFAULT_INDEX", "UV_INDEX_URL"])
-def test_an_index_with_other_files_is_named_and_the_way_out_too(install, tmp_path, monkeypatch, variable):
+def test_an_index_with_other_files_is_named_and_the_way_out_too(
+    install, tmp_path, monkeypatch, variable
+):
     foreign, _ = simple_index(tmp_path / "foreign", "right = False")
     monkeypatch.setenv(variable, foreign)
     with pytest.raises(FlowError) as raised:
@@ -67,7 +83,9 @@ def test_an_index_with_other_files_is_named_and_the_way_out_too(install, tmp_pat
     assert install().read_text() == "right = True"
 
 
-def test_a_configuration_file_of_the_image_does_not_count_where_the_index_is_named(install, tmp_path, monkeypatch):
+def test_a_configuration_file_of_the_image_does_not_count_where_the_index_is_named(
+    install, tmp_path, monkeypatch
+):
     foreign, _ = simple_index(tmp_path / "foreign", "right = False")
     (tmp_path / "uv.toml").write_text(f'index-url = "{foreign}"\n')
     monkeypatch.setenv("UV_CONFIG_FILE", str(tmp_path / "uv.toml"))
@@ -98,7 +116,9 @@ def test_the_certificate_and_the_proxy_that_only_pip_knows_go_to_uv(monkeypatch)
     known = {"cert": "/etc/company.pem", "proxy": "http://proxy:3128", "index-url": COMPANY}
     monkeypatch.setattr(index, "pip_settings", lambda: known)
     first = indexes({})[0].variables
-    assert first["SSL_CERT_FILE"] == "/etc/company.pem" and first["HTTPS_PROXY"] == "http://proxy:3128"
+    assert (
+        first["SSL_CERT_FILE"] == "/etc/company.pem" and first["HTTPS_PROXY"] == "http://proxy:3128"
+    )
     assert first["UV_DEFAULT_INDEX"] == COMPANY
     own = indexes({"SSL_CERT_FILE": "/mine.pem", "https_proxy": "http://mine"})[0].variables
     assert "SSL_CERT_FILE" not in own and "HTTPS_PROXY" not in own
@@ -112,7 +132,9 @@ def test_a_certificate_that_is_not_trusted_is_not_called_a_full_disk():
 
 def test_settings_are_read_as_pip_lists_them(monkeypatch):
     monkeypatch.undo()
-    listed = subprocess.CompletedProcess([], 0, stdout="global.cert='/a'\n:env:.cert='/b'\nuser.index-url='x'\n")
+    listed = subprocess.CompletedProcess(
+        [], 0, stdout="global.cert='/a'\n:env:.cert='/b'\nuser.index-url='x'\n"
+    )
     monkeypatch.setattr(index.subprocess, "run", lambda *_, **__: listed)
     index.pip_settings.cache_clear()
     try:

@@ -97,12 +97,17 @@ def test_without_a_runner_nothing_is_written(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [] and live.read(tmp_path / ".live.json") is None
 
 
-def test_a_file_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path, monkeypatch, capsys):
+def test_a_file_that_cannot_be_written_is_said_once_and_stops_nothing(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv(live.VARIABLE, str(tmp_path / "gone" / ".live.json"))
     for done in range(11):
         live.report("base: lm-eval", done, 10)
     said = capsys.readouterr().out
-    assert said.count("note:") == 1 and "gone/.live.json cannot be written (No such file or directory)" in said
+    assert (
+        said.count("note:") == 1
+        and "gone/.live.json cannot be written (No such file or directory)" in said
+    )
 
 
 def test_the_reader_never_meets_half_a_file(path, monkeypatch):
@@ -131,7 +136,10 @@ def test_the_runner_leaves_no_file_even_of_a_process_that_was_killed_while_it_wr
 
 
 def test_times_of_another_process_are_on_the_same_clock(path):
-    script = "from model_serve_flow.system import live; live.report('a', 0, 10); live.report('a', 5, 10, 'x')"
+    script = (
+        "from model_serve_flow.system import live; live.report('a', 0, 10); live.report('a', 5, "
+        "10, 'x')"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
     found = live.read(path)
     assert 0 <= live.time.monotonic() - found.at < 60
@@ -139,7 +147,8 @@ def test_times_of_another_process_are_on_the_same_clock(path):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(1, "5 s"), (42, "40 s"), (58, "60 s"), (89, "90 s"), (125, "2 min"), (5500, "1.5 h")]
+    ("seconds", "text"),
+    [(1, "5 s"), (42, "40 s"), (58, "60 s"), (89, "90 s"), (125, "2 min"), (5500, "1.5 h")],
 )
 def test_durations_are_as_coarse_as_they_are_known(seconds, text):
     assert live.duration(seconds) == text

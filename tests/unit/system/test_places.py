@@ -39,7 +39,9 @@ def test_a_user_id_without_a_name_gets_one_and_a_home(tmp_path, nameless):
 def test_where_nothing_can_be_written_the_variable_is_named(monkeypatch, nameless):
     monkeypatch.setattr(places.tempfile, "gettempdir", lambda: str(READ_ONLY))
     with pytest.raises(FlowError, match="Set HOME"):
-        home_variables({"HOME": "/"} if not writable(Path("/")) else {"HOME": str(READ_ONLY)}, [READ_ONLY])
+        home_variables(
+            {"HOME": "/"} if not writable(Path("/")) else {"HOME": str(READ_ONLY)}, [READ_ONLY]
+        )
 
 
 def test_the_cache_goes_where_writing_works(tmp_path, monkeypatch):

@@ -34,7 +34,9 @@ def test_before_ada_fp8_saves_memory_and_computes_in_16_bits(capability):
 
 
 def test_ada_and_hopper_compute_in_fp8_and_ada_unpacks_blocks():
-    assert [state("FP8_DYNAMIC", capability) for capability in ("8.9", "9.0", "10.0")] == ["as stored"] * 3
+    assert [state("FP8_DYNAMIC", capability) for capability in ("8.9", "9.0", "10.0")] == [
+        "as stored"
+    ] * 3
     assert [state("FP8_BLOCK", capability) for capability in ("8.9", "9.0", "10.0")] == [
         "weights only", "as stored", "as stored",
     ]  # fmt: skip
@@ -69,7 +71,9 @@ def test_experts_have_kernels_of_their_own():
     assert on_gpu("W4A16", "9.0", experts=True).kernels == ("MarlinExperts",)
     assert on_gpu("W4A8", "9.0", experts=True).state == "absent"
     assert on_cpu("W8A8", "x86_64", AVX512, experts=True).state == "absent"
-    assert on_cpu("W8A8", "x86_64", (*AVX512, "amx_tile"), experts=True).kernels == ("CPUExpertsInt8",)
+    assert on_cpu("W8A8", "x86_64", (*AVX512, "amx_tile"), experts=True).kernels == (
+        "CPUExpertsInt8",
+    )
 
 
 def test_a_cpu_serves_int8_everywhere_and_int4_with_avx_512():

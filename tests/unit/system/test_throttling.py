@@ -10,19 +10,25 @@ from model_serve_flow.flow.results.measured import Busy
 from model_serve_flow.system import throttling
 from model_serve_flow.system.throttling import throttled_seconds
 
-QUIET = Busy(load_average=0.1, cores=2, others_share=0.01, steal_share=0.0, throttled_share=0.0, seconds=10.0)
+QUIET = Busy(
+    load_average=0.1, cores=2, others_share=0.01, steal_share=0.0, throttled_share=0.0, seconds=10.0
+)
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Writes counters: milliseconds of each hot core, and the text of cpu.stat of the own control group."""
+    """Writes counters: milliseconds of each hot core,
+    and the text of cpu.stat of the own control group.
+    """
 
     def of(heat=(), stat=None, group="0::/box", place="box/cpu.stat"):
         monkeypatch.setattr(throttling, "CORES", tmp_path / "cpu")
         monkeypatch.setattr(throttling, "CONTROL_GROUPS", tmp_path / "cgroup")
         monkeypatch.setattr(throttling, "OWN_GROUP", tmp_path / "own")
         for core, milliseconds in enumerate(heat):
-            path = tmp_path / "cpu" / f"cpu{core}" / "thermal_throttle" / "core_throttle_total_time_ms"
+            path = (
+                tmp_path / "cpu" / f"cpu{core}" / "thermal_throttle" / "core_throttle_total_time_ms"
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{milliseconds}\n")
         (tmp_path / "own").write_text(group + "\n")
@@ -42,7 +48,8 @@ def test_heat_counts_for_the_cores_that_are_ours(machine):
     ("stat", "group", "place"),
     [
         ("usage_usec 5\nnr_throttled 3\nthrottled_usec 2500000\n", "0::/box", "box/cpu.stat"),
-        ("usage_usec 5\nthrottled_usec 2500000\n", "0::/elsewhere", "cpu.stat"),  # a container sees its own as the root
+        # a container sees its own as the root
+        ("usage_usec 5\nthrottled_usec 2500000\n", "0::/elsewhere", "cpu.stat"),
         ("nr_throttled 3\nthrottled_time 2500000000\n", "4:cpu,cpuacct:/box", "cpu/box/cpu.stat"),
     ],
 )

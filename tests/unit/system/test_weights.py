@@ -24,7 +24,11 @@ def fill(folder: Path, *names: str, index: tuple[str, ...] = ()) -> Path:
     [
         ((*SHARDS, "consolidated.safetensors"), SHARDS, SHARDS),
         ((*SHARDS, "consolidated.safetensors"), (), SHARDS),
-        (("model.safetensors", "consolidated.safetensors", "adapter.safetensors"), (), ("model.safetensors",)),
+        (
+            ("model.safetensors", "consolidated.safetensors", "adapter.safetensors"),
+            (),
+            ("model.safetensors",),
+        ),
         (("consolidated.safetensors",), (), ("consolidated.safetensors",)),
         (("gptq_model-4bit-128g.safetensors",), (), ("gptq_model-4bit-128g.safetensors",)),
     ],
@@ -40,5 +44,10 @@ def test_a_shard_that_its_neighbours_name_is_missing(tmp_path):
         "model-00003-of-00003.safetensors",
     ]
     assert (
-        missing_shards(fill(tmp_path, *("model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"))) == []
+        missing_shards(
+            fill(
+                tmp_path, *("model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors")
+            )
+        )
+        == []
     )

@@ -55,7 +55,10 @@ def interrupted():
 def test_what_a_job_prints_goes_to_its_log_and_the_rest_to_the_process_s(jobs, tmp_path):
     for number in (1, 2):
         log = tmp_path / f"{number}.log"
-        assert jobs.do({"action": f"job {number}", "log": str(log)}, 0.1, nothing) == [f"job {number}", ""]
+        assert jobs.do({"action": f"job {number}", "log": str(log)}, 0.1, nothing) == [
+            f"job {number}",
+            "",
+        ]
         assert log.read_text() == f"job {number}\nfrom a child\n"
     jobs.stop(patience=10)
     assert (tmp_path / "own.log").read_text() == "before\nafter\nafter\n"

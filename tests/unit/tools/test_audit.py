@@ -6,12 +6,18 @@ import pytest
 
 from tools import audit
 
-PINS = {("bad", "1"): ["serve/cpu.txt"], ("good", "1"): ["serve/cpu.txt"], ("good", "2"): ["notebook/cpu.txt"]}
+PINS = {
+    ("bad", "1"): ["serve/cpu.txt"],
+    ("good", "1"): ["serve/cpu.txt"],
+    ("good", "2"): ["notebook/cpu.txt"],
+}
 
 
 @pytest.fixture
 def service():
-    """Stands in for OSV: `vulnerable` releases have one vulnerability, `broken` ones get a page that is no JSON."""
+    """Stands in for OSV: `vulnerable` releases have one vulnerability,
+    `broken` ones get a page that is no JSON.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -51,7 +57,10 @@ def look(service, pins=PINS):
 
 
 def test_clean(service):
-    assert look(service, {("good", "1"): ["a"]}) == ("1 pinned releases checked, 0 with known vulnerabilities.", 0)
+    assert look(service, {("good", "1"): ["a"]}) == (
+        "1 pinned releases checked, 0 with known vulnerabilities.",
+        0,
+    )
 
 
 def test_vulnerable_release_is_named_with_its_locks(service):
@@ -88,7 +97,9 @@ def test_every_lock_is_audited():
     pinned = audit.releases()
     files = {file for found in pinned.values() for file in found}
     devices = [
-        f"{name}/{kind}.txt" for name in ("notebook", "serve", "compress") for kind in ("cpu", "gpu", "cpu-torch")
+        f"{name}/{kind}.txt"
+        for name in ("notebook", "serve", "compress")
+        for kind in ("cpu", "gpu", "cpu-torch")
     ]
     assert files == {*devices, "build.txt"}
     assert ("torch", "2.13.0") in pinned and not any("+" in version for _, version in pinned)

@@ -17,7 +17,9 @@ def main(results: Path, sample: Path) -> None:
     """Writes accuracy.json without texts and performance.json as it is."""
     accuracy = read_result(results / "accuracy.json", AccuracyResult)
     tasks = {
-        name: task.model_copy(update={"items": tuple(i.model_copy(update=NO_TEXTS) for i in task.items)})
+        name: task.model_copy(
+            update={"items": tuple(i.model_copy(update=NO_TEXTS) for i in task.items)}
+        )
         for name, task in accuracy.tasks.items()
     }
     document = accuracy.model_copy(update={"tasks": tasks}).model_dump(mode="json")
@@ -25,7 +27,9 @@ def main(results: Path, sample: Path) -> None:
         for item in task["items"]:
             del item["prompt"], item["expected"]
     write_json(sample / "accuracy.json", document)
-    write_json(sample / "performance.json", read_result(results / "performance.json", PerformanceResult))
+    write_json(
+        sample / "performance.json", read_result(results / "performance.json", PerformanceResult)
+    )
 
 
 if __name__ == "__main__":

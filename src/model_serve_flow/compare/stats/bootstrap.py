@@ -1,4 +1,6 @@
-"""The bootstrap of ratios of sums: bounds and p-values out of the same resamples, so that they never disagree."""
+"""The bootstrap of ratios of sums: bounds and p-values out of the same resamples,
+so that they never disagree.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 99_999
-LEAST_UNITS = 10  # fewer units do not show how much units differ: no decision rests on their bootstrap
+# fewer units do not show how much units differ: no decision rests on their bootstrap
+LEAST_UNITS = 10
 MOST_UNITS = 1000  # more units are joined at random into so many groups
 _BATCH = 250  # resamples drawn at once: what fits into the processor's cache
 _DUST = 1e-12  # relative spread that is rounding
 
 
 def monte_carlo_error(p: float) -> float:
-    """The standard error of a p-value of the bootstrap, because the resamples are drawn: 0.0005 at 0.025."""
+    """The standard error of a p-value of the bootstrap, because the resamples are drawn:
+    0.0005 at 0.025.
+    """
     return math.sqrt(p * (1 - p) / (RESAMPLES + 1))
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """Sums over sampled units, the units drawn again with replacement: one draw for everything asked of a sample.
+    """Sums over sampled units, the units drawn again with replacement:
+    one draw for everything asked of a sample.
 
-    More than `MOST_UNITS` units are joined at random into as many groups, and the groups are drawn: the sums of random
-    groups are independent and alike as the units are, and have the same variance and skewness per unit. So 100,000
-    items take about as long as 1,000.
+    More than `MOST_UNITS` units are joined at random into as many groups, and the groups are drawn:
+    the sums of random groups are independent and alike as the units are, and have the same variance
+    and skewness per unit. So 100,000 items take about as long as 1,000.
     """
 
     units: NDArray  # [units, columns]
@@ -47,19 +53,24 @@ class Resamples:
         return cls(units, sums)
 
     def ratio(self, numerator: Sequence[float], denominator: Sequence[float]) -> RatioBootstrap:
-        """The ratio of two weighted sums of the columns; the denominator's is above 0 for every unit."""
+        """The ratio of two weighted sums of the columns;
+        the denominator's is above 0 for every unit.
+        """
         top, bottom = self.units @ numerator, self.units @ denominator
-        return RatioBootstrap.from_resamples(top, bottom, (self.sums @ numerator) / (self.sums @ denominator))
+        return RatioBootstrap.from_resamples(
+            top, bottom, (self.sums @ numerator) / (self.sums @ denominator)
+        )
 
 
 @dataclass(frozen=True)
 class RatioBootstrap:
     """sum(numerator) / sum(denominator) over sampled units, resampled by unit.
 
-    BCa, bias-corrected and accelerated: Efron (1987), "Better bootstrap confidence intervals", Journal of the American
-    Statistical Association 82:171-185; `scipy.stats.bootstrap` has it, but gives no p-value. Its levels are expanded
-    for few units, where it is too narrow, as a t interval is wider than a normal one: Hesterberg (2015), "What teachers
-    should know about the bootstrap", The American Statistician 69:371-386.
+    BCa, bias-corrected and accelerated: Efron (1987), "Better bootstrap confidence intervals",
+    Journal of the American Statistical Association 82:171-185; `scipy.stats.bootstrap` has it, but
+    gives no p-value. Its levels are expanded for few units, where it is too narrow, as a t interval
+    is wider than a normal one: Hesterberg (2015), "What teachers should know about the bootstrap",
+    The American Statistician 69:371-386.
     """
 
     units: int
@@ -74,7 +85,9 @@ class RatioBootstrap:
         return Resamples.of((numerator, denominator), seed).ratio((1, 0), (0, 1))
 
     @classmethod
-    def from_resamples(cls, numerator: NDArray, denominator: NDArray, resampled: NDArray) -> RatioBootstrap:
+    def from_resamples(
+        cls, numerator: NDArray, denominator: NDArray, resampled: NDArray
+    ) -> RatioBootstrap:
         """Of the units and of the ratio in every resample of them, in any order."""
         from scipy.stats import norm
 
@@ -102,9 +115,11 @@ class RatioBootstrap:
         return float(np.quantile(self.resampled, share))
 
     def p_at_most(self, value: float) -> float:
-        """One-sided p-value of "the truth is `value` or less": the level whose bound is just `value`.
+        """One-sided p-value of "the truth is `value` or less":
+        the level whose bound is just `value`.
 
-        Without spread it is that of the sign test, because n equal units say nothing of what else a unit can be:
+        Without spread it is that of the sign test, because n equal units say nothing of what else a
+        unit can be:
         if half of all units were at `value` or below, none of n would be in 2^-n of all samples.
         """
         from scipy.stats import norm, t
@@ -115,7 +130,10 @@ class RatioBootstrap:
         shifted = norm.ppf(self._share(value)) - self.bias
         if np.isinf(shifted):
             return _edge() if shifted < 0 else 1 - _edge()
-        level = t.cdf((shifted / (1 + self.acceleration * shifted) - self.bias) / self._expansion, self.units - 1)
+        level = t.cdf(
+            (shifted / (1 + self.acceleration * shifted) - self.bias) / self._expansion,
+            self.units - 1,
+        )
         return float(np.clip(level, _edge(), 1 - _edge()))
 
     @property
@@ -124,7 +142,9 @@ class RatioBootstrap:
         return math.sqrt(self.units / (self.units - 1))
 
     def _share(self, value: float) -> float:
-        """Share of the resamples up to `value`, interpolated between them: the inverse of np.quantile."""
+        """Share of the resamples up to `value`, interpolated between them:
+        the inverse of np.quantile.
+        """
         upto = int(np.searchsorted(self.resampled, value, side="right"))
         if upto in (0, self.resampled.size):
             return float(upto > 0)

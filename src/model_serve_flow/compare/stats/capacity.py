@@ -1,4 +1,7 @@
-"""The interval of a capacity that was searched several times, each time on a server started anew. No I/O."""
+"""The interval of a capacity that was searched several times, each time on a server started anew.
+
+No I/O.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,14 @@ def bracket_interval(
 ) -> tuple[float, float | None] | None:
     """The mean capacity of servers, on the logarithmic scale, from one bracket per server.
 
-    A search tells between which loads the capacity of its server is: the highest that passed and the next that failed.
-    The requests of one load are correlated (they met the same moment of the machine), so their number says little of
-    how sure a bracket is. The brackets of servers that were started anew are independent, and their spread holds all
-    of it: requests, loads, moments and starts. Hence t over the servers, as Kalibera and Jones (2013), "Rigorous
-    benchmarking in reasonable time", do for times; half a bracket is added on either side, because the true value
-    can be anywhere in it. Brackets that are all the same have the spread of a uniform value in them.
+    A search tells between which loads the capacity of its server is: the highest that passed and
+    the next that failed. The requests of one load are correlated (they met the same moment of the
+    machine), so their number says little of how sure a bracket is. The brackets of servers that
+    were started anew are independent, and their spread holds all of it: requests, loads, moments
+    and starts. Hence t over the servers, as Kalibera and Jones (2013), "Rigorous benchmarking in
+    reasonable time", do for times; half a bracket is added on either side, because the true value
+    can be anywhere in it. Brackets that are all the same have the spread of a uniform value in
+    them.
 
     Args:
         passed: the highest load that passed on each server, 0 if none did.
@@ -29,7 +34,8 @@ def bracket_interval(
         level: one-sided error.
 
     Returns:
-        Low and high, the high none where a search ended without a failed load; none for fewer than two servers.
+        Low and high, the high none where a search ended without a failed load; none for fewer than
+        two servers.
     """
     from scipy.stats import t
 

@@ -53,7 +53,8 @@ def kl_lower_bound(
         [tokens] nats, at least 0.
 
     Raises:
-        ValueError: shapes that do not fit, NaN or infinity, a token twice in a row, or rows that are no probabilities.
+        ValueError: shapes that do not fit, NaN or infinity, a token twice in a row, or rows that
+            are no probabilities.
     """
     base_ids, base = _top(base_ids, base_logprobs)
     candidate_ids, candidate = _top(candidate_ids, candidate_logprobs)
@@ -68,12 +69,19 @@ def kl_lower_bound(
         found, spent, known = _with_own(own, (base_ids, candidate_ids), found, spent, known)
     rests = [np.maximum(1 - mass, SMALLEST) for mass in spent]
     caps = [np.exp(side.min(axis=1)) for side in (base, candidate)]
-    open_ = [np.where(both, 0.0, np.exp(side)) for both, side in zip(known, (base, candidate), strict=True)]
+    open_ = [
+        np.where(both, 0.0, np.exp(side))
+        for both, side in zip(known, (base, candidate), strict=True)
+    ]
     return np.maximum(found + OneSided(*open_, *rests, *caps).smallest(), 0.0)
 
 
 def _with_own(
-    own: OwnTokens, ids: tuple[NDArray, NDArray], found: NDArray, spent: list[NDArray], known: list[NDArray]
+    own: OwnTokens,
+    ids: tuple[NDArray, NDArray],
+    found: NDArray,
+    spent: list[NDArray],
+    known: list[NDArray],
 ) -> tuple[NDArray, list[NDArray], list[NDArray]]:
     """The divergence of known tokens, their probability and their places, with the text's own."""
     logprobs = (own.base, own.candidate)
@@ -90,7 +98,8 @@ def _with_own(
 
 
 def mean_over_documents(values: Sequence[NDArray], seed: int) -> Interval:
-    """Mean over all tokens with a 95 % interval by BCa bootstrap over documents, whose tokens are not independent.
+    """Mean over all tokens with a 95 % interval by BCa bootstrap over documents,
+    whose tokens are not independent.
 
     Args:
         values: one vector per document, a value per token.
@@ -105,7 +114,10 @@ def mean_over_documents(values: Sequence[NDArray], seed: int) -> Interval:
 def _top(ids: ArrayLike, logprobs: ArrayLike) -> tuple[NDArray, NDArray]:
     ids, logprobs = np.asarray(ids), np.asarray(logprobs, dtype=float)
     if ids.ndim != 2 or ids.shape != logprobs.shape:
-        raise ValueError(f"ids and log-probabilities must be [tokens, k] alike, got {ids.shape} and {logprobs.shape}")
+        raise ValueError(
+            f"ids and log-probabilities must be [tokens, k] alike, got {ids.shape} and "
+            f"{logprobs.shape}"
+        )
     if not np.isfinite(logprobs).all():
         raise ValueError("a log-probability is NaN or infinite")
     if (np.diff(np.sort(ids, axis=1), axis=1) == 0).any():

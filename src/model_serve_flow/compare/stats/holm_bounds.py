@@ -61,4 +61,7 @@ def holm_bounds(claims: Sequence[Claim]) -> list[float]:
     if not open_:
         level = ALPHA / len(claims)
         return [max(claim.limit, claim.bound(level)) for claim in claims]
-    return [claim.limit if done else claim.below(ALPHA / open_) for claim, done in zip(claims, shown, strict=True)]
+    return [
+        claim.limit if done else claim.below(ALPHA / open_)
+        for claim, done in zip(claims, shown, strict=True)
+    ]

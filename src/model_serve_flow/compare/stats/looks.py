@@ -1,4 +1,5 @@
-"""Several looks at growing data: bounds that spend the error bit by bit, and p-values that hold over all looks. No I/O.
+"""Several looks at growing data: bounds that spend the error bit by bit,
+and p-values that hold over all looks. No I/O.
 
 Lan and DeMets (1983), "Discrete sequential boundaries for clinical trials", Biometrika 70:659-663.
 """
@@ -20,7 +21,8 @@ LEVELS = np.logspace(-9, math.log10(0.49), 60)  # of the table that is inverted 
 
 
 def spent(alpha: float, fraction: float) -> float:
-    """The error spent when this fraction of the planned items is in: as O'Brien and Fleming's bounds, little early.
+    """The error spent when this fraction of the planned items is in:
+    as O'Brien and Fleming's bounds, little early.
 
     2 - 2 Phi(z / sqrt(fraction)), where z is the quantile at 1 - alpha / 2; one-sided.
     """
@@ -30,11 +32,13 @@ def spent(alpha: float, fraction: float) -> float:
 
 
 def bounds(fractions: Sequence[float], alpha: float) -> NDArray:
-    """The bound of the standard normal statistic at each look, one-sided, such that all together err in `alpha`.
+    """The bound of the standard normal statistic at each look, one-sided,
+    such that all together err in `alpha`.
 
-    With four equal looks and 0.025 they are 4.333, 2.963, 2.359 and 2.014, as in rpact and gsDesign. The density of the
-    score that has not crossed is carried from look to look by numerical integration (Armitage, McPherson and Rowe
-    1969, Journal of the Royal Statistical Society A 132:235-244).
+    With four equal looks and 0.025 they are 4.333, 2.963, 2.359 and 2.014, as in rpact and
+    gsDesign. The density of the score that has not crossed is carried from look to look by
+    numerical integration (Armitage, McPherson and Rowe 1969, Journal of the Royal Statistical
+    Society A 132:235-244).
 
     Args:
         fractions: of the planned items, rising, the last at most 1.
@@ -42,12 +46,20 @@ def bounds(fractions: Sequence[float], alpha: float) -> NDArray:
     Raises:
         ValueError: fractions that do not rise within (0, 1], or alpha not between 0 and 0.5.
     """
-    if not (0 < alpha < 0.5) or list(fractions) != sorted({*fractions}) or not 0 < fractions[0] <= fractions[-1] <= 1:
+    if (
+        not (0 < alpha < 0.5)
+        or list(fractions) != sorted({*fractions})
+        or not 0 < fractions[0] <= fractions[-1] <= 1
+    ):
         raise ValueError(f"no bounds for the fractions {list(fractions)} and an error of {alpha}")
     found: list[float] = []
     used, before, carried = 0.0, 0.0, None
     for fraction in fractions:
-        step, root, total = math.sqrt(fraction - before), math.sqrt(fraction), spent(alpha, fraction)
+        step, root, total = (
+            math.sqrt(fraction - before),
+            math.sqrt(fraction),
+            spent(alpha, fraction),
+        )
         found.append(_bound(carried, total - used, step, root))
         carried = _carried(carried, found[-1] * root, step, root)
         used, before = total, fraction
@@ -62,11 +74,15 @@ def _bound(carried: Carried | None, due: float, step: float, root: float) -> flo
     if carried is None:
         return -float(ndtri(due))
     places, mass = carried
-    return brentq(lambda bound: mass @ ndtr((places - bound * root) / step) - due, -FAR, 2 * FAR, xtol=1e-10)
+    return brentq(
+        lambda bound: mass @ ndtr((places - bound * root) / step) - due, -FAR, 2 * FAR, xtol=1e-10
+    )
 
 
 def _carried(carried: Carried | None, bound: float, step: float, root: float) -> Carried:
-    """Places of the score below the bound and their probabilities (Simpson), after a step of this deviation."""
+    """Places of the score below the bound and their probabilities (Simpson),
+    after a step of this deviation.
+    """
     places = np.linspace(-FAR * root, bound, POINTS)
     weights = np.full(POINTS, 2.0)
     weights[1::2], weights[[0, -1]] = 4.0, 1.0
@@ -89,11 +105,13 @@ def _table(fractions: tuple[float, ...]) -> NDArray:
 
 
 def sequential_p(p_values: Sequence[float], fractions: Sequence[float]) -> float:
-    """One p-value for a hypothesis that was tested at each look: the smallest error at which any look rejects it.
+    """One p-value for a hypothesis that was tested at each look:
+    the smallest error at which any look rejects it.
 
-    It only falls from look to look, so a settled question stays settled, and p-values of several hypotheses can be
-    Holm-adjusted like any others: Liu and Anderson (2008), "On adaptive extensions of group sequential trials for
-    clinical investigations", Journal of the American Statistical Association 103:1621-1630.
+    It only falls from look to look, so a settled question stays settled, and p-values of several
+    hypotheses can be Holm-adjusted like any others: Liu and Anderson (2008), "On adaptive
+    extensions of group sequential trials for clinical investigations", Journal of the American
+    Statistical Association 103:1621-1630.
 
     Args:
         p_values: one-sided, of the items up to each look.

@@ -1,7 +1,10 @@
-"""Paired differences, their 95 % intervals and tests against a margin. No I/O; every function refuses impossible data.
+"""Paired differences, their 95 % intervals and tests against a margin.
 
-A p-value against a margin and the interval of the same data always agree: p < 0.025 exactly where the interval lies on
-the good side of the margin, 1 - p < 0.025 exactly where it lies on the bad side. docs/Statistics.md explains each.
+No I/O; every function refuses impossible data.
+
+A p-value against a margin and the interval of the same data always agree: p < 0.025 exactly where
+the interval lies on the good side of the margin, 1 - p < 0.025 exactly where it lies on the bad
+side. docs/Statistics.md explains each.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ ALPHA = (1 - CONFIDENCE) / 2  # of a one-sided test
 POWER = 0.8
 Z = 1.959963984540054  # standard normal quantile at 97.5 %
 Z_POWER = 0.8416212335729143  # and at 80 %
-LEAST_Z, MOST_Z = 0.05, 8.0  # nearer to 0 than the first a p-value is 0.5, beyond the second it is 0
+# nearer to 0 than the first a p-value is 0.5, beyond the second it is 0
+LEAST_Z, MOST_Z = 0.05, 8.0
 MOST_ITEMS = 1e9  # a benchmark of more items than this will not be made
 FAR = 0.05  # a fall of an item that counts as far
 LEAST_LOSERS = 20  # items that must carry a loss before the bootstrap alone decides
@@ -48,12 +52,15 @@ def is_binary(values: ArrayLike) -> bool:
     return bool(np.isin(np.asarray(values, dtype=float), (0.0, 1.0)).all())
 
 
-def paired_binary_difference(base: ArrayLike, candidate: ArrayLike, level: float = ALPHA) -> Interval:
+def paired_binary_difference(
+    base: ArrayLike, candidate: ArrayLike, level: float = ALPHA
+) -> Interval:
     """Candidate minus base in the proportion of ones, over the same items.
 
-    The interval is the score interval of Tango (1998), "Equivalence test and confidence interval for the difference in
-    proportions for the paired-sample design", Statistics in Medicine 17:891-908. Unlike the Wald interval it keeps its
-    coverage where few answers differ, and stays honest (wider than a point) where none does.
+    The interval is the score interval of Tango (1998), "Equivalence test and confidence interval
+    for the difference in proportions for the paired-sample design", Statistics in Medicine
+    17:891-908. Unlike the Wald interval it keeps its coverage where few answers differ, and stays
+    honest (wider than a point) where none does.
 
     Args:
         base, candidate: n values of 0 or 1, item by item.
@@ -72,10 +79,12 @@ def paired_binary_difference(base: ArrayLike, candidate: ArrayLike, level: float
 
 @dataclass(frozen=True)
 class PairedMean:
-    """A continuous metric of the same items, resampled once: its interval and every test come from one draw.
+    """A continuous metric of the same items, resampled once:
+    its interval and every test come from one draw.
 
-    The interval is the BCa bootstrap over items, see `RatioBootstrap`. Where few items carry the loss, the resamples
-    hold only what those few show, and the betting bound for values in [0, 1] counts too, see `betting_p`.
+    The interval is the BCa bootstrap over items, see `RatioBootstrap`. Where few items carry the
+    loss, the resamples hold only what those few show, and the betting bound for values in [0, 1]
+    counts too, see `betting_p`.
     """
 
     base: NDArray
@@ -84,7 +93,9 @@ class PairedMean:
 
     @classmethod
     def of(cls, base: ArrayLike, candidate: ArrayLike, seed: int) -> PairedMean:
-        """Of n values each, item by item; ValueError for fewer than two, unequal lengths, NaN or infinity."""
+        """Of n values each, item by item; ValueError for fewer than two, unequal lengths,
+        NaN or infinity.
+        """
         base, candidate = _paired(base, candidate, at_least=2)
         return cls(base, candidate, Resamples.of((base, candidate, np.ones_like(base)), seed))
 
@@ -102,7 +113,8 @@ class PairedMean:
     def sparse(self) -> bool:
         """Whether so few items carry the loss that the bootstrap alone would not be safe.
 
-        Few is below `LEAST_LOSERS` by Kish's effective number, of the items that fell by `FAR` or more.
+        Few is below `LEAST_LOSERS` by Kish's effective number, of the items that fell by `FAR` or
+        more.
         """
         losses = self.base - self.candidate
         far = losses[losses >= FAR]
@@ -124,13 +136,21 @@ class PairedMean:
         return self.draws.ratio((1, 0, 0), (0, 0, 1)).bound(ALPHA)
 
     def retention_p(self, retained: float, chance: float) -> float:
-        """One-sided p-value of "the candidate keeps `retained` of the base's mean above `chance`, or less"."""
+        """One-sided p-value of "the candidate keeps `retained` of the base's mean above `chance`,
+        or less".
+        """
         floor = (1 - retained) * chance
         p = self.draws.ratio((-retained, 1, -floor), (0, 0, 1)).p_at_most(0.0)
-        return max(p, betting_p(retained * self.base + floor - self.candidate, 0.0)) if self.sparse else p
+        return (
+            max(p, betting_p(retained * self.base + floor - self.candidate, 0.0))
+            if self.sparse
+            else p
+        )
 
     def noninferiority_p(self, margin: float) -> float:
-        """One-sided p-value of "the mean falls by `margin` or more"; ValueError if the margin is not above 0."""
+        """One-sided p-value of "the mean falls by `margin` or more";
+        ValueError if the margin is not above 0.
+        """
         change, fall = self.change, _positive(margin)
         if not self.sparse:
             return change.p_at_most(-fall)
@@ -140,17 +160,20 @@ class PairedMean:
 
 
 def betting_p(losses: ArrayLike, margin: float) -> float:
-    """One-sided p-value of "the mean loss is `margin` or more", whatever the distribution of n losses in [-1, 1].
+    """One-sided p-value of "the mean loss is `margin` or more",
+    whatever the distribution of n losses in [-1, 1].
 
-    Waudby-Smith and Ramdas (2024), "Estimating means of bounded random variables by betting", Journal of the Royal
-    Statistical Society B 86:1-27. A gambler who holds the claim false bets a share f of the capital on every item: a
-    loss d multiplies it by 1 - f + f (1 - d) / (1 - margin). If the claim is true the capital does not grow on average,
-    so it reaches 1/p with a probability of at most p (Markov, Ville). Half of the gambler's money is staked with f = 1,
-    the rest spread over smaller f, since the best f is known only afterwards.
+    Waudby-Smith and Ramdas (2024), "Estimating means of bounded random variables by betting",
+    Journal of the Royal Statistical Society B 86:1-27. A gambler who holds the claim false bets a
+    share f of the capital on every item: a loss d multiplies it by 1 - f + f (1 - d) / (1 -
+    margin). If the claim is true the capital does not grow on average, so it reaches 1/p with a
+    probability of at most p (Markov, Ville). Half of the gambler's money is staked with f = 1, the
+    rest spread over smaller f, since the best f is known only afterwards.
 
-    Where no item falls, the whole stake grows as (1 - margin)^-n, which is as it must be: with a mean loss of m at
-    least a share m of all items falls, because none falls by more than 1, so n items without a fall have a probability
-    of at most (1 - m)^n, and no p-value may be smaller. This one is at most twice that.
+    Where no item falls, the whole stake grows as (1 - margin)^-n, which is as it must be: with a
+    mean loss of m at least a share m of all items falls, because none falls by more than 1, so n
+    items without a fall have a probability of at most (1 - m)^n, and no p-value may be smaller.
+    This one is at most twice that.
     """
     losses = np.asarray(losses, dtype=float)
     growth = 1 - _STAKES[:, None] + _STAKES[:, None] * (1 - losses) / (1 - margin)
@@ -167,11 +190,16 @@ def _betting_limit(losses: NDArray) -> float:
         return betting_p(losses, limit) - ALPHA
 
     highest = 1 - _EDGE
-    return 1.0 if excess(highest) > 0 else float(brentq(excess, float(losses.mean()), highest, xtol=1e-12))
+    return (
+        1.0
+        if excess(highest) > 0
+        else float(brentq(excess, float(losses.mean()), highest, xtol=1e-12))
+    )
 
 
 def paired_mean_difference(base: ArrayLike, candidate: ArrayLike, seed: int) -> Interval:
-    """Candidate minus base in the mean of a continuous metric, over the same items; see `PairedMean`.
+    """Candidate minus base in the mean of a continuous metric, over the same items;
+    see `PairedMean`.
 
     Args:
         base, candidate: n values, item by item, n at least 2.
@@ -187,20 +215,23 @@ def paired_mean_difference(base: ArrayLike, candidate: ArrayLike, seed: int) -> 
 class PairedLoss:
     """Loss per unit of text of the same documents, resampled once, for its interval and its test.
 
-    The loss is the ratio estimator -sum(log-likelihood) / sum(size), as in lm-eval's word_perplexity and bits_per_byte,
-    so long documents weigh more. The interval is the paired BCa bootstrap over documents. Where every document changes
-    by the same amount the sample shows no spread, and the interval is that amount alone.
+    The loss is the ratio estimator -sum(log-likelihood) / sum(size), as in lm-eval's
+    word_perplexity and bits_per_byte, so long documents weigh more. The interval is the paired BCa
+    bootstrap over documents. Where every document changes by the same amount the sample shows no
+    spread, and the interval is that amount alone.
     """
 
     rise: RatioBootstrap  # candidate minus base, in nats per unit; above 0 the candidate is worse
 
     @classmethod
-    def of(cls, base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int) -> PairedLoss:
+    def of(
+        cls, base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int
+    ) -> PairedLoss:
         """Of the log-likelihood of each document in nats, and its size in words or bytes.
 
         Raises:
-            ValueError: fewer than two documents, unequal lengths, NaN or infinity, a log-likelihood above 0, or a size
-                that is not above 0.
+            ValueError: fewer than two documents, unequal lengths, NaN or infinity, a log-likelihood
+                above 0, or a size that is not above 0.
         """
         base, candidate, sizes = _documents(base_loglik, candidate_loglik, sizes)
         return cls(RatioBootstrap.of(base - candidate, sizes, seed))
@@ -212,27 +243,39 @@ class PairedLoss:
     def percent(self) -> Interval:
         """The same as a change of corpus perplexity, in percent of the base's."""
         rise = self.interval()
-        return Interval(*(100 * math.expm1(value) for value in (rise.difference, rise.low, rise.high)))
+        return Interval(
+            *(100 * math.expm1(value) for value in (rise.difference, rise.low, rise.high))
+        )
 
     def noninferiority_p(self, margin: float) -> float:
-        """One-sided p-value of "the loss rises by `margin` nats or more"; ValueError if the margin is not above 0."""
+        """One-sided p-value of "the loss rises by `margin` nats or more";
+        ValueError if the margin is not above 0.
+        """
         return 1 - self.rise.p_at_most(_positive(margin))
 
 
-def paired_loss_change(base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int) -> Interval:
+def paired_loss_change(
+    base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int
+) -> Interval:
     """Candidate minus base in nats per unit of text, over the same documents; see `PairedLoss`."""
     return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).interval()
 
 
-def paired_ratio_change(base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int) -> Interval:
-    """Change of corpus perplexity, in percent of the base's perplexity; above 0 the candidate is worse."""
+def paired_ratio_change(
+    base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int
+) -> Interval:
+    """Change of corpus perplexity, in percent of the base's perplexity;
+    above 0 the candidate is worse.
+    """
     return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).percent()
 
 
 def share_at_most(count: int, n: int) -> float:
-    """The largest share of all units that 95 % of the samples agree with, where `count` of n were seen.
+    """The largest share of all units that 95 % of the samples agree with,
+    where `count` of n were seen.
 
-    Clopper and Pearson's one-sided bound (1934); where none was seen it is about 3 / n, the rule of three.
+    Clopper and Pearson's one-sided bound (1934); where none was seen it is about 3 / n, the rule of
+    three.
 
     Raises:
         ValueError: n is not positive, or the count is not in 0..n.
@@ -244,12 +287,15 @@ def share_at_most(count: int, n: int) -> float:
     return 1.0 if count == n else float(beta.ppf(CONFIDENCE, count + 1, n - count))
 
 
-def mean_of_independent(intervals: Sequence[Interval], weights: Sequence[float] | None = None) -> Interval:
-    """The mean of estimates from independent samples: plain, the macro average over tasks, or weighted.
+def mean_of_independent(
+    intervals: Sequence[Interval], weights: Sequence[float] | None = None
+) -> Interval:
+    """The mean of estimates from independent samples: plain, the macro average over tasks,
+    or weighted.
 
-    The interval is MOVER (Zou and Donner 2008, "Construction of confidence limits about effect measures", Statistics in
-    Medicine 27:1693-1702): each task's distance from estimate to bound adds in quadrature, so asymmetric score
-    intervals are kept and tasks of any kind combine.
+    The interval is MOVER (Zou and Donner 2008, "Construction of confidence limits about effect
+    measures", Statistics in Medicine 27:1693-1702): each task's distance from estimate to bound
+    adds in quadrature, so asymmetric score intervals are kept and tasks of any kind combine.
 
     Raises:
         ValueError: no intervals.
@@ -280,7 +326,8 @@ def wilson_interval(successes: int, n: int) -> Interval:
 
 
 def mcnemar_p(base: ArrayLike, candidate: ArrayLike) -> float:
-    """Exact two-sided p-value of "as many items became right as became wrong" (McNemar 1947), over 0/1 values.
+    """Exact two-sided p-value of "as many items became right as became wrong" (McNemar 1947),
+    over 0/1 values.
 
     Raises:
         ValueError: as `paired_binary_difference`.
@@ -323,17 +370,23 @@ def mean_noninferiority_p(base: ArrayLike, candidate: ArrayLike, margin: float, 
 def loss_noninferiority_p(
     base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, margin: float, seed: int
 ) -> float:
-    """One-sided p-value of "the loss per unit of text rises by `margin` nats or more", see `PairedLoss`."""
+    """One-sided p-value of "the loss per unit of text rises by `margin` nats or more",
+    see `PairedLoss`.
+    """
     return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).noninferiority_p(margin)
 
 
-def binary_retention_p(base: ArrayLike, candidate: ArrayLike, retained: float, chance: float) -> float:
-    """One-sided p-value of "the candidate keeps `retained` of the base's score above guessing, or less".
+def binary_retention_p(
+    base: ArrayLike, candidate: ArrayLike, retained: float, chance: float
+) -> float:
+    """One-sided p-value of "the candidate keeps `retained` of the base's score above guessing,
+    or less".
 
-    That is a test of mean(candidate - retained * base) - (1 - retained) * chance against 0, which is the change plus
-    (1 - retained) of what the base scores above guessing. MOVER joins Tango's bound of the change and Wilson's of the
-    base's score (see `mean_of_independent`); items that were right can only fall, so the two are negatively correlated
-    and the joint bound is a little cautious. The p-value is the level at which the bound is 0.
+    That is a test of mean(candidate - retained * base) - (1 - retained) * chance against 0, which
+    is the change plus (1 - retained) of what the base scores above guessing. MOVER joins Tango's
+    bound of the change and Wilson's of the base's score (see `mean_of_independent`); items that
+    were right can only fall, so the two are negatively correlated and the joint bound is a little
+    cautious. The p-value is the level at which the bound is 0.
 
     Args:
         base, candidate: n values of 0 or 1, 1 for right.
@@ -354,25 +407,33 @@ def binary_retention_p(base: ArrayLike, candidate: ArrayLike, retained: float, c
 
     def excess(z: float) -> float:
         change, level = score_interval(gained, lost, n, z), _wilson(score, n, z)
-        nearer = [(i.difference - i.low) if side > 0 else (i.high - i.difference) for i in (change, level)]
+        nearer = [
+            (i.difference - i.low) if side > 0 else (i.high - i.difference) for i in (change, level)
+        ]
         return abs(estimate) - math.hypot(nearer[0], share * nearer[1])
 
     if excess(LEAST_Z) <= 0:
         return 0.5
-    return _upper_tail(side * (MOST_Z if excess(MOST_Z) > 0 else float(brentq(excess, LEAST_Z, MOST_Z, xtol=1e-9))))
+    return _upper_tail(
+        side * (MOST_Z if excess(MOST_Z) > 0 else float(brentq(excess, LEAST_Z, MOST_Z, xtol=1e-9)))
+    )
 
 
 def average_noninferiority_p(interval: Interval, margin: float) -> float:
-    """One-sided p-value of "the average falls by `margin` or more", from its interval; higher is better.
+    """One-sided p-value of "the average falls by `margin` or more", from its interval;
+    higher is better.
 
-    The distance to the bound on the margin's side is taken as 1.96 standard errors, which is what MOVER took it for.
+    The distance to the bound on the margin's side is taken as 1.96 standard errors, which is what
+    MOVER took it for.
     A point interval gives 0.5: without spread there is no evidence of the spread.
 
     Raises:
         ValueError: a margin that is not above 0.
     """
     distance = interval.difference + _positive(margin)
-    width = interval.difference - interval.low if distance > 0 else interval.high - interval.difference
+    width = (
+        interval.difference - interval.low if distance > 0 else interval.high - interval.difference
+    )
     if width == 0:
         return 0.5
     return _upper_tail(Z * distance / width)
@@ -381,8 +442,9 @@ def average_noninferiority_p(interval: Interval, margin: float) -> float:
 def smallest_detectable_drop(n: int, discordant_share: float) -> float:
     """The true drop that n paired 0/1 items show as a drop (95 % interval below 0) with 80 % power.
 
-    The power is exact: it sums over the number of items that change, of which so many must be losses that the score
-    test rejects equality. A drop larger than `discordant_share` needs as many changed items and is given them.
+    The power is exact: it sums over the number of items that change, of which so many must be
+    losses that the score test rejects equality. A drop larger than `discordant_share` needs as many
+    changed items and is given them.
 
     Args:
         n: items.
@@ -406,18 +468,22 @@ def smallest_detectable_drop(n: int, discordant_share: float) -> float:
 
 
 def smallest_detectable_change(interval: Interval) -> float:
-    """The true change that an interval of this width would show with 80 % power; for everything but 0/1 values."""
+    """The true change that an interval of this width would show with 80 % power;
+    for everything but 0/1 values.
+    """
     return (Z + Z_POWER) / Z * (interval.high - interval.low) / 2
 
 
 def items_to_settle(n: int, interval: Interval, margin: float, tests: int = 1) -> int | None:
-    """Items at which, estimate and spread unchanged, the decision against the margin has 80 % power.
+    """Items at which, estimate and spread unchanged,
+    the decision against the margin has 80 % power.
 
     Args:
         n: items that gave the interval.
         interval: of the difference; higher is better.
         margin: accepted drop, above 0, in the interval's unit.
-        tests: over how many tests the decision is Holm-corrected; each is taken at the strictest level, 0.025 / tests.
+        tests: over how many tests the decision is Holm-corrected; each is taken at the strictest
+            level, 0.025 / tests.
 
     Returns:
         More than n; None if n settles it already, or if more than a thousand million were needed.
@@ -430,7 +496,9 @@ def items_to_settle(n: int, interval: Interval, margin: float, tests: int = 1) -
     if n < 1 or tests < 1:
         raise ValueError(f"n = {n} and {tests} tests; both must be positive")
     distance = interval.difference + _positive(margin)
-    width = interval.difference - interval.low if distance > 0 else interval.high - interval.difference
+    width = (
+        interval.difference - interval.low if distance > 0 else interval.high - interval.difference
+    )
     error, critical = width / Z, float(norm.isf(ALPHA / tests))
     if distance == 0 or critical * error < abs(distance):
         return None
@@ -438,11 +506,15 @@ def items_to_settle(n: int, interval: Interval, margin: float, tests: int = 1) -
     return math.ceil(needed) if needed <= MOST_ITEMS else None
 
 
-def binary_items_to_settle(gained: int, lost: int, n: int, margin: float, tests: int = 1) -> int | None:
-    """The same for values of 0 and 1, from the score test that decides: `binary_noninferiority_p` has 80 % power there.
+def binary_items_to_settle(
+    gained: int, lost: int, n: int, margin: float, tests: int = 1
+) -> int | None:
+    """The same for values of 0 and 1, from the score test that decides:
+    `binary_noninferiority_p` has 80 % power there.
 
-    With N items and the shares of this sample the statistic N * (change + margin) has a mean that grows with N and a
-    spread that grows with its root, both under the claim that the margin is lost and under these shares.
+    With N items and the shares of this sample the statistic N * (change + margin) has a mean that
+    grows with N and a spread that grows with its root, both under the claim that the margin is lost
+    and under these shares.
 
     Args:
         gained, lost, n: items that became right, that became wrong, and all.
@@ -453,7 +525,10 @@ def binary_items_to_settle(gained: int, lost: int, n: int, margin: float, tests:
 
     change, changed = (gained - lost) / n, (gained + lost) / n
     distance = abs(change + _positive(margin))
-    critical, claimed = float(norm.isf(ALPHA / tests)), _score_deviation(gained, lost, n, -margin) / math.sqrt(n)
+    critical, claimed = (
+        float(norm.isf(ALPHA / tests)),
+        _score_deviation(gained, lost, n, -margin) / math.sqrt(n),
+    )
     if distance == 0 or critical * claimed < distance * math.sqrt(n):
         return None
     spread = critical * claimed + Z_POWER * math.sqrt(changed - change**2)
@@ -462,9 +537,11 @@ def binary_items_to_settle(gained: int, lost: int, n: int, margin: float, tests:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for being several, in the order given (Holm 1979, Scandinavian Journal of Statistics 6:65-70).
+    """P-values adjusted for being several, in the order given (Holm 1979,
+    Scandinavian Journal of Statistics 6:65-70).
 
-    Rejecting those at or below alpha keeps the chance of even one false rejection at alpha, whatever their dependence.
+    Rejecting those at or below alpha keeps the chance of even one false rejection at alpha,
+    whatever their dependence.
 
     Raises:
         ValueError: a value is not in [0, 1].
@@ -479,14 +556,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def geometric_ratio(base: ArrayLike, candidate: ArrayLike) -> tuple[float, tuple[float, float] | None]:
-    """Candidate over base as a ratio of geometric means, with Welch's 95 % t interval on the logarithms.
+def geometric_ratio(
+    base: ArrayLike, candidate: ArrayLike
+) -> tuple[float, tuple[float, float] | None]:
+    """Candidate over base as a ratio of geometric means,
+    with Welch's 95 % t interval on the logarithms.
 
     Args:
         base, candidate: values above 0 of independent repeats, not necessarily as many.
 
     Returns:
-        The ratio and its interval; None instead of the interval if either side has fewer than two values.
+        The ratio and its interval; None instead of the interval if either side has fewer than two
+        values.
 
     Raises:
         ValueError: no values, or one that is not finite and above 0.
@@ -495,7 +576,11 @@ def geometric_ratio(base: ArrayLike, candidate: ArrayLike) -> tuple[float, tuple
 
     base, candidate = np.asarray(base, dtype=float), np.asarray(candidate, dtype=float)
     for values in (base, candidate):
-        if values.ndim != 1 or values.size == 0 or not (np.isfinite(values).all() and (values > 0).all()):
+        if (
+            values.ndim != 1
+            or values.size == 0
+            or not (np.isfinite(values).all() and (values > 0).all())
+        ):
             raise ValueError(f"repeats must be finite and above 0, got {values.tolist()}")
     first, second = np.log(base), np.log(candidate)
     ratio = math.exp(second.mean() - first.mean())
@@ -508,17 +593,20 @@ def geometric_ratio(base: ArrayLike, candidate: ArrayLike) -> tuple[float, tuple
 
 
 def paired_ratio(base: ArrayLike, candidate: ArrayLike) -> tuple[float, tuple[float, float]]:
-    """Candidate over base as a ratio of geometric means over blocks, with the paired 95 % t interval on the logarithms.
+    """Candidate over base as a ratio of geometric means over blocks, with the paired 95 % t
+    interval on the logarithms.
 
-    In a block both servers are started anew and measured one after the other. What differs from start to start is
-    then in the spread of the ratios, as it must be: Kalibera and Jones (2013), "Rigorous benchmarking in reasonable
-    time", International Symposium on Memory Management, pages 63-74.
+    In a block both servers are started anew and measured one after the other. What differs from
+    start to start is then in the spread of the ratios, as it must be: Kalibera and Jones (2013),
+    "Rigorous benchmarking in reasonable time", International Symposium on Memory Management, pages
+    63-74.
 
     Args:
         base, candidate: one value above 0 per block, at least two.
 
     Raises:
-        ValueError: fewer than two blocks, unequal numbers, or a value that is not finite and above 0.
+        ValueError: fewer than two blocks, unequal numbers, or a value that is not finite and
+            above 0.
     """
     from scipy.stats import ttest_rel
 
@@ -534,10 +622,12 @@ def paired_ratio(base: ArrayLike, candidate: ArrayLike) -> tuple[float, tuple[fl
 
 
 def ratio_of_sums(numerator: ArrayLike, denominator: ArrayLike, seed: int) -> Interval:
-    """sum(numerator) / sum(denominator) over sampled units, with the BCa bootstrap interval over the units.
+    """sum(numerator) / sum(denominator) over sampled units,
+    with the BCa bootstrap interval over the units.
 
     Raises:
-        ValueError: fewer than two units, unequal lengths, NaN or infinity, or a denominator that is not above 0.
+        ValueError: fewer than two units, unequal lengths, NaN or infinity, or a denominator that is
+            not above 0.
     """
     numerator, denominator = _paired(numerator, denominator, at_least=2)
     if (denominator <= 0).any():
@@ -546,7 +636,9 @@ def ratio_of_sums(numerator: ArrayLike, denominator: ArrayLike, seed: int) -> In
 
 
 def _paired(first: ArrayLike, second: ArrayLike, at_least: int = 1) -> tuple[NDArray, NDArray]:
-    """Both as float vectors of one length without NaN or infinity; ValueError says what is wrong."""
+    """Both as float vectors of one length without NaN or infinity;
+    ValueError says what is wrong.
+    """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if first.ndim != 1 or second.ndim != 1:
         raise ValueError(f"values must be vectors, got shapes {first.shape} and {second.shape}")
@@ -567,7 +659,9 @@ def _flips(base: ArrayLike, candidate: ArrayLike) -> tuple[int, int, int]:
     return int(np.sum(base < candidate)), int(np.sum(base > candidate)), base.size
 
 
-def _documents(base: ArrayLike, candidate: ArrayLike, sizes: ArrayLike) -> tuple[NDArray, NDArray, NDArray]:
+def _documents(
+    base: ArrayLike, candidate: ArrayLike, sizes: ArrayLike
+) -> tuple[NDArray, NDArray, NDArray]:
     """Log-likelihoods and sizes of the same documents."""
     base, candidate = _paired(base, candidate, at_least=2)
     sizes, _ = _paired(sizes, base)
@@ -603,7 +697,9 @@ def _power(n: int, discordant_share: float, drop: float) -> float:
     # lost - gained > Z * sqrt(changed), with gained = changed - lost: the score test of equality
     most_kept = np.floor((changed + Z * np.sqrt(changed)) / 2)
     loss_share = (1 + drop / discordant_share) / 2 if discordant_share else 0.5
-    return float(np.sum(binom.pmf(changed, n, discordant_share) * binom.sf(most_kept, changed, loss_share)))
+    return float(
+        np.sum(binom.pmf(changed, n, discordant_share) * binom.sf(most_kept, changed, loss_share))
+    )
 
 
 def _wilson(share: float, n: int, z: float) -> Interval:
@@ -614,7 +710,8 @@ def _wilson(share: float, n: int, z: float) -> Interval:
 
 
 def score_interval(gained: int, lost: int, n: int, z: float = Z) -> Interval:
-    """Tango's interval at z: the two values at which the score test is just not rejected, by bracketed root finding.
+    """Tango's interval at z: the two values at which the score test is just not rejected,
+    by bracketed root finding.
 
     Args:
         gained, lost, n: items that became right, that became wrong, and all.
@@ -635,7 +732,9 @@ def score_interval(gained: int, lost: int, n: int, z: float = Z) -> Interval:
 
 
 def _score_deviation(gained: int, lost: int, n: int, value: float) -> float:
-    """Standard deviation of gained - lost if the true difference is `value`; losses at their restricted MLE."""
+    """Standard deviation of gained - lost if the true difference is `value`;
+    losses at their restricted MLE.
+    """
     b = -gained - lost + (2 * n - gained + lost) * value
     root = math.sqrt(max(b * b + 8 * n * lost * value * (1 - value), 0.0))
     loss_rate = (root - b) / (4 * n)

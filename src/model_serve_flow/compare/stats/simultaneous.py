@@ -17,7 +17,8 @@ Gaps = Mapping[tuple[Model, Model], Interval]  # (one, other) -> other minus one
 
 
 def level_of_each(models: int) -> float:
-    """One-sided error of each interval, so that those of all pairs hold together in 95 % (Bonferroni).
+    """One-sided error of each interval, so that those of all pairs hold together in 95 %
+    (Bonferroni).
 
     The models are compared on the same items or in the same blocks, so no independence is assumed.
     """
@@ -25,10 +26,11 @@ def level_of_each(models: int) -> float:
 
 
 def score_gap(one: NDArray, other: NDArray, labels: Sequence[str] | None, level: float) -> Interval:
-    """Other minus one in the mean of the same items, with its interval of two-sided error 2 * level.
+    """Other minus one in the mean of the same items,
+    with its interval of two-sided error 2 * level.
 
-    Right or wrong: Tango's score interval. Other values: the jackknife over items, with t. Where the
-    items come in clusters, the clustered interval counts if it is wider, as in the verdict.
+    Right or wrong: Tango's score interval. Other values: the jackknife over items, with t. Where
+    the items come in clusters, the clustered interval counts if it is wider, as in the verdict.
 
     Args:
         one, other: n values, item by item; higher is better.
@@ -46,7 +48,8 @@ def score_gap(one: NDArray, other: NDArray, labels: Sequence[str] | None, level:
 
 
 def log_gap(one: NDArray, other: NDArray, level: float, paired: bool) -> Interval | None:
-    """Other minus one in the mean logarithm of repeats, with its t interval; none for fewer than two repeats.
+    """Other minus one in the mean logarithm of repeats, with its t interval;
+    none for fewer than two repeats.
 
     Args:
         one, other: values above 0, one per repeat.
@@ -74,7 +77,8 @@ def better(gaps: Gaps, model: Model) -> set[Model]:
 
 
 def ranks(gaps: Gaps, models: Sequence[Model]) -> dict[Model, int]:
-    """1 + the number of models that are surely better, so that two that cannot be told apart can share a rank.
+    """1 + the number of models that are surely better,
+    so that two that cannot be told apart can share a rank.
 
     With probability 95 % no model is ranked behind one that is not truly better.
     """

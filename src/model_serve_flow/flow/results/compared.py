@@ -8,7 +8,14 @@ from pydantic import Field
 
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow.results.measured import SCHEMA_VERSION, Capacity, Looks, Repeated
-from model_serve_flow.system.records import Count, Finite, NonNegative, Positive, Probability, Record
+from model_serve_flow.system.records import (
+    Count,
+    Finite,
+    NonNegative,
+    Positive,
+    Probability,
+    Record,
+)
 
 Unit = Literal["points", "percent", "bits/byte"]
 Tier = Literal["required", "deciding", "advisory"]
@@ -28,10 +35,14 @@ class Flips(Record):
 
 
 class Tail(Record):
-    """Documents of a text that collapsed, and how common such documents may be: what a mean cannot tell."""
+    """Documents of a text that collapsed, and how common such documents may be:
+    what a mean cannot tell.
+    """
 
     collapsed: Count = Field(description="documents whose perplexity at least doubled")
-    share_at_most: Probability = Field(description="of all such documents, with 95 % confidence (Clopper and Pearson)")
+    share_at_most: Probability = Field(
+        description="of all such documents, with 95 % confidence (Clopper and Pearson)"
+    )
 
 
 class Clusters(Record):
@@ -40,13 +51,19 @@ class Clusters(Record):
     key: str = Field(description="the group of the items, e.g. 'subject'")
     count: Annotated[int, Field(gt=1)]
     design_effect: NonNegative | None = Field(
-        description="variance of the difference over what independent items would have; none: no item changed"
+        description="variance of the difference over what independent items would have; none: no "
+        "item changed"
     )
-    decide: bool = Field(description="whether interval and p-values are those of the clusters: the wider ones count")
+    decide: bool = Field(
+        description="whether interval and p-values are those of the clusters: the wider ones count"
+    )
 
 
 class GrossLoss(Record):
-    """Share of the base's right answers that became wrong, in percent. Gains do not make up for it."""
+    """Share of the base's right answers that became wrong, in percent.
+
+    Gains do not make up for it.
+    """
 
     percent: Annotated[float, Field(ge=0, le=100)]
     ci95: tuple[NonNegative, NonNegative]
@@ -65,40 +82,74 @@ class Difference(Record):
     higher_is_better: bool
     method: str = Field(description="how the interval was computed")
     chance: float | None = None
-    near_chance: bool = Field(default=False, description="the base is not clearly above guessing: the task says little")
-    margin: Positive = Field(description="the drop that would be accepted, in the same unit as the difference")
-    base_low: Finite | None = Field(default=None, description="lower 95 % bound of the base's score; none for texts")
-    too_weak: bool = Field(
-        default=False, description="the base is above guessing by less than the margin: the margin's test cannot fail"
+    near_chance: bool = Field(
+        default=False, description="the base is not clearly above guessing: the task says little"
     )
-    retention: Probability | None = Field(default=None, description="share of the score above guessing to be kept")
-    retention_p: Probability | None = Field(default=None, description="one-sided, of keeping that share or less")
-    retention_limit: Positive | None = Field(default=None, description="points that may be lost to keep that share")
-    noninferiority_p: Probability | None = Field(default=None, description="one-sided, of a loss of the margin or more")
-    recovery_percent: Finite | None = Field(default=None, description="candidate / base; none where it would mislead")
-    mcnemar_p: Probability | None = Field(default=None, description="exact, two-sided; for values of 0 and 1 only")
+    margin: Positive = Field(
+        description="the drop that would be accepted, in the same unit as the difference"
+    )
+    base_low: Finite | None = Field(
+        default=None, description="lower 95 % bound of the base's score; none for texts"
+    )
+    too_weak: bool = Field(
+        default=False,
+        description="the base is above guessing by less than the margin: the margin's test cannot "
+        "fail",
+    )
+    retention: Probability | None = Field(
+        default=None, description="share of the score above guessing to be kept"
+    )
+    retention_p: Probability | None = Field(
+        default=None, description="one-sided, of keeping that share or less"
+    )
+    retention_limit: Positive | None = Field(
+        default=None, description="points that may be lost to keep that share"
+    )
+    noninferiority_p: Probability | None = Field(
+        default=None, description="one-sided, of a loss of the margin or more"
+    )
+    recovery_percent: Finite | None = Field(
+        default=None, description="candidate / base; none where it would mislead"
+    )
+    mcnemar_p: Probability | None = Field(
+        default=None, description="exact, two-sided; for values of 0 and 1 only"
+    )
     flips: Flips | None = Field(default=None, description="for values of 0 and 1 only")
     smallest_detectable_drop: NonNegative | None = Field(
-        default=None, description="true drop that these n items find with 80 % power, in the unit of the difference"
+        default=None,
+        description="true drop that these n items find with 80 % power, in the unit of the "
+        "difference",
     )
     items_to_settle: Count | None = Field(
-        default=None, description="items at which the interval would be clear of the margin; none: it is, or never will"
+        default=None,
+        description="items at which the interval would be clear of the margin; none: it is, or "
+        "never will",
     )
     adjusted_p: tuple[Probability, Probability] | None = Field(
-        default=None, description="Holm-adjusted, of a loss beyond the limit and within it; none: does not decide"
+        default=None,
+        description="Holm-adjusted, of a loss beyond the limit and within it; none: does not "
+        "decide",
     )
     simultaneous_ci95: tuple[Finite, Finite] | None = Field(
         default=None,
-        description="holds together with those of the other deciding tasks, and is clear of the limit exactly where "
-        "the verdict says so; none: does not decide",
+        description="holds together with those of the other deciding tasks, and is clear of the "
+        "limit exactly where the verdict says so; none: does not decide",
     )
     look_p: tuple[Probability, Probability] | None = Field(
-        default=None, description="over all looks, of a loss beyond the limit and within it; none: all asked at once"
+        default=None,
+        description="over all looks, of a loss beyond the limit and within it; none: all asked at "
+        "once",
     )
-    clusters: Clusters | None = Field(default=None, description="none: the items come in none, or in too few")
-    too_few: Count | None = Field(default=None, description="items that a decision needs; none: there are as many")
+    clusters: Clusters | None = Field(
+        default=None, description="none: the items come in none, or in too few"
+    )
+    too_few: Count | None = Field(
+        default=None, description="items that a decision needs; none: there are as many"
+    )
     monte_carlo_error: NonNegative | None = Field(
-        default=None, description="standard error of noninferiority_p, because resamples are drawn; none: none are"
+        default=None,
+        description="standard error of noninferiority_p, because resamples are drawn; none: none "
+        "are",
     )
     tail: Tail | None = Field(default=None, description="for texts only")
     tier: Tier = "deciding"
@@ -112,7 +163,9 @@ class Difference(Record):
 
     @property
     def shown_ci95(self) -> tuple[float, float]:
-        """The interval that tables, charts and sentences show: the one that agrees with the decision."""
+        """The interval that tables, charts and sentences show:
+        the one that agrees with the decision.
+        """
         return self.ci95 if self.simultaneous_ci95 is None else self.simultaneous_ci95
 
     @property
@@ -122,21 +175,26 @@ class Difference(Record):
 
     @property
     def limit(self) -> float:
-        """The drop that is accepted: the margin, or what retention allows if that is less and the task can decide."""
+        """The drop that is accepted: the margin,
+        or what retention allows if that is less and the task can decide.
+        """
         if self.silent or self.retention_limit is None:
             return self.margin
         return min(self.margin, self.retention_limit)
 
     @property
     def decision_p(self) -> float | None:
-        """One-sided p-value of "the loss is the margin or more, or too little is kept"; none: no test was possible."""
+        """One-sided p-value of "the loss is the margin or more, or too little is kept"; none:
+        no test was possible.
+        """
         if self.noninferiority_p is None or self.retention_p is None:
             return self.noninferiority_p
         return max(self.noninferiority_p, self.retention_p)
 
     @property
     def decision_ps(self) -> tuple[float, float]:
-        """One-sided p-values of "the loss is the limit or more" and of "it is less", over all looks.
+        """One-sided p-values of "the loss is the limit or more" and of "it is less",
+        over all looks.
 
         Both are 1 where too few items allow no test.
         """
@@ -174,7 +232,9 @@ class FlippedItem(Record):
 
 
 class Slice(Record):
-    """The difference on a part of a task, in points; p-values are corrected over all slices of the candidate."""
+    """The difference on a part of a task, in points;
+    p-values are corrected over all slices of the candidate.
+    """
 
     task: str
     group: str = Field(description="what it is cut by, e.g. 'subject' or 'prompt length'")
@@ -190,15 +250,22 @@ class Slice(Record):
 
 
 class Divergence(Record):
-    """Kullback-Leibler divergence base -> candidate per token, in nats: a lower bound, see docs/Statistics.md."""
+    """Kullback-Leibler divergence base -> candidate per token, in nats: a lower bound,
+    see docs/Statistics.md.
+    """
 
     mean: NonNegative
     p99: NonNegative
-    ci95: tuple[NonNegative, NonNegative] = Field(description="of the mean, by bootstrap over documents")
-    p99_ci95: tuple[NonNegative, NonNegative] | None = Field(
-        default=None, description="of the 99th percentile, cluster-robust over documents; none: made without it"
+    ci95: tuple[NonNegative, NonNegative] = Field(
+        description="of the mean, by bootstrap over documents"
     )
-    k: Annotated[int, Field(gt=0, description="likeliest tokens known of each side; the rest is one bucket")]
+    p99_ci95: tuple[NonNegative, NonNegative] | None = Field(
+        default=None,
+        description="of the 99th percentile, cluster-robust over documents; none: made without it",
+    )
+    k: Annotated[
+        int, Field(gt=0, description="likeliest tokens known of each side; the rest is one bucket")
+    ]
     tokens: Count
 
 
@@ -212,10 +279,13 @@ class FlipRate(Record):
 class NoiseFloor(Record):
     """Items of the base asked again in other batches: what the engine changes by itself."""
 
-    flips: dict[str, Flips] = Field(description="task -> flips between the two measurements of the base")
+    flips: dict[str, Flips] = Field(
+        description="task -> flips between the two measurements of the base"
+    )
     items: dict[str, Annotated[int, Field(gt=0)]] = Field(description="task -> items asked twice")
     rate: FlipRate | None = Field(
-        description="over all items of these tasks, as the sample estimates it; none: no task can flip"
+        description="over all items of these tasks, as the sample estimates it; none: no task can "
+        "flip"
     )
     kl: Divergence | None
     top1_agreement: Probability | None
@@ -223,7 +293,10 @@ class NoiseFloor(Record):
 
 
 class SpeedVerdict(Record):
-    """Whether the candidate is faster, over all load points that are compared. It decides nothing."""
+    """Whether the candidate is faster, over all load points that are compared.
+
+    It decides nothing.
+    """
 
     reading: Literal["FASTER", "NOT FASTER", "UNSURE"]
     speedup: Positive = Field(description="geometric mean over the load points, in output tokens/s")
@@ -247,36 +320,51 @@ class UnmeasuredLoad(Record):
 
 
 class SpeedPoint(Record):
-    """Base and candidate at one load point, means over the repeats; ratios are candidate over base for throughput."""
+    """Base and candidate at one load point, means over the repeats;
+    ratios are candidate over base for throughput.
+    """
 
     concurrency: int
     repeats: Annotated[int, Field(gt=0)]
-    blocks: Annotated[int, Field(gt=0, description="in each, every server was started anew; 1: one server each")] = 1
+    blocks: Annotated[
+        int, Field(gt=0, description="in each, every server was started anew; 1: one server each")
+    ] = 1
     base_output_tokens_per_s: Positive
     candidate_output_tokens_per_s: Positive
     speedup: Positive = Field(description="ratio of the geometric means over the repeats")
     speedup_ci95: tuple[Positive, Positive] | None = Field(
-        description="on the logarithms: paired t over the blocks, or Welch's over the repeats of one server each; "
-        "none: one repeat"
+        description="on the logarithms: paired t over the blocks, or Welch's over the repeats of "
+        "one server each; none: one repeat"
     )
     ttft_ms_p95: dict[Literal["base", "candidate"], NonNegative]
     itl_ms_p95: dict[Literal["base", "candidate"], NonNegative]
     request_latency_s_p50: dict[Literal["base", "candidate"], NonNegative]
     client_cpu_share: dict[Literal["base", "candidate"], NonNegative]
-    client_limited: bool = Field(description="on either side the load generator took CPU that the server needed")
+    client_limited: bool = Field(
+        description="on either side the load generator took CPU that the server needed"
+    )
     others_share: dict[Literal["base", "candidate"], Probability] | None = Field(
-        default=None, description="of the machine's CPU, by other programs and the hypervisor; none: not known"
+        default=None,
+        description="of the machine's CPU, by other programs and the hypervisor; none: not known",
     )
 
 
 class Diagnosis(Record):
     """Why it is as fast as it is, from measured facts."""
 
-    bound: Literal["prefill", "decode"] = Field(description="what most of a request's time went into, at one request")
-    decode_share: Probability = Field(description="share of a request's time after its first token, at one request")
-    base_bytes_per_token: Count = Field(description="weight bytes read for one token of one request")
+    bound: Literal["prefill", "decode"] = Field(
+        description="what most of a request's time went into, at one request"
+    )
+    decode_share: Probability = Field(
+        description="share of a request's time after its first token, at one request"
+    )
+    base_bytes_per_token: Count = Field(
+        description="weight bytes read for one token of one request"
+    )
     candidate_bytes_per_token: Count
-    expected_speedup: Positive = Field(description="roofline of decoding: base bytes / candidate bytes")
+    expected_speedup: Positive = Field(
+        description="roofline of decoding: base bytes / candidate bytes"
+    )
     reached: NonNegative = Field(
         description="measured over expected speed-up of the inter-token latency, at one request"
     )
@@ -291,7 +379,9 @@ class Memory(Record):
 
 
 class Ranks(Record):
-    """1 + the number of models that are surely better: two that cannot be told apart can share a rank."""
+    """1 + the number of models that are surely better:
+    two that cannot be told apart can share a rank.
+    """
 
     score: Annotated[int, Field(gt=0)]
     economy: Annotated[int, Field(gt=0)] = Field(
@@ -311,10 +401,13 @@ class CandidateComparison(Record):
     size_bytes: Count
     size_ratio: Positive
     accuracy: dict[str, dict[str, Difference]]
-    suite: Difference | None = Field(default=None, description="mean over the tasks that decide; none: no task can")
+    suite: Difference | None = Field(
+        default=None, description="mean over the tasks that decide; none: no task can"
+    )
     speed: SpeedVerdict | None = Field(default=None, description="none: no load point is compared")
     secondary: tuple[Warned, ...] = Field(
-        default=(), description="KL divergence, top-1 agreement and gross loss against their margins"
+        default=(),
+        description="KL divergence, top-1 agreement and gross loss against their margins",
     )
     soft: dict[str, SoftScore] = Field(
         default={}, description="task -> secondary endpoint: probability of the right choice"
@@ -334,13 +427,21 @@ class CandidateComparison(Record):
         default=(), description="load points that were asked for beside them"
     )
     capacity: Capacity | None = None
-    cost_per_million_output_tokens: NonNegative | None = Field(default=None, description="in US dollars, at capacity")
-    cost_ci95: tuple[NonNegative, NonNegative] | None = Field(default=None, description="none: one search, or no cost")
+    cost_per_million_output_tokens: NonNegative | None = Field(
+        default=None, description="in US dollars, at capacity"
+    )
+    cost_ci95: tuple[NonNegative, NonNegative] | None = Field(
+        default=None, description="none: one search, or no cost"
+    )
     diagnosis: Diagnosis | None = None
     memory: Memory
-    dominated_by: str | None = Field(default=None, description="a model that is surely more accurate and cheaper")
+    dominated_by: str | None = Field(
+        default=None, description="a model that is surely more accurate and cheaper"
+    )
     looks: Looks | None = Field(default=None, description="none: all items were asked at once")
-    ranks: Ranks | None = Field(default=None, description="among the base and the candidates that may ship; none: not")
+    ranks: Ranks | None = Field(
+        default=None, description="among the base and the candidates that may ship; none: not"
+    )
     verdict: Decision
     reasons: tuple[str, ...]
 
@@ -376,8 +477,12 @@ class Comparison(Record):
     kind: Literal["comparison"] = "comparison"
     schema_version: Literal["2.0"] = SCHEMA_VERSION
     profile: str
-    margin_rationale: str = Field(default="", description="how the profile's margins were chosen, in its own words")
-    margins: MarginSeal | None = Field(default=None, description="none: the margins were never sealed")
+    margin_rationale: str = Field(
+        default="", description="how the profile's margins were chosen, in its own words"
+    )
+    margins: MarginSeal | None = Field(
+        default=None, description="none: the margins were never sealed"
+    )
     base: BaseComparison
     candidates: tuple[CandidateComparison, ...]
     protocol: dict[Literal["accuracy", "performance"], dict[str, Any]]
@@ -386,9 +491,13 @@ class Comparison(Record):
     KERNEL_UNQUANTISED: ClassVar[str] = "unquantised"
 
     def candidate(self, name: str) -> CandidateComparison:
-        """What was found of the candidate `name`; FlowError, with the names there are, if there is none."""
+        """What was found of the candidate `name`; FlowError, with the names there are,
+        if there is none.
+        """
         for candidate in self.candidates:
             if candidate.name == name:
                 return candidate
         known = ", ".join(candidate.name for candidate in self.candidates)
-        raise FlowError(f"The comparison holds no candidate {name!r}.", f"It holds: {known}. {RERUN}")
+        raise FlowError(
+            f"The comparison holds no candidate {name!r}.", f"It holds: {known}. {RERUN}"
+        )

@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model_serve_flow.system.records import Count, Finite, NonNegative, Positive, Probability, Record
+from model_serve_flow.system.records import (
+    Count,
+    Finite,
+    NonNegative,
+    Positive,
+    Probability,
+    Record,
+)
 
 SCHEMA_VERSION = "2.0"
 BASE = "base"  # the name of the base model in results, folders and servers
@@ -35,9 +42,15 @@ class EngineFacts(Record):
     """What the engine's own log says it did."""
 
     version: str
-    quantization: str | None = Field(description="the engine's quantisation method; none: served unquantised")
-    dtype: str | None = Field(default=None, description="what it computes in and holds unquantised weights as")
-    kernels: tuple[str, ...] = Field(description="quantised linear kernels named in the log, e.g. 'X for Y'")
+    quantization: str | None = Field(
+        description="the engine's quantisation method; none: served unquantised"
+    )
+    dtype: str | None = Field(
+        default=None, description="what it computes in and holds unquantised weights as"
+    )
+    kernels: tuple[str, ...] = Field(
+        description="quantised linear kernels named in the log, e.g. 'X for Y'"
+    )
     kv_cache_tokens: Count | None
     start_seconds: NonNegative
     peak_memory_bytes: Count | None = Field(
@@ -51,22 +64,28 @@ class Busy(Record):
     Shares are of all the time of the cores that this process may run on, between 0 and 1.
     """
 
-    load_average: NonNegative = Field(description="processes that run or wait for a core, mean of the last minute")
+    load_average: NonNegative = Field(
+        description="processes that run or wait for a core, mean of the last minute"
+    )
     cores: Annotated[int, Field(gt=0)] = Field(description="cores that this process may use")
     others_share: Probability | None = Field(
         description="used by programs that are not of this run; none: the system does not tell"
     )
     steal_share: Probability | None = Field(
-        description="wanted by this machine and given to another by the hypervisor; none: the system does not tell"
+        description="wanted by this machine and given to another by the hypervisor; none: the "
+        "system does not tell"
     )
     throttled_share: Probability | None = Field(
-        default=None, description="in which the cores were slowed by heat or stopped by a quota; none: not told"
+        default=None,
+        description="in which the cores were slowed by heat or stopped by a quota; none: not told",
     )
     seconds: NonNegative = Field(description="length of the time that was looked at")
 
     @property
     def taken(self) -> float | None:
-        """Share of the CPU that this run could not have: used by others, or given to another machine."""
+        """Share of the CPU that this run could not have: used by others,
+        or given to another machine.
+        """
         if self.others_share is None or self.steal_share is None:
             return None
         return min(self.others_share + self.steal_share, 1.0)
@@ -81,7 +100,9 @@ class Measurement(Record):
     protocol_hash: str
     engine: EngineFacts
     seconds: NonNegative
-    busy: Busy | None = Field(default=None, description="what others took meanwhile; none: each load point says it")
+    busy: Busy | None = Field(
+        default=None, description="what others took meanwhile; none: each load point says it"
+    )
 
     @model_validator(mode="after")
     def hash_matches(self) -> Measurement:
@@ -99,7 +120,9 @@ class Metric(Record):
 
 
 class Item(BaseModel):
-    """One scored item: a stable id, its values (a key per metric), the model's answer, and what it was asked."""
+    """One scored item: a stable id, its values (a key per metric), the model's answer,
+    and what it was asked.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     # By this type pydantic checks what is beside the fields.
@@ -110,8 +133,12 @@ class Item(BaseModel):
     prompt: str | None = Field(
         default=None, description="what the model was given; none for a text that is only scored"
     )
-    expected: str | None = Field(default=None, description="the right answer, where the task has one")
-    groups: dict[str, str] = Field(default={}, description="what the item belongs to, e.g. {'subject': 'stem'}")
+    expected: str | None = Field(
+        default=None, description="the right answer, where the task has one"
+    )
+    groups: dict[str, str] = Field(
+        default={}, description="what the item belongs to, e.g. {'subject': 'stem'}"
+    )
 
     @property
     def values(self) -> dict[str, float]:
@@ -123,7 +150,9 @@ class TaskAccuracy(Record):
     """One task: its figures and the items they come from."""
 
     n: Annotated[int, Field(gt=0)]
-    chance: Probability | None = Field(description="expected score of guessing, for multiple choice")
+    chance: Probability | None = Field(
+        description="expected score of guessing, for multiple choice"
+    )
     metrics: dict[str, Metric]
     items: tuple[Item, ...]
 
@@ -142,7 +171,9 @@ class AccuracyResult(Measurement):
     looks: tuple[dict[str, tuple[str, ...]], ...] = Field(
         default=(), description="look -> task -> ids of the items asked then; none: all at once"
     )
-    requests: dict[str, Count] = Field(default={}, description="how lm-eval's requests were asked -> how many")
+    requests: dict[str, Count] = Field(
+        default={}, description="how lm-eval's requests were asked -> how many"
+    )
 
 
 class TokenTops(Record):
@@ -150,15 +181,22 @@ class TokenTops(Record):
 
     id: str
     tokens: tuple[int, ...] = Field(description="N token ids")
-    top_ids: tuple[tuple[int, ...], ...] = Field(description="N - 1 rows of k token ids, the likeliest first")
-    top_logprobs: tuple[tuple[Finite, ...], ...] = Field(description="N - 1 rows of k natural log-probabilities")
+    top_ids: tuple[tuple[int, ...], ...] = Field(
+        description="N - 1 rows of k token ids, the likeliest first"
+    )
+    top_logprobs: tuple[tuple[Finite, ...], ...] = Field(
+        description="N - 1 rows of k natural log-probabilities"
+    )
     own_logprobs: tuple[Finite, ...] = Field(
-        default=(), description="N - 1 natural log-probabilities of the text's own tokens; none: not recorded"
+        default=(),
+        description="N - 1 natural log-probabilities of the text's own tokens; none: not recorded",
     )
 
 
 class DistributionResult(Measurement):
-    """01 and 04: the model's next-token distributions on held-out text, from the served endpoint."""
+    """01 and 04: the model's next-token distributions on held-out text,
+    from the served endpoint.
+    """
 
     kind: Literal["distribution"] = "distribution"
     k: Annotated[int, Field(gt=0)]
@@ -170,9 +208,13 @@ class DistributionResult(Measurement):
             rows = (len(document.tokens) - 1,) * 2
             widths = {len(row) for row in (*document.top_ids, *document.top_logprobs)}
             if (len(document.top_ids), len(document.top_logprobs)) != rows or widths - {self.k}:
-                raise ValueError(f"document {document.id!r} has not {rows[0]} rows of {self.k} tokens")
+                raise ValueError(
+                    f"document {document.id!r} has not {rows[0]} rows of {self.k} tokens"
+                )
             if document.own_logprobs and len(document.own_logprobs) != rows[0]:
-                raise ValueError(f"document {document.id!r} has not {rows[0]} own log-probabilities")
+                raise ValueError(
+                    f"document {document.id!r} has not {rows[0]} own log-probabilities"
+                )
         return self
 
 
@@ -189,8 +231,12 @@ class LoadPoint(Record):
     """One load point, as GuideLLM reports it; tokens are means per completed request."""
 
     concurrency: Annotated[int, Field(gt=0)]
-    repeat: Annotated[int, Field(gt=0, description="1 for the first time this concurrency was measured")] = 1
-    block: Annotated[int, Field(gt=0, description="the start of the server that it was measured on")] = 1
+    repeat: Annotated[
+        int, Field(gt=0, description="1 for the first time this concurrency was measured")
+    ] = 1
+    block: Annotated[
+        int, Field(gt=0, description="the start of the server that it was measured on")
+    ] = 1
     seconds: Positive
     completed_requests: Count
     errored_requests: Count
@@ -202,9 +248,15 @@ class LoadPoint(Record):
     ttft_ms: Latency
     itl_ms: Latency
     request_latency_s: Latency
-    client_cpu_share: NonNegative = Field(description="CPU seconds of the load generator / (wall seconds x cores)")
-    client_limited: bool = Field(default=False, description="the load generator took CPU that the server needed")
-    busy: Busy | None = Field(default=None, description="what others took while this turn of load points ran")
+    client_cpu_share: NonNegative = Field(
+        description="CPU seconds of the load generator / (wall seconds x cores)"
+    )
+    client_limited: bool = Field(
+        default=False, description="the load generator took CPU that the server needed"
+    )
+    busy: Busy | None = Field(
+        default=None, description="what others took while this turn of load points ran"
+    )
     valid: bool
     invalid_reason: str = ""
 
@@ -234,22 +286,30 @@ class Probe(Record):
 
 
 class Capacity(Record):
-    """The highest concurrency at which the latency objectives hold, found by GuideLLM's goodput search."""
+    """The highest concurrency at which the latency objectives hold,
+    found by GuideLLM's goodput search.
+    """
 
     ttft_ms: Positive
     itl_ms: Positive
     attainment: Positive = Field(description="share of requests that must meet both objectives")
     streams: Count | None = Field(
-        description="highest concurrency that passed (of several searches their geometric mean); 0: not even one "
-        "request at a time; none: not measured"
+        description="highest concurrency that passed (of several searches their geometric mean); "
+        "0: not even one request at a time; none: not measured"
     )
-    failed: Count | None = Field(description="lowest concurrency above `streams` that failed; none: no load failed")
+    failed: Count | None = Field(
+        description="lowest concurrency above `streams` that failed; none: no load failed"
+    )
     output_tokens_per_s: NonNegative = Field(description="at `streams`")
     probes: tuple[Probe, ...]
-    stopped: str = Field(description="why the search ended, in GuideLLM's words, or why nothing was measured")
+    stopped: str = Field(
+        description="why the search ended, in GuideLLM's words, or why nothing was measured"
+    )
     searches: Annotated[int, Field(gt=0, description="each on a server started anew")] = 1
     ci95: tuple[Count, Count | None] | None = Field(
-        default=None, description="over the searches, open above where one ended without a failure; none: one search"
+        default=None,
+        description="over the searches, open above where one ended without a failure; none: one "
+        "search",
     )
     output_ci95: tuple[NonNegative, NonNegative | None] | None = Field(
         default=None, description="of output_tokens_per_s at the capacity, in the same way"
@@ -257,7 +317,9 @@ class Capacity(Record):
 
     @property
     def measured(self) -> bool:
-        """Whether any load of the search answered a request; if none did, nothing is known of the capacity."""
+        """Whether any load of the search answered a request; if none did,
+        nothing is known of the capacity.
+        """
         return self.streams is not None
 
 
@@ -265,9 +327,15 @@ class PerformanceResult(Measurement):
     """02 and 05: GuideLLM against the endpoint."""
 
     kind: Literal["performance"] = "performance"
-    points: tuple[LoadPoint, ...] = Field(description="every load point of every repeat, in the order measured")
-    capacity: Capacity | None = Field(default=None, description="over all blocks; none: the profile has no objectives")
-    searches: dict[int, Capacity] = Field(default={}, description="block -> its search, of several blocks")
+    points: tuple[LoadPoint, ...] = Field(
+        description="every load point of every repeat, in the order measured"
+    )
+    capacity: Capacity | None = Field(
+        default=None, description="over all blocks; none: the profile has no objectives"
+    )
+    searches: dict[int, Capacity] = Field(
+        default={}, description="block -> its search, of several blocks"
+    )
 
     @property
     def blocks(self) -> int:
@@ -275,23 +343,37 @@ class PerformanceResult(Measurement):
         return self.protocol.get("blocks", 1)
 
     def by_concurrency(self) -> dict[int, list[LoadPoint]]:
-        """Concurrency, lowest first -> the repeats of that load point in their order, valid or not."""
+        """Concurrency, lowest first -> the repeats of that load point in their order,
+        valid or not.
+        """
         loads: dict[int, list[LoadPoint]] = {}
         for point in sorted(self.points, key=lambda point: (point.concurrency, point.repeat)):
             loads.setdefault(point.concurrency, []).append(point)
         return loads
 
     def problems(self) -> dict[tuple[int, int], str]:
-        """(concurrency, repeat) -> why it is not measured, of all that the protocol asks for and all there are."""
+        """(concurrency, repeat) -> why it is not measured,
+        of all that the protocol asks for and all there are.
+        """
         load = self.protocol.get("performance", {})
-        asked = [(c, repeat + 1) for repeat in range(load.get("repeats", 0)) for c in load.get("concurrency", ())]
+        asked = [
+            (c, repeat + 1)
+            for repeat in range(load.get("repeats", 0))
+            for c in load.get("concurrency", ())
+        ]
         found = {(point.concurrency, point.repeat): point.problem for point in self.points}
-        return {place: why for place in dict.fromkeys([*asked, *found]) if (why := found.get(place, NOT_REACHED))}
+        return {
+            place: why
+            for place in dict.fromkeys([*asked, *found])
+            if (why := found.get(place, NOT_REACHED))
+        }
 
     def measured_loads(self) -> dict[int, list[LoadPoint]]:
         """As `by_concurrency`, of the load points of which every repeat is measured."""
         unmeasured = {concurrency for concurrency, _ in self.problems()}
-        return {load: points for load, points in self.by_concurrency().items() if load not in unmeasured}
+        return {
+            load: points for load, points in self.by_concurrency().items() if load not in unmeasured
+        }
 
     def unmeasured_loads(self) -> dict[int, str]:
         """Concurrency, lowest first -> which repeat of that load point is not measured, and why."""
@@ -299,7 +381,9 @@ class PerformanceResult(Measurement):
         reasons: dict[int, str] = {}
         for (concurrency, repeat), why in sorted(self.problems().items()):
             text = why if load.get("repeats", 1) == 1 else f"repeat {repeat}: {why}"
-            reasons[concurrency] = f"{reasons[concurrency]}; {text}" if concurrency in reasons else text
+            reasons[concurrency] = (
+                f"{reasons[concurrency]}; {text}" if concurrency in reasons else text
+            )
         return reasons
 
     def unmeasured(self) -> list[str]:
@@ -311,10 +395,18 @@ class PerformanceResult(Measurement):
         if self.blocks == 1:
             searches = {"capacity": self.capacity}
         else:
-            searches = {f"capacity, block {b}": self.searches.get(b) for b in range(1, self.blocks + 1)}
+            searches = {
+                f"capacity, block {b}": self.searches.get(b) for b in range(1, self.blocks + 1)
+            }
         asked = self.protocol.get("performance", {}).get("slo")
-        found = {name: search.stopped for name, search in searches.items() if search and not search.measured}
-        found |= {name: NOT_REACHED for name, search in searches.items() if search is None and asked}
+        found = {
+            name: search.stopped
+            for name, search in searches.items()
+            if search and not search.measured
+        }
+        found |= {
+            name: NOT_REACHED for name, search in searches.items() if search is None and asked
+        }
         return [f"{name}: {why}" for name, why in found.items()]
 
 
@@ -333,9 +425,13 @@ class CalibrationFacts(Record):
     samples: Count
     tokens: Count
     chat_template: bool
-    max_sequence_length: Count | None = Field(default=None, description="tokens at which a text was cut")
+    max_sequence_length: Count | None = Field(
+        default=None, description="tokens at which a text was cut"
+    )
     sha256: str | None = Field(default=None, description="of the token ids, in their order")
-    overlap: Overlap | None = Field(default=None, description="none: no evaluation item had been measured to look for")
+    overlap: Overlap | None = Field(
+        default=None, description="none: no evaluation item had been measured to look for"
+    )
 
 
 Measured = AccuracyResult | DistributionResult | PerformanceResult
@@ -353,20 +449,30 @@ class CompressionResult(Record):
     origin: str = Field(description="'recipe', or the source of a ready-made checkpoint")
     recipe: dict[str, Any] | None
     calibration: CalibrationFacts | None
-    seed: Count | None = Field(default=None, description="none: ready-made, or made before it was recorded")
-    quantise: str | None = Field(default=None, description="source of the function that called llm-compressor")
-    versions: dict[str, str | None] = Field(default={}, description="packages that it was made with")
+    seed: Count | None = Field(
+        default=None, description="none: ready-made, or made before it was recorded"
+    )
+    quantise: str | None = Field(
+        default=None, description="source of the function that called llm-compressor"
+    )
+    versions: dict[str, str | None] = Field(
+        default={}, description="packages that it was made with"
+    )
     quantization_config: dict[str, Any]
     quantized_layers: Count
     ignored_layers: tuple[str, ...]
-    bits_per_weight: Positive = Field(description="bits of the quantised linear weights, scales included, per weight")
+    bits_per_weight: Positive = Field(
+        description="bits of the quantised linear weights, scales included, per weight"
+    )
     seconds: NonNegative
     peak_memory_bytes: Count
     sample: str = Field(description="a generation of the compressed model, as a sanity check")
 
 
 class Repeated(Record):
-    """How the difference varies between items and between the answers to one item, as proportions."""
+    """How the difference varies between items and between the answers to one item,
+    as proportions.
+    """
 
     count: Annotated[int, Field(gt=1, description="answers per item")]
     items: Annotated[int, Field(gt=1)]

@@ -33,17 +33,24 @@ class ShipOverride(Record):
 
 
 class ShipRecord(Record):
-    """06: `report/ship-record.json`, the SHA-256 of everything a verdict rests on. Paths are those of the workspace."""
+    """06: `report/ship-record.json`, the SHA-256 of everything a verdict rests on.
+
+    Paths are those of the workspace.
+    """
 
     kind: Literal["ship-record"] = "ship-record"
     schema_version: Literal["2.0"] = SCHEMA_VERSION
     profile: str
-    profile_sha256: str = Field(description="of the resolved profile without 'deploy', which no verdict rests on")
+    profile_sha256: str = Field(
+        description="of the resolved profile without 'deploy', which no verdict rests on"
+    )
     created_at: str
     base_sha256: str
     results: dict[str, str] = Field(description="path of a result -> SHA-256")
     comparison_sha256: str = Field(description="of report/comparison.json")
-    margins: MarginSeal | None = Field(default=None, description="none: the margins were never sealed")
+    margins: MarginSeal | None = Field(
+        default=None, description="none: the margins were never sealed"
+    )
     candidates: tuple[ShippedCandidate, ...]
     overrides: tuple[ShipOverride, ...] = ()
 
@@ -53,5 +60,7 @@ class ShipDecision(Record):
 
     name: str
     sha256: str = Field(description="digest of the checkpoint as it lies on the disk now")
-    verdict: Decision | None = Field(description="as the ship record has it; none: the base, or not in the record")
+    verdict: Decision | None = Field(
+        description="as the ship record has it; none: the base, or not in the record"
+    )
     override: ShipOverride | None = Field(description="none: the ship record allows it")

@@ -1,6 +1,7 @@
 """A constraint for GuideLLM: a load lasts until enough requests have completed; imports GuideLLM.
 
-Importing this module registers the constraint with GuideLLM's own registries, so that `--constraint` knows its kind.
+Importing this module registers the constraint with GuideLLM's own registries, so that
+`--constraint` knows its kind.
 """
 
 from __future__ import annotations
@@ -8,7 +9,11 @@ from __future__ import annotations
 import time
 from typing import Any, Literal, cast
 
-from guidellm.scheduler.constraints import Constraint, ConstraintsInitializerFactory, PydanticConstraintInitializer
+from guidellm.scheduler.constraints import (
+    Constraint,
+    ConstraintsInitializerFactory,
+    PydanticConstraintInitializer,
+)
 from guidellm.scheduler.schemas import SchedulerProgress, SchedulerState, SchedulerUpdateAction
 from guidellm.schemas import RequestInfo
 from guidellm.schemas.scheduler.constraints import ConstraintArgs
@@ -23,16 +28,20 @@ class EnoughRequestsArgs(ConstraintArgs):
 
     kind: Literal["enough_requests"] = KIND
     requests: int = Field(gt=0, description="completed requests, those of the warm-up left out")
-    warmup_seconds: float = Field(ge=0, description="a request that completes earlier does not count")
+    warmup_seconds: float = Field(
+        ge=0, description="a request that completes earlier does not count"
+    )
     least_seconds: float = Field(gt=0, description="the load lasts at least this long")
     max_seconds: float = Field(gt=0, description="the load ends then, with however few requests")
 
 
 @ConstraintsInitializerFactory.register(KIND)
 class EnoughRequests(PydanticConstraintInitializer):
-    """Ends a load after `least_seconds` once `requests` have completed, and after `max_seconds` in any case.
+    """Ends a load after `least_seconds` once `requests` have completed,
+    and after `max_seconds` in any case.
 
-    A request that failed ends it after `least_seconds` too: it makes the load invalid however many others complete.
+    A request that failed ends it after `least_seconds` too: it makes the load invalid however many
+    others complete.
     """
 
     type_: Literal["enough_requests"] = KIND  # type: ignore[assignment]
@@ -45,7 +54,9 @@ class EnoughRequests(PydanticConstraintInitializer):
 
     def __call__(self, state: SchedulerState, request: RequestInfo | None) -> SchedulerUpdateAction:
         args, now, start = self.args, time.time(), state.start_requests_time or state.start_time
-        ended = request.completed_at if request is not None and request.status == "completed" else None
+        ended = (
+            request.completed_at if request is not None and request.status == "completed" else None
+        )
         self._completed += ended is not None and ended >= start + args.warmup_seconds
         satisfied = self._completed >= args.requests or state.errored_requests > 0
         stop = now - start >= args.max_seconds or (now - start >= args.least_seconds and satisfied)

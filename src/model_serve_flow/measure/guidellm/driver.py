@@ -1,8 +1,9 @@
-"""GuideLLM in a process that waits for jobs: its imports take 20 s of two cores, longer than a load.
+"""GuideLLM in a process that waits for jobs: its imports take 20 s of two cores,
+longer than a load.
 
-A job (see `worker`) has `arguments` (of `guidellm`, from `run` on), `api_key` (of the server, which is on no
-command line and in no file) and `log` (where all output of the job goes). The answer is whether it succeeded; the log
-says why not.
+A job (see `worker`) has `arguments` (of `guidellm`, from `run` on), `api_key` (of the server, which
+is on no command line and in no file) and `log` (where all output of the job goes). The answer is
+whether it succeeded; the log says why not.
 """
 
 from __future__ import annotations
@@ -26,15 +27,20 @@ HIDDEN = b"**********"
 
 
 def main() -> None:
-    """Imports GuideLLM, then does one job after the other; GuideLLM's event loop needs the main thread."""
+    """Imports GuideLLM, then does one job after the other;
+    GuideLLM's event loop needs the main thread.
+    """
     jobs, answers = take_streams()
-    os.register_at_fork(after_in_child=end_when_orphaned)  # PyTorch's data workers wait for a driver that was killed
+    # PyTorch's data workers wait for a driver that was killed
+    os.register_at_fork(after_in_child=end_when_orphaned)
     multiprocessing.set_forkserver_preload(["model_serve_flow.measure.guidellm.workers"])
     forkserver.ensure_running()
     # Before GuideLLM's command line: it knows the constraints that are there when it is imported.
     importlib.import_module("model_serve_flow.measure.guidellm.constraint")
-    importlib.import_module("guidellm.benchmark.entrypoints")  # GuideLLM itself imports it only when a run starts
-    gc.freeze()  # what was imported stays: no search for garbage in it during a load, or for seconds at the end
+    # GuideLLM itself imports it only when a run starts
+    importlib.import_module("guidellm.benchmark.entrypoints")
+    # what was imported stays: no search for garbage in it during a load, or for seconds at the end
+    gc.freeze()
     answer_jobs(jobs, answers, _do)
 
 
@@ -45,7 +51,11 @@ def _do(arguments: Sequence[str], api_key: str, log: str) -> bool:
 
     with _hidden_in(Path(log), api_key):
         try:
-            return not cli.main(with_values(arguments, "--backend", api_key=api_key), "guidellm", standalone_mode=False)
+            return not cli.main(
+                with_values(arguments, "--backend", api_key=api_key),
+                "guidellm",
+                standalone_mode=False,
+            )
         except click.ClickException as error:
             error.show()
         except Exception:
@@ -56,12 +66,18 @@ def _do(arguments: Sequence[str], api_key: str, log: str) -> bool:
 def with_values(command: Sequence[str], option: str, **values: Any) -> list[str]:
     """The command line with these values in the JSON object that the option carries."""
     place = command.index(option) + 1
-    return [*command[:place], json.dumps({**json.loads(command[place]), **values}), *command[place + 1 :]]
+    return [
+        *command[:place],
+        json.dumps({**json.loads(command[place]), **values}),
+        *command[place + 1 :],
+    ]
 
 
 @contextlib.contextmanager
 def _hidden_in(log: Path, secret: str) -> Iterator[None]:
-    """Sends the output of this process and its workers to a new log, in which the secret is then hidden."""
+    """Sends the output of this process and its workers to a new log,
+    in which the secret is then hidden.
+    """
     from guidellm.logger import logger
 
     try:

@@ -31,7 +31,8 @@ LAST_LINES = " Its last lines:\n"
 def load_generator(flow: Flow) -> Iterator[LoadGenerator]:
     """A GuideLLM that imports while a server starts, and puts load on servers until the block ends.
 
-    `with load_generator(flow) as guidellm, serve(flow, "base") as server:` starts both side by side.
+    `with load_generator(flow) as guidellm, serve(flow, "base") as server:` starts both side by
+    side.
     """
     generator = LoadGenerator(flow)
     try:
@@ -63,22 +64,26 @@ class LoadGenerator:
             "LOGURU_DIAGNOSE": "NO",  # it would log the values of variables, the API key among them
             GENERATOR_VARIABLE: uuid.uuid4().hex,
         }
-        self._driver = JobProcess(DRIVER, self._logs / "guidellm.log", variables, GENERATOR_VARIABLE)
+        self._driver = JobProcess(
+            DRIVER, self._logs / "guidellm.log", variables, GENERATOR_VARIABLE
+        )
 
     def run(self, server: Server, command: Sequence[str], output: Path) -> ClientCpu:
-        """Runs a GuideLLM command line that writes `output`, with the server's key; its log carries the output's name.
+        """Runs a GuideLLM command line that writes `output`, with the server's key;
+        its log carries the output's name.
 
         `output` is there only after a success.
 
-        GuideLLM 0.8.1 can wait for ever at the end of a load (its worker and its main process for each other; seen
-        twice, in some hundreds of loads). It is then ended, and the whole job done once more by a new one.
+        GuideLLM 0.8.1 can wait for ever at the end of a load (its worker and its main process for
+        each other; seen twice, in some hundreds of loads). It is then ended, and the whole job done
+        once more by a new one.
 
         Returns:
             The CPU time that GuideLLM's processes took, sampled while it ran.
 
         Raises:
-            FlowError: GuideLLM failed or wrote nothing (its last lines are shown), or twice took longer than
-                `time_limit` or was silent for `silence_limit`.
+            FlowError: GuideLLM failed or wrote nothing (its last lines are shown), or twice took
+                longer than `time_limit` or was silent for `silence_limit`.
             ServerGone: the server ended meanwhile.
         """
         try:
@@ -91,7 +96,8 @@ class LoadGenerator:
 
     def _run(self, server: Server, command: Sequence[str], output: Path) -> ClientCpu:
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = output.with_name(f".{output.stem}.partial.json")  # GuideLLM takes the format from the suffix
+        # GuideLLM takes the format from the suffix
+        partial = output.with_name(f".{output.stem}.partial.json")
         output.unlink(missing_ok=True)
         log = self._logs / f"{output.stem}-{server.model_name}.log"
         log.unlink(missing_ok=True)
@@ -107,8 +113,13 @@ class LoadGenerator:
             partial.unlink(missing_ok=True)
         return client
 
-    def _do(self, job: dict[str, Any], server: Server, client: ClientCpu, seconds: float, silent: float) -> bool:
-        """Samples until the driver answers: whether the job succeeded. Whatever else happens ends the driver."""
+    def _do(
+        self, job: dict[str, Any], server: Server, client: ClientCpu, seconds: float, silent: float
+    ) -> bool:
+        """Samples until the driver answers: whether the job succeeded.
+
+        Whatever else happens ends the driver.
+        """
         started, log = time.monotonic(), Path(job["log"])
         written, size = started, 0
 
@@ -120,9 +131,13 @@ class LoadGenerator:
             if grown != size:
                 size, written = grown, now
             if now > started + seconds:
-                raise self._failure(f"GuideLLM took longer than {seconds:.0f} s.", log, GeneratorHung)
+                raise self._failure(
+                    f"GuideLLM took longer than {seconds:.0f} s.", log, GeneratorHung
+                )
             if now > written + silent:
-                raise self._failure(f"GuideLLM wrote nothing for {silent:.0f} s.", log, GeneratorHung)
+                raise self._failure(
+                    f"GuideLLM wrote nothing for {silent:.0f} s.", log, GeneratorHung
+                )
 
         try:
             return self._driver.do(job, SAMPLE_SECONDS, look)
@@ -139,5 +154,7 @@ class LoadGenerator:
         return kind(f"{problem}{LAST_LINES}{log_tail(log)}", f"\nThe whole log: {log}")
 
     def stop(self, patience: float = STOP_SECONDS) -> None:
-        """Ends the driver and all its processes, after `patience` seconds also while it works; may be called again."""
+        """Ends the driver and all its processes, after `patience` seconds also while it works;
+        may be called again.
+        """
         self._driver.stop(patience)

@@ -1,4 +1,6 @@
-"""The part of GuideLLM's JSON output that is read, typed: what is missing or of another kind is named by its place."""
+"""The part of GuideLLM's JSON output that is read, typed:
+what is missing or of another kind is named by its place.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +145,11 @@ class SearchedProbe(Part):
 
     @model_validator(mode="after")
     def inside(self) -> SearchedProbe:
-        if not self.attainment_lower - ROUNDING <= self.attainment <= self.attainment_upper + ROUNDING:
+        if (
+            not self.attainment_lower - ROUNDING
+            <= self.attainment
+            <= self.attainment_upper + ROUNDING
+        ):
             raise ValueError(f"attainment {self.attainment} lies outside its interval")
         return self
 
@@ -170,7 +176,9 @@ class SearchReport(Part):
         for probe, load in zip(probes, loads, strict=True):
             if load.config.strategy.streams != probe.streams:
                 found = load.config.strategy.streams
-                raise ValueError(f"a load of {found} streams stands where the search says {probe.streams}")
+                raise ValueError(
+                    f"a load of {found} streams stands where the search says {probe.streams}"
+                )
         best = self.conclusions[0].best_passing_streams
         if best and best not in {probe.streams for probe in probes if probe.passed}:
             raise ValueError(f"no load of {best} streams passed, which best_passing_streams says")

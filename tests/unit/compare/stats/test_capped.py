@@ -1,4 +1,6 @@
-"""The bound of a divergence knows what the k-th token caps, and what the text's own token was given."""
+"""The bound of a divergence knows what the k-th token caps,
+and what the text's own token was given.
+"""
 
 import math
 
@@ -48,7 +50,10 @@ WRECKED = {
 
 @pytest.mark.parametrize("how", WRECKED)
 def test_a_wrecked_model_does_not_look_close(how):
-    """The base is sure of one token, of which the candidate knows nothing. The one bucket showed about nothing."""
+    """The base is sure of one token, of which the candidate knows nothing.
+
+    The one bucket showed about nothing.
+    """
     base = drawn()
     base[np.arange(40), np.arange(40)] = 20
     candidate = WRECKED[how](np.roll(base, VOCABULARY // 2, axis=1))
@@ -74,7 +79,10 @@ def with_own(base, candidate, k, seed=9):
     p = scipy.special.softmax(base, axis=1)
     rng = np.random.default_rng(seed)
     ids = np.array([rng.choice(VOCABULARY, p=row) for row in p])
-    logprobs = [scipy.special.log_softmax(side, axis=1)[np.arange(len(ids)), ids] for side in (base, candidate)]
+    logprobs = [
+        scipy.special.log_softmax(side, axis=1)[np.arange(len(ids)), ids]
+        for side in (base, candidate)
+    ]
     return kl_lower_bound(*top(base, k), *top(candidate, k), OwnTokens(ids, *logprobs))
 
 
@@ -92,10 +100,14 @@ def test_the_texts_own_token_shows_what_the_likeliest_do_not():
 
 
 def cases():
-    """Rows of few tokens: likeliest three of each side, by a generator that makes them overlap or not."""
+    """Rows of few tokens: likeliest three of each side,
+    by a generator that makes them overlap or not.
+    """
     rng = np.random.default_rng(3)
     for _ in range(25):
-        base, candidate = (scipy.special.log_softmax(2 * rng.standard_normal((1, 9)), axis=1) for _ in range(2))
+        base, candidate = (
+            scipy.special.log_softmax(2 * rng.standard_normal((1, 9)), axis=1) for _ in range(2)
+        )
         yield top(base, 3), top(candidate, 3)
 
 
@@ -117,12 +129,19 @@ def test_no_pair_of_distributions_with_these_tokens_diverges_less(one, two):
 
     bounds = [(1e-9, caps[1])] * len(only_p) + [(1e-9, caps[0])] * len(only_q)
     count = max(len(only_p), len(only_q), 1)
-    start = [min(caps[1], rest[1]) / 2 / count] * len(only_p) + [min(caps[0], rest[0]) / 2 / count] * len(only_q)
-    spent = [(lambda x: rest[1] - x[: len(only_p)].sum()), (lambda x: rest[0] - x[len(only_p) :].sum())]
+    start = [min(caps[1], rest[1]) / 2 / count] * len(only_p) + [
+        min(caps[0], rest[0]) / 2 / count
+    ] * len(only_q)
+    spent = [
+        (lambda x: rest[1] - x[: len(only_p)].sum()),
+        (lambda x: rest[0] - x[len(only_p) :].sum()),
+    ]
     searched = [
-        minimize(divergence, start, (kind == "ineq",), bounds=bounds, method="SLSQP", options={"ftol": 1e-12},
+        minimize(divergence, start, (kind == "ineq",), bounds=bounds, method="SLSQP",
+                 options={"ftol": 1e-12},
                  constraints=[{"type": kind, "fun": lambda x, one=one: one(x)} for one in spent])
-        for kind in ("ineq", "eq")  # with a tail, and with none, at whose edge the search would get stuck
+        # with a tail, and with none, at whose edge the search would get stuck
+        for kind in ("ineq", "eq")
     ]  # fmt: skip
     least = max(min(one.fun for one in searched if one.success), 0)
     (found,) = kl_lower_bound(*one, *two)

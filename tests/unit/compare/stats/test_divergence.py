@@ -17,7 +17,9 @@ def top(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.take_along_axis(logprobs, ids, axis=1)
 
 
-def models(vocabulary: int = 500, tokens: int = 60, noise: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+def models(
+    vocabulary: int = 500, tokens: int = 60, noise: float = 0.3
+) -> tuple[np.ndarray, np.ndarray]:
     """Logits of a base, and of a candidate that is slightly off."""
     rng = np.random.default_rng(12)
     base = 3 * rng.normal(size=(tokens, vocabulary))
@@ -25,11 +27,15 @@ def models(vocabulary: int = 500, tokens: int = 60, noise: float = 0.3) -> tuple
 
 
 def whole(base: np.ndarray, candidate: np.ndarray) -> np.ndarray:
-    return scipy.stats.entropy(scipy.special.softmax(base, axis=1), scipy.special.softmax(candidate, axis=1), axis=1)
+    return scipy.stats.entropy(
+        scipy.special.softmax(base, axis=1), scipy.special.softmax(candidate, axis=1), axis=1
+    )
 
 
 def test_two_tokens_give_the_published_divergence():
-    """Cover and Thomas, Elements of Information Theory, example 2.3.1: r = 1/2, s = 1/4, in bits."""
+    """Cover and Thomas, Elements of Information Theory, example 2.3.1: r = 1/2, s = 1/4,
+    in bits.
+    """
     fair, loaded = np.log([[0.5, 0.5]]), np.log([[0.75, 0.25]])
     ids = [[0, 1]]
     assert kl_lower_bound(ids, fair, ids, loaded) / math.log(2) == pytest.approx([0.2075], abs=5e-5)
@@ -38,7 +44,9 @@ def test_two_tokens_give_the_published_divergence():
 
 def test_with_the_whole_vocabulary_it_is_the_divergence():
     base, candidate = models(vocabulary=20)
-    assert kl_lower_bound(*top(base, 20), *top(candidate, 20)) == pytest.approx(whole(base, candidate), abs=1e-9)
+    assert kl_lower_bound(*top(base, 20), *top(candidate, 20)) == pytest.approx(
+        whole(base, candidate), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.3, 3.0])
@@ -53,9 +61,14 @@ def test_fewer_tokens_never_give_more(noise):
 
 
 def test_tokens_known_on_one_side_only_are_capped_by_the_last_of_the_other():
-    """Known on both sides: 7. The candidate gives 3 at most 0.2, the base gives 4 at most what is left, 0.2."""
+    """Known on both sides: 7.
+
+    The candidate gives 3 at most 0.2, the base gives 4 at most what is left, 0.2.
+    """
     found = kl_lower_bound([[7, 3]], np.log([[0.5, 0.3]]), [[4, 7]], np.log([[0.6, 0.2]]))
-    assert found == pytest.approx([0.5 * math.log(0.5 / 0.2) + 0.3 * math.log(0.3 / 0.2) + 0.2 * math.log(0.2 / 0.6)])
+    assert found == pytest.approx(
+        [0.5 * math.log(0.5 / 0.2) + 0.3 * math.log(0.3 / 0.2) + 0.2 * math.log(0.2 / 0.6)]
+    )
 
 
 def test_nothing_in_common_tells_much():
@@ -77,7 +90,9 @@ def test_equal_models_do_not_diverge():
 
 
 def test_rounded_probabilities_of_one_stay_finite():
-    """A server sends float32: a certain token's probability may be exactly 1, and its neighbour's not."""
+    """A server sends float32: a certain token's probability may be exactly 1,
+    and its neighbour's not.
+    """
     sure, almost = np.float32([[0.0, -20.0]]), np.float32([[-1e-7, -16.0]])
     found = kl_lower_bound([[1, 2]], sure, [[1, 2]], almost)
     assert np.isfinite(found).all() and 0 <= found[0] < 1e-5
@@ -106,7 +121,9 @@ def test_the_mean_counts_every_token_once():
 
 
 def test_tokens_of_a_document_are_not_taken_as_independent():
-    """The level differs between documents, not within: 300 tokens each are no more than one value each."""
+    """The level differs between documents, not within:
+    300 tokens each are no more than one value each.
+    """
     levels = np.random.default_rng(13).gamma(4, 0.01, 20)
     few = mean_over_documents([np.full(3, level) for level in levels], seed=0)
     many = mean_over_documents([np.full(300, level) for level in levels], seed=0)

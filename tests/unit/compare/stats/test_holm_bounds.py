@@ -54,11 +54,18 @@ def test_shown_claims_end_at_their_limits_while_others_are_open():
     assert everything == pytest.approx([5 - z, 6 - z, 4 - z])
 
 
-@pytest.mark.parametrize("truth", [(0, 0, 0, 0), (0, 2, 4, 4), (5, 5, 5, 0), (-1, 3, 0.5, 6), (4, 4, 4, 4)])
+@pytest.mark.parametrize(
+    "truth", [(0, 0, 0, 0), (0, 2, 4, 4), (5, 5, 5, 0), (-1, 3, 0.5, 6), (4, 4, 4, 4)]
+)
 def test_all_bounds_hold_together(truth):
-    """Limits of 0, normal estimates of error 1: in 2.5 % of 2,000 draws at most is any bound or claim false."""
+    """Limits of 0, normal estimates of error 1:
+    in 2.5 % of 2,000 draws at most is any bound or claim false.
+    """
     wrong = [
-        any(bound > true or bound >= 0 >= true for bound, true in zip(bounds_of(row), truth, strict=True))
+        any(
+            bound > true or bound >= 0 >= true
+            for bound, true in zip(bounds_of(row), truth, strict=True)
+        )
         for row in np.random.default_rng(7).normal(truth, 1.0, (2000, len(truth)))
     ]
     assert np.mean(wrong) <= ALPHA + 2 * np.sqrt(ALPHA * (1 - ALPHA) / 2000)

@@ -1,4 +1,6 @@
-"""Intervals and tests against published examples, independent implementations, brute force, and impossible data."""
+"""Intervals and tests against published examples, independent implementations, brute force,
+and impossible data.
+"""
 
 import itertools
 import math
@@ -25,7 +27,9 @@ def table(both: int, gained: int, lost: int, neither: int) -> tuple[np.ndarray, 
 
 
 def test_tango_gives_the_published_interval():
-    """Airway hyper-responsiveness before and after transplantation; Fagerland, Lydersen and Laake (2014)."""
+    """Airway hyper-responsiveness before and after transplantation; Fagerland,
+    Lydersen and Laake (2014).
+    """
     after, before = table(both=1, gained=7, lost=1, neither=12)
     interval = paired.paired_binary_difference(before, after)
     assert interval.difference == pytest.approx(-6 / 21)
@@ -33,12 +37,16 @@ def test_tango_gives_the_published_interval():
 
 
 def test_tango_gives_the_published_interval_of_a_larger_study():
-    """Complete response before and after consolidation therapy; Fagerland, Lydersen and Laake (2017), chapter 8."""
+    """Complete response before and after consolidation therapy; Fagerland,
+    Lydersen and Laake (2017), chapter 8.
+    """
     interval = paired.paired_binary_difference(*table(both=59, gained=6, lost=16, neither=80))
     assert (round(interval.low, 4), round(interval.high, 4)) == (-0.1240, -0.0054)
 
 
-@pytest.mark.parametrize(("n", "gained", "lost"), [(50, 12, 2), (21, 1, 7), (30, 0, 4), (12, 5, 0), (300, 20, 20)])
+@pytest.mark.parametrize(
+    ("n", "gained", "lost"), [(50, 12, 2), (21, 1, 7), (30, 0, 4), (12, 5, 0), (300, 20, 20)]
+)
 def test_tango_bounds_are_where_brute_force_stops_rejecting(n, gained, lost):
     found = paired.paired_binary_difference(*table(1, gained, lost, n - gained - lost - 1))
     assert_interval(found.low, found.high, gained, lost, n)
@@ -84,19 +92,23 @@ def test_mean_difference_covers_and_repeats():
     half = 1.99 * np.std(candidate - base, ddof=1) / math.sqrt(80)
     assert first == paired.paired_mean_difference(base, candidate, seed=7)
     assert first.difference == pytest.approx(np.mean(candidate - base))
-    assert first.high - first.low == pytest.approx(2 * half, rel=0.15)  # pairing: far below the spread of 5
+    # pairing: far below the spread of 5
+    assert first.high - first.low == pytest.approx(2 * half, rel=0.15)
 
 
 @pytest.mark.parametrize("n", [3, 40, 1000])
 def test_equal_scores_do_not_prove_that_none_is_ever_lost(n):
-    """If a share m of all items is lost, n items show none of it with a probability of (1 - m)^n."""
+    """If a share m of all items is lost, n items show none of it with a probability of (1 -
+    m)^n.
+    """
     base = np.linspace(0.1, 0.9, n)
     interval = paired.paired_mean_difference(base, base, seed=0)
     assert interval.difference == 0
     assert 0.025 / 2 <= (1 - interval.high) ** n <= 0.025
     assert interval.low == -interval.high
     outside_scores = paired.paired_mean_difference(10 + base, 10 + base, seed=0)
-    assert outside_scores == Interval(0, 0, 0)  # no bound on what an item can lose, so none on the mean
+    # no bound on what an item can lose, so none on the mean
+    assert outside_scores == Interval(0, 0, 0)
 
 
 @pytest.mark.parametrize("margin", [0.02, 0.1])
@@ -106,7 +118,9 @@ def test_without_a_fall_the_p_is_at_least_its_probability(n, margin):
     assert (1 - margin) ** n <= p <= 2 * (1 - margin) ** n
     base = np.full(n, 0.7)
     rising = base + 1e-4 * (np.arange(n) % 3)
-    assert paired.mean_noninferiority_p(base, rising, margin, seed=0) >= 0.9 * (1 - margin) ** n - 1e-5
+    assert (
+        paired.mean_noninferiority_p(base, rising, margin, seed=0) >= 0.9 * (1 - margin) ** n - 1e-5
+    )
 
 
 @pytest.mark.parametrize("losses", [[-1, 1], [0, 0, 0, 1], [-0.3, 0, 0.2, 0.5, 1]])
@@ -124,7 +138,8 @@ def test_the_p_of_scores_that_hardly_fall_and_the_interval_decide_alike():
     for rise in (rng.uniform(0.0, 0.1, 60), rng.uniform(-0.02, 0.02, 60), lost):
         low = paired.paired_mean_difference(base, base + rise, seed=5).low
         inside, outside = (
-            paired.mean_noninferiority_p(base, base + rise, margin=-low + step, seed=5) for step in (-1e-6, 1e-6)
+            paired.mean_noninferiority_p(base, base + rise, margin=-low + step, seed=5)
+            for step in (-1e-6, 1e-6)
         )
         assert outside < 0.025 < inside
 
@@ -137,7 +152,9 @@ def test_a_loss_beyond_the_margin_without_spread_is_as_sure_as_its_items_are_man
 
 @pytest.mark.parametrize("n", [5, 20, 200])
 def test_a_spread_that_is_only_rounding_is_none(n):
-    """(x + 0.05) - x is not exactly 0.05; with 20 of them the acceleration was 0 / 0, and comparing crashed."""
+    """(x + 0.05) - x is not exactly 0.05; with 20 of them the acceleration was 0 / 0,
+    and comparing crashed.
+    """
     base = np.linspace(0.1, 0.9, n)
     interval = paired.paired_mean_difference(base, base + 0.05, seed=0)
     assert interval.low < interval.difference == pytest.approx(0.05)
@@ -150,7 +167,9 @@ def test_units_of_the_same_pull_have_no_skewness():
     """Two units, each pulling as much as the other, in either direction."""
     resamples = RatioBootstrap.of(np.array([1.0, 3.0]), np.array([1.0, 1.0]), seed=0)
     assert resamples.acceleration == 0
-    assert np.isfinite([resamples.bound(0.025), resamples.bound(0.975), resamples.p_at_most(1.5)]).all()
+    assert np.isfinite(
+        [resamples.bound(0.025), resamples.bound(0.975), resamples.p_at_most(1.5)]
+    ).all()
 
 
 def test_very_many_items_take_about_as_long_as_a_thousand():
@@ -160,7 +179,8 @@ def test_very_many_items_take_about_as_long_as_a_thousand():
     started = time.process_time()
     tested = paired.PairedMean.of(base, candidate, seed=0)
     interval, p = tested.interval(), tested.noninferiority_p(0.01)
-    assert time.process_time() - started < 4  # about 1; a minute and more with an index for every item
+    # about 1; a minute and more with an index for every item
+    assert time.process_time() - started < 4
     half = paired.Z * np.std(candidate - base) / math.sqrt(base.size)
     assert interval.high - interval.low == pytest.approx(2 * half, rel=0.1)
     assert p == pytest.approx(1e-5)
@@ -170,12 +190,19 @@ def test_the_monte_carlo_error_is_the_spread_over_seeds(monkeypatch):
     monkeypatch.setattr(bootstrap, "RESAMPLES", 999)
     pairs = scores(40, 0.02)
     margin = -paired.paired_mean_difference(pairs[0], pairs[1] - 1, seed=0).low
-    found = [paired.mean_noninferiority_p(pairs[0], pairs[1] - 1, margin, seed) for seed in range(200)]
-    assert np.std(found) == pytest.approx(bootstrap.monte_carlo_error(float(np.mean(found))), rel=0.5)
+    found = [
+        paired.mean_noninferiority_p(pairs[0], pairs[1] - 1, margin, seed) for seed in range(200)
+    ]
+    assert np.std(found) == pytest.approx(
+        bootstrap.monte_carlo_error(float(np.mean(found))), rel=0.5
+    )
 
 
 def test_a_share_that_was_not_seen_is_at_most_about_three_in_n():
-    """Hanley and Lippman-Hand (1983), If nothing goes wrong, is everything all right? JAMA 249:1743-1745."""
+    """Hanley and Lippman-Hand (1983), If nothing goes wrong, is everything all right?
+
+    JAMA 249:1743-1745.
+    """
     assert paired.share_at_most(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
     assert paired.share_at_most(0, 1000) == pytest.approx(3 / 1000, rel=0.01)
     assert scipy.stats.binom.cdf(2, 50, paired.share_at_most(2, 50)) == pytest.approx(0.05)
@@ -228,7 +255,8 @@ def test_wilson_gives_the_published_interval():
     ("counts", "published"),
     [
         ((20, 2, 12, 16), 0.0129),  # two culture media; Armitage and Berry (1994), p. 127
-        ((59, 6, 16, 80), 0.0525),  # consolidation therapy; Fagerland, Lydersen and Laake (2017), chapter 8
+        # consolidation therapy; Fagerland, Lydersen and Laake (2017), chapter 8
+        ((59, 6, 16, 80), 0.0525),
     ],
 )
 def test_mcnemar_gives_the_published_p(counts, published):
@@ -250,13 +278,18 @@ def test_without_a_margin_the_score_test_is_mcnemars():
     assert 2 * (1 - p) == pytest.approx(expected.pvalue, rel=1e-6)
 
 
-@pytest.mark.parametrize(("n", "gained", "lost"), [(50, 12, 2), (360, 0, 0), (360, 3, 14), (1000, 40, 60), (99, 0, 5)])
+@pytest.mark.parametrize(
+    ("n", "gained", "lost"), [(50, 12, 2), (360, 0, 0), (360, 3, 14), (1000, 40, 60), (99, 0, 5)]
+)
 def test_the_binary_p_and_its_interval_decide_alike(n, gained, lost):
     pairs = table(1, gained, lost, n - gained - lost - 1)
     interval = paired.paired_binary_difference(*pairs)
     for bound, level in ((interval.low, 0.025), (interval.high, 0.975)):
         if -1 < bound < 0:
-            inside, outside = (paired.binary_noninferiority_p(*pairs, margin=-bound + step) for step in (-1e-6, 1e-6))
+            inside, outside = (
+                paired.binary_noninferiority_p(*pairs, margin=-bound + step)
+                for step in (-1e-6, 1e-6)
+            )
             assert outside < level < inside
 
 
@@ -274,7 +307,10 @@ def test_the_mean_p_and_its_interval_decide_alike(n):
     interval = paired.paired_mean_difference(*moved, seed=5)
     low, high = interval.low, interval.high
     for bound, level in ((low, 0.025), (high, 0.975)):
-        inside, outside = (paired.mean_noninferiority_p(*moved, margin=-bound + step, seed=5) for step in (-1e-7, 1e-7))
+        inside, outside = (
+            paired.mean_noninferiority_p(*moved, margin=-bound + step, seed=5)
+            for step in (-1e-7, 1e-7)
+        )
         assert outside < level < inside
 
 
@@ -287,7 +323,8 @@ def test_the_loss_p_and_its_interval_decide_alike(documents):
     interval = paired.paired_loss_change(base, candidate, words, seed=8)
     for bound, level in ((interval.low, 0.975), (interval.high, 0.025)):
         below, above = (
-            paired.loss_noninferiority_p(base, candidate, words, bound + step, seed=8) for step in (-1e-7, 1e-7)
+            paired.loss_noninferiority_p(base, candidate, words, bound + step, seed=8)
+            for step in (-1e-7, 1e-7)
         )
         assert above < level < below
 
@@ -298,17 +335,26 @@ def test_the_mean_p_agrees_with_the_t_test():
     candidate = base + rng.normal(-0.1, 1, 400)
     for margin in (0.1, 0.15, 0.2, 0.25):
         _, expected, _ = DescrStatsW(candidate - base).ttest_mean(-margin, alternative="larger")
-        assert paired.mean_noninferiority_p(base, candidate, margin, seed=1) == pytest.approx(expected, abs=0.015)
+        assert paired.mean_noninferiority_p(base, candidate, margin, seed=1) == pytest.approx(
+            expected, abs=0.015
+        )
 
 
 def test_without_spread_the_p_is_not_certain():
-    """The betting bound for scores; the sign test where nothing bounds a loss; no evidence where n is not known."""
+    """The betting bound for scores; the sign test where nothing bounds a loss;
+    no evidence where n is not known.
+    """
     for change, score, sign in ((0.0, 0.55, 0.5**3), (-0.25, 1.0, 0.5), (-0.5, 0.3, 1 - 0.5**3)):
         base = np.array([0.5, 0.75, 1.0])
-        assert paired.mean_noninferiority_p(base, base + change, margin=0.25, seed=0) == pytest.approx(score, abs=0.05)
+        assert paired.mean_noninferiority_p(
+            base, base + change, margin=0.25, seed=0
+        ) == pytest.approx(score, abs=0.05)
         words = np.array([64.0, 128.0, 256.0])
         loglik = -3 * words
-        assert paired.loss_noninferiority_p(loglik, loglik + change * words, words, 0.25, seed=0) == sign
+        assert (
+            paired.loss_noninferiority_p(loglik, loglik + change * words, words, 0.25, seed=0)
+            == sign
+        )
         assert paired.average_noninferiority_p(Interval(change, change, change), margin=0.25) == 0.5
 
 
@@ -318,7 +364,8 @@ def test_the_bootstrap_bounds_are_scipys_at_the_expanded_level(n):
     top, bottom = rng.gamma(1, 1, n), rng.uniform(1, 5, n)
     z = math.sqrt(n / (n - 1)) * scipy.stats.t.ppf(0.975, n - 1)
     expected = scipy.stats.bootstrap(
-        (top, bottom), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, vectorized=True, method="BCa",
+        (top, bottom), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, vectorized=True,
+        method="BCa",
         confidence_level=1 - 2 * scipy.stats.norm.sf(z), n_resamples=bootstrap.RESAMPLES, batch=250,
         rng=np.random.default_rng(3),
     ).confidence_interval  # fmt: skip
@@ -337,9 +384,15 @@ def test_bounds_and_p_values_of_the_bootstrap_are_inverse():
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (2, 3), (12, 30), (40, 150)])
 def test_the_retention_p_is_that_of_the_change_where_the_base_is_known_exactly(gained, lost):
-    """With all items right the allowed drop is a constant: the test is the score test of the change, a little wider."""
+    """With all items right the allowed drop is a constant:
+    the test is the score test of the change, a little wider.
+    """
     n, retained = 600, 0.9
-    pairs = table(n - lost - gained, 0, lost, 0) if not gained else table(n - lost - gained, gained, lost, 0)
+    pairs = (
+        table(n - lost - gained, 0, lost, 0)
+        if not gained
+        else table(n - lost - gained, gained, lost, 0)
+    )
     allowed = (1 - retained) * np.mean(pairs[0])
     plain = paired.binary_noninferiority_p(*pairs, margin=allowed)
     found = paired.binary_retention_p(*pairs, retained, chance=0.0)
@@ -362,7 +415,9 @@ def test_the_retention_p_of_a_mean_agrees_with_the_t_test():
     candidate = base * rng.normal(0.96, 0.1, 300)
     tested = paired.PairedMean.of(base, candidate, seed=0)
     for retained in (0.94, 0.95, 0.96, 0.97):
-        _, expected, _ = DescrStatsW(candidate - retained * base).ttest_mean(0, alternative="larger")
+        _, expected, _ = DescrStatsW(candidate - retained * base).ttest_mean(
+            0, alternative="larger"
+        )
         assert tested.retention_p(retained, 0.0) == pytest.approx(expected, abs=0.015)
     assert tested.base_low() == pytest.approx(DescrStatsW(base).tconfint_mean()[0], abs=0.01)
 
@@ -371,7 +426,9 @@ def test_the_p_of_an_average_and_its_interval_decide_alike():
     interval = Interval(-0.5, -1.2, 0.6)
     assert paired.average_noninferiority_p(interval, margin=1.2) == pytest.approx(0.025)
     assert paired.average_noninferiority_p(interval, margin=0.5) == pytest.approx(0.5)
-    assert paired.average_noninferiority_p(Interval(-3.0, -4.0, -2.0), margin=2.0) == pytest.approx(0.975)
+    assert paired.average_noninferiority_p(Interval(-3.0, -4.0, -2.0), margin=2.0) == pytest.approx(
+        0.975
+    )
 
 
 def test_the_average_of_one_task_is_the_task():
@@ -386,7 +443,9 @@ def test_the_average_of_one_task_is_the_task():
 
 @pytest.mark.parametrize(("n", "discordant"), [(1000, 0.1), (5000, 0.2), (14000, 0.05)])
 def test_the_smallest_detectable_drop_is_near_the_usual_formula(n, discordant):
-    """Miettinen (1968), Biometrics 24:339-352; Connor (1987), Biometrics 43:207-211: n for a drop, at 80 % power."""
+    """Miettinen (1968), Biometrics 24:339-352; Connor (1987), Biometrics 43:207-211:
+    n for a drop, at 80 % power.
+    """
     drop = paired.smallest_detectable_drop(n, discordant)
     z = scipy.stats.norm.ppf(0.8)
     needed = ((paired.Z * math.sqrt(discordant) + z * math.sqrt(discordant - drop**2)) / drop) ** 2
@@ -396,7 +455,8 @@ def test_the_smallest_detectable_drop_is_near_the_usual_formula(n, discordant):
 def test_no_drop_larger_than_the_changed_items_is_promised():
     found = paired.smallest_detectable_drop(360, 0.01)
     assert found == pytest.approx(paired.smallest_detectable_drop(360, 0.0))
-    assert scipy.stats.binom.sf(3, 360, found) == pytest.approx(0.8, abs=1e-6)  # 4 losses and no gain are a drop
+    # 4 losses and no gain are a drop
+    assert scipy.stats.binom.sf(3, 360, found) == pytest.approx(0.8, abs=1e-6)
     assert paired.smallest_detectable_drop(3, 0.5) == 1.0
 
 
@@ -415,13 +475,17 @@ def test_items_to_settle_give_the_decision_its_power():
     assert worse > items  # 1.0 beyond the margin is closer to it
 
 
-@pytest.mark.parametrize(("gained", "lost", "margin"), [(4, 9, 0.04), (0, 3, 0.03), (1, 18, 0.05), (2, 26, 0.08)])
+@pytest.mark.parametrize(
+    ("gained", "lost", "margin"), [(4, 9, 0.04), (0, 3, 0.03), (1, 18, 0.05), (2, 26, 0.08)]
+)
 def test_items_to_settle_are_the_first_at_which_the_score_test_has_its_power(gained, lost, margin):
     n = 200
     items = paired.binary_items_to_settle(gained, lost, n, margin)
     change, changed = (gained - lost) / n, (gained + lost) / n
     z = [
-        abs(change + margin) * math.sqrt(count) / (paired._score_deviation(gained, lost, n, -margin) / math.sqrt(n))
+        abs(change + margin)
+        * math.sqrt(count)
+        / (paired._score_deviation(gained, lost, n, -margin) / math.sqrt(n))
         for count in (items, items - 1)
     ]
     slack = paired.Z_POWER * math.sqrt(changed - change**2) * math.sqrt(n)
@@ -449,7 +513,9 @@ def test_holm_agrees_with_statsmodels():
     rng = np.random.default_rng(11)
     for size in (1, 2, 7, 57):
         values = rng.uniform(0, 1, size) ** 3
-        assert paired.holm(values) == pytest.approx(multipletests(values, method="holm")[1].tolist())
+        assert paired.holm(values) == pytest.approx(
+            multipletests(values, method="holm")[1].tolist()
+        )
 
 
 def test_the_speedup_agrees_with_welchs_interval():
@@ -462,7 +528,10 @@ def test_the_speedup_agrees_with_welchs_interval():
 
 
 def test_the_speedup_of_single_or_equal_repeats():
-    assert paired.geometric_ratio([100.0], [150.0, 152.0]) == (pytest.approx(math.sqrt(1.5 * 1.52)), None)
+    assert paired.geometric_ratio([100.0], [150.0, 152.0]) == (
+        pytest.approx(math.sqrt(1.5 * 1.52)),
+        None,
+    )
     ratio, bounds = paired.geometric_ratio([100.0, 100.0], [150.0, 150.0])
     assert bounds == (ratio, ratio) and ratio == pytest.approx(1.5)
 
@@ -495,7 +564,10 @@ def test_impossible_data_is_refused(function, base, candidate, reason):
     [
         (lambda: paired.paired_binary_difference([0, 0.5], [0, 1]), "0 or 1"),
         (lambda: paired.paired_mean_difference([0.5], [0.6], seed=0), "at least 2"),
-        (lambda: paired.paired_ratio_change([-1, -2], [-1, -2], [3, 0], seed=0), "size is not above 0"),
+        (
+            lambda: paired.paired_ratio_change([-1, -2], [-1, -2], [3, 0], seed=0),
+            "size is not above 0",
+        ),
         (lambda: paired.paired_ratio_change([-1, -2], [-1, -2], [3, math.nan], seed=0), "NaN"),
         (lambda: paired.paired_ratio_change([-1, 2], [-1, -2], [3, 4], seed=0), "above 0"),
         (lambda: paired.wilson_interval(5, 4), "5 successes of 4"),
@@ -506,10 +578,22 @@ def test_impossible_data_is_refused(function, base, candidate, reason):
         (lambda: paired.mcnemar_p([0, 0.5], [0, 1]), "0 or 1"),
         (lambda: paired.binary_noninferiority_p([0, 1], [0, 1], margin=0), "between 0 and 1"),
         (lambda: paired.binary_noninferiority_p([0, 1], [0, 1], margin=2), "between 0 and 1"),
-        (lambda: paired.mean_noninferiority_p([0.1, 0.2], [0.1, 0.3], margin=-1, seed=0), "margin must be above 0"),
-        (lambda: paired.loss_noninferiority_p([-1, -2], [-1, -2], [3, 4], 0, seed=0), "margin must be above 0"),
-        (lambda: paired.loss_noninferiority_p([-1, 2], [-1, -2], [3, 4], 0.1, seed=0), "log-likelihood is above 0"),
-        (lambda: paired.average_noninferiority_p(Interval(0, -1, 1), math.nan), "margin must be above 0"),
+        (
+            lambda: paired.mean_noninferiority_p([0.1, 0.2], [0.1, 0.3], margin=-1, seed=0),
+            "margin must be above 0",
+        ),
+        (
+            lambda: paired.loss_noninferiority_p([-1, -2], [-1, -2], [3, 4], 0, seed=0),
+            "margin must be above 0",
+        ),
+        (
+            lambda: paired.loss_noninferiority_p([-1, 2], [-1, -2], [3, 4], 0.1, seed=0),
+            "log-likelihood is above 0",
+        ),
+        (
+            lambda: paired.average_noninferiority_p(Interval(0, -1, 1), math.nan),
+            "margin must be above 0",
+        ),
         (lambda: paired.smallest_detectable_drop(0, 0.1), "n = 0"),
         (lambda: paired.smallest_detectable_drop(10, 1.1), "a share of 1.1"),
         (lambda: paired.items_to_settle(0, Interval(0, -1, 1), 1), "n = 0"),

@@ -47,8 +47,12 @@ def test_the_interval_of_an_agreement_covers_the_truth_where_documents_differ(do
 
 
 @pytest.mark.parametrize(("documents", "least"), [(16, 0.87), (64, 0.87)])
-def test_the_interval_of_the_99th_percentile_covers_the_truth_where_documents_differ(documents, least):
-    """Levels that differ by a factor of e^0.5 between documents: the interval is somewhat too narrow."""
+def test_the_interval_of_the_99th_percentile_covers_the_truth_where_documents_differ(
+    documents, least
+):
+    """Levels that differ by a factor of e^0.5 between documents:
+    the interval is somewhat too narrow.
+    """
     rng = np.random.default_rng([3, documents])
 
     def values(count):

@@ -192,7 +192,7 @@ def test_a_finished_candidate_is_kept_for_as_long_as_nothing_that_made_it_change
     assert kept_candidate(flow, "a", quantise, facts) is None
     made = compress(flow, "a", quantise, facts)
     assert kept_candidate(flow, "a", quantise, facts) == made
-    assert made.versions["llmcompressor"] and "oneshot(model=model" in made.quantise
+    assert made.versions["llmcompressor"] and "recipe=recipe_modifiers(recipe)" in made.quantise
     artifacts = flow.workspace.root.parent
     assert kept_candidate(open_flow(artifacts, seed=7), "a", quantise, facts) is None
     assert (

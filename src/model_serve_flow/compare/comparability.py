@@ -1,6 +1,6 @@
-"""Are these results of the right models, measured in the same way?
+"""Checks that results are of the right models and were measured in the same way.
 
-What is not comparable is refused by name.
+Errors name the model, the result and the field that differs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from model_serve_flow.flow.results.measured import (
 )
 from model_serve_flow.flow.workspace import Workspace
 
-# Keys of the protocol in which the second measurement differs.
+# Keys of the protocol in which the second measurement of the base may differ from the first.
 AGAIN = frozenset({"concurrency", "batch_size", "items_per_task"})
 
 REMEASURE = f"{RERUN} It measures again what differs."
@@ -31,8 +31,9 @@ REMAKE = f"Results of different models were mixed. {RERUN}"
 
 @dataclass(frozen=True)
 class BaseResults:
-    """All that was measured of the base; the optional ones are none where the profile does not ask
-    for them.
+    """All results of the base.
+
+    An optional result is None where the profile does not ask for it.
     """
 
     accuracy: AccuracyResult
@@ -43,7 +44,7 @@ class BaseResults:
 
     @property
     def measurements(self) -> tuple[Measured, ...]:
-        """Every result there is."""
+        """All results that were measured."""
         everything = (
             self.accuracy,
             self.performance,
@@ -56,7 +57,7 @@ class BaseResults:
 
 @dataclass(frozen=True)
 class CandidateResults:
-    """How a candidate was made, and all that was measured of it."""
+    """How a candidate was made, and all results of it."""
 
     compression: CompressionResult
     accuracy: AccuracyResult
@@ -69,14 +70,16 @@ class CandidateResults:
 
     @property
     def measurements(self) -> tuple[Measured, ...]:
-        """Every result there is of the served candidate."""
+        """All results that were measured on the served candidate."""
         everything = (self.accuracy, self.performance, self.distribution)
         return tuple(result for result in everything if result is not None)
 
 
 def read_base(space: Workspace, config: FlowConfig) -> BaseResults:
-    """The base's results, with those the profile asks for;
-    FlowError if one is missing or of another model.
+    """Reads the results of the base that the profile asks for.
+
+    Raises:
+        FlowError: a result is missing, or is of another model.
     """
     again, shift = config.accuracy.again is not None, config.accuracy.distribution is not None
     results = BaseResults(
@@ -93,8 +96,10 @@ def read_base(space: Workspace, config: FlowConfig) -> BaseResults:
 
 
 def read_candidate(space: Workspace, config: FlowConfig, name: str) -> CandidateResults:
-    """A candidate's results, with those the profile asks for;
-    FlowError if one is missing or of another model.
+    """Reads the results of a candidate that the profile asks for.
+
+    Raises:
+        FlowError: a result is missing, or is of another model.
     """
     results = CandidateResults(
         compression=space.compression(name),
@@ -107,7 +112,7 @@ def read_candidate(space: Workspace, config: FlowConfig, name: str) -> Candidate
 
 
 def require_comparable(base: BaseResults, candidates: Sequence[CandidateResults]) -> None:
-    """Refuses results that are not of the models they claim, or were not measured in the same way.
+    """Checks that all results are of the right models and were measured in the same way.
 
     Raises:
         FlowError: what is wrong, naming the model, the result and the field.
@@ -189,8 +194,9 @@ def _require_same_checkpoint(first: CompressionResult | Measured, second: Measur
 
 
 def _require_quantised_kernel(results: Sequence[Measured]) -> None:
-    """The engine's own log is the proof that the compressed weights,
-    and not the base's, answered.
+    """Checks that a quantised kernel served the candidate, and the same kernels in every result.
+
+    The engine's log proves that the compressed weights answered, and not the weights of the base.
     """
     for result in results:
         if result.engine.quantization is None or not result.engine.kernels:
@@ -234,7 +240,7 @@ def _require_same_tasks(base: AccuracyResult, other: AccuracyResult) -> None:
         )
     _require_known_tasks(base, other)
     for task in base.tasks:
-        # some items have other choices
+        # With looks only some items were asked, and guessing may score differently on them.
         if not other.looks and base.tasks[task].chance != other.tasks[task].chance:
             raise FlowError(
                 f"Task {task}: guessing scores {base.tasks[task].chance} for base and "
@@ -249,8 +255,9 @@ def _require_known_tasks(base: AccuracyResult, other: AccuracyResult) -> None:
 
 
 def _require_second(first: Measured | None, second: Measured | None) -> None:
-    """The base's second measurement differs in its batches only:
-    what changes is the engine's noise.
+    """Checks that the second measurement of the base differs from the first in its batches only.
+
+    Then only the noise of the engine can change an answer.
     """
     if second is None:
         return
@@ -268,8 +275,10 @@ def _require_second(first: Measured | None, second: Measured | None) -> None:
 
 
 def without_again(protocol: dict[str, Any]) -> dict[str, Any]:
-    """The protocol without what says how requests were batched and how many items were asked,
-    at any depth.
+    """Returns the protocol without the keys in which the second measurement may differ.
+
+    These keys (see `AGAIN`) say how requests were batched and how many items were asked. They are
+    removed at any depth.
     """
     return {
         key: without_again(value) if isinstance(value, dict) else value
@@ -306,10 +315,10 @@ def _require_same_objectives(base: PerformanceResult, candidate: PerformanceResu
 
 
 def require_same_protocol(base: Measured, candidate: Measured) -> None:
-    """Refuses a comparison of measurements made differently, naming the field that differs.
+    """Checks that two measurements were made with the same protocol.
 
     Raises:
-        FlowError: the protocols differ.
+        FlowError: the protocols differ; the first field that differs is named.
     """
     if base.protocol_hash == candidate.protocol_hash:
         return

@@ -1,6 +1,6 @@
-"""Results of base and candidates -> Comparison with a verdict per candidate.
+"""Compares the results of base and candidates, and decides on each candidate.
 
-Refuses what cannot be compared.
+Results that cannot be compared are refused.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def compare_workspace(flow: Flow) -> Comparison:
     """Compares all results in the workspace of a profile and writes `report/comparison.json`.
 
     Raises:
-        FlowError: a result is missing, was edited, lies in another model's folder, or cannot be
+        FlowError: a result is missing, was edited, is in the folder of another model, or cannot be
             compared.
     """
     space, config = flow.workspace, flow.config
@@ -78,11 +78,10 @@ def compare_workspace(flow: Flow) -> Comparison:
 
 
 def refused_after_change(comparison: Comparison) -> Comparison:
-    """The comparison without SHIP, if looks were planned and the plan was changed after the
-    measurement had begun.
+    """Replaces SHIP by INCONCLUSIVE if the plan of looks changed after measuring had begun.
 
-    Measuring again with the number of items that a report asks for, up to three times, ships a loss
-    of the margin in 6 to 7 % of all cases.
+    A user may measure again with the number of items that a report asks for. After up to three such
+    repeats, a candidate whose loss equals the margin ships in 6 to 7 % of all cases.
     """
     if comparison.margins is None or not PLAN & comparison.margins.changed.keys():
         return comparison
@@ -98,18 +97,19 @@ def refused_after_change(comparison: Comparison) -> Comparison:
 def compare(
     config: FlowConfig, base: BaseResults, candidates: Sequence[CandidateResults]
 ) -> Comparison:
-    """Compares each candidate with the base, item by item and load point by load point,
-    decides, and ranks.
+    """Compares each candidate with the base, decides on each, and ranks them.
+
+    Accuracy is compared item by item, speed load point by load point.
 
     Args:
         config: gives the name and note of the base, the seed of the bootstrap, the margins and the
-            machine's price.
-        base: results of the base model.
+            price of the machine.
+        base: results of the base.
         candidates: results of each candidate.
 
     Raises:
-        FlowError: the results are not of the models they claim, were not measured in the same way,
-            lack items or load points, or a candidate was not served by a quantised kernel.
+        FlowError: the results are of other models than they claim, were not measured in the same
+            way, lack items or load points, or a candidate was not served by a quantised kernel.
     """
     require_comparable(base, candidates)
     noise = noise_floor(base, config.seed)
@@ -142,8 +142,9 @@ def _evidence(
     candidates: Sequence[CandidateResults],
     compared: Sequence[CandidateComparison],
 ) -> Evidence:
-    """How far the base and the candidates that are ranked are apart,
-    on the tasks that decide for all of them.
+    """Computes the gaps between the base and the candidates that are ranked.
+
+    Scores are averaged over the tasks that decide for all these candidates.
     """
     able = {c.name: c for c in rankable(compared)}
     measured = {BASE: base, **{c.name: c for c in candidates if c.name in able}}
@@ -173,7 +174,7 @@ def _base(config: FlowConfig, base: BaseResults) -> BaseComparison:
 
 
 def _others(answers: Answers, everyone: Sequence[Answers]) -> list[float]:
-    """The p-values of all other candidates, for which SHIP is corrected too."""
+    """Collects the p-values of all other candidates, because SHIP is corrected for them too."""
     return [
         p
         for other in everyone
@@ -219,7 +220,7 @@ def _compare_one(
 
 
 def _answers(config: FlowConfig, answered: Answers, others: Sequence[float]) -> dict[str, Any]:
-    """Fields on what the candidate answers: differences, slices and flipped items."""
+    """Builds the fields on the candidate's answers: differences, slices and flipped items."""
     tiers = tiers_of(config.verdict)
     differences, suite = with_items_to_settle(answered.differences, answered.suite, tiers, others)
     return {
@@ -232,9 +233,7 @@ def _answers(config: FlowConfig, answered: Answers, others: Sequence[float]) -> 
 
 
 def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> dict[str, Any]:
-    """Fields on what serving the candidate takes: speed, capacity, cost,
-    memory and the diagnosis.
-    """
+    """Builds the fields on serving the candidate: speed, capacity, cost, memory and diagnosis."""
     performance, made = candidate.performance, candidate.compression
     compared, unmeasured = speed_points(base.performance, performance)
     sizes = (base.accuracy.model.size_bytes, made.model.size_bytes)
@@ -267,7 +266,7 @@ def _distribution_shift(
 
 
 def _secondary(answers: dict[str, Any], noise: NoiseFloor | None) -> list[str]:
-    """Sentences on what does not decide."""
+    """Lists the sentences on findings that do not decide."""
     return [
         *_noise_sentence(answers["accuracy"], noise),
         *filter(None, [soft_sentence(answers["soft"])]),
@@ -275,8 +274,9 @@ def _secondary(answers: dict[str, Any], noise: NoiseFloor | None) -> list[str]:
 
 
 def _noise_sentence(differences: Differences, noise: NoiseFloor | None) -> list[str]:
-    """Says so where the candidate's share of flips may be the engine's: rates,
-    as the engine's is from a sample.
+    """Says so if the candidate flips no more answers than the engine may flip by itself.
+
+    Shares of flips are compared, not counts: the noise floor comes from a sample of the items.
     """
     if noise is None or noise.rate is None:
         return []
@@ -304,8 +304,9 @@ def _flips(difference: Difference) -> int:
 def _closing_sentences(
     verdict: Decision, measured: dict[str, Any], size: int, base_size: int
 ) -> list[str]:
-    """Speed and size (in bytes); the speed of a model that must not ship is no reason for
-    anything.
+    """Lists the sentences on speed and size; sizes are in bytes.
+
+    A candidate that must not ship gets no sentence on speed: its speed is no gain.
     """
     whole = f"{100 * size / base_size:.0f} % of the base's {base_size / 1e6:,.0f} MB"
     size_sentence = f"Size: {size / 1e6:,.0f} MB, {whole}."

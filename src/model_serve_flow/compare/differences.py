@@ -1,5 +1,6 @@
-"""The paired difference in every metric of a task and in their average,
-with its uncertainty and its test.
+"""Computes the paired difference in every metric of a task and in the average over tasks.
+
+Each difference has its interval and its test against the margin.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from model_serve_flow.flow.profile import Verdict
 from model_serve_flow.flow.results.compared import Clusters, Difference, Tail
 from model_serve_flow.flow.results.measured import TaskAccuracy
 
-TEXT_KEYS = ("loglikelihood", "words", "bytes")  # what an item of a perplexity task carries
-# LAMBADA's: exp(-mean), and its values are the log-likelihoods, higher is better
+TEXT_KEYS = ("loglikelihood", "words", "bytes")  # values of an item of a perplexity task
+# LAMBADA's metric: exp(-mean). Its values are log-likelihoods, where higher is better.
 LOGLIKELIHOOD_METRIC = "perplexity"
 AGGREGATE_TOLERANCE = 1e-6
-COLLAPSE = math.log(2)  # nats per word by which a document's loss rises when its perplexity doubles
+COLLAPSE = math.log(2)  # nats per word; a document's perplexity doubles with this rise
 
 TANGO = "Tango's score interval for paired proportions"
 BOOTSTRAP = "BCa bootstrap over items"
@@ -40,13 +41,14 @@ Differences = Mapping[str, Mapping[str, Difference]]  # task -> metric -> differ
 
 
 def compare_task(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Difference]:
-    """The difference in each metric of one task that has a value per item.
+    """Computes the difference in each metric of one task that has a value per item.
 
     Metrics of answers are in points (values x 100), word perplexity in percent of the base's, bits
     per byte in bits/byte.
 
     Raises:
-        FlowError: a value is NaN or infinite, or a task's figure is not that of its items.
+        FlowError: a value is NaN or infinite, or a figure of the task does not follow from its
+            items.
     """
     tier = Tiers(margins.required, margins.advisory).of(pairs.task)
     try:
@@ -58,22 +60,28 @@ def compare_task(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Differe
 
 
 def deciding(differences: Differences) -> dict[str, Difference]:
-    """The primary metric of each task that can decide:
-    those `asked` that have items enough for their test.
+    """Returns task -> difference in the primary metric, for every task that can decide.
+
+    These are the tasks of `asked` that have enough items for their test.
     """
     return {task: d for task, d in asked(differences).items() if d.too_few is None}
 
 
 def asked(differences: Differences) -> dict[str, Difference]:
-    """The primary metric of each task but texts, as far as the base is strong enough at it."""
+    """Returns task -> difference in the primary metric, for every task that can show a loss.
+
+    The base must score high enough on the task (see `_sensitivity`). Texts (perplexity tasks) are
+    left out.
+    """
     primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
     return {task: d for task, d in primaries.items() if d.unit == "points" and not d.silent}
 
 
 def compare_suite(differences: Differences, margins: Verdict) -> Difference | None:
-    """Macro average over the deciding tasks, each counting the same; higher is better.
+    """Averages the differences of the deciding tasks, each with the same weight; higher is better.
 
-    None if no task can decide.
+    Returns:
+        The macro average in points; None if no task can decide.
     """
     tasks = list(deciding(differences).values())
     if not tasks:
@@ -100,7 +108,7 @@ def compare_suite(differences: Differences, margins: Verdict) -> Difference | No
 
 
 def oriented(difference: Difference) -> Interval:
-    """The difference with its interval, turned so that higher is better."""
+    """Returns the difference with its interval, turned so that higher is better."""
     low, high = difference.ci95
     if difference.higher_is_better:
         return Interval(difference.difference, low, high)
@@ -111,7 +119,7 @@ def oriented(difference: Difference) -> Interval:
 
 
 def _answer_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Difference]:
-    # A metric without values per item is lm-eval's figure for the whole task only: nothing to pair.
+    # lm-eval gives some metrics for the whole task only: they have no values per item to pair.
     scored = [metric for metric in pairs.base.metrics if pairs.values(metric) is not None]
     if not scored:
         raise ValueError("no metric has a value per item")
@@ -145,7 +153,7 @@ def _answer_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -
 
 
 def _binary_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[str, Any]:
-    """Interval and tests of values of 0 and 1. Nothing here is drawn."""
+    """Computes the interval and the tests of values of 0 and 1, without random resampling."""
     (base, candidate), good = pairs.scores(metric), pairs.oriented(metric)
     flips = count_flips(good[0] == 1, good[1] == 1)
     changed = flips.total / base.size
@@ -164,7 +172,7 @@ def _binary_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict
 
 
 def _mean_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[str, Any]:
-    """Interval and tests of other values, out of one draw."""
+    """Computes the interval and the tests of other values, from one set of bootstrap resamples."""
     tested, chance = PairedMean.of(*pairs.oriented(metric), seed), pairs.base.chance
     interval = tested.interval().scaled(100)
     higher_is_better = pairs.base.metrics[metric].higher_is_better
@@ -176,7 +184,7 @@ def _mean_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[s
         **_drawn(pairs.base.n, tested.noninferiority_p(margins.task_margin_points / 100)),
         "smallest_detectable_drop": paired.smallest_detectable_change(interval),
     }
-    # an error without a ceiling has no floor
+    # An error without an upper limit has no worst value from which to count the score.
     if "too_few" in found or not (higher_is_better or tested.bounded):
         return found
     sensitivity = _sensitivity(float(tested.base.mean()), tested.base_low(), chance, margins)
@@ -190,11 +198,19 @@ def _mean_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[s
 def _sensitivity(
     score: float, low: float, chance: float | None, margins: Verdict
 ) -> dict[str, Any]:
-    """Whether the task can show a loss at all: assay sensitivity, ICH E10 (2000), section 1.5.
+    """Tells whether the base scores high enough for the task to show a loss.
+
+    This is called assay sensitivity: ICH E10 (2000), section 1.5.
 
     Args:
-        score, low: the base's score and its lower bound, turned so that higher is better.
-        chance: expected score of guessing; none: the model writes freely, and guessing scores 0.
+        score, low: score of the base and its lower bound, from 0 to 1, turned so that higher is
+            better.
+        chance: expected score of guessing, from 0 to 1. None: the model writes freely, and guessing
+            scores 0.
+        margins: give the task margin and the share of the score to keep.
+
+    Returns:
+        Fields of a `Difference`; `base_low` and `retention_limit` in points.
     """
     floor = chance or 0.0
     allowed = 100 * (1 - margins.retention) * (score - floor)
@@ -208,8 +224,9 @@ def _sensitivity(
 
 
 def _perplexity_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Difference:
-    """The perplexity of right answers, from the log-likelihood of each;
-    in percent of the base's, like a text's.
+    """Compares the perplexity of right answers, from the log-likelihood of each answer.
+
+    The difference is in percent of the base's perplexity, as for a text.
     """
     base, candidate = pairs.scores(metric)
     margin = margins.perplexity_margin_percent
@@ -229,8 +246,15 @@ def _perplexity_difference(pairs: Pairs, metric: str, margins: Verdict, seed: in
 def _cluster_test(
     pairs: Pairs, metric: str, margins: Verdict, found: dict[str, Any]
 ) -> dict[str, Any]:
-    """What changes where items come in clusters:
-    all of it if their interval is wider than that of single items.
+    """Computes the fields of a difference that change because its items come in clusters.
+
+    Cluster-robust figures replace the figures over single items if the clustered interval is wider.
+
+    Args:
+        found: the fields computed over single items.
+
+    Returns:
+        The fields to replace; none where the items come in no clusters.
     """
     key = cluster_key(pairs.base.items)
     if key is None:
@@ -248,7 +272,8 @@ def _cluster_test(
     if "too_few" in found:
         return {"clusters": clusters}
     sensitivity = _cluster_sensitivity(pairs, labels, (base, candidate), margins, found)
-    if not wider:  # of one model alone clusters can tell less than items all the same
+    # Clusters can widen the interval of the base's own score even if not that of the difference.
+    if not wider:
         return {"clusters": clusters, **sensitivity}
     if not pairs.base.metrics[metric].higher_is_better:
         interval = Interval(-interval.difference, -interval.high, -interval.low)
@@ -270,8 +295,14 @@ def _cluster_sensitivity(
     margins: Verdict,
     found: dict[str, Any],
 ) -> dict[str, Any]:
-    """The base's lower bound and retention over clusters, where single items have them;
-    the more cautious counts.
+    """Computes the base's lower bound and the retention test over clusters.
+
+    The more cautious of the figures over clusters and over single items counts. Nothing is returned
+    where single items have no such figures.
+
+    Args:
+        good: values of base and candidate, turned so that higher is better.
+        found: the fields computed over single items.
     """
     if "base_low" not in found:
         return {}
@@ -286,7 +317,11 @@ def _cluster_sensitivity(
 
 
 def _drawn(n: int, p: float) -> dict[str, Any]:
-    """The p-value of a bootstrap over n units; none where they are too few for one."""
+    """Returns the fields of a bootstrap p-value over n units.
+
+    Fewer units than `LEAST_UNITS` give no p-value; then the field `too_few` says how many are
+    needed.
+    """
     if n < bootstrap.LEAST_UNITS:
         return {"too_few": bootstrap.LEAST_UNITS}
     return {"noninferiority_p": p, "monte_carlo_error": bootstrap.monte_carlo_error(p)}
@@ -300,7 +335,10 @@ def _recovery(base: float, candidate: float) -> float | None:
 
 
 def _text_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Difference]:
-    """Word perplexity and bits per byte of the corpus: ratio estimators over its documents."""
+    """Compares word perplexity and bits per byte of a corpus.
+
+    Both are ratio estimators over the documents of the corpus.
+    """
     (base, candidate), words, sizes = (pairs.scores(key) for key in TEXT_KEYS)
     for key, (ours, theirs) in (("words", words), ("bytes", sizes)):
         if (ours != theirs).any():
@@ -359,13 +397,16 @@ def _bounds(interval: Interval) -> dict[str, Any]:
 
 
 def _require_own_figure(pairs: Pairs, metric: str) -> None:
-    if metric.partition(",")[0] in PRIMARY_METRICS:  # known to be plain means of their items
+    if metric.partition(",")[0] in PRIMARY_METRICS:  # plain means of their items
         for result, values in zip((pairs.base, pairs.candidate), pairs.scores(metric), strict=True):
             _require_figure(pairs.task, metric, result, values.mean())
 
 
 def _require_figure(task: str, metric: str, result: TaskAccuracy, recomputed: float) -> None:
-    """A figure that its own items do not give was edited, or belongs to other items."""
+    """Checks that a figure of the task follows from its own items.
+
+    If it does not, the figure was edited or belongs to other items.
+    """
     given = result.metrics[metric].value if metric in result.metrics else recomputed
     if not math.isclose(
         given, recomputed, rel_tol=AGGREGATE_TOLERANCE, abs_tol=AGGREGATE_TOLERANCE

@@ -1,5 +1,6 @@
-"""How far the candidate's distributions moved from the base's,
-and how far the engine moves the base's by itself.
+"""Measures how far the next-token distributions of a candidate moved from those of the base.
+
+Also measures the noise floor: how much the engine changes the results of the base by itself.
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ from model_serve_flow.flow.results.measured import (
 
 @dataclass(frozen=True)
 class Shift:
-    """KL divergence base -> other, and the share of tokens at which both expect the same next
-    token.
+    """How far the next-token distributions moved from base to other.
+
+    Attributes:
+        kl: KL divergence base -> other, in nats per token.
+        agreement: share of tokens at which both models expect the same next token, from 0 to 1.
+        agreement_ci95: 95 % interval of the agreement.
     """
 
     kl: Divergence
@@ -37,13 +42,12 @@ class Shift:
     agreement_ci95: tuple[float, float]
 
     def fields(self) -> dict[str, Any]:
-        """The shift under the names that the results give it."""
+        """Returns the shift under the names that the results use."""
         return {"kl": self.kl, "top1_agreement": self.agreement, "top1_ci95": self.agreement_ci95}
 
 
 def measure_shift(base: DistributionResult, other: DistributionResult, seed: int) -> Shift:
-    """Measures how far the next-token distributions moved from base to other,
-    with 95 % intervals over documents.
+    """Measures how far the next-token distributions moved, with 95 % intervals over documents.
 
     Raises:
         FlowError: as `compare_tokens`, or fewer than two documents.
@@ -67,15 +71,15 @@ def measure_shift(base: DistributionResult, other: DistributionResult, seed: int
 def compare_tokens(
     base: DistributionResult, other: DistributionResult
 ) -> tuple[list[NDArray], float]:
-    """KL divergence base -> other of every token,
-    and the share of tokens at which both expect the same next token.
+    """Computes the KL divergence of every token, and how often the likeliest tokens are the same.
 
     Returns:
-        One vector per document, a value in nats per token; and the share, from 0 to 1.
+        One vector per document, with the divergence base -> other in nats for every token; and the
+        share of tokens at which both models have the same likeliest token, from 0 to 1.
 
     Raises:
-        FlowError: the two are not of the same documents, tokens and k, or their probabilities are
-            none.
+        FlowError: the two results differ in documents, tokens or k, or their probabilities are
+            impossible.
     """
     pairs = list(_documents(base, other))
     with _refusing(other):
@@ -87,7 +91,11 @@ def compare_tokens(
 
 
 def _same_first(base: DistributionResult, other: DistributionResult) -> list[NDArray]:
-    """One vector per document: whether both expect the same next token first."""
+    """Tells for every token whether both models have the same likeliest next token.
+
+    Returns:
+        One vector of true and false per document.
+    """
     return [
         np.array(
             [ours[0] == theirs[0] for ours, theirs in zip(one.top_ids, two.top_ids, strict=True)]
@@ -97,7 +105,11 @@ def _same_first(base: DistributionResult, other: DistributionResult) -> list[NDA
 
 
 def _own(one: TokenTops, two: TokenTops) -> divergence.OwnTokens | None:
-    """The text's own tokens with their log-probabilities; None if a side did not record them."""
+    """Returns the text's own tokens with their log-probabilities on both sides.
+
+    Returns:
+        None if a side did not record them.
+    """
     if not (one.own_logprobs and two.own_logprobs):
         return None
     return divergence.OwnTokens(
@@ -106,12 +118,14 @@ def _own(one: TokenTops, two: TokenTops) -> divergence.OwnTokens | None:
 
 
 def noise_floor(base: BaseResults, seed: int) -> NoiseFloor | None:
-    """What changes when items of the base are measured again in other batches;
-    None if the profile does not ask for it.
+    """Measures what changes when items of the base are measured again in other batches.
+
+    Returns:
+        None if the profile asks for no second measurement.
 
     Raises:
-        FlowError: the second measurement is not of the same items and tokens, or of fewer than it
-            says.
+        FlowError: the second measurement has other items or tokens than the first, or fewer items
+            than its protocol says.
     """
     if base.accuracy_again is None:
         return None
@@ -127,12 +141,14 @@ def noise_floor(base: BaseResults, seed: int) -> NoiseFloor | None:
 
 
 def pairs_of_second(first: AccuracyResult, second: AccuracyResult) -> dict[str, Pairs]:
-    """Task -> the items that were measured twice, paired;
-    tasks that were measured once are left out.
+    """Pairs the items of the base that were measured twice.
+
+    Returns:
+        Task -> pairs; tasks that were measured once are left out.
 
     Raises:
-        FlowError: an item of the second measurement is not one of the first, or there are fewer
-            than it says.
+        FlowError: an item of the second measurement is missing in the first, or the second has
+            fewer items than its protocol says.
     """
     found = {}
     for task, again in second.tasks.items():
@@ -151,8 +167,9 @@ def pairs_of_second(first: AccuracyResult, second: AccuracyResult) -> dict[str, 
 def _flip_rate(
     flips: dict[str, Flips], items: dict[str, int], first: AccuracyResult
 ) -> FlipRate | None:
-    """The share of all items that would flip: each task's share,
-    weighted by how many items it has.
+    """Estimates the share of all items that would flip, with its 95 % interval.
+
+    Each task's share of flips is weighted by the number of its items in the first measurement.
     """
     if not flips:
         return None
@@ -165,7 +182,11 @@ def _flip_rate(
 def _documents(
     base: DistributionResult, other: DistributionResult
 ) -> Iterator[tuple[TokenTops, TokenTops]]:
-    """The same documents of both; FlowError if one is missing or was read as other tokens."""
+    """Yields each document of the base with the same document of the other model.
+
+    Raises:
+        FlowError: a document is missing, or was read as other tokens.
+    """
     ours, theirs = ([document.id for document in result.documents] for result in (base, other))
     if ours != theirs or base.k != other.k:
         raise FlowError(
@@ -186,7 +207,7 @@ def _documents(
 
 @contextlib.contextmanager
 def _refusing(other: DistributionResult) -> Iterator[None]:
-    """What the arithmetic cannot take is a fault of the file that is compared."""
+    """Turns a ValueError of the arithmetic into a FlowError that names the model."""
     try:
         yield
     except ValueError as error:

@@ -1,5 +1,6 @@
-"""How far models are apart in score and in economy, pair by pair,
-with intervals that hold together.
+"""Computes how far models are apart in score and in economy, for every pair of models.
+
+The intervals of all pairs hold together with 95 % confidence.
 """
 
 from __future__ import annotations
@@ -29,16 +30,17 @@ from model_serve_flow.flow.results.measured import (
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the measurements show of the order of the models;
-    a pair that is not in it is not told.
-    """
+    """The gaps between models; a pair of models without evidence is missing."""
 
-    score: Gaps[str]  # points of the average score
-    economy: Gaps[str]  # logarithm of how economical a model is
+    score: Gaps[str]  # in points of the average score
+    economy: Gaps[str]  # natural logarithms; above 0 the other model is more economical
 
 
 def score_gaps(models: Mapping[str, AccuracyResult], tasks: Sequence[str]) -> Gaps[str]:
-    """The gaps in the average score over these tasks, in points; empty without a task.
+    """Computes the gap in the average score over these tasks for every pair of models.
+
+    Returns:
+        Gaps in points; empty without a task.
 
     Raises:
         FlowError: two models did not get the same items.
@@ -58,7 +60,7 @@ def score_gaps(models: Mapping[str, AccuracyResult], tasks: Sequence[str]) -> Ga
 
 
 def _task_gap(task: str, one: TaskAccuracy, other: TaskAccuracy, level: float) -> Interval:
-    # a look may have ended one earlier
+    # A candidate that was decided at an early look was asked fewer items.
     common = {item.id for item in one.items} & {item.id for item in other.items}
     pairs = pair(task, part_of(one, common), part_of(other, common))
     metric = primary_metric([name for name in one.metrics if pairs.values(name) is not None])
@@ -68,12 +70,21 @@ def _task_gap(task: str, one: TaskAccuracy, other: TaskAccuracy, level: float) -
 
 
 def economy_gaps(models: Mapping[str, PerformanceResult], sizes: Mapping[str, int]) -> Gaps[str]:
-    """The gaps in what orders the models in `ranking`, in logarithms,
-    as far as there are repeats to tell from.
+    """Computes the gap in economy for every pair of models, as far as repeats can show it.
 
-    Output tokens/s at capacity, where every model's was searched on several servers; one search
-    tells no gap. Without a capacity: the speed, as mean over the load points that all models have.
-    Without speed: the size of the checkpoint, which is exact.
+    The first figure that all models have is compared:
+
+    - Output tokens/s at capacity. A pair needs searches on at least two servers: one search shows
+      no gap.
+    - Speed: the mean over the load points that all models have.
+    - Size of the checkpoint, which is exact.
+
+    Args:
+        models: name -> performance result.
+        sizes: name -> size of the checkpoint in bytes.
+
+    Returns:
+        Gaps in natural logarithms.
     """
     level = level_of_each(len(models))
     if all(result.capacity is not None and result.capacity.measured for result in models.values()):
@@ -104,8 +115,9 @@ def _gaps(
 def _capacity_gap(
     one: dict[int, Capacity], other: dict[int, Capacity], level: float
 ) -> Interval | None:
-    """Paired over the blocks; half of both brackets is added on either side,
-    as `bracket_interval` does.
+    """Computes the gap in output tokens/s at capacity, paired over the blocks.
+
+    Half of both brackets is added on either side, as in `bracket_interval`.
     """
     blocks = sorted(one.keys() & other.keys())
     ends = [
@@ -122,8 +134,9 @@ def _capacity_gap(
 
 
 def _speeds(result: PerformanceResult, loads: Iterable[int]) -> NDArray:
-    """Output tokens/s of every block, or of every repeat on one server:
-    the geometric mean over the loads.
+    """Returns output tokens/s of every block, or of every repeat if there is one server.
+
+    Each value is the geometric mean over the loads.
     """
     measured = result.measured_loads()
     rows = [

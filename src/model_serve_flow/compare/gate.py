@@ -1,4 +1,4 @@
-"""One verdict for a CI job, of a comparison with one or several candidates."""
+"""Reduces a comparison with one or several candidates to one verdict for a CI job."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from model_serve_flow.flow.results.compared import Comparison, Decision
 def gate_verdict(comparison: Comparison, chosen: str | None = None) -> Decision:
     """Reduces a comparison to one verdict.
 
-    It is the verdict of the chosen candidate. Without a choice it answers whether any candidate may
-    be deployed: SHIP if one ships; else INCONCLUSIVE if one is not decided; else DO NOT SHIP.
+    With a chosen candidate it is the verdict of this candidate. Without a choice it says whether
+    any candidate may be deployed: SHIP if one candidate ships, else INCONCLUSIVE if one is not
+    decided, else DO NOT SHIP.
 
     Args:
-        comparison: what 06 found.
-        chosen: the candidate that the profile would deploy; none: the one that 06 recommends.
+        comparison: the result of step 06.
+        chosen: the candidate that the profile would deploy. None: the profile chooses none.
     """
     verdicts = {candidate.name: candidate.verdict for candidate in comparison.candidates}
     if chosen is not None:

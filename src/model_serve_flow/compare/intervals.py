@@ -1,4 +1,4 @@
-"""The intervals that are shown: simultaneous, so that table and verdict agree."""
+"""Computes the intervals that are shown: simultaneous, so that table and verdict agree."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ Key = tuple[str, str]  # task and metric
 def simultaneous(
     family: Mapping[Key, Difference], beyond: Collection[Key], others: Sequence[float] = ()
 ) -> dict[Key, tuple[float, float] | None]:
-    """Computes the 95 % intervals of the questions of a family that hold together.
+    """Computes the 95 % intervals of a family of questions that hold together.
 
-    The lower bound belongs to "the loss is within the limit", the upper one to "it is beyond", each
-    by Holm at 2.5 %. Higher is better in both; the result is turned back to the difference's own
-    direction and is in its unit. Where looks were planned, the p-values are those over all looks.
-    The bounds are not corrected for having stopped. A question that an earlier look settled stays
-    settled: then the limit is the bound, even if the estimate is now on its other side.
+    The lower bound belongs to the claim "the loss is within the limit", the upper bound to the
+    claim "the loss is beyond the limit". Each claim is tested by Holm at 2.5 %. Both are computed
+    with higher is better; the result is turned back to the direction of the difference and is in
+    its unit.
+
+    Where looks were planned, the p-values are those over all looks. The bounds are not corrected
+    for having stopped early. A question that an earlier look settled stays settled: then the limit
+    is the bound, even if the estimate is now on the other side of the limit.
 
     Args:
         family: the questions whose "within" is corrected together.
-        beyond: those of them whose "beyond" is corrected together; each other one stands alone.
+        beyond: the questions whose "beyond" is corrected together; "beyond" of any other question
+            is not corrected.
         others: p-values of "within" of other candidates, which belong to the family too.
 
     Returns:
-        One interval per question; none where too few items allow no test.
+        One interval per question; None where the items are too few for a test.
     """
     lows = _bounds({key: _within(d) for key, d in family.items()}, [_claim(p) for p in others])
     highs = _bounds({key: _beyond(family[key]) for key in beyond}, [])
@@ -48,19 +52,22 @@ def _bounds(claims: Mapping[Key, Claim], others: Sequence[Claim]) -> dict[Key, f
 
 
 def _claim(p: float) -> Claim:
-    """A claim of which only the p-value is known; its bound is not asked."""
+    """Builds a claim of which only the p-value is known; its bound is never used."""
     return Claim(estimate=0.0, limit=0.0, p=p, bound=lambda _: -1.0)
 
 
 def _within(d: Difference) -> Claim:
-    if d.decision_p is None:  # too few items: it counts in the family and is never shown
+    if d.decision_p is None:  # too few items: counts in the family, but is never shown
         return _claim(1.0)
     estimate = d.difference if d.higher_is_better else -d.difference
     return Claim(estimate, -d.limit, d.decision_ps[0], lambda level: _at(d, level).low)
 
 
 def _beyond(d: Difference) -> Claim:
-    """The opposite claim, mirrored so that it has a lower bound too."""
+    """Builds the claim that the loss is beyond the limit.
+
+    The claim is mirrored, so that it has a lower bound too.
+    """
     if d.decision_p is None:
         return _claim(1.0)
     estimate = d.difference if d.higher_is_better else -d.difference
@@ -68,10 +75,10 @@ def _beyond(d: Difference) -> Claim:
 
 
 def _at(d: Difference, level: float) -> Interval:
-    """The difference's own interval at a one-sided level, turned so that higher is better.
+    """Returns the difference's own interval at a one-sided level, turned so that higher is better.
 
-    That of right or wrong is the score test's, that of clusters is t. A bootstrap's interval is
-    widened as a t interval of as many units would be.
+    Right or wrong: the interval of the score test. Clusters: the t interval. Bootstrap: its
+    interval, widened as a t interval over as many units would be.
     """
     clustered = d.clusters is not None and d.clusters.decide
     if d.flips is not None and not clustered:
@@ -86,6 +93,6 @@ def _at(d: Difference, level: float) -> Interval:
 
 
 def _turned(d: Difference, low: float, mirrored: float) -> tuple[float, float]:
-    # an early look can have shown one claim and a later one the opposite
+    # An early look may show one claim and a later look the opposite claim.
     high = max(low, -mirrored)
     return (low, high) if d.higher_is_better else (-high, -low)

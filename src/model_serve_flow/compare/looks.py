@@ -1,5 +1,6 @@
-"""A candidate that is asked a part of the items at a time: the tests of all looks as one,
-and whether it is decided.
+"""Compares a candidate that is asked its items in parts (looks), and decides after each look.
+
+The tests of all looks are joined into one p-value per question.
 """
 
 from __future__ import annotations
@@ -38,9 +39,7 @@ from model_serve_flow.flow.results.measured import (
 
 @dataclass(frozen=True)
 class Answers:
-    """What base and one candidate answered,
-    before anything is corrected for what other candidates did.
-    """
+    """The differences of one candidate from the base, not yet corrected for other candidates."""
 
     tasks: list[Pairs]
     differences: Differences
@@ -52,8 +51,9 @@ class Answers:
 def compare_answers(
     base: AccuracyResult, candidate: AccuracyResult, margins: Verdict, seed: int
 ) -> Answers:
-    """The paired differences over the items that the candidate was asked,
-    with the p-values over all its looks.
+    """Computes the paired differences over the items that the candidate was asked.
+
+    The p-values are those over all looks of the candidate.
 
     Raises:
         FlowError: the candidate's items are not the base's.
@@ -76,8 +76,10 @@ def compare_answers(
 def decided(
     margins: Verdict, answers: Answers, others: Sequence[float], secondary: Sequence[Warned]
 ) -> tuple[Decision, tuple[str, ...]]:
-    """The verdict with its reasons; secondary margins warn,
-    or withhold SHIP where the profile says so.
+    """Returns the verdict with its reasons.
+
+    Secondary margins add warnings. With `action: withhold` in the profile they also turn SHIP into
+    INCONCLUSIVE.
     """
     verdict, reasons = decide(answers.differences, answers.suite, tiers_of(margins), others)
     told = warnings(margins.secondary, secondary)
@@ -92,13 +94,13 @@ def tiers_of(margins: Verdict) -> Tiers:
 
 
 def gross_losses(differences: Differences) -> dict[str, GrossLoss]:
-    """Task -> gross loss by its primary metric, of the tasks that decide."""
+    """Returns task -> gross loss in the primary metric, for the tasks that decide."""
     primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
     return {task: d.gross_loss for task, d in primaries.items() if d.gross_loss and d.decides}
 
 
 def looks_sentence(looks: Looks | None) -> list[str]:
-    """How often it was looked, and what was saved; nothing where all items were asked at once."""
+    """Says how many looks were made and what was saved; empty if all items were asked at once."""
     if looks is None:
         return []
     share = looks.items / looks.of_items
@@ -113,12 +115,11 @@ def looks_sentence(looks: Looks | None) -> list[str]:
 def interim_verdict(
     config: FlowConfig, base: AccuracyResult, candidate: AccuracyResult
 ) -> Decision:
-    """The decision on what was asked until now,
-    as it will stand whatever the other candidates turn out to be.
+    """Decides on the items asked until now; no other candidate can undo SHIP or DO NOT SHIP.
 
-    SHIP is corrected over all candidates; those that are not known yet count as if nothing spoke
-    for them. Where secondary margins withhold SHIP, gross losses count already; divergence does not
-    depend on the items.
+    SHIP is corrected over all candidates. A candidate that is not measured yet counts with p-values
+    of 1. Where secondary margins withhold SHIP, gross losses count already; divergence does not
+    depend on the items and is left out.
     """
     margins = config.verdict
     found = compare_answers(base, candidate, margins, config.seed)
@@ -129,7 +130,10 @@ def interim_verdict(
 
 
 def _items_until(candidate: AccuracyResult) -> list[dict[str, set[str]]]:
-    """Look -> task -> ids of all items asked until then; one look if all were asked at once."""
+    """Returns, for every look, task -> ids of all items asked until then.
+
+    If all items were asked at once, there is one look.
+    """
     if not candidate.looks:
         return [{name: {item.id for item in task.items} for name, task in candidate.tasks.items()}]
     until: list[dict[str, set[str]]] = []
@@ -172,8 +176,9 @@ def _tasks_over_looks(
 def _suite_over_looks(
     seen: Sequence[Answers], shares: Sequence[Mapping[str, float]]
 ) -> Difference | None:
-    """The average with the p-values of all looks;
-    its share of the items is the mean of its tasks' shares.
+    """Returns the average with the p-values of all looks joined.
+
+    The average's share of the items at a look is the mean of its tasks' shares.
     """
     last = seen[-1]
     if last.suite is None:
@@ -193,7 +198,7 @@ def _looks(base: AccuracyResult, candidate: AccuracyResult) -> Looks:
 def _over_looks(
     last: Difference, looks: Sequence[Difference | None], shares: Sequence[float]
 ) -> Difference:
-    """The difference with the p-values of all looks as one.
+    """Returns the difference of the last look with the p-values of all looks joined into one.
 
     A look at which the task could not decide rejects nothing.
     """
@@ -204,19 +209,23 @@ def _over_looks(
 
 
 def _p_values(difference: Difference | None) -> tuple[float, float]:
-    """Of a loss beyond the limit and within it; both 1 where the task could not decide."""
+    """Returns the p-values of "the loss is beyond the limit" and "the loss is within it".
+
+    Both are 1 where the task could not decide.
+    """
     if difference is None or difference.silent or difference.decision_p is None:
         return 1.0, 1.0
     return difference.decision_p, 1 - difference.decision_p
 
 
 def part_of(task: TaskAccuracy, ids: set[str]) -> TaskAccuracy:
-    """The task on some of its items, with the figures of these items;
-    the task as it is if these are all.
+    """Returns the task on some of its items, with the figures recomputed from these items.
+
+    If the ids name all items of the task, or none, the task is returned unchanged.
     """
     items = tuple(item for item in task.items if item.id in ids)
     if len(items) in (0, task.n):
-        return task  # none of them: `pair` says what is wrong
+        return task  # all items, or none: then `pair` says what is wrong
     metrics = {name: _figure(name, metric, items) for name, metric in task.metrics.items()}
     return task.model_copy(update={"n": len(items), "items": items, "metrics": metrics})
 

@@ -1,5 +1,6 @@
-"""The seal on the margins: a margin that is chosen after the results proves nothing,
-so a later change is shown.
+"""Seals the margins before anything is measured, and shows every later change.
+
+A margin that is chosen after the results proves nothing.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from model_serve_flow.system.files import now
 
 SECTION = "margins"
 ITEMS, ANSWERS = "accuracy.limit", "accuracy.repeats.count"
-PLAN = frozenset({"looks", ITEMS, ANSWERS})  # a change of these is a look that was not planned
+PLAN = frozenset({"looks", ITEMS, ANSWERS})  # changing these adds an unplanned look
 
 
 def seal_margins(flow: Flow) -> dict[str, Any]:
-    """Writes the margins and their digest into the manifest, before the base is measured;
-    returns that section.
+    """Writes the margins and their digest into the manifest, before the base is measured.
 
-    A seal that is there stays while any accuracy result is: only where nothing is measured yet are
-    margins free to change. Where results are there without a seal, the seal says that it came after
+    An existing seal is kept while there is any accuracy result: margins may change only where
+    nothing is measured yet. If results exist without a seal, the new seal says that it came after
     them.
+
+    Returns:
+        The section of the manifest that holds the seal.
     """
     manifest, results = (
         read_manifest(flow.workspace),
@@ -44,9 +47,13 @@ def seal_margins(flow: Flow) -> dict[str, Any]:
 
 
 def check_seal(flow: Flow) -> MarginSeal | None:
-    """What the manifest says of the profile's margins; None if they were never sealed.
+    """Compares the profile's margins with the seal in the manifest.
 
-    A seal whose digest is not that of its values was edited: then every value counts as changed.
+    If the digest of a seal does not match its values, the seal was edited: then every value counts
+    as changed.
+
+    Returns:
+        None if the margins were never sealed.
     """
     seal = read_manifest(flow.workspace).get(SECTION)
     if seal is None:
@@ -64,7 +71,7 @@ def check_seal(flow: Flow) -> MarginSeal | None:
 
 
 def seal_sentence(seal: MarginSeal | None) -> str:
-    """Whether the margins were fixed in time, in a sentence."""
+    """Says whether the margins were fixed before the measurement."""
     if seal is None:
         return "The margins are the profile's. It is not recorded when they were fixed."
     if seal.changed:
@@ -86,8 +93,8 @@ def seal_sentence(seal: MarginSeal | None) -> str:
 def _values(config: FlowConfig) -> dict[str, float | str | None]:
     """Returns the `verdict` section without its rationale, which decides nothing.
 
-    A list of tasks becomes text. With planned looks the numbers of items and of answers to an item
-    belong to the plan too.
+    A list of tasks becomes text. If looks are planned, the number of items and the number of
+    answers per item belong to the plan too.
     """
     found = config.verdict.model_dump(mode="json", exclude={"rationale"})
     inner = {f"secondary.{key}": value for key, value in found.pop("secondary", {}).items()}

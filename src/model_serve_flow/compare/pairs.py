@@ -1,6 +1,4 @@
-"""Pairs the items of two measurements of one task by id,
-and finds the answers that became right or wrong.
-"""
+"""Pairs the items of two measurements of one task by id, and finds the flips."""
 
 from __future__ import annotations
 
@@ -19,7 +17,10 @@ from model_serve_flow.flow.results.measured import Item, TaskAccuracy
 
 @dataclass(frozen=True)
 class Pairs:
-    """The items of one task, base and candidate, in the base's order."""
+    """The items of one task, each of the base with the same item of the candidate.
+
+    The rows are in the base's order.
+    """
 
     task: str
     base: TaskAccuracy
@@ -27,8 +28,13 @@ class Pairs:
     rows: tuple[tuple[Item, Item], ...]
 
     def values(self, key: str) -> tuple[NDArray, NDArray] | None:
-        """The values of base and candidate, or None if no item carries the key;
-        FlowError if only some do.
+        """Returns the values of base and candidate, each [n].
+
+        Returns:
+            None if no item has the key.
+
+        Raises:
+            FlowError: only some items have the key.
         """
         have = [key in item.values for row in self.rows for item in row]
         if not any(have):
@@ -42,14 +48,15 @@ class Pairs:
         return base, candidate
 
     def scores(self, key: str) -> tuple[NDArray, NDArray]:
-        """The values of base and candidate of a key that items carry."""
+        """Returns the values of base and candidate for a key that the items have."""
         values = self.values(key)
         assert values is not None, key
         return values
 
     def oriented(self, metric: str) -> tuple[NDArray, NDArray]:
-        """The values, turned where lower is better (1 - value),
-        so that 1 is right and a fall is a loss.
+        """Returns the values of base and candidate, turned so that 1 is right and a fall is a loss.
+
+        Where lower is better, a value becomes 1 - value.
         """
         values = self.scores(metric)
         if self.base.metrics[metric].higher_is_better:
@@ -57,8 +64,10 @@ class Pairs:
         return 1 - values[0], 1 - values[1]
 
     def right(self) -> tuple[NDArray, NDArray] | None:
-        """Whether each answer of base and candidate is right, by the primary metric;
-        None if it is not 0 or 1.
+        """Tells for each answer of base and candidate whether it is right, by the primary metric.
+
+        Returns:
+            None if no metric has values per item, or if the values are not 0 or 1.
         """
         scored = [metric for metric in self.base.metrics if self.values(metric) is not None]
         if not scored:
@@ -70,12 +79,16 @@ class Pairs:
 
 
 def pair(task: str, base: TaskAccuracy, candidate: TaskAccuracy, name: str = "candidate") -> Pairs:
-    """Pairs two measurements of one task, item by item;
-    `name` is what the other one is called in an error.
+    """Pairs two measurements of one task, item by item.
+
+    Args:
+        task: name of the task, for errors.
+        base, candidate: the two measurements.
+        name: how errors call the second measurement.
 
     Raises:
-        FlowError: an item is missing, extra, repeated, or not the same question on both sides; it
-            is named.
+        FlowError: an item is missing, extra, repeated, or not the same question on both sides; the
+            item is named.
     """
     for side in (base, candidate):
         ids = [item.id for item in side.items]
@@ -96,8 +109,9 @@ def pair(task: str, base: TaskAccuracy, candidate: TaskAccuracy, name: str = "ca
 
 
 def only(scored: TaskAccuracy, other: TaskAccuracy) -> TaskAccuracy:
-    """The items of `scored` that `other` has as well; what has none of them stays as it is,
-    for `pair` to refuse.
+    """Keeps the items of `scored` that `other` has too.
+
+    If there is no such item, `scored` is returned unchanged, and `pair` refuses it.
     """
     ids = {item.id for item in other.items}
     items = tuple(item for item in scored.items if item.id in ids)
@@ -114,7 +128,7 @@ def _require_same_question(task: str, base: Item, candidate: Item, name: str) ->
 
 
 def count_flips(before: NDArray, after: NDArray) -> Flips:
-    """Flips between two vectors of right (true) and wrong answers."""
+    """Counts the flips between two vectors of right (true) and wrong (false) answers."""
     return Flips(
         right_to_wrong=int(np.sum(before & ~after)),
         wrong_to_right=int(np.sum(~before & after)),
@@ -122,8 +136,9 @@ def count_flips(before: NDArray, after: NDArray) -> Flips:
 
 
 def flipped_items(pairs: Pairs) -> tuple[FlippedItem, ...]:
-    """The items whose answer became right or wrong, by the primary metric;
-    none for a task not scored with 0 and 1.
+    """Lists the items whose answer became right or wrong, by the primary metric.
+
+    The list is empty for a task that is not scored with 0 and 1.
     """
     right = pairs.right()
     if right is None:

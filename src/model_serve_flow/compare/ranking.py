@@ -1,6 +1,4 @@
-"""Which candidate is the best choice: who is surely worse in accuracy and cost,
-and the recommendation.
-"""
+"""Ranks the models by score and economy, and recommends a candidate."""
 
 from __future__ import annotations
 
@@ -19,23 +17,21 @@ from model_serve_flow.flow.results.measured import BASE
 
 
 def rankable(candidates: Sequence[CandidateComparison]) -> list[CandidateComparison]:
-    """The candidates that are ranked: they may ship, or it is open,
-    and a task can tell their score.
-    """
+    """Returns the candidates that are ranked: those that may ship or are open, and have a score."""
     return [c for c in candidates if c.verdict != "DO NOT SHIP" and c.suite is not None]
 
 
 def ranked(
     base: BaseComparison, candidates: Sequence[CandidateComparison], evidence: Evidence
 ) -> tuple[BaseComparison, tuple[CandidateComparison, ...]]:
-    """The base and the candidates with `ranks` and `dominated_by` filled.
+    """Returns the base and the candidates with `ranks` and `dominated_by` filled.
 
-    A model is dominated where another is surely more accurate and surely more economical. Of
-    several the most economical is named. A candidate that must not ship, or whose score no task can
-    tell, is not ranked.
+    A model is dominated if another model is surely more accurate and surely more economical. If
+    several models dominate it, the most economical of them is named. A candidate that must not
+    ship, or has no average score, is not ranked.
 
     Args:
-        evidence: of the base and the `rankable` candidates.
+        evidence: the gaps between the base and the `rankable` candidates.
     """
     able = rankable(candidates)
     if not able:
@@ -55,8 +51,10 @@ def ranked(
 
 
 def recommended(comparison: Comparison) -> str | None:
-    """The SHIP candidate whose tokens cost least at the objectives;
-    None if no candidate is SHIP.
+    """Names the SHIP candidate with the lowest cost per token at the latency objectives.
+
+    Returns:
+        None if no candidate is SHIP.
     """
     ships = [candidate for candidate in comparison.candidates if candidate.verdict == "SHIP"]
     if not ships:
@@ -66,12 +64,14 @@ def recommended(comparison: Comparison) -> str | None:
 
 
 def _economies(base: BaseComparison, candidates: Sequence[CandidateComparison]) -> dict[str, float]:
-    """How economical each model is, higher is better.
+    """Computes how economical each model is; higher is better.
 
-    Output tokens/s at capacity, which orders like the cost per token because the price of the
-    machine is the same. Where a capacity is not known: the mean speed-up over the load points that
-    are measured for all candidates. Where there is none either: the base's size over the
-    checkpoint's.
+    The first figure that is known for all models counts:
+
+    - Output tokens/s at capacity. They order the models as the cost per token does, because the
+      price of the machine is the same.
+    - The mean speed-up over the load points that are measured for all candidates.
+    - The size of the base over the size of the checkpoint.
     """
     found = {
         BASE: base.capacity,

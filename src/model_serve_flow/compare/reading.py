@@ -1,6 +1,4 @@
-"""Reads single facts out of a comparison: the primary metric, the worst difference,
-what must not ship.
-"""
+"""Reads single facts out of a comparison, such as the primary metric and the worst difference."""
 
 from __future__ import annotations
 
@@ -23,7 +21,11 @@ PRIMARY_METRICS = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc")
 
 
 def within_margin(difference: Difference) -> bool:
-    """Whether the verdict, or else the worse end of the interval, is inside the accepted drop."""
+    """Tells whether the loss is surely within the accepted drop.
+
+    The adjusted p-value of the verdict decides. A difference without one is judged by the worse end
+    of its interval.
+    """
     if difference.adjusted_p is not None:
         return difference.adjusted_p[0] <= ALPHA
     if difference.higher_is_better:
@@ -32,8 +34,9 @@ def within_margin(difference: Difference) -> bool:
 
 
 def main_differences(candidate: CandidateComparison) -> dict[tuple[str, str], Difference]:
-    """(task, metric) -> difference: the average over the deciding tasks first,
-    then each task's primary metric.
+    """Returns (task, metric) -> difference for the primary metric of each task.
+
+    The average over the deciding tasks comes first, if there is one.
     """
     primaries = {
         (task, metric): metrics[metric]
@@ -45,8 +48,11 @@ def main_differences(candidate: CandidateComparison) -> dict[tuple[str, str], Di
 
 @dataclass(frozen=True)
 class Offer:
-    """One model as a buyer sees it: average score in points,
-    cost in US dollars per million output tokens.
+    """One model as a buyer sees it.
+
+    Attributes:
+        score: average score in points.
+        cost: US dollars per million output tokens.
     """
 
     name: str
@@ -58,15 +64,14 @@ class Offer:
 
     @property
     def on_front(self) -> bool:
-        """Whether no other model is surely more accurate and cheaper,
-        and it may be bought at all.
-        """
+        """Whether the model may ship and no other model is surely more accurate and cheaper."""
         return self.verdict != "DO NOT SHIP" and self.dominated_by is None
 
 
 def offers(comparison: Comparison) -> list[Offer]:
-    """The base, then the candidates, as far as their score and cost are known;
-    empty without a candidate among them.
+    """Lists the base and the candidates whose score and cost are known.
+
+    The base comes first. The list is empty if no candidate is known.
     """
     found = [
         Offer(c.name, c.suite.candidate,
@@ -83,20 +88,20 @@ def offers(comparison: Comparison) -> list[Offer]:
 
 
 def p_value(value: float | None) -> str:
-    """A p-value with three decimals, '–' where there is none."""
+    """Writes a p-value with three decimals, or '–' for None."""
     if value is None:
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def p_statement(value: float) -> str:
-    """A p-value in a sentence: 'p < 0.001', 'p = 0.020'."""
+    """Writes a p-value for a sentence: 'p < 0.001', 'p = 0.020'."""
     shown = p_value(value)
     return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
 
 
 def clusters(difference: Difference | SoftScore) -> str:
-    """In which clusters the items come, with the design effect; empty where they come in none."""
+    """Says in which clusters the items come, with the design effect; empty without clusters."""
     found = difference.clusters
     if found is None:
         return ""
@@ -105,11 +110,13 @@ def clusters(difference: Difference | SoftScore) -> str:
 
 
 def primary_metric(metrics: Iterable[str]) -> str:
-    """The one metric of a task that counts in the verdict,
-    of the names of those it has (at least one).
+    """Chooses the metric of a task that counts in the verdict.
 
-    word_perplexity for a text, else the first of `PRIMARY_METRICS` the task has (with any filter,
-    in lm-eval's order), else the task's first metric.
+    It is word_perplexity for a text, else the first of `PRIMARY_METRICS` that the task has (with
+    any filter, in lm-eval's order), else the task's first metric.
+
+    Args:
+        metrics: names of the task's metrics, at least one.
     """
     names = list(metrics)
     for wanted in ("word_perplexity", *PRIMARY_METRICS):
@@ -120,10 +127,12 @@ def primary_metric(metrics: Iterable[str]) -> str:
 
 
 def worst(candidate: CandidateComparison) -> tuple[str, str, Difference] | None:
-    """(task, metric, difference) of the task that comes nearest to its margin or lies farthest
-    beyond it.
+    """Returns (task, metric, difference) of the task with the largest loss relative to its margin.
 
-    Tasks that cannot decide do not count while there are others; none without accuracy.
+    Tasks that cannot decide count only if no task can decide.
+
+    Returns:
+        None without accuracy.
     """
     rows = [(*row, d) for row, d in main_differences(candidate).items() if row != AVERAGE]
     telling = [row for row in rows if row[2].decides] or rows
@@ -131,17 +140,20 @@ def worst(candidate: CandidateComparison) -> tuple[str, str, Difference] | None:
 
 
 def _loss(difference: Difference) -> float:
-    """How much worse the candidate is, in the difference's unit."""
+    """Returns how much worse the candidate is, in the difference's unit."""
     return -difference.difference if difference.higher_is_better else difference.difference
 
 
 def must_not_ship(candidate: CandidateComparison) -> bool:
-    """Whether its gains are struck through."""
+    """Tells whether the verdict is DO NOT SHIP.
+
+    The report strikes the gains of such a candidate through.
+    """
     return candidate.verdict == "DO NOT SHIP"
 
 
 def all_differences(candidate: CandidateComparison) -> list[tuple[str, str, Difference]]:
-    """(task, metric, difference) of the average and of every task and metric."""
+    """Lists (task, metric, difference) of the average and of every metric of every task."""
     rows = [
         (task, name, d)
         for task, metrics in candidate.accuracy.items()

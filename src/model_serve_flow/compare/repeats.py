@@ -1,4 +1,4 @@
-"""Several answers to an item: what varies, and whether seeds or items would settle it."""
+"""Tells how several answers to an item vary, and whether more answers or more items would help."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from model_serve_flow.compare.stats.paired import ALPHA, Z_POWER
 from model_serve_flow.flow.results.compared import Difference
 from model_serve_flow.flow.results.measured import QUESTION, Repeated
 
-MOST_ANSWERS = 64  # of an item that are worth asking for
+MOST_ANSWERS = 64  # per item; more answers are not worth asking for
 
 
 def repeated(pairs: Pairs, metric: str) -> Repeated | None:
     """Splits the variance of the paired difference: between items and between answers.
 
     Returns:
-        None where no item was asked several times, or not all equally often.
+        None where no item was asked several times, or the items were not asked equally often.
     """
     questions = [item.groups[QUESTION] for item in pairs.base.items if QUESTION in item.groups]
     if len(questions) < len(pairs.base.items):
@@ -41,6 +41,10 @@ def advice(difference: Difference, tests: int) -> str:
     The error of the mean over m items with k answers each is sqrt((between + within / k) / m). It
     must be so small that the distance to the limit is shown with 80 % power at the strictest level
     of Holm's correction. More answers reduce the second part only.
+
+    Args:
+        difference: with `repeated` filled.
+        tests: number of tests in Holm's correction.
     """
     found = difference.repeated
     assert found is not None

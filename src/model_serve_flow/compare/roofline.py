@@ -1,4 +1,4 @@
-"""Why a candidate is as fast as it is: measured latencies held against the roofline of decoding."""
+"""Explains the speed of a candidate: compares measured latencies with the roofline of decoding."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Literal, NamedTuple
 from model_serve_flow.flow.results.compared import Diagnosis
 from model_serve_flow.flow.results.measured import LoadPoint, PerformanceResult
 
-# Share of the expected speed-up from which on, and up to which, the bytes read explain what was
-# measured.
+# The bytes read explain the measured speed-up if measured / expected is in this range.
 NEAR_ROOFLINE = (0.85, 1.1)
 
 
@@ -29,28 +28,29 @@ def diagnose(
     candidate_bytes: int,
     kernel: str,
 ) -> Diagnosis:
-    """Compares the measured speed-up of decoding with the one that reading fewer weight bytes
-    allows.
+    """Compares the measured speed-up of decoding with the speed-up that fewer bytes allow.
 
-    At one request every weight is read once per generated token, and there is little arithmetic per
-    byte: decoding is memory-bound, its time the bytes read over the memory's bandwidth (the
-    roofline model: Williams, Waterman and Patterson, "Roofline: an insightful visual performance
-    model for multicore architectures", Communications of the ACM 52(4), 2009). The bandwidth
-    cancels out:
+    With one request at a time, every weight is read once per generated token, and there is little
+    arithmetic per byte. Decoding is then memory-bound: its time is the bytes read over the
+    bandwidth of the memory (the roofline model: Williams, Waterman and Patterson, "Roofline: an
+    insightful visual performance model for multicore architectures", Communications of the ACM
+    52(4), 2009). The bandwidth cancels out:
 
     - expected speed-up = base bytes / candidate bytes
     - measured speed-up = mean inter-token latency of the base / of the candidate
     - reached = measured / expected
     - decode share = 1 - time to first token / request latency, of the base (means)
 
-    All at the lowest concurrency measured, normally 1. Bytes per token are taken as the size of the
-    weight files, in FP32 as `held_in_float32` says. That counts the whole of an embedding table
-    that is not tied to the output layer, though a token reads one row of it, and leaves out the KV
-    cache and the activations, which are small beside the weights at one short request.
+    All figures are at the lowest concurrency measured, normally 1.
+
+    Bytes per token are the size of the weight files; with FP32, what `held_in_float32` computes. An
+    embedding table that is not tied to the output layer counts in full, though a token reads only
+    one row of it. The KV cache and the activations do not count: at one short request they are
+    small beside the weights.
 
     Args:
         base, candidate: measurements with at least one load point that is measured on both sides.
-        base_bytes, candidate_bytes: what the engine holds of the weight files.
+        base_bytes, candidate_bytes: bytes of weights that the engine holds.
         kernel: name of the linear kernel that served the candidate.
 
     Raises:
@@ -83,14 +83,14 @@ def diagnose(
 def held_in_float32(
     base_bytes: int, candidate_bytes: int, bits_per_weight: float
 ) -> tuple[int, int]:
-    """Bytes of both models that an engine holds which computes in FP32:
-    what is stored in 16 bits, twice.
+    """Computes the bytes of both models in an engine that computes in FP32.
 
-    Of the candidate that is all but the quantised weights. With 16 bits for each of them in the
-    base, their number is (base bytes - candidate bytes) / (2 - bits_per_weight / 8).
+    Weights that are stored in 16 bits take twice the bytes. In the candidate these are all weights
+    but the quantised ones. The base stores 16 bits for each quantised weight, so their number is
+    (base bytes - candidate bytes) / (2 - bits_per_weight / 8).
 
     Args:
-        base_bytes, candidate_bytes: size of the weight files; the base's are in 16 bits.
+        base_bytes, candidate_bytes: size of the weight files; the base's weights have 16 bits.
         bits_per_weight: of the candidate's quantised weights, scales included.
     """
     quantised = (base_bytes - candidate_bytes) / (2 - bits_per_weight / 8)
@@ -122,7 +122,7 @@ def _bytes(base_bytes: int, candidate_bytes: int) -> str:
 
 
 def _finding(measured: float, expected: float, kernel: str) -> str:
-    """What the two speed-ups say; no cause is named that was not measured."""
+    """Says what the two speed-ups mean; it names no cause that was not measured."""
     if expected <= 1:
         return (
             f"That saves nothing to read; decoding measured {measured:.2f}x as fast with {kernel}."

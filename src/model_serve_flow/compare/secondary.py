@@ -1,4 +1,7 @@
-"""What does not decide by itself, against its margins: divergence, top-1, gross loss and speed."""
+"""Compares divergence, top-1 agreement, gross loss and speed with their secondary margins.
+
+These figures do not decide by themselves.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,11 @@ from model_serve_flow.flow.results.compared import GrossLoss, SpeedPoint, SpeedV
 def gross_loss(pairs: Pairs, metric: str) -> GrossLoss | None:
     """Computes the share of the base's right answers that became wrong, for values of 0 and 1.
 
-    The interval is Wilson's, or the cluster-robust one where the items come in clusters and it is
-    wider.
+    The interval is Wilson's. Where the items come in clusters, the cluster-robust interval is used
+    if it is wider.
 
     Returns:
-        None where the base has no answer right.
+        The share and its interval in percent; None if no answer of the base is right.
     """
     base, candidate = (side == 1 for side in pairs.oriented(metric))
     right, broken = int(base.sum()), int((base & ~candidate).sum())
@@ -60,7 +63,10 @@ def secondary_readings(
 
 
 def warnings(margins: Secondary, found: Sequence[Warned]) -> list[str]:
-    """Says what is surely beyond its margin; with `withhold` also what is not surely within."""
+    """Lists a warning for each figure that is surely beyond its margin.
+
+    With `action: withhold`, figures that are not surely within their margin are listed too.
+    """
     told = ("beyond", "unsure") if margins.action == "withhold" else ("beyond",)
     return [one.sentence for one in found if one.reading in told]
 
@@ -68,7 +74,7 @@ def warnings(margins: Secondary, found: Sequence[Warned]) -> list[str]:
 def speed_verdict(margins: Secondary, points: Sequence[SpeedPoint]) -> SpeedVerdict | None:
     """Judges the geometric mean of the speed-ups: FASTER, NOT FASTER or UNSURE.
 
-    The load points' intervals join on the logarithm (see `statistics.mean_of_independent`).
+    The intervals of the load points are joined on the logarithm (see `paired.mean_of_independent`).
 
     Returns:
         None without load points.

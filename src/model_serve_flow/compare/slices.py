@@ -1,5 +1,6 @@
-"""The difference on parts of a task: where a loss sits,
-and where there are too few items to tell.
+"""Compares base and candidate on parts of a task (slices).
+
+Slices show where a loss is, and where there are too few items to tell.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from model_serve_flow.flow.results.compared import Slice
 from model_serve_flow.flow.results.measured import QUESTION, Item
 
 LEAST_ITEMS = 10
-# a slice that could not even show a drop of this many margins of its task is too small
+# A slice is too small if it cannot detect a drop of this many margins of its task.
 MARGINS_TO_FIND = 2
 PROMPT_LENGTH = "prompt length"
 LENGTHS = ("short", "middle", "long")
 
 
 def compare_slices(tasks: Iterable[Pairs], margins: Verdict) -> tuple[Slice, ...]:
-    """The slices of every task scored with 0 and 1: by each group of its items,
-    and by the length of the prompt.
+    """Compares the slices of every task that is scored with 0 and 1.
 
-    The McNemar p-values are Holm-corrected over all slices that are large enough; a slice that is
-    not can show nothing, and its adjusted p-value is 1.
+    A slice is a group of the items, or a range of prompt lengths. The McNemar p-values are
+    Holm-corrected over all slices that are large enough. A slice that is too small can show
+    nothing: its adjusted p-value is 1.
     """
     slices = [part for pairs in tasks for part in _slices(pairs, margins.task_margin_points)]
     large = [part for part in slices if not part.too_small]
@@ -55,8 +56,9 @@ def _slices(pairs: Pairs, margin: float) -> Iterator[Slice]:
 def _parts(
     labels: Sequence[str | None], order: Sequence[str] | None = None
 ) -> list[tuple[str, NDArray]]:
-    """(value, which items) of each value; none where the values tell nothing: only one,
-    or a different one per item.
+    """Returns (value, [n] true for its items) of each value.
+
+    The list is empty if there is only one value, or a different value for every item.
     """
     values = np.array([label or "" for label in labels])
     names, counts = np.unique(values[values != ""], return_counts=True)
@@ -66,8 +68,9 @@ def _parts(
 
 
 def _lengths(items: Sequence[Item]) -> list[str | None]:
-    """Which third of the task's prompts each item's prompt belongs to, by its characters;
-    None without a prompt.
+    """Returns for each item in which third of the task's prompts it is, by number of characters.
+
+    An item without a prompt gets None.
     """
     lengths = [len(item.prompt) for item in items if item.prompt is not None]
     if not lengths:
@@ -101,11 +104,12 @@ def _slice(
 
 @functools.cache
 def _too_small(n: int, margin: float) -> bool:
-    """Whether n items are too few whatever they answer:
-    they would miss a drop even if no item changed but by it.
+    """Tells whether n items are too few to detect the drop even in the best case.
 
-    Taken from n alone. With the share of items that changed, the answers would choose which slices
-    are tested, and the slices in which most went wrong would be called too small.
+    In the best case no item changes except the items that make the drop.
+
+    Only n decides. If the share of changed items counted, the answers would choose which slices are
+    tested, and the slices with the most wrong answers would be called too small.
     """
     return (
         n < LEAST_ITEMS or 100 * paired.smallest_detectable_drop(n, 0.0) > MARGINS_TO_FIND * margin

@@ -1,4 +1,7 @@
-"""The soft score: it sees a choice that became less probable and stayed the first."""
+"""Compares the soft score: the probability of the right choice.
+
+It shows when the right choice became less probable but is still the model's first choice.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,12 @@ def soft_scores(tasks: Iterable[Pairs]) -> dict[str, SoftScore]:
 def soft_score(pairs: Pairs) -> SoftScore | None:
     """Compares the mean probability of the right choice, paired item by item.
 
-    The interval is the wider one of t over the items and, where the items come in clusters, of the
-    cluster-robust t(G - 1), as for the task's score.
+    The interval is t over the items. Where the items come in clusters, the cluster-robust t(G - 1)
+    interval is used if it is wider, as for the task's score.
 
     Returns:
-        None for fewer than 10 items, and where a side lacks the probability of an item.
+        The score in points; None for fewer than 10 items, or if a side lacks the probability of an
+        item.
     """
     rows = [[item.values.get(RIGHT_CHOICE) for item in row] for row in pairs.rows]
     values = list(zip(*rows, strict=True))

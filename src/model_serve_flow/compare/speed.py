@@ -1,5 +1,6 @@
-"""Base and candidate under the same load: speed-up with its interval over the repeats,
-memory, cost.
+"""Compares base and candidate under the same load: speed-up, memory and cost.
+
+The speed-up has an interval over the repeats.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from model_serve_flow.compare.stats import paired
 from model_serve_flow.flow.results.compared import Memory, SpeedPoint, UnmeasuredLoad
 from model_serve_flow.flow.results.measured import Capacity, LoadPoint, PerformanceResult
 
-# relative difference of tokens per request above which two load points are not the same work
+# Two load points are different work if their tokens per request differ relatively by more.
 TOKEN_TOLERANCE = 0.05
 
 OneOfBoth = Literal["base", "candidate"]
@@ -22,8 +23,10 @@ OneOfBoth = Literal["base", "candidate"]
 def speed_points(
     base: PerformanceResult, candidate: PerformanceResult
 ) -> tuple[tuple[SpeedPoint, ...], tuple[UnmeasuredLoad, ...]]:
-    """One point per concurrency, over its repeats,
-    and the load points at which the two cannot be compared.
+    """Compares the two results at every load point.
+
+    Returns:
+        One point per concurrency, over its repeats; and the load points that cannot be compared.
     """
     ours, theirs = base.measured_loads(), candidate.measured_loads()
     reasons = _unmeasured(base, candidate)
@@ -36,7 +39,7 @@ def speed_points(
 
 
 def _unmeasured(base: PerformanceResult, candidate: PerformanceResult) -> dict[int, str]:
-    """Concurrency -> why the load point is not compared."""
+    """Returns concurrency -> why the load point is not compared."""
     reasons: dict[int, list[str]] = {}
     for result in (base, candidate):
         for load, why in result.unmeasured_loads().items():
@@ -49,7 +52,7 @@ def _unmeasured(base: PerformanceResult, candidate: PerformanceResult) -> dict[i
 
 
 def _other_work(base: list[LoadPoint], candidate: list[LoadPoint]) -> str:
-    """What differs between the requests of both sides; empty if they are the same work."""
+    """Says what differs between the requests of both sides; empty if they are the same work."""
     if len(base) != len(candidate):
         return f"measured {len(base)} times for base and {len(candidate)} times for the candidate"
     for one, other in zip(base, candidate, strict=True):
@@ -65,8 +68,10 @@ def _other_work(base: list[LoadPoint], candidate: list[LoadPoint]) -> str:
 
 
 def mean_speedup(points: Sequence[SpeedPoint]) -> float | None:
-    """Geometric mean of the speed-ups over the load points: 2x and 0.5x average to 1x;
-    None without any.
+    """Computes the geometric mean of the speed-ups over the load points: 2x and 0.5x average to 1x.
+
+    Returns:
+        None without load points.
     """
     if not points:
         return None
@@ -74,7 +79,7 @@ def mean_speedup(points: Sequence[SpeedPoint]) -> float | None:
 
 
 def memory(performance: PerformanceResult) -> Memory:
-    """What the engine took while it served the load."""
+    """Returns the memory that the engine used while it served the load."""
     return Memory(
         peak_bytes=performance.engine.peak_memory_bytes,
         kv_cache_tokens=performance.engine.kv_cache_tokens,
@@ -82,8 +87,10 @@ def memory(performance: PerformanceResult) -> Memory:
 
 
 def cost(hourly_price_usd: float | None, found: Capacity | None) -> float | None:
-    """US dollars per million output tokens at capacity; None without a price,
-    or where no load meets the objectives.
+    """Computes US dollars per million output tokens at capacity.
+
+    Returns:
+        None without a price or a capacity, or if no load meets the latency objectives.
     """
     if (
         hourly_price_usd is None
@@ -98,10 +105,13 @@ def cost(hourly_price_usd: float | None, found: Capacity | None) -> float | None
 def cost_interval(
     hourly_price_usd: float | None, found: Capacity | None
 ) -> tuple[float, float] | None:
-    """The 95 % interval of `cost`, from that of the tokens/s at capacity; none after one search.
+    """Computes the 95 % interval of `cost` from the interval of the tokens/s at capacity.
 
-    Where a search ended without a load that failed, the cost may be any smaller: the lower end
-    is 0.
+    If a search ended without a load that failed, the true cost may be arbitrarily low: the lower
+    end is 0.
+
+    Returns:
+        US dollars; None without a cost, or after a single search.
     """
     if cost(hourly_price_usd, found) is None:
         return None
@@ -147,7 +157,7 @@ def _speed_point(base: list[LoadPoint], candidate: list[LoadPoint]) -> SpeedPoin
 
 
 def block_means(points: list[LoadPoint]) -> list[float]:
-    """Output tokens/s of each block: the geometric mean over its repeats."""
+    """Returns output tokens/s of each block: the geometric mean over its repeats."""
     blocks: dict[int, list[float]] = {}
     for point in points:
         blocks.setdefault(point.block, []).append(math.log(point.output_tokens_per_s))
@@ -155,8 +165,10 @@ def block_means(points: list[LoadPoint]) -> list[float]:
 
 
 def _others_share(sides: dict[OneOfBoth, list[LoadPoint]]) -> dict[OneOfBoth, float] | None:
-    """What other programs and the hypervisor took of the CPU on each side,
-    mean over the repeats; None if not known.
+    """Averages over the repeats the CPU share that other programs and the hypervisor took.
+
+    Returns:
+        Side -> share from 0 to 1; None if the share of a repeat is not known.
     """
     shares = {
         side: [taken for point in points if point.busy and (taken := point.busy.taken) is not None]
@@ -168,8 +180,10 @@ def _others_share(sides: dict[OneOfBoth, list[LoadPoint]]) -> dict[OneOfBoth, fl
 
 
 def output_bracket(search: Capacity) -> tuple[float, float | None]:
-    """Output tokens/s between which the capacity's are: at the load that passed,
-    and at the one that failed.
+    """Returns the range of output tokens/s that holds the value at capacity.
+
+    One end is the value at the load that passed, the other end the value at the load that failed.
+    The upper end is None if no load failed.
     """
     if search.failed is None:
         return search.output_tokens_per_s, None
@@ -180,8 +194,10 @@ def output_bracket(search: Capacity) -> tuple[float, float | None]:
 
 
 def cost_per_million_output_tokens(hourly_price_usd: float, output_tokens_per_s: float) -> float:
-    """US dollars for a million output tokens of a machine that is always this busy;
-    ValueError if not above 0.
+    """Computes US dollars per million output tokens on a machine that always serves at this rate.
+
+    Raises:
+        ValueError: the price or the rate is not above 0.
     """
     if hourly_price_usd <= 0 or output_tokens_per_s <= 0:
         raise ValueError(

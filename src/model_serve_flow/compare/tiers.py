@@ -1,4 +1,7 @@
-"""Task tiers: which tasks must be there, which decide, and which only advise. Knows no profile."""
+"""Says which tasks must be measured, which decide, and which only advise.
+
+Does not depend on the profile.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ WITHHELD = "SHIP is withheld."
 
 @dataclass(frozen=True)
 class Tiers:
-    """The tier of every task; a task that neither list names is deciding.
+    """The tier of every task. A task that is in neither list is deciding.
 
     - required: decides, and must be measured and able to decide. Otherwise SHIP is withheld.
     - deciding: decides where it can. A task that cannot decide is named and does not count.
@@ -25,7 +28,7 @@ class Tiers:
         required, advisory: names of tasks.
 
     Raises:
-        ValueError: a task is named in both.
+        ValueError: a task is in both lists.
     """
 
     required: tuple[str, ...] = ()
@@ -42,7 +45,7 @@ class Tiers:
         return "advisory" if task in self.advisory else "deciding"
 
     def counting(self, tasks: Mapping[str, Found]) -> dict[str, Found]:
-        """Keeps the tasks that count in the verdict: all but the advisory ones."""
+        """Keeps the tasks that count in the verdict: all but the advisory tasks."""
         return {task: found for task, found in tasks.items() if task not in self.advisory}
 
     def blockers(self, measured: Collection[str], able: Collection[str]) -> list[str]:
@@ -65,5 +68,5 @@ EVERY_TASK_DECIDES = Tiers()
 
 
 def withheld(verdict: Decision, blockers: Collection[str]) -> Decision:
-    """Turns SHIP into INCONCLUSIVE where something blocks it; a DO NOT SHIP stays."""
+    """Turns SHIP into INCONCLUSIVE if there is a blocker; any other verdict is kept."""
     return "INCONCLUSIVE" if verdict == "SHIP" and blockers else verdict

@@ -1,6 +1,4 @@
-"""The decision by non-inferiority, Holm-corrected over the tasks,
-with its reasons in plain sentences.
-"""
+"""Decides by non-inferiority, Holm-corrected over the tasks, with reasons in plain sentences."""
 
 from __future__ import annotations
 
@@ -17,20 +15,22 @@ from model_serve_flow.compare.tiers import withheld as blocked_by
 from model_serve_flow.flow.results.compared import Decision, Difference
 
 SUITE: Key = ("", "")
-TEXT_METRIC = "word_perplexity"  # bits per byte is the same test in another unit
+TEXT_METRIC = "word_perplexity"  # bits per byte would repeat this test in another unit
 
 
 @dataclass(frozen=True)
 class _Check:
-    """One question of the verdict: is the loss surely within its margin, surely beyond it,
-    or neither?
+    """One question of the verdict: how the loss compares with its margin.
+
+    The loss is surely within the margin (`passes`), surely beyond it (`fails`), or neither
+    (`unsure`).
     """
 
     subject: str
     difference: Difference
-    within_p: float  # adjusted, of "the loss is the margin or more"
-    beyond_p: float  # adjusted, of "the loss is less than the margin"
-    tests: int  # over which "the loss is the margin or more" is adjusted
+    within_p: float  # adjusted p-value of "the loss is the margin or more"
+    beyond_p: float  # adjusted p-value of "the loss is less than the margin"
+    tests: int  # number of tests over which within_p is adjusted
     key: Key = SUITE
 
     @property
@@ -46,7 +46,7 @@ class _Check:
         return not self.passes and not self.fails
 
     def sentence(self) -> str:
-        """What was found, in numbers and units."""
+        """Says what was found, in numbers and units."""
         if self.difference.too_few is not None:
             return self._too_few()
         d = self.difference
@@ -68,8 +68,11 @@ class _Check:
         )
 
     def items_to_settle(self) -> int | None:
-        """Items at which this question would be decided; None if it is,
-        or if no number can be told.
+        """Computes how many items would decide this question.
+
+        Returns:
+            None if the question is decided, or if no number can be given. With too few items for a
+            test: the least number of items for the test.
         """
         d = self.difference
         if not self.unsure or d.too_few is not None:
@@ -105,7 +108,10 @@ class _Check:
 
 
 def _tail_sentence(difference: Difference) -> str:
-    """What the mean over the documents of a text does not tell; nothing where it is no text."""
+    """Says how many documents of a text doubled their perplexity, which the mean does not show.
+
+    The sentence is empty for a task that is no text.
+    """
     tail = difference.tail
     if tail is None:
         return ""
@@ -124,21 +130,25 @@ def decide(
     tiers: Tiers = EVERY_TASK_DECIDES,
     others: Sequence[float] = (),
 ) -> tuple[Decision, tuple[str, ...]]:
-    """The verdict by non-inferiority, and its reasons, the deciding one first.
+    """Returns the verdict by non-inferiority, and its reasons, the deciding reason first.
 
     SHIP: the macro average, every deciding task and every perplexity surely lose less than their
     margins.
+
     DO NOT SHIP: one of them surely loses more than its margin.
-    INCONCLUSIVE: neither, or no task can decide, or one has too few items for its test, or one that
-    cannot decide shows a loss all the same, or a required task is missing or cannot decide.
+
+    INCONCLUSIVE: any other case. For example no task can decide, a task has too few items for its
+    test, a task that cannot decide shows a loss all the same, or a required task is missing or
+    cannot decide.
 
     "Surely" is a one-sided p-value of at most 0.025, Holm-adjusted over the tasks and perplexities.
-    Where there are other candidates, "surely less" is adjusted over all questions of all
-    candidates, the averages among them: with 20 candidates on the margin, one of them would else
-    ship by chance in 39 % of all cases.
+    If there are other candidates, "surely less" is adjusted over all questions of all candidates,
+    the averages included. Without this correction, with 20 candidates whose loss equals the margin,
+    at least one of them would ship by chance in 39 % of all cases.
 
     Args:
         differences, suite: of this candidate.
+        tiers: the tier of every task.
         others: the `loss_p_values` of all other candidates.
     """
     measured, differences = differences, tiers.counting(differences)
@@ -160,8 +170,9 @@ def decide(
 
 
 def loss_p_values(differences: Differences, suite: Difference | None) -> list[float]:
-    """The p-values of one candidate that SHIP needs to be small, uncorrected:
-    of every task, perplexity and average.
+    """Lists the uncorrected p-values of one candidate that must be small for SHIP.
+
+    There is one p-value for every task, every perplexity and the average.
     """
     asked_for = [difference for _, difference in _family(differences).values()]
     return [difference.decision_ps[0] for difference in (*asked_for, *filter(None, [suite]))]
@@ -173,11 +184,12 @@ def with_items_to_settle(
     tiers: Tiers = EVERY_TASK_DECIDES,
     others: Sequence[float] = (),
 ) -> tuple[dict[str, dict[str, Difference]], Difference | None]:
-    """The differences with adjusted p-values, simultaneous intervals,
-    and the items at which each would be decided.
+    """Adds adjusted p-values, simultaneous intervals and `items_to_settle` to the differences.
 
-    Those that count in the verdict are taken at its corrected level, the others by themselves;
-    `others` as in `decide`.
+    Differences that count in the verdict are judged at its corrected level, all others uncorrected.
+
+    Args:
+        differences, suite, tiers, others: as in `decide`.
     """
     counting = {check.key: check for check in _checks(tiers.counting(differences), suite, others)}
 
@@ -213,7 +225,7 @@ def with_items_to_settle(
 
 
 def _check(subject: str, difference: Difference) -> _Check:
-    """The question by itself, uncorrected."""
+    """Builds the question of one difference by itself, uncorrected."""
     return _Check(subject, difference, *difference.decision_ps, 1)
 
 
@@ -225,11 +237,12 @@ def _suite_subject(differences: Differences) -> str:
 def _checks(
     differences: Differences, suite: Difference | None, others: Sequence[float]
 ) -> list[_Check]:
-    """The questions of one candidate: first the average, then the primary metric of every task,
-    and every perplexity.
+    """Builds the questions of one candidate.
 
-    One candidate: the tasks and perplexities are the family of the correction, and the average has
-    its own level. Several: the family of "surely less" is every question of every candidate.
+    The average comes first, then the primary metric of every task, then every perplexity. With one
+    candidate, the tasks and perplexities are the family of the correction, and the average has its
+    own level. With several candidates, the family of "surely less" is every question of every
+    candidate.
     """
     family = _family(differences)
     if suite is not None:
@@ -237,7 +250,7 @@ def _checks(
     joint = [key for key in family if key != SUITE or others]
     alone = [key for key in family if key != SUITE]
     shown = simultaneous({key: family[key][1] for key in joint}, alone, others)
-    # its own interval knows one look only
+    # The average's own interval knows one look only, so looks need another interval.
     if SUITE not in joint and suite is not None and suite.look_p is not None:
         shown |= simultaneous({SUITE: suite}, [SUITE])
     raw = {key: difference.decision_ps for key, (_, difference) in family.items()}
@@ -260,16 +273,19 @@ def _checks(
 
 
 def _holm(p_values: dict[Key, float], others: Sequence[float] = ()) -> dict[Key, float]:
-    """Holm's adjusted p-values; `others` belong to the family,
-    and what they become is not asked.
+    """Returns Holm's adjusted p-values.
+
+    Args:
+        others: more p-values of the family, whose adjusted values are not returned.
     """
     adjusted = paired.holm([*p_values.values(), *others])
     return dict(zip(p_values, adjusted[: len(p_values)], strict=True))
 
 
 def _family(differences: Differences) -> dict[Key, tuple[str, Difference]]:
-    """(subject, difference) of the primary metric of every deciding task,
-    and of every perplexity.
+    """Returns (task, metric) -> (subject, difference) of every question but the average.
+
+    These are the primary metric of every task that `asked` returns, and every perplexity.
     """
     primaries = {task: primary_metric(metrics) for task, metrics in differences.items()}
     family = {(task, primaries[task]): (task, d) for task, d in asked(differences).items()}
@@ -281,8 +297,11 @@ def _family(differences: Differences) -> dict[Key, tuple[str, Difference]]:
 
 
 def _silent_sentences(differences: Differences) -> tuple[list[str], list[str]]:
-    """Why tasks cannot decide; and of those that show a loss all the same,
-    for which SHIP is withheld.
+    """Says of each task that cannot decide why it cannot.
+
+    Returns:
+        The sentences on tasks without a shown loss; and the sentences on tasks that show a loss all
+        the same, for which SHIP is withheld.
     """
     silent, withheld = [], []
     for task, metrics in differences.items():

@@ -1,4 +1,4 @@
-"""The look of every chart, and how a figure becomes self-contained SVG."""
+"""Sets the look of every chart, and turns a figure into self-contained SVG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER, BASE_COLOUR = "#20262e", "#5b6470", "#dfe3e8", "#ffffff", "#4a4f57"
-FADED = "#8a939e"  # a candidate that must not ship, where speed or cost is drawn
+FADED = "#8a939e"  # colour of a candidate that must not ship, in charts of speed or cost
 # Okabe-Ito: safe for colour-blind readers
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("s", "^", "D", "v", "P", "X")
@@ -26,7 +26,7 @@ FONTS = (
     "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', Arial, "
     "sans-serif"
 )
-THEME = {  # colour -> CSS variable with which a page may replace it
+THEME = {  # colour -> CSS variable that lets a page replace the colour
     INK: "--chart-ink",
     MUTED: "--chart-muted",
     GRID: "--chart-grid",
@@ -67,7 +67,7 @@ STYLE: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """The look of every figure; matplotlib's own settings come back afterwards."""
+    """Applies the look of every figure; afterwards matplotlib's own settings are restored."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -96,8 +96,10 @@ class Look:
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Base: always the same dark grey circle; candidates: a colour and a marker each,
-    in the order given.
+    """Gives each model its look.
+
+    The base is always the same dark grey circle. Each candidate gets a colour and a marker, in the
+    order given.
     """
     candidates = [name for name in names if name != BASE]
     drawn = {
@@ -108,13 +110,13 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
 
 def to_svg(figure: Figure, themed: bool = False) -> str:
-    """The figure as SVG without any outside reference; the same figure gives the same bytes.
+    """Writes a figure as SVG without any outside reference; the same figure gives the same bytes.
 
     Args:
-        figure: a figure of this module, or any other.
+        figure: a figure of this module, or any other figure.
         themed: write colours as CSS variables with the colour as fallback, so that a page can have
-            a dark mode. Leave it off for files that stand alone: editors such as Inkscape do not
-            know CSS variables.
+            a dark mode. Use False for separate SVG files: editors such as Inkscape do not know CSS
+            variables.
     """
     stream = io.StringIO()
     with house_style():
@@ -134,7 +136,7 @@ def to_svg(figure: Figure, themed: bool = False) -> str:
 
 
 def name_unmeasured(figure: Figure, loads: dict[str, list[int]]) -> None:
-    """Writes at the bottom which load points of which model the chart lacks."""
+    """Writes at the bottom of the chart which load points of which model are missing."""
     named = [f"{name} at {', '.join(map(str, found))}" for name, found in loads.items() if found]
     if named:
         figure.supxlabel(
@@ -143,8 +145,9 @@ def name_unmeasured(figure: Figure, loads: dict[str, list[int]]) -> None:
 
 
 def byte_bars(axis: Axes, values: dict[str, int | None], title: str) -> None:
-    """Draws a bar for the bytes of each model, in MB or GB;
-    none for a model whose bytes are not known.
+    """Draws a bar for the bytes of each model, in MB or GB.
+
+    A model whose bytes are not known gets no bar.
     """
     known = [value for value in values.values() if value is not None]
     scale, unit = (1e9, "GB") if known and max(known) >= 1e9 else (1e6, "MB")
@@ -165,8 +168,11 @@ def byte_bars(axis: Axes, values: dict[str, int | None], title: str) -> None:
 
 
 def new_figure(title: str, height: float) -> Figure:
-    """A figure of 900 px width that shows itself as SVG in a notebook;
-    `title` is the question it answers.
+    """Creates a figure of 900 px width that shows itself as SVG in a notebook.
+
+    Args:
+        title: the question that the figure answers.
+        height: in inches.
     """
     from matplotlib.figure import Figure
 
@@ -182,8 +188,9 @@ def new_figure(title: str, height: float) -> Figure:
 def finish_figure(
     figure: Figure, names: Iterable[str] = (), style: dict[str, Look] | None = None
 ) -> Figure:
-    """Puts the models' names under the title and fixes the layout,
-    so that every drawing is the same.
+    """Writes the models' names under the title and fixes the layout.
+
+    With a fixed layout every drawing of the figure is the same.
     """
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
@@ -206,21 +213,21 @@ def finish_figure(
 
 
 def label_axis(axis: Axes, x: str, title: str = "") -> None:
-    """Writes below the axis what it shows, and its title above."""
+    """Writes below the axis what it shows, and the title above the axis."""
     axis.set_xlabel(x, loc="left")
     if title:
         axis.set_title(title, loc="left", fontsize=10, color=MUTED)
 
 
 def label_rows(axis: Axes, labels: Sequence[str]) -> None:
-    """Makes the vertical axis a list of names, first on top."""
+    """Makes the vertical axis a list of names, the first name on top."""
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
 
 
 def row_offsets(count: int) -> list[float]:
-    """Vertical places of `count` models within one row."""
+    """Returns the vertical places of `count` models within one row."""
     return [(place - (count - 1) / 2) * 0.6 / count for place in range(count)]
 
 

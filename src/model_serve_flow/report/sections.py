@@ -1,6 +1,4 @@
-"""What stands below the verdict: the sections of evidence, how each number is made,
-and the ranking.
-"""
+"""Builds what follows the verdict in a report: evidence, methods, and ranking."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ SHARED = (
     "A model is ranked behind those that are surely better: all intervals of differences hold "
     "together in 95 %, and models that cannot be told apart share a rank."
 )
-WHAT_IT_HOLDS = {  # several blocks
+WHAT_IT_HOLDS = {  # key: whether there are several blocks
     True: "The interval of a speed-up holds what differs between starts of a server and over time "
     "on this machine; not what differs between machines.",
     False: "Each model was measured on one server: the interval of a speed-up holds what differs "
@@ -61,9 +59,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Section:
-    """One question of the evidence: sentences, tables,
-    and tables that are folded away under a summary.
-    """
+    """One question of the evidence: sentences, tables, and tables folded under a summary."""
 
     title: str
     notes: tuple[Note, ...] = ()
@@ -72,11 +68,11 @@ class Section:
 
 
 def sections(comparison: Comparison, flips_shown: int = tables.EMBEDDED_FLIPS) -> list[Section]:
-    """The evidence in the order in which it is read.
+    """Lists the sections of evidence in the order in which they are read.
 
     Args:
-        comparison: what 06 found.
-        flips_shown: flipped items per candidate that are shown at most.
+        comparison: the result of step 06.
+        flips_shown: highest number of flipped items shown per candidate.
     """
     candidates = comparison.candidates
     slices = tables.slice_table(candidates)
@@ -99,7 +95,7 @@ def sections(comparison: Comparison, flips_shown: int = tables.EMBEDDED_FLIPS) -
 
 
 def _soft(candidates: Iterable[CandidateComparison]) -> Section:
-    """The secondary endpoint, where a task has it."""
+    """Builds the section on the soft score; it is empty if no task has this score."""
     table = tables.soft_table(candidates)
     return (
         Section("How sure is it of the right answer?", (Note(SOFT),), (table,))
@@ -109,7 +105,7 @@ def _soft(candidates: Iterable[CandidateComparison]) -> Section:
 
 
 def slice_finding(candidates: Iterable[CandidateComparison]) -> str:
-    """How many parts of tasks differ, in a sentence."""
+    """Says how many parts of tasks differ."""
     readings = [tables.slice_reading(part) for candidate in candidates for part in candidate.slices]
     worse, small = readings.count("significantly worse"), readings.count("too small to tell")
     return (
@@ -118,7 +114,7 @@ def slice_finding(candidates: Iterable[CandidateComparison]) -> str:
 
 
 def shift_note(comparison: Comparison) -> str:
-    """What the noise floor is, what the divergence is a bound of, and on how many tokens."""
+    """Explains the noise floor, and the bound of the divergence with its number of tokens."""
     floor = (
         "The first row is the noise floor: items of the base asked twice, the second time in other "
         "batches. "
@@ -153,13 +149,13 @@ def _flipped(
 
 
 def diagnosis_notes(candidates: Iterable[CandidateComparison]) -> tuple[Note, ...]:
-    """Why each candidate is as fast as it is."""
+    """Lists for each candidate a sentence on why it is as fast as it is."""
     known = [(c, c.diagnosis) for c in candidates if c.diagnosis is not None]
     return tuple(Note(f"{c.name}: {why.sentence}", reading.must_not_ship(c)) for c, why in known)
 
 
 def _margins(comparison: Comparison) -> tuple[Note, ...]:
-    """How the margins are meant, and how the profile says they were chosen."""
+    """Explains how the margins are meant and how the profile says they were chosen."""
     chosen = (
         [Note(f"How the profile chose its margins: {comparison.margin_rationale}")]
         if comparison.margin_rationale
@@ -197,8 +193,10 @@ def _capacity(comparison: Comparison) -> Section:
 
 
 def ranking(comparison: Comparison) -> list[str]:
-    """Accuracy against cost in words: the models on the front, the dominated ones,
-    and those that are not ranked.
+    """Says how accuracy compares with cost.
+
+    The sentences name the models on the front, the dominated models, and the models that are not
+    ranked.
     """
     able = [
         c for c in comparison.candidates if not reading.must_not_ship(c) and c.suite is not None
@@ -221,7 +219,7 @@ def ranking(comparison: Comparison) -> list[str]:
 
 
 def _rank_sentences(comparison: Comparison, able: Iterable[CandidateComparison]) -> list[str]:
-    """The ranks by score and by cost; nothing where there is nobody to compare with."""
+    """Says the ranks by score and by economy; empty if there are no ranks."""
     places = {BASE: comparison.base.ranks, **{c.name: c.ranks for c in able}}
     known = {name: rank for name, rank in places.items() if rank is not None}
     if not known:
@@ -234,7 +232,7 @@ def _rank_sentences(comparison: Comparison, able: Iterable[CandidateComparison])
 
 
 def _places(places: dict[str, int]) -> str:
-    """'1 base and w8a8-int8, 3 w4a16-int4'."""
+    """Writes ranks, e.g. '1 base and w8a8-int8, 3 w4a16-int4'."""
     names = {
         rank: [name for name, place in places.items() if place == rank]
         for rank in sorted(set(places.values()))
@@ -243,8 +241,9 @@ def _places(places: dict[str, int]) -> str:
 
 
 def _front(comparison: Comparison, able: Iterable[CandidateComparison]) -> list[str]:
-    """The models that no other surely dominates, with score and cost where these are known,
-    the cheapest first.
+    """Lists the models that no other model surely dominates, the cheapest first.
+
+    Score and cost are added where they are known.
     """
     costs = {offer.name: offer for offer in offers(comparison)}
     front = [c.name for c in able if c.dominated_by is None]
@@ -288,7 +287,7 @@ TESTS = {
 
 
 def methods(comparison: Comparison) -> Table:
-    """Each method once, with what it is used for and where docs/Statistics.md explains it."""
+    """Builds the table of methods: each with its use and its section of docs/Statistics.md."""
     uses: dict[str, dict[str, None]] = defaultdict(dict)
     for candidate in comparison.candidates:
         for task, metric, d in reading.all_differences(candidate):
@@ -333,7 +332,10 @@ def _speed_method(comparison: Comparison) -> tuple[str, str, str]:
 
 
 def blocks_of(comparison: Comparison) -> int:
-    """How many times every server was started anew for the speed-up; 1 without one."""
+    """Returns how many times every server was started anew for the speed-up.
+
+    Without a speed-up it returns 1.
+    """
     return max(
         (point.blocks for candidate in comparison.candidates for point in candidate.performance),
         default=1,

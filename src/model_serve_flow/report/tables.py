@@ -1,7 +1,8 @@
-"""The report's tables as plain data, so that the page,
-its Markdown and the model card say the same.
+"""Builds the report's tables as plain data.
 
-A speed-up, a capacity or a cost of a candidate that must not ship is a struck cell: it is no gain.
+The page, its Markdown and the model card use the same tables, so they say the same.
+
+A candidate that must not ship has its speed-up, capacity and cost struck through: they are no gain.
 """
 
 from __future__ import annotations
@@ -68,8 +69,14 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Cell:
-    """One field: its text, a second line, the number it is sorted by,
-    and whether it is struck through.
+    """One cell of a table.
+
+    Attributes:
+        text: first line.
+        sub: second line.
+        key: number by which the column is sorted.
+        struck: whether the text is struck through.
+        verdict: whether the text is a verdict.
     """
 
     text: str
@@ -81,7 +88,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a caption; a column whose name ends in '#' holds numbers, in '¶' longer text."""
+    """A table with a caption.
+
+    A column whose name ends in '#' holds numbers; a column whose name ends in '¶' holds longer
+    text.
+    """
 
     caption: str
     columns: tuple[str, ...]
@@ -90,8 +101,9 @@ class Table:
 
     @property
     def headings(self) -> tuple[tuple[str, str], ...]:
-        """(name, kind) of every column; the kind is 'n' for numbers, 'long' for text that wraps,
-        '' for the rest.
+        """(name, kind) of every column.
+
+        The kind is 'n' for numbers, 'long' for text that wraps, '' for the rest.
         """
         kinds = {"#": "n", "¶": "long"}
         return tuple((name.rstrip("#¶"), kinds.get(name[-1:], "")) for name in self.columns)
@@ -101,7 +113,7 @@ class Table:
 
 
 def summary(comparison: Comparison) -> Table:
-    """What each candidate gains and costs: the one table before the charts."""
+    """Builds the one table before the charts: what each candidate gains and costs."""
     base, candidates = comparison.base, comparison.candidates
     questions: list[tuple[str, Cell, Callable[[CandidateComparison], Cell]]] = [
         ("Verdict", Cell("–"), lambda c: Cell(c.verdict, verdict=True)),
@@ -134,14 +146,14 @@ def summary(comparison: Comparison) -> Table:
 
 
 def average_cell(candidate: CandidateComparison) -> Cell:
-    """The average score's difference with its interval."""
+    """Shows the average score's difference with its interval."""
     if candidate.suite is None:
         return Cell("no task can decide" if candidate.accuracy else NOT_MEASURED)
     return Cell(change(candidate.suite), interval(candidate.suite))
 
 
 def flip_cell(candidate: CandidateComparison) -> Cell:
-    """Share of the answers that became right or wrong."""
+    """Shows the share of the answers that became right or wrong."""
     counted = flip_counts(candidate)
     if counted is None:
         return Cell(NOT_MEASURED)
@@ -151,7 +163,7 @@ def flip_cell(candidate: CandidateComparison) -> Cell:
 
 
 def speed_cell(candidate: CandidateComparison) -> Cell:
-    """Lowest to highest speed-up, and the intervals of these two by their concurrent requests."""
+    """Shows the lowest and the highest speed-up, with interval and concurrency of each."""
     ordered = sorted(candidate.performance, key=lambda point: point.speedup)
     unmeasured = [f"at {load.concurrency}: {NOT_MEASURED}" for load in candidate.unmeasured]
     if not ordered:
@@ -166,7 +178,7 @@ def speed_cell(candidate: CandidateComparison) -> Cell:
 
 
 def speed_verdict_cell(candidate: CandidateComparison) -> Cell:
-    """FASTER, NOT FASTER or UNSURE, with the mean speed-up and its interval."""
+    """Shows FASTER, NOT FASTER or UNSURE, with the mean speed-up and its interval."""
     found = candidate.speed
     if found is None:
         return Cell(NOT_MEASURED)
@@ -176,7 +188,7 @@ def speed_verdict_cell(candidate: CandidateComparison) -> Cell:
 
 
 def speedup_range(candidate: CandidateComparison) -> str:
-    """Lowest to highest ratio of output tokens/s over the load points, e.g. '1.33× to 1.37×'."""
+    """Writes the lowest to highest speed-up over the load points, e.g. '1.33× to 1.37×'."""
     ratios = [point.speedup for point in candidate.performance]
     if not ratios:
         return NOT_MEASURED
@@ -185,7 +197,7 @@ def speedup_range(candidate: CandidateComparison) -> str:
 
 
 def capacity_cell(base: BaseComparison, candidate: CandidateComparison) -> Cell:
-    """'10 → 14' with the candidate's interval."""
+    """Shows the capacity as '10 → 14', with the candidate's interval."""
     if candidate.capacity is None:
         return Cell(NOT_MEASURED)
     before = "" if base.capacity is None else f"{capacity_text(base.capacity)} → "
@@ -194,7 +206,7 @@ def capacity_cell(base: BaseComparison, candidate: CandidateComparison) -> Cell:
 
 
 def cost_cell(model: BaseComparison | CandidateComparison, *, struck: bool = False) -> Cell:
-    """US dollars with the 95 % interval, or why there is no cost."""
+    """Shows the cost per million output tokens with its 95 % interval, or why there is none."""
     cost, capacity = model.cost_per_million_output_tokens, model.capacity
     if cost is not None:
         between = (
@@ -218,7 +230,7 @@ def _capacity(capacity: Capacity | None) -> Cell:
 
 
 def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
-    """Every task and metric: both values, the paired difference, and what n items can tell."""
+    """Builds a table of every task and metric: both values, their difference, and its tests."""
     columns = (
         "Candidate", "Task", "n#", "Base → candidate#", "Difference, 95 % interval#", "Reading¶",
         "Margin#",
@@ -242,8 +254,10 @@ def accuracy_table(candidates: Iterable[CandidateComparison]) -> Table:
 
 
 def reading(difference: Difference) -> str:
-    """What the verdict says of the accepted drop; of a metric that does not count in it,
-    what its interval says.
+    """Says how a difference compares with the accepted drop.
+
+    If the metric counts in the verdict, this is the verdict's finding; otherwise the interval
+    decides.
     """
     found = _reading_of(difference)
     return f"advisory, decides nothing: {found}" if difference.tier == "advisory" else found
@@ -272,7 +286,7 @@ def _reading(difference: Difference, within: bool, beyond: bool) -> str:
 
 
 def soft_table(candidates: Iterable[CandidateComparison]) -> Table:
-    """The secondary endpoint: the probability of the right choice, beside right or wrong."""
+    """Builds a table of the soft score, beside the score of right or wrong."""
     columns = (
         "Candidate", "Task", "n#", "Base → candidate, %#", "Difference, points, 95 % interval#",
         "Reading¶",
@@ -293,7 +307,7 @@ def soft_table(candidates: Iterable[CandidateComparison]) -> Table:
 
 
 def soft_reading(score: SoftScore) -> str:
-    """What the interval says of equality."""
+    """Says whether the interval of the soft score shows a difference."""
     if score.ci95[1] < 0:
         return "less probable"
     return "more probable" if score.ci95[0] > 0 else "no difference shown"
@@ -313,15 +327,17 @@ Counted = dict[str, tuple[Flips, int]]  # task -> flips, items
 
 
 def flip_counts(candidate: CandidateComparison) -> Counted | None:
-    """Flips and items of the main metric of every task scored right or wrong;
-    none if there is no such task.
+    """Returns task -> (flips, items) by the primary metric, for the tasks scored right or wrong.
+
+    Returns:
+        None if there is no such task.
     """
     main = {task: metrics[primary_metric(metrics)] for task, metrics in candidate.accuracy.items()}
     return {task: (d.flips, d.n) for task, d in main.items() if d.flips is not None} or None
 
 
 def percent_flips(counted: Counted | None) -> str:
-    """Flips of both directions over the items of all tasks."""
+    """Writes the share of flips in both directions over the items of all tasks."""
     return percent(_flip_share(counted), 1) if counted else NOT_MEASURED
 
 
@@ -334,13 +350,14 @@ def _total(flips: Flips | None) -> int | None:
 
 
 def _noise(comparison: Comparison) -> NoiseFloor | None:
-    """The noise floor, which is that of the base and so the same for every candidate."""
+    """Returns the noise floor; it belongs to the base, so it is the same for every candidate."""
     return next((c.noise_floor for c in comparison.candidates if c.noise_floor is not None), None)
 
 
 def _noise_cell(comparison: Comparison) -> Cell:
-    """The share of all answers that the engine flips by itself,
-    as the items asked twice estimate it.
+    """Shows the share of answers that the engine flips by itself.
+
+    The share is estimated from the items that were asked twice.
     """
     floor = _noise(comparison)
     if floor is None or floor.rate is None:
@@ -361,7 +378,7 @@ def _flips_cell(counted: Counted | None) -> Cell:
 
 
 def shift_table(comparison: Comparison) -> Table:
-    """The base's items asked twice beside the candidates: flips, KL divergence, top-1 agreement."""
+    """Builds a table of flips, KL divergence and top-1 agreement, beside the noise floor."""
     counts = {c.name: flip_counts(c) for c in comparison.candidates}
     tasks = list(dict.fromkeys(task for counted in counts.values() if counted for task in counted))
     floor = _noise(comparison)
@@ -407,7 +424,7 @@ def _nats_between(bounds: tuple[float, float] | None) -> str:
 
 
 def _agreement_cell(found: CandidateComparison | NoiseFloor | None) -> Cell:
-    """The share of tokens with the same likeliest token, with its interval."""
+    """Shows the share of tokens with the same likeliest token, with its interval."""
     if found is None or found.top1_agreement is None:
         return Cell(NOT_MEASURED)
     bounds = found.top1_ci95
@@ -416,8 +433,9 @@ def _agreement_cell(found: CandidateComparison | NoiseFloor | None) -> Cell:
 
 
 def flipped_table(items: Sequence[FlippedItem], limit: int = EMBEDDED_FLIPS) -> Table:
-    """Items whose answer became right or wrong; where there are more than `limit`,
-    an even choice over the tasks.
+    """Builds a table of the items whose answer became right or wrong.
+
+    If there are more than `limit` items, an even choice over the tasks is shown.
     """
     columns = ("Task", "Became", "Prompt¶", "Expected¶", "Base's answer¶", "Candidate's answer¶")
     rows = tuple(
@@ -432,7 +450,7 @@ def flipped_table(items: Sequence[FlippedItem], limit: int = EMBEDDED_FLIPS) -> 
 
 
 def evenly(items: Sequence[FlippedItem], limit: int) -> list[FlippedItem]:
-    """At most `limit` items in their order, taken in turn from every task and direction."""
+    """Chooses at most `limit` items in their order, taken in turn from every task and direction."""
     seen: dict[tuple[str, str], int] = defaultdict(int)
     turns = []
     for place, item in enumerate(items):
@@ -442,7 +460,7 @@ def evenly(items: Sequence[FlippedItem], limit: int) -> list[FlippedItem]:
 
 
 def slice_table(candidates: Iterable[CandidateComparison]) -> Table:
-    """Parts of tasks with the p-value corrected for how many there are."""
+    """Builds a table of slices, with p-values corrected for the number of slices."""
     columns = (
         "Candidate", "Task", "Part¶", "n#", "Base → candidate#",
         "Difference, points, 95 % interval#", "Reading¶",
@@ -465,7 +483,7 @@ def slice_table(candidates: Iterable[CandidateComparison]) -> Table:
 
 
 def slice_reading(part: Slice) -> str:
-    """Whether the part differs, after correction for the number of parts."""
+    """Says whether the slice differs, after correction for the number of slices."""
     if part.too_small:
         return "too small to tell"
     if part.adjusted_p >= ALPHA:
@@ -477,7 +495,7 @@ def slice_reading(part: Slice) -> str:
 
 
 def speed_table(candidates: Iterable[CandidateComparison]) -> Table:
-    """Base and candidate under the same load."""
+    """Builds a table of base and candidate under the same load."""
     columns = (
         "Candidate", "Requests at once#", "Repeats#", "Output tokens/s#",
         "Speed-up, 95 % interval#",
@@ -492,7 +510,10 @@ def speed_table(candidates: Iterable[CandidateComparison]) -> Table:
 
 
 def _load_rows(candidate: CandidateComparison, width: int) -> list[tuple[Cell, ...]]:
-    """A row per load point, the lowest concurrency first; one that is not measured says why."""
+    """Builds a row per load point, the lowest concurrency first.
+
+    The row of a load point that is not measured says why.
+    """
     struck = must_not_ship(candidate)
     rows = {point.concurrency: _speed_cells(point, struck) for point in candidate.performance}
     for load in candidate.unmeasured:
@@ -533,7 +554,7 @@ def _pair(values: Mapping[Any, float], text: Callable[[float], str]) -> Cell:
 
 
 def diagnosis_table(candidates: Iterable[CandidateComparison]) -> Table:
-    """What the speed-up of decoding should have been, and which share of it was reached."""
+    """Builds a table of the expected speed-up of decoding, and the share of it that was reached."""
     columns = (
         "Candidate", "Kernel that served¶", "Most of the time goes into",
         "Weights read per token, base → candidate#",
@@ -555,7 +576,7 @@ def diagnosis_table(candidates: Iterable[CandidateComparison]) -> Table:
 
 
 def capacity_table(comparison: Comparison) -> Table:
-    """The outcome of the goodput search for base and candidates."""
+    """Builds a table of the goodput search's outcome for base and candidates."""
     columns = (
         "Model", "Concurrent requests, 95 % interval#", "Output tokens/s there#",
         "Per million output tokens#",
@@ -575,7 +596,7 @@ def capacity_table(comparison: Comparison) -> Table:
 
 
 def probe_table(comparison: Comparison) -> Table:
-    """Every load that the goodput search tried."""
+    """Builds a table of every load that the goodput search tried."""
     columns = (
         "Model",
         "Concurrent requests#",
@@ -603,7 +624,7 @@ def probe_table(comparison: Comparison) -> Table:
 def _capacities(
     comparison: Comparison,
 ) -> list[tuple[str, Capacity, BaseComparison | CandidateComparison, bool]]:
-    """(name, capacity, model, struck) of the models whose capacity was searched."""
+    """Lists (name, capacity, model, struck) of the models whose capacity was searched."""
     base = comparison.base
     models: list[tuple[str, Capacity | None, BaseComparison | CandidateComparison, bool]]
     models = [(BASE, base.capacity, base, False)]
@@ -614,7 +635,7 @@ def _capacities(
 
 
 def model_table(comparison: Comparison) -> Table:
-    """What was made and what served it."""
+    """Builds a table of the models: scheme, origin, size and kernel."""
     rows = [(Cell(BASE), Cell("uncompressed"), Cell("–"),
              Cell(byte_text(comparison.base.size_bytes),
              key=comparison.base.size_bytes), Cell("–"))]  # fmt: skip

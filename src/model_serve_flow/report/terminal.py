@@ -1,4 +1,4 @@
-"""The verdict as a table for the terminal."""
+"""Builds the table of verdicts for the terminal."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ COLOUR = {"SHIP": "bold green", "DO NOT SHIP": "bold red", "INCONCLUSIVE": "bold
 
 
 def verdict_table(comparison: Comparison) -> Table:
-    """The decision for the terminal: candidate, size, worst accuracy difference,
-    speed-up, verdict.
-    """
+    """Builds a table with a row per candidate: size, worst difference, speed-up, verdict."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Sentences of the report: headline, caveat, and what each chart shows."""
+"""Writes sentences of the report: headline, caveat, and what each chart shows."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def size_words(comparison: Comparison) -> str:
 
 
 def worst_text(candidate: CandidateComparison) -> str:
-    """The worst accuracy difference in words, e.g. '−8.3 points (word_analogies acc)'."""
+    """Writes the worst accuracy difference, e.g. '−8.3 points (word_analogies acc)'."""
     if (row := worst(candidate)) is None:
         return NOT_MEASURED
     task, metric, difference = row
@@ -82,7 +82,7 @@ def worst_text(candidate: CandidateComparison) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """The answer in one sentence."""
+    """Answers in one sentence whether a candidate may replace the base."""
     ships = [candidate.name for candidate in comparison.candidates if candidate.verdict == "SHIP"]
     count = len(comparison.candidates)
     if not ships:
@@ -98,9 +98,10 @@ def headline(comparison: Comparison) -> str:
 
 
 def caveat(comparison: Comparison, manifest: Mapping[str, Any]) -> str:
-    """What to know before reading on.
+    """Says what a reader must know before reading on.
 
-    Margins that were changed, the base's weights, and a processor whose INT8 sums are not exact.
+    It names margins that were changed, a note on the base, and a processor whose INT8 sums
+    saturate.
     """
     kernels = " ".join(candidate.kernel for candidate in comparison.candidates)
     hardware = as_mapping(manifest.get("hardware"))
@@ -113,7 +114,7 @@ def caveat(comparison: Comparison, manifest: Mapping[str, Any]) -> str:
 
 
 def repeat_command(profile: str, overrides: Mapping[str, Any]) -> str:
-    """The command line that does the whole flow again with the same settings."""
+    """Returns the command line that repeats the whole flow with the same settings."""
     words = ["model-serve-flow", "run", "--profile", profile]
     for key, value in overrides.items():
         words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
@@ -121,5 +122,5 @@ def repeat_command(profile: str, overrides: Mapping[str, Any]) -> str:
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
-    """The value if it is a mapping, else an empty one: a manifest may hold anything."""
+    """Returns the value if it is a mapping, else an empty mapping: a manifest may hold anything."""
     return value if isinstance(value, Mapping) else {}

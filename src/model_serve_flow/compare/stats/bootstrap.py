@@ -1,5 +1,6 @@
-"""The bootstrap of ratios of sums: bounds and p-values out of the same resamples,
-so that they never disagree.
+"""Computes bootstrap bounds and p-values of ratios of sums.
+
+Bounds and p-values come from the same resamples, so they never disagree.
 """
 
 from __future__ import annotations
@@ -12,28 +13,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 99_999
-# fewer units do not show how much units differ: no decision rests on their bootstrap
+# Fewer units do not show how much units differ, so their bootstrap decides nothing.
 LEAST_UNITS = 10
-MOST_UNITS = 1000  # more units are joined at random into so many groups
-_BATCH = 250  # resamples drawn at once: what fits into the processor's cache
-_DUST = 1e-12  # relative spread that is rounding
+MOST_UNITS = 1000  # more units are joined at random into this number of groups
+_BATCH = 250  # resamples drawn at once, so that they fit into the processor's cache
+_DUST = 1e-12  # a smaller relative spread is rounding
 
 
 def monte_carlo_error(p: float) -> float:
-    """The standard error of a p-value of the bootstrap, because the resamples are drawn:
-    0.0005 at 0.025.
+    """Computes the standard error of a bootstrap p-value that random resampling causes.
+
+    It is 0.0005 at a p-value of 0.025.
     """
     return math.sqrt(p * (1 - p) / (RESAMPLES + 1))
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """Sums over sampled units, the units drawn again with replacement:
-    one draw for everything asked of a sample.
+    """Sums over units that are drawn again with replacement.
 
-    More than `MOST_UNITS` units are joined at random into as many groups, and the groups are drawn:
-    the sums of random groups are independent and alike as the units are, and have the same variance
-    and skewness per unit. So 100,000 items take about as long as 1,000.
+    All figures of a sample come from one set of resamples.
+
+    More than `MOST_UNITS` units are joined at random into as many groups, and the groups are drawn.
+    The sums of random groups are independent and alike, as the units are, and have the same
+    variance and skewness per unit. So 100,000 items take about as long as 1,000.
     """
 
     units: NDArray  # [units, columns]
@@ -41,7 +44,10 @@ class Resamples:
 
     @classmethod
     def of(cls, columns: Sequence[NDArray], seed: int) -> Resamples:
-        """Of vectors of one length, at least 2; the same seed gives the same resamples."""
+        """Draws the resamples of vectors of one length, at least 2.
+
+        The same seed gives the same resamples.
+        """
         rng = np.random.default_rng(seed)
         units = _grouped(np.column_stack(columns), rng)
         count = len(units)
@@ -53,8 +59,11 @@ class Resamples:
         return cls(units, sums)
 
     def ratio(self, numerator: Sequence[float], denominator: Sequence[float]) -> RatioBootstrap:
-        """The ratio of two weighted sums of the columns;
-        the denominator's is above 0 for every unit.
+        """Returns the ratio of two weighted sums of the columns.
+
+        Args:
+            numerator, denominator: a weight for every column. The weighted sum of the denominator
+                must be above 0 for every unit.
         """
         top, bottom = self.units @ numerator, self.units @ denominator
         return RatioBootstrap.from_resamples(
@@ -66,11 +75,13 @@ class Resamples:
 class RatioBootstrap:
     """sum(numerator) / sum(denominator) over sampled units, resampled by unit.
 
-    BCa, bias-corrected and accelerated: Efron (1987), "Better bootstrap confidence intervals",
-    Journal of the American Statistical Association 82:171-185; `scipy.stats.bootstrap` has it, but
-    gives no p-value. Its levels are expanded for few units, where it is too narrow, as a t interval
-    is wider than a normal one: Hesterberg (2015), "What teachers should know about the bootstrap",
-    The American Statistician 69:371-386.
+    The bounds are BCa (bias-corrected and accelerated): Efron (1987), "Better bootstrap confidence
+    intervals", Journal of the American Statistical Association 82:171-185. `scipy.stats.bootstrap`
+    has BCa too, but gives no p-value.
+
+    With few units BCa is too narrow, so its levels are expanded, as a t interval is wider than a
+    normal interval: Hesterberg (2015), "What teachers should know about the bootstrap", The
+    American Statistician 69:371-386.
     """
 
     units: int
@@ -81,14 +92,17 @@ class RatioBootstrap:
 
     @classmethod
     def of(cls, numerator: NDArray, denominator: NDArray, seed: int) -> RatioBootstrap:
-        """Of vectors of one length, at least 2; the same seed gives the same resamples."""
+        """Draws the resamples of two vectors of one length, at least 2.
+
+        The same seed gives the same resamples.
+        """
         return Resamples.of((numerator, denominator), seed).ratio((1, 0), (0, 1))
 
     @classmethod
     def from_resamples(
         cls, numerator: NDArray, denominator: NDArray, resampled: NDArray
     ) -> RatioBootstrap:
-        """Of the units and of the ratio in every resample of them, in any order."""
+        """Builds the bootstrap from the units and the ratio in every resample, in any order."""
         from scipy.stats import norm
 
         units, estimate = numerator.size, float(numerator.sum() / denominator.sum())
@@ -105,7 +119,10 @@ class RatioBootstrap:
         return self.resampled.size > 0
 
     def bound(self, level: float) -> float:
-        """The one-sided confidence bound: 0.025 and 0.975 for the two of a 95 % interval."""
+        """Returns the one-sided confidence bound at this level.
+
+        The levels 0.025 and 0.975 give the two bounds of a 95 % interval.
+        """
         from scipy.stats import norm, t
 
         if not self.has_spread:
@@ -115,12 +132,13 @@ class RatioBootstrap:
         return float(np.quantile(self.resampled, share))
 
     def p_at_most(self, value: float) -> float:
-        """One-sided p-value of "the truth is `value` or less":
-        the level whose bound is just `value`.
+        """Returns the one-sided p-value of "the truth is `value` or less".
 
-        Without spread it is that of the sign test, because n equal units say nothing of what else a
-        unit can be:
-        if half of all units were at `value` or below, none of n would be in 2^-n of all samples.
+        It is the level whose bound equals `value`.
+
+        Without spread it is the p-value of the sign test, because n equal units do not show how
+        other units would be: if half of all units were at `value` or below, a sample of n units
+        would hold no such unit with a probability of 2^-n.
         """
         from scipy.stats import norm, t
 
@@ -138,12 +156,13 @@ class RatioBootstrap:
 
     @property
     def _expansion(self) -> float:
-        """Resamples vary as the sample does, whose variance is too small by (n - 1) / n."""
+        """Factor that widens the levels: the variance of resamples is too small by (n - 1) / n."""
         return math.sqrt(self.units / (self.units - 1))
 
     def _share(self, value: float) -> float:
-        """Share of the resamples up to `value`, interpolated between them:
-        the inverse of np.quantile.
+        """Returns the share of the resamples up to `value`, interpolated between resamples.
+
+        It is the inverse of np.quantile.
         """
         upto = int(np.searchsorted(self.resampled, value, side="right"))
         if upto in (0, self.resampled.size):
@@ -153,7 +172,7 @@ class RatioBootstrap:
 
 
 def _grouped(units: NDArray, rng: np.random.Generator) -> NDArray:
-    """The units, or the sums of random groups of them where there are more than `MOST_UNITS`."""
+    """Returns the units, or the sums of random groups if there are more than `MOST_UNITS` units."""
     if len(units) <= MOST_UNITS:
         return units
     group = rng.permutation(len(units)) % MOST_UNITS
@@ -161,12 +180,15 @@ def _grouped(units: NDArray, rng: np.random.Generator) -> NDArray:
 
 
 def _edge() -> float:
-    """As fine as a probability is told."""
+    """Returns the smallest probability that the resamples can tell from 0."""
     return 1 / (RESAMPLES + 1)
 
 
 def _acceleration(numerator: NDArray, denominator: NDArray) -> float:
-    """Skewness of the jackknife values, one unit left out at a time; 0 where they do not differ."""
+    """Computes the skewness of the jackknife values, leaving out one unit at a time.
+
+    It is 0 if the values do not differ.
+    """
     without_one = (numerator.sum() - numerator) / (denominator.sum() - denominator)
     pull = without_one.mean() - without_one
     spread = float(np.sum(pull**2))

@@ -1,6 +1,6 @@
-"""The interval of a capacity that was searched several times, each time on a server started anew.
+"""Computes the interval of a capacity that was searched several times. No I/O.
 
-No I/O.
+Before each search the server was started anew.
 """
 
 from __future__ import annotations
@@ -11,31 +11,35 @@ from statistics import fmean, stdev
 
 from model_serve_flow.compare.stats.paired import ALPHA
 
-HALF = 0.5  # stands for a load of 0, which has no logarithm
+HALF = 0.5  # replaces a load of 0, which has no logarithm
 
 
 def bracket_interval(
     passed: Sequence[float], failed: Sequence[float | None], level: float = ALPHA
 ) -> tuple[float, float | None] | None:
-    """The mean capacity of servers, on the logarithmic scale, from one bracket per server.
+    """Computes the interval of the mean capacity from one bracket per server.
 
-    A search tells between which loads the capacity of its server is: the highest that passed and
-    the next that failed. The requests of one load are correlated (they met the same moment of the
-    machine), so their number says little of how sure a bracket is. The brackets of servers that
-    were started anew are independent, and their spread holds all of it: requests, loads, moments
-    and starts. Hence t over the servers, as Kalibera and Jones (2013), "Rigorous benchmarking in
-    reasonable time", do for times; half a bracket is added on either side, because the true value
-    can be anywhere in it. Brackets that are all the same have the spread of a uniform value in
-    them.
+    The mean is taken on the logarithmic scale.
+
+    A search finds a bracket that holds the capacity of its server: the highest load that passed and
+    the next load that failed. The requests of one load are correlated, because they met the same
+    moment of the machine, so their number says little about how sure a bracket is. The brackets of
+    servers that were started anew are independent. Their spread includes everything that varies:
+    requests, loads, moments and starts. So the interval is t over the servers, as Kalibera and
+    Jones (2013), "Rigorous benchmarking in reasonable time", use for times.
+
+    Half a bracket is added on either side, because the true value can be anywhere in the bracket.
+    If all brackets are the same, their spread is taken as the spread of a uniform value in the
+    bracket.
 
     Args:
-        passed: the highest load that passed on each server, 0 if none did.
-        failed: the lowest above it that failed; none: no load failed.
+        passed: the highest load that passed on each server, 0 if no load passed.
+        failed: the lowest load above it that failed on each server; None: no load failed.
         level: one-sided error.
 
     Returns:
-        Low and high, the high none where a search ended without a failed load; none for fewer than
-        two servers.
+        Low and high. High is None if a search ended without a failed load. None instead of both for
+        fewer than two servers.
     """
     from scipy.stats import t
 

@@ -1,4 +1,4 @@
-"""The smallest divergence that the likeliest tokens of two distributions allow. No I/O."""
+"""Computes the smallest divergence that the likeliest tokens of two distributions allow. No I/O."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-FURTHEST = 28.0  # |log ratio| that is searched: e^28 is beyond what rounded probabilities can show
-HALVINGS = 44  # of that range: the ratio is found to 3e-12
+FURTHEST = 28.0  # largest |log ratio| searched; rounded probabilities cannot show e^28
+HALVINGS = 44  # of the searched range, so that log ratios are found to 3e-12
 
 
 @dataclass(frozen=True)
 class OneSided:
-    """What T pairs of distributions p and q leave open: tokens known of one of the two only.
+    """The tokens that are known on one side only, for T pairs of distributions p and q.
 
     Attributes:
         p: [T, k] probabilities of tokens whose q is not known; 0 where a column is not used.
         q: [T, k] probabilities of tokens whose p is not known; 0 where a column is not used.
-        p_rest, q_rest: [T] probability that is not spent on known tokens, above 0.
-        p_cap, q_cap: [T] the most that a token can have that is not among the k likeliest.
+        p_rest, q_rest: [T] 1 minus the probability of the tokens known on this side, above 0.
+        p_cap, q_cap: [T] the highest probability of a token that is not among the k likeliest.
     """
 
     p: NDArray
@@ -33,14 +33,15 @@ class OneSided:
     def smallest(self) -> NDArray:
         """Finds the least sum of p log(p/q) over all tokens that are not known on both sides.
 
-        Unknown are q of the tokens in `p`, p of the tokens in `q`, and all other tokens (the tail).
-        The sum is convex in them. At its least, p/q is one ratio r for the tail and for every token
-        that is not at its cap: q = min(p/r, q_cap) and p = min(r q, p_cap). The tail then has what
-        is left, and its own ratio must be r, which is a monotone equation in r. Where nothing is
-        left for the tail, each side has a ratio of its own, at which its tokens use up the rest.
+        Not known are q of the tokens in `p`, p of the tokens in `q`, and all other tokens (the
+        tail). The sum is convex in these values. At its least, p/q is one ratio r for the tail and
+        for every token that is not at its cap: q = min(p/r, q_cap) and p = min(r q, p_cap). The
+        tail gets what is left over. Its own ratio must be r, which is a monotone equation in r. If
+        nothing is left for the tail, each side has its own ratio, at which its tokens use up the
+        rest.
 
         Returns:
-            [T] nats; it can be below 0, as it is only a part of a divergence.
+            [T] nats. A value can be below 0, because it is only a part of a divergence.
         """
         up = _rising(lambda r: self.q_rest - self._q(r).sum(axis=1) < 0, len(self.p))
         down = _rising(lambda r: self.p_rest - self._p(r).sum(axis=1) > 0, len(self.p))
@@ -64,7 +65,7 @@ class OneSided:
 
 
 def _rising(too_small: Callable[[NDArray], NDArray], count: int) -> NDArray:
-    """Bisects the logarithm: the ratio up to which `too_small` is true."""
+    """Finds by bisection of the logarithm the ratio up to which `too_small` is true."""
     low, high = np.full(count, -FURTHEST), np.full(count, FURTHEST)
     for _ in range(HALVINGS):
         middle = (low + high) / 2

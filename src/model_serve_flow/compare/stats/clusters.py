@@ -1,6 +1,4 @@
-"""Items that belong together: which of their groups are clusters,
-and what clusters do to the error of a mean.
-"""
+"""Finds which items belong together (clusters), and computes the error of a mean over clusters."""
 
 from __future__ import annotations
 
@@ -15,17 +13,18 @@ from model_serve_flow.compare.stats.bootstrap import LEAST_UNITS
 from model_serve_flow.compare.stats.paired import ALPHA, Interval
 from model_serve_flow.flow.results.measured import QUESTION, Item
 
-ITEMS_PER_CLUSTER = 2  # on average, at least; below, the items are as good as single
+ITEMS_PER_CLUSTER = 2  # at least, on average; with fewer, items count as single
 
 
 def cluster_key(items: Sequence[Item]) -> str | None:
-    """The group of the items that is their cluster, e.g. 'subject'; None if they have none.
+    """Returns the group of the items that is their cluster, e.g. 'subject'; None if there is none.
 
-    It is the finest group (the one of most values) that every item has, with at least two items per
-    value on average and at least `LEAST_UNITS` values. Fewer values cannot show how much values
-    differ: such a group is a fixed division of the task, a stratum, and the items are taken as
-    drawn within it. The answers to one question are the cluster only where there is no other: a
-    coarser group holds them all.
+    The cluster is the finest group, i.e. the group with the most values. Every item must have it,
+    with at least two items per value on average, and it must have at least `LEAST_UNITS` values.
+
+    Fewer values cannot show how much values differ. Such a group is a fixed division of the task, a
+    stratum, and the items are taken as drawn within it. The answers to one question are the cluster
+    only if there is no other group: a coarser group holds all answers to its questions.
     """
     common = set.intersection(*(set(item.groups) for item in items)) if items else set()
     counts = {key: len({item.groups[key] for item in items}) for key in sorted(common)}
@@ -38,15 +37,18 @@ def cluster_key(items: Sequence[Item]) -> str | None:
 
 @dataclass(frozen=True)
 class ClusteredMean:
-    """A mean over items that come in clusters,
-    with its cluster-robust standard error and t(G - 1) for its tests.
+    """A mean over items that come in clusters, with its cluster-robust standard error.
 
-    Miller (2024), "Adding error bars to evals: a statistical approach to language model
-    evaluations", arXiv 2411.00640; Bell and McCaffrey (2002), Survey Methodology 28:169-181, for
-    the jackknife. One cluster is left out at a time, and the error is how much the mean moves: what
-    the items of a cluster share moves it once, not once for every item. With clusters of one size
-    this is the sum of squared deviations per cluster, times G / (G - 1); with unequal ones it is a
-    little wider, as it must be.
+    Its intervals and tests use t(G - 1), where G is the number of clusters.
+
+    One cluster is left out at a time (jackknife), and the error is how much the mean moves. What
+    the items of a cluster share moves the mean once, not once for every item. With clusters of one
+    size the squared error is the sum of squared deviations per cluster, times G / (G - 1). With
+    unequal sizes it is a little larger, as it must be.
+
+    Sources: Miller (2024), "Adding error bars to evals: a statistical approach to language model
+    evaluations", arXiv 2411.00640; for the jackknife Bell and McCaffrey (2002), Survey Methodology
+    28:169-181.
     """
 
     mean: float
@@ -55,27 +57,33 @@ class ClusteredMean:
 
     @classmethod
     def of(cls, values: NDArray, labels: Sequence[str] | NDArray) -> ClusteredMean:
-        """Of a value and the cluster of every item."""
+        """Computes the mean from the value and the cluster of every item."""
         _, places = np.unique(labels, return_inverse=True)
         return cls.from_sums(np.bincount(places, values), np.bincount(places))
 
     @classmethod
     def from_sums(cls, sums: NDArray, sizes: NDArray) -> ClusteredMean:
-        """Of the sum of the values and the number of items of each cluster, at least 2 clusters."""
+        """Computes the mean from the sum of values and the number of items of each cluster.
+
+        There must be at least 2 clusters.
+        """
         count, total, n = sums.size, sums.sum(), sizes.sum()
         moved = (total - sums) / (n - sizes) - total / n
         error = math.sqrt((count - 1) / count * float(np.sum(moved**2)))
         return cls(float(total / n), error, count)
 
     def interval(self, level: float = ALPHA) -> Interval:
-        """The mean with its 95 % interval, or with bounds of another one-sided error each."""
+        """Returns the mean with its 95 % interval, or with bounds of another one-sided error."""
         from scipy.stats import t
 
         half = float(t.isf(level, self.clusters - 1)) * self.error
         return Interval(self.mean, self.mean - half, self.mean + half)
 
     def p_at_most(self, value: float) -> float:
-        """One-sided p-value of "the truth is `value` or less"; the error must be above 0."""
+        """Returns the one-sided p-value of "the truth is `value` or less".
+
+        The error must be above 0.
+        """
         from scipy.stats import t
 
         return float(t.sf((self.mean - value) / self.error, self.clusters - 1))

@@ -1,4 +1,4 @@
-"""How far two next-token distributions lie apart, from the likeliest tokens of each. No I/O."""
+"""Measures how far two next-token distributions are apart, from their likeliest tokens. No I/O."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from model_serve_flow.compare.stats.capped import OneSided
 from model_serve_flow.compare.stats.paired import Interval, ratio_of_sums
 
-ROUNDING = 1e-3  # by which the probabilities of float16 or bfloat16 logits may exceed 1 in all
-SMALLEST = 1e-6  # probability that rounded log-probabilities cannot tell from none
+ROUNDING = 1e-3  # the sum of probabilities of float16 or bfloat16 logits may exceed 1 by this
+SMALLEST = 1e-6  # rounded log-probabilities cannot tell this probability from 0
 
 
 @dataclass(frozen=True)
 class OwnTokens:
-    """The text's own token at each of T places, whose probability is known on both sides.
+    """The text's own token at each of T places; its probability is known on both sides.
 
     Attributes:
         ids: [T] token ids.
@@ -38,16 +38,16 @@ def kl_lower_bound(
 ) -> NDArray:
     """Bounds the Kullback-Leibler divergence base -> candidate of each token from below.
 
-    It is the smallest divergence of all pairs of distributions that have these likeliest tokens.
-    Tokens known on both sides count as they are. A token that only one side names has at most the
-    probability of the other side's k-th token (the cap). All other tokens are one bucket, since
-    merging outcomes never raises a divergence (log-sum inequality; Cover and Thomas, Elements of
-    Information Theory, section 2.7). See `OneSided.smallest`.
+    The bound is the smallest divergence of all pairs of distributions that have these likeliest
+    tokens. Tokens known on both sides count as they are. A token that only one side names has on
+    the other side at most the probability of that side's k-th token (the cap). All other tokens are
+    one bucket, since merging outcomes never raises a divergence (log-sum inequality; Cover and
+    Thomas, Elements of Information Theory, section 2.7). See `OneSided.smallest`.
 
     Args:
         base_ids, candidate_ids: [tokens, k] token ids, each once in its row.
         base_logprobs, candidate_logprobs: [tokens, k] their natural log-probabilities.
-        own: the text's own tokens, also where they are not among the likeliest.
+        own: the text's own tokens, which need not be among the likeliest.
 
     Returns:
         [tokens] nats, at least 0.
@@ -83,7 +83,7 @@ def _with_own(
     spent: list[NDArray],
     known: list[NDArray],
 ) -> tuple[NDArray, list[NDArray], list[NDArray]]:
-    """The divergence of known tokens, their probability and their places, with the text's own."""
+    """Adds the text's own tokens to the known tokens: their divergence, probability and places."""
     logprobs = (own.base, own.candidate)
     if not all(np.isfinite(side).all() and (side <= ROUNDING).all() for side in logprobs):
         raise ValueError("a log-probability of the text's own token is NaN, infinite or above 0")
@@ -98,15 +98,17 @@ def _with_own(
 
 
 def mean_over_documents(values: Sequence[NDArray], seed: int) -> Interval:
-    """Mean over all tokens with a 95 % interval by BCa bootstrap over documents,
-    whose tokens are not independent.
+    """Computes the mean over all tokens, with a 95 % interval over documents.
+
+    The interval is a BCa bootstrap over documents, because the tokens of one document are not
+    independent.
 
     Args:
         values: one vector per document, a value per token.
         seed: of the resampling.
 
     Raises:
-        ValueError: fewer than two documents, one without tokens, NaN or infinity.
+        ValueError: fewer than two documents, a document without tokens, NaN or infinity.
     """
     return ratio_of_sums([float(np.sum(v)) for v in values], [np.size(v) for v in values], seed)
 

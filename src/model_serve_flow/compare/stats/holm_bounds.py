@@ -1,4 +1,4 @@
-"""Bounds that hold for all tasks at once and agree with Holm's decisions. No I/O."""
+"""Computes bounds that hold for all tasks at once and agree with Holm's decisions. No I/O."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from scipy.stats import norm
 
 from model_serve_flow.compare.stats.paired import ALPHA, holm
 
-NO_EVIDENCE = 1e-6  # a z below it tells nothing of the distance
+NO_EVIDENCE = 1e-6  # a smaller z says nothing about the distance
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of a family: a figure lies above `limit`, as far as its data tell.
+    """One claim of a family: a figure is above `limit`.
 
     Attributes:
         estimate: of the figure.
@@ -31,9 +31,9 @@ class Claim:
     def below(self, level: float) -> float:
         """Returns the bound at a level at which the claim is not shown: always below the limit.
 
-        Where the decision rests on more than the data of `bound` (retention), that bound can lie
-        above the limit. Then the distance from estimate to limit, over the z of the p-value, is
-        taken for the standard error.
+        A decision can rest on more than the data of `bound` (retention). Then this bound can be
+        above the limit. In this case the standard error is taken as the distance from estimate to
+        limit, divided by the z of the p-value.
         """
         bound = self.bound(level)
         if bound < self.limit:
@@ -47,9 +47,9 @@ class Claim:
 def holm_bounds(claims: Sequence[Claim]) -> list[float]:
     """Computes lower bounds of all figures that hold together with 97.5 % confidence.
 
-    A bound is at or above its limit exactly where Holm's test shows the claim at 2.5 %. If all
-    claims are shown, each has its bound at 0.025 / m, or its limit if that is higher. Else those
-    that are shown have their limit, and the k others their bound at 0.025 / k.
+    A bound is at or above its limit exactly where Holm's test shows the claim at 2.5 %. If all m
+    claims are shown, each claim has its bound at 0.025 / m, or its limit if the limit is higher.
+    Otherwise each shown claim has its limit, and the k other claims have their bound at 0.025 / k.
 
     Strassburger and Bretz (2008), "Compatible simultaneous lower confidence bounds for the Holm
     procedure and other Bonferroni-based closed tests", Statistics in Medicine 27:4914-4927.

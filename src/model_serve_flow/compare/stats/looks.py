@@ -1,7 +1,7 @@
-"""Several looks at growing data: bounds that spend the error bit by bit,
-and p-values that hold over all looks. No I/O.
+"""Tests growing data at several looks, with p-values that hold over all looks. No I/O.
 
-Lan and DeMets (1983), "Discrete sequential boundaries for clinical trials", Biometrika 70:659-663.
+The bounds spend the error bit by bit: Lan and DeMets (1983), "Discrete sequential boundaries for
+clinical trials", Biometrika 70:659-663.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 Carried = tuple[NDArray, NDArray]  # places of a score, and their probabilities
 
-POINTS = 401  # of the density between two looks
-FAR = 8.0  # standard deviations to which it is followed
-LEVELS = np.logspace(-9, math.log10(0.49), 60)  # of the table that is inverted for a p-value
+POINTS = 401  # at which the density between two looks is computed
+FAR = 8.0  # standard deviations up to which the density is computed
+LEVELS = np.logspace(-9, math.log10(0.49), 60)  # inverted for a p-value
 
 
 def spent(alpha: float, fraction: float) -> float:
-    """The error spent when this fraction of the planned items is in:
-    as O'Brien and Fleming's bounds, little early.
+    """Computes the error spent when this fraction of the planned items is measured.
 
-    2 - 2 Phi(z / sqrt(fraction)), where z is the quantile at 1 - alpha / 2; one-sided.
+    It is 2 - 2 Phi(z / sqrt(fraction)), where z is the quantile at 1 - alpha / 2; one-sided. Like
+    O'Brien and Fleming's bounds, it spends little early.
     """
     from scipy.special import ndtr, ndtri
 
@@ -32,16 +32,19 @@ def spent(alpha: float, fraction: float) -> float:
 
 
 def bounds(fractions: Sequence[float], alpha: float) -> NDArray:
-    """The bound of the standard normal statistic at each look, one-sided,
-    such that all together err in `alpha`.
+    """Computes the bound of the standard normal statistic at each look, one-sided.
 
-    With four equal looks and 0.025 they are 4.333, 2.963, 2.359 and 2.014, as in rpact and
-    gsDesign. The density of the score that has not crossed is carried from look to look by
-    numerical integration (Armitage, McPherson and Rowe 1969, Journal of the Royal Statistical
-    Society A 132:235-244).
+    All looks together have the error `alpha`. With four equal looks and 0.025 the bounds are 4.333,
+    2.963, 2.359 and 2.014, as in rpact and gsDesign. The density of the score that has not crossed
+    a bound is carried from look to look by numerical integration (Armitage, McPherson and Rowe
+    1969, Journal of the Royal Statistical Society A 132:235-244).
 
     Args:
         fractions: of the planned items, rising, the last at most 1.
+        alpha: one-sided error of all looks together.
+
+    Returns:
+        [looks] bounds, in standard deviations.
 
     Raises:
         ValueError: fractions that do not rise within (0, 1], or alpha not between 0 and 0.5.
@@ -67,7 +70,7 @@ def bounds(fractions: Sequence[float], alpha: float) -> NDArray:
 
 
 def _bound(carried: Carried | None, due: float, step: float, root: float) -> float:
-    """The bound that is crossed for the first time at this look with the probability `due`."""
+    """Finds the bound that is first crossed at this look with the probability `due`."""
     from scipy.optimize import brentq
     from scipy.special import ndtr, ndtri
 
@@ -80,8 +83,10 @@ def _bound(carried: Carried | None, due: float, step: float, root: float) -> flo
 
 
 def _carried(carried: Carried | None, bound: float, step: float, root: float) -> Carried:
-    """Places of the score below the bound and their probabilities (Simpson),
-    after a step of this deviation.
+    """Carries the density of the score below the bound over one step of this deviation.
+
+    Returns:
+        Places of the score and their probabilities (Simpson's rule).
     """
     places = np.linspace(-FAR * root, bound, POINTS)
     weights = np.full(POINTS, 2.0)
@@ -94,24 +99,23 @@ def _carried(carried: Carried | None, bound: float, step: float, root: float) ->
 
 
 def _density(distance: NDArray, step: float) -> NDArray:
-    """Of a normal variable with this deviation."""
+    """Computes the density of a normal variable with this deviation."""
     return np.exp(-0.5 * (distance / step) ** 2) / (step * math.sqrt(2 * math.pi))
 
 
 @functools.lru_cache(maxsize=64)
 def _table(fractions: tuple[float, ...]) -> NDArray:
-    """[level, look]: the bounds at every one of `LEVELS`."""
+    """Computes the bounds for every level in `LEVELS`: [level, look]."""
     return np.array([bounds(fractions, level) for level in LEVELS])
 
 
 def sequential_p(p_values: Sequence[float], fractions: Sequence[float]) -> float:
-    """One p-value for a hypothesis that was tested at each look:
-    the smallest error at which any look rejects it.
+    """Computes one p-value for a hypothesis that was tested at each look.
 
-    It only falls from look to look, so a settled question stays settled, and p-values of several
-    hypotheses can be Holm-adjusted like any others: Liu and Anderson (2008), "On adaptive
-    extensions of group sequential trials for clinical investigations", Journal of the American
-    Statistical Association 103:1621-1630.
+    It is the smallest error at which any look rejects the hypothesis. It only falls from look to
+    look, so a settled question stays settled. P-values of several hypotheses can be Holm-adjusted
+    like any others: Liu and Anderson (2008), "On adaptive extensions of group sequential trials for
+    clinical investigations", Journal of the American Statistical Association 103:1621-1630.
 
     Args:
         p_values: one-sided, of the items up to each look.
@@ -127,7 +131,7 @@ def sequential_p(p_values: Sequence[float], fractions: Sequence[float]) -> float
 
 
 def _level(z: float, column: NDArray) -> float:
-    """The level whose bound is z; the bounds fall as the level rises."""
+    """Finds the level whose bound is z; the bounds fall as the level rises."""
     from scipy.interpolate import PchipInterpolator
 
     if z <= column[-1]:

@@ -1,10 +1,10 @@
-"""Paired differences, their 95 % intervals and tests against a margin.
+"""Computes paired differences, their 95 % intervals, and their tests against a margin. No I/O.
 
-No I/O; every function refuses impossible data.
+Every function refuses impossible data.
 
 A p-value against a margin and the interval of the same data always agree: p < 0.025 exactly where
-the interval lies on the good side of the margin, 1 - p < 0.025 exactly where it lies on the bad
-side. docs/Statistics.md explains each.
+the whole interval is on the good side of the margin, and 1 - p < 0.025 exactly where the whole
+interval is on the bad side. docs/Statistics.md explains each method.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from numpy.typing import ArrayLike, NDArray
 from model_serve_flow.compare.stats.bootstrap import RatioBootstrap, Resamples
 
 CONFIDENCE = 0.95
-ALPHA = (1 - CONFIDENCE) / 2  # of a one-sided test
+ALPHA = (1 - CONFIDENCE) / 2  # error of a one-sided test
 POWER = 0.8
 Z = 1.959963984540054  # standard normal quantile at 97.5 %
-Z_POWER = 0.8416212335729143  # and at 80 %
-# nearer to 0 than the first a p-value is 0.5, beyond the second it is 0
+Z_POWER = 0.8416212335729143  # standard normal quantile at 80 %
+# Below LEAST_Z a p-value counts as 0.5, above MOST_Z as that of MOST_Z.
 LEAST_Z, MOST_Z = 0.05, 8.0
-MOST_ITEMS = 1e9  # a benchmark of more items than this will not be made
-FAR = 0.05  # a fall of an item that counts as far
-LEAST_LOSERS = 20  # items that must carry a loss before the bootstrap alone decides
+MOST_ITEMS = 1e9  # no benchmark will have more items
+FAR = 0.05  # an item whose value falls by this or more carries a loss
+LEAST_LOSERS = 20  # with fewer items that carry the loss, the bootstrap alone does not decide
 _STAKES = np.arange(1, 21) / 20  # shares of the capital that the gambler of `betting_p` bets
-_STAKE_SHARES = np.array([0.5 / 19] * 19 + [0.5])  # of the money, by stake
-ROUNDING = 1e-12  # of a logarithm
+_STAKE_SHARES = np.array([0.5 / 19] * 19 + [0.5])  # share of the gambler's money bet at each stake
+ROUNDING = 1e-12  # a smaller spread of logarithms is rounding
 _EDGE = 1e-9  # keeps a bracket off its own estimate, where the score's variance can be 0
 
 
@@ -43,28 +43,28 @@ class Interval:
     high: float
 
     def scaled(self, factor: float) -> Interval:
-        """The same in another unit; `factor` must be positive."""
+        """Returns the interval in another unit; `factor` must be positive."""
         return Interval(self.difference * factor, self.low * factor, self.high * factor)
 
 
 def is_binary(values: ArrayLike) -> bool:
-    """Whether all values are exactly 0 or 1."""
+    """Tells whether all values are exactly 0 or 1."""
     return bool(np.isin(np.asarray(values, dtype=float), (0.0, 1.0)).all())
 
 
 def paired_binary_difference(
     base: ArrayLike, candidate: ArrayLike, level: float = ALPHA
 ) -> Interval:
-    """Candidate minus base in the proportion of ones, over the same items.
+    """Computes candidate minus base in the proportion of ones, over the same items.
 
     The interval is the score interval of Tango (1998), "Equivalence test and confidence interval
     for the difference in proportions for the paired-sample design", Statistics in Medicine
-    17:891-908. Unlike the Wald interval it keeps its coverage where few answers differ, and stays
-    honest (wider than a point) where none does.
+    17:891-908. Unlike the Wald interval, it keeps its coverage if few answers differ, and stays
+    wider than a point if no answer differs.
 
     Args:
         base, candidate: n values of 0 or 1, item by item.
-        level: error of each bound; 0.025 for the two of a 95 % interval.
+        level: error of each bound; 0.025 for a 95 % interval.
 
     Returns:
         Difference and bounds as proportions, in [-1, 1].
@@ -79,11 +79,10 @@ def paired_binary_difference(
 
 @dataclass(frozen=True)
 class PairedMean:
-    """A continuous metric of the same items, resampled once:
-    its interval and every test come from one draw.
+    """A continuous metric of the same items, resampled once for its interval and all its tests.
 
-    The interval is the BCa bootstrap over items, see `RatioBootstrap`. Where few items carry the
-    loss, the resamples hold only what those few show, and the betting bound for values in [0, 1]
+    The interval is the BCa bootstrap over items, see `RatioBootstrap`. If few items carry the loss,
+    the resamples hold only what these few items show. Then the betting bound for values in [0, 1]
     counts too, see `betting_p`.
     """
 
@@ -93,8 +92,10 @@ class PairedMean:
 
     @classmethod
     def of(cls, base: ArrayLike, candidate: ArrayLike, seed: int) -> PairedMean:
-        """Of n values each, item by item; ValueError for fewer than two, unequal lengths,
-        NaN or infinity.
+        """Draws the resamples of n values of each side, item by item.
+
+        Raises:
+            ValueError: fewer than two values, unequal lengths, NaN or infinity.
         """
         base, candidate = _paired(base, candidate, at_least=2)
         return cls(base, candidate, Resamples.of((base, candidate, np.ones_like(base)), seed))
@@ -113,8 +114,8 @@ class PairedMean:
     def sparse(self) -> bool:
         """Whether so few items carry the loss that the bootstrap alone would not be safe.
 
-        Few is below `LEAST_LOSERS` by Kish's effective number, of the items that fell by `FAR` or
-        more.
+        The number of items is Kish's effective number, of the items that fell by `FAR` or more. Few
+        means below `LEAST_LOSERS`.
         """
         losses = self.base - self.candidate
         far = losses[losses >= FAR]
@@ -122,22 +123,24 @@ class PairedMean:
         return self.bounded and (few or not self.change.has_spread)
 
     def interval(self) -> Interval:
-        """Candidate minus base with its 95 % interval."""
+        """Returns candidate minus base with its 95 % interval."""
         change = self.change
         low, high = change.bound(ALPHA), change.bound(1 - ALPHA)
         if self.sparse:
             low = min(low, -_betting_limit(self.base - self.candidate))
-            if not change.has_spread:  # nor can the items have shown a rare gain
+            if not change.has_spread:  # equal items cannot show a rare gain either
                 high = max(high, _betting_limit(self.candidate - self.base))
         return Interval(change.estimate, low, high)
 
     def base_low(self) -> float:
-        """The lower bound of the base's mean, one-sided at 97.5 %."""
+        """Returns the lower bound of the base's mean, one-sided at 97.5 %."""
         return self.draws.ratio((1, 0, 0), (0, 0, 1)).bound(ALPHA)
 
     def retention_p(self, retained: float, chance: float) -> float:
-        """One-sided p-value of "the candidate keeps `retained` of the base's mean above `chance`,
-        or less".
+        """Tests whether the candidate keeps more than `retained` of the base's mean above `chance`.
+
+        Returns:
+            The one-sided p-value of "it keeps this share or less".
         """
         floor = (1 - retained) * chance
         p = self.draws.ratio((-retained, 1, -floor), (0, 0, 1)).p_at_most(0.0)
@@ -148,8 +151,10 @@ class PairedMean:
         )
 
     def noninferiority_p(self, margin: float) -> float:
-        """One-sided p-value of "the mean falls by `margin` or more";
-        ValueError if the margin is not above 0.
+        """Returns the one-sided p-value of "the mean falls by `margin` or more".
+
+        Raises:
+            ValueError: the margin is not above 0.
         """
         change, fall = self.change, _positive(margin)
         if not self.sparse:
@@ -160,20 +165,22 @@ class PairedMean:
 
 
 def betting_p(losses: ArrayLike, margin: float) -> float:
-    """One-sided p-value of "the mean loss is `margin` or more",
-    whatever the distribution of n losses in [-1, 1].
+    """Computes the one-sided p-value of "the mean loss is `margin` or more".
 
-    Waudby-Smith and Ramdas (2024), "Estimating means of bounded random variables by betting",
-    Journal of the Royal Statistical Society B 86:1-27. A gambler who holds the claim false bets a
-    share f of the capital on every item: a loss d multiplies it by 1 - f + f (1 - d) / (1 -
-    margin). If the claim is true the capital does not grow on average, so it reaches 1/p with a
-    probability of at most p (Markov, Ville). Half of the gambler's money is staked with f = 1, the
-    rest spread over smaller f, since the best f is known only afterwards.
+    It holds for every distribution of n losses in [-1, 1]: Waudby-Smith and Ramdas (2024),
+    "Estimating means of bounded random variables by betting", Journal of the Royal Statistical
+    Society B 86:1-27.
 
-    Where no item falls, the whole stake grows as (1 - margin)^-n, which is as it must be: with a
-    mean loss of m at least a share m of all items falls, because none falls by more than 1, so n
-    items without a fall have a probability of at most (1 - m)^n, and no p-value may be smaller.
-    This one is at most twice that.
+    A gambler who believes that the claim is false bets a share f of the capital on every item. A
+    loss d multiplies the capital by 1 - f + f (1 - d) / (1 - margin). If the claim is true, the
+    capital does not grow on average, so it reaches 1/p with a probability of at most p (Markov,
+    Ville). Half of the gambler's money is bet with f = 1. The other half is spread over smaller f,
+    since the best f is known only afterwards.
+
+    If no item falls, the money at f = 1 grows as (1 - margin)^-n. No test can do better: with a
+    mean loss of m, at least a share m of all items falls, because no item falls by more than 1. So
+    n items without a fall have a probability of at most (1 - m)^n, and no p-value may be smaller.
+    The p-value of this function is at most twice that.
     """
     losses = np.asarray(losses, dtype=float)
     growth = 1 - _STAKES[:, None] + _STAKES[:, None] * (1 - losses) / (1 - margin)
@@ -183,7 +190,7 @@ def betting_p(losses: ArrayLike, margin: float) -> float:
 
 
 def _betting_limit(losses: NDArray) -> float:
-    """The mean loss that `betting_p` just rejects at 2.5 %."""
+    """Finds the mean loss that `betting_p` just rejects at 2.5 %."""
     from scipy.optimize import brentq
 
     def excess(limit: float) -> float:
@@ -198,8 +205,9 @@ def _betting_limit(losses: NDArray) -> float:
 
 
 def paired_mean_difference(base: ArrayLike, candidate: ArrayLike, seed: int) -> Interval:
-    """Candidate minus base in the mean of a continuous metric, over the same items;
-    see `PairedMean`.
+    """Computes candidate minus base in the mean of a continuous metric, over the same items.
+
+    See `PairedMean`.
 
     Args:
         base, candidate: n values, item by item, n at least 2.
@@ -213,12 +221,12 @@ def paired_mean_difference(base: ArrayLike, candidate: ArrayLike, seed: int) -> 
 
 @dataclass(frozen=True)
 class PairedLoss:
-    """Loss per unit of text of the same documents, resampled once, for its interval and its test.
+    """Loss per unit of text of the same documents, resampled once for its interval and its test.
 
     The loss is the ratio estimator -sum(log-likelihood) / sum(size), as in lm-eval's
     word_perplexity and bits_per_byte, so long documents weigh more. The interval is the paired BCa
-    bootstrap over documents. Where every document changes by the same amount the sample shows no
-    spread, and the interval is that amount alone.
+    bootstrap over documents. If every document changes by the same amount, the sample shows no
+    spread, and the interval is this amount alone.
     """
 
     rise: RatioBootstrap  # candidate minus base, in nats per unit; above 0 the candidate is worse
@@ -227,7 +235,12 @@ class PairedLoss:
     def of(
         cls, base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int
     ) -> PairedLoss:
-        """Of the log-likelihood of each document in nats, and its size in words or bytes.
+        """Draws the resamples of the same documents of base and candidate.
+
+        Args:
+            base_loglik, candidate_loglik: log-likelihood of each document in nats.
+            sizes: size of each document in words or bytes.
+            seed: of the resampling.
 
         Raises:
             ValueError: fewer than two documents, unequal lengths, NaN or infinity, a log-likelihood
@@ -237,19 +250,24 @@ class PairedLoss:
         return cls(RatioBootstrap.of(base - candidate, sizes, seed))
 
     def interval(self) -> Interval:
-        """Candidate minus base with its 95 % interval, in nats per word or byte."""
+        """Returns candidate minus base with its 95 % interval, in nats per word or byte."""
         return Interval(self.rise.estimate, self.rise.bound(ALPHA), self.rise.bound(1 - ALPHA))
 
     def percent(self) -> Interval:
-        """The same as a change of corpus perplexity, in percent of the base's."""
+        """Returns the change of corpus perplexity with its 95 % interval.
+
+        Both are in percent of the base's perplexity.
+        """
         rise = self.interval()
         return Interval(
             *(100 * math.expm1(value) for value in (rise.difference, rise.low, rise.high))
         )
 
     def noninferiority_p(self, margin: float) -> float:
-        """One-sided p-value of "the loss rises by `margin` nats or more";
-        ValueError if the margin is not above 0.
+        """Returns the one-sided p-value of "the loss rises by `margin` nats or more".
+
+        Raises:
+            ValueError: the margin is not above 0.
         """
         return 1 - self.rise.p_at_most(_positive(margin))
 
@@ -257,25 +275,28 @@ class PairedLoss:
 def paired_loss_change(
     base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int
 ) -> Interval:
-    """Candidate minus base in nats per unit of text, over the same documents; see `PairedLoss`."""
+    """Computes candidate minus base in nats per unit of text, over the same documents.
+
+    See `PairedLoss`.
+    """
     return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).interval()
 
 
 def paired_ratio_change(
     base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int
 ) -> Interval:
-    """Change of corpus perplexity, in percent of the base's perplexity;
-    above 0 the candidate is worse.
+    """Computes the change of corpus perplexity, in percent of the base's perplexity.
+
+    Above 0 the candidate is worse.
     """
     return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).percent()
 
 
 def share_at_most(count: int, n: int) -> float:
-    """The largest share of all units that 95 % of the samples agree with,
-    where `count` of n were seen.
+    """Computes the upper 95 % confidence bound of a share of which `count` of n units were seen.
 
-    Clopper and Pearson's one-sided bound (1934); where none was seen it is about 3 / n, the rule of
-    three.
+    It is Clopper and Pearson's one-sided bound (1934). With a count of 0 it is about 3 / n, the
+    rule of three.
 
     Raises:
         ValueError: n is not positive, or the count is not in 0..n.
@@ -290,12 +311,12 @@ def share_at_most(count: int, n: int) -> float:
 def mean_of_independent(
     intervals: Sequence[Interval], weights: Sequence[float] | None = None
 ) -> Interval:
-    """The mean of estimates from independent samples: plain, the macro average over tasks,
-    or weighted.
+    """Averages estimates from independent samples, plainly or with weights.
 
-    The interval is MOVER (Zou and Donner 2008, "Construction of confidence limits about effect
-    measures", Statistics in Medicine 27:1693-1702): each task's distance from estimate to bound
-    adds in quadrature, so asymmetric score intervals are kept and tasks of any kind combine.
+    The plain average over tasks is the macro average. The interval is MOVER (Zou and Donner 2008,
+    "Construction of confidence limits about effect measures", Statistics in Medicine 27:1693-1702):
+    the distances from estimate to bound of the tasks add in quadrature. So asymmetric score
+    intervals are kept, and tasks of any kind combine.
 
     Raises:
         ValueError: no intervals.
@@ -312,7 +333,7 @@ def mean_of_independent(
 
 
 def wilson_interval(successes: int, n: int) -> Interval:
-    """A proportion with its Wilson score interval (Wilson 1927), which holds near 0 and 1.
+    """Computes a proportion with its Wilson score interval (Wilson 1927), which holds near 0 and 1.
 
     Raises:
         ValueError: n is not positive, or successes are not in 0..n.
@@ -326,8 +347,9 @@ def wilson_interval(successes: int, n: int) -> Interval:
 
 
 def mcnemar_p(base: ArrayLike, candidate: ArrayLike) -> float:
-    """Exact two-sided p-value of "as many items became right as became wrong" (McNemar 1947),
-    over 0/1 values.
+    """Computes the exact two-sided p-value of "as many items became right as became wrong".
+
+    The test is McNemar's (1947), over values of 0 and 1.
 
     Raises:
         ValueError: as `paired_binary_difference`.
@@ -339,9 +361,10 @@ def mcnemar_p(base: ArrayLike, candidate: ArrayLike) -> float:
 
 
 def binary_noninferiority_p(base: ArrayLike, candidate: ArrayLike, margin: float) -> float:
-    """One-sided p-value of "the proportion of ones falls by `margin` or more", over the same items.
+    """Computes the one-sided p-value of "the proportion of ones falls by `margin` or more".
 
-    Tango's score test, whose inversion is the interval of `paired_binary_difference`.
+    It is Tango's score test over the same items. Its inversion is the interval of
+    `paired_binary_difference`.
 
     Args:
         base, candidate: n values of 0 or 1, item by item.
@@ -357,7 +380,7 @@ def binary_noninferiority_p(base: ArrayLike, candidate: ArrayLike, margin: float
 
 
 def mean_noninferiority_p(base: ArrayLike, candidate: ArrayLike, margin: float, seed: int) -> float:
-    """One-sided p-value of "the mean falls by `margin` or more", see `PairedMean`.
+    """Computes the one-sided p-value of "the mean falls by `margin` or more", see `PairedMean`.
 
     It is between 1/100000 and 1 - 1/100000, which is as fine as the bootstrap can tell.
 
@@ -370,8 +393,9 @@ def mean_noninferiority_p(base: ArrayLike, candidate: ArrayLike, margin: float, 
 def loss_noninferiority_p(
     base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, margin: float, seed: int
 ) -> float:
-    """One-sided p-value of "the loss per unit of text rises by `margin` nats or more",
-    see `PairedLoss`.
+    """Computes the one-sided p-value of "the loss per unit of text rises by `margin` nats or more".
+
+    See `PairedLoss`.
     """
     return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).noninferiority_p(margin)
 
@@ -379,19 +403,22 @@ def loss_noninferiority_p(
 def binary_retention_p(
     base: ArrayLike, candidate: ArrayLike, retained: float, chance: float
 ) -> float:
-    """One-sided p-value of "the candidate keeps `retained` of the base's score above guessing,
-    or less".
+    """Tests whether the candidate keeps more than `retained` of the base's score above guessing.
 
-    That is a test of mean(candidate - retained * base) - (1 - retained) * chance against 0, which
-    is the change plus (1 - retained) of what the base scores above guessing. MOVER joins Tango's
-    bound of the change and Wilson's of the base's score (see `mean_of_independent`); items that
-    were right can only fall, so the two are negatively correlated and the joint bound is a little
-    cautious. The p-value is the level at which the bound is 0.
+    This is a test of mean(candidate - retained * base) - (1 - retained) * chance against 0. The
+    tested figure is the change plus (1 - retained) of what the base scores above guessing. MOVER
+    joins Tango's bound of the change and Wilson's bound of the base's score (see
+    `mean_of_independent`). Items that were right can only fall, so the two are negatively
+    correlated, and the joint bound is a little cautious. The p-value is the level at which the
+    bound is 0.
 
     Args:
         base, candidate: n values of 0 or 1, 1 for right.
         retained: above 0 and below 1.
         chance: expected score of guessing, as a proportion.
+
+    Returns:
+        The one-sided p-value of "it keeps this share or less".
 
     Raises:
         ValueError: as `paired_binary_difference`, or `retained` out of range.
@@ -420,12 +447,11 @@ def binary_retention_p(
 
 
 def average_noninferiority_p(interval: Interval, margin: float) -> float:
-    """One-sided p-value of "the average falls by `margin` or more", from its interval;
-    higher is better.
+    """Computes the one-sided p-value of "the average falls by `margin` or more" from its interval.
 
-    The distance to the bound on the margin's side is taken as 1.96 standard errors, which is what
-    MOVER took it for.
-    A point interval gives 0.5: without spread there is no evidence of the spread.
+    Higher is better. The distance to the bound on the margin's side is taken as 1.96 standard
+    errors, as MOVER does. A point interval gives 0.5: without spread there is no evidence of the
+    spread.
 
     Raises:
         ValueError: a margin that is not above 0.
@@ -440,18 +466,19 @@ def average_noninferiority_p(interval: Interval, margin: float) -> float:
 
 
 def smallest_detectable_drop(n: int, discordant_share: float) -> float:
-    """The true drop that n paired 0/1 items show as a drop (95 % interval below 0) with 80 % power.
+    """Computes the smallest true drop that n paired 0/1 items detect with 80 % power.
 
-    The power is exact: it sums over the number of items that change, of which so many must be
-    losses that the score test rejects equality. A drop larger than `discordant_share` needs as many
-    changed items and is given them.
+    Detected means that the whole 95 % interval is below 0. The power is exact: it sums over the
+    number of items that change, and over the losses among them at which the score test rejects
+    equality. A drop larger than `discordant_share` needs at least as many changed items, so the
+    share is then raised to the drop.
 
     Args:
         n: items.
         discordant_share: share of the items whose answer became right or wrong.
 
     Returns:
-        A proportion; 1 where not even a drop from all to none would show (n below 4).
+        A proportion; 1 if not even a drop from all to none would be detected (n below 4).
 
     Raises:
         ValueError: n is not positive, or the share is not in [0, 1].
@@ -468,25 +495,28 @@ def smallest_detectable_drop(n: int, discordant_share: float) -> float:
 
 
 def smallest_detectable_change(interval: Interval) -> float:
-    """The true change that an interval of this width would show with 80 % power;
-    for everything but 0/1 values.
+    """Computes the true change that an interval of this width would show with 80 % power.
+
+    It is for all values but 0/1 values.
     """
     return (Z + Z_POWER) / Z * (interval.high - interval.low) / 2
 
 
 def items_to_settle(n: int, interval: Interval, margin: float, tests: int = 1) -> int | None:
-    """Items at which, estimate and spread unchanged,
-    the decision against the margin has 80 % power.
+    """Computes how many items would give the decision against the margin 80 % power.
+
+    Estimate and spread are assumed to stay as they are.
 
     Args:
         n: items that gave the interval.
         interval: of the difference; higher is better.
         margin: accepted drop, above 0, in the interval's unit.
-        tests: over how many tests the decision is Holm-corrected; each is taken at the strictest
-            level, 0.025 / tests.
+        tests: number of tests over which the decision is Holm-corrected. The strictest level
+            is used: 0.025 divided by `tests`.
 
     Returns:
-        More than n; None if n settles it already, or if more than a thousand million were needed.
+        More than n; None if n settles it already, or if more than a thousand million items were
+        needed.
 
     Raises:
         ValueError: n or tests is not positive, or the margin is not above 0.
@@ -509,15 +539,15 @@ def items_to_settle(n: int, interval: Interval, margin: float, tests: int = 1) -
 def binary_items_to_settle(
     gained: int, lost: int, n: int, margin: float, tests: int = 1
 ) -> int | None:
-    """The same for values of 0 and 1, from the score test that decides:
-    `binary_noninferiority_p` has 80 % power there.
+    """Computes the same as `items_to_settle` for values of 0 and 1, from the score test.
 
-    With N items and the shares of this sample the statistic N * (change + margin) has a mean that
-    grows with N and a spread that grows with its root, both under the claim that the margin is lost
-    and under these shares.
+    `binary_noninferiority_p` has 80 % power with this number of items. With N items and the shares
+    of this sample, the statistic N * (change + margin) has a mean that grows with N and a spread
+    that grows with the square root of N. Both hold under the claim that the margin is lost, and
+    under these shares.
 
     Args:
-        gained, lost, n: items that became right, that became wrong, and all.
+        gained, lost, n: items that became right, items that became wrong, and all items.
         margin: accepted drop, as a proportion.
         tests: as in `items_to_settle`.
     """
@@ -537,11 +567,11 @@ def binary_items_to_settle(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for being several, in the order given (Holm 1979,
-    Scandinavian Journal of Statistics 6:65-70).
+    """Adjusts p-values for being several, by Holm's method; the order is kept.
 
-    Rejecting those at or below alpha keeps the chance of even one false rejection at alpha,
-    whatever their dependence.
+    Rejecting the adjusted p-values at or below alpha keeps the chance of even one false rejection
+    at alpha, whatever the dependence of the tests (Holm 1979, Scandinavian Journal of Statistics
+    6:65-70).
 
     Raises:
         ValueError: a value is not in [0, 1].
@@ -559,18 +589,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def geometric_ratio(
     base: ArrayLike, candidate: ArrayLike
 ) -> tuple[float, tuple[float, float] | None]:
-    """Candidate over base as a ratio of geometric means,
-    with Welch's 95 % t interval on the logarithms.
+    """Computes candidate over base as a ratio of geometric means of independent repeats.
+
+    The interval is Welch's 95 % t interval on the logarithms.
 
     Args:
-        base, candidate: values above 0 of independent repeats, not necessarily as many.
+        base, candidate: values above 0; the two sides may differ in number.
 
     Returns:
         The ratio and its interval; None instead of the interval if either side has fewer than two
         values.
 
     Raises:
-        ValueError: no values, or one that is not finite and above 0.
+        ValueError: no values, or a value that is not finite and above 0.
     """
     from scipy.stats import ttest_ind
 
@@ -593,20 +624,19 @@ def geometric_ratio(
 
 
 def paired_ratio(base: ArrayLike, candidate: ArrayLike) -> tuple[float, tuple[float, float]]:
-    """Candidate over base as a ratio of geometric means over blocks, with the paired 95 % t
-    interval on the logarithms.
+    """Computes candidate over base as a ratio of geometric means over blocks.
 
-    In a block both servers are started anew and measured one after the other. What differs from
-    start to start is then in the spread of the ratios, as it must be: Kalibera and Jones (2013),
-    "Rigorous benchmarking in reasonable time", International Symposium on Memory Management, pages
-    63-74.
+    The interval is the paired 95 % t interval on the logarithms. In a block both servers are
+    started anew and measured one after the other. So the spread of the ratios includes what differs
+    from start to start, as it must: Kalibera and Jones (2013), "Rigorous benchmarking in reasonable
+    time", International Symposium on Memory Management, pages 63-74.
 
     Args:
         base, candidate: one value above 0 per block, at least two.
 
     Raises:
-        ValueError: fewer than two blocks, unequal numbers, or a value that is not finite and
-            above 0.
+        ValueError: fewer than two blocks, unequal numbers, or a value that is not finite and above
+            0.
     """
     from scipy.stats import ttest_rel
 
@@ -622,8 +652,9 @@ def paired_ratio(base: ArrayLike, candidate: ArrayLike) -> tuple[float, tuple[fl
 
 
 def ratio_of_sums(numerator: ArrayLike, denominator: ArrayLike, seed: int) -> Interval:
-    """sum(numerator) / sum(denominator) over sampled units,
-    with the BCa bootstrap interval over the units.
+    """Computes sum(numerator) / sum(denominator) over sampled units, with its 95 % interval.
+
+    The interval is the BCa bootstrap over the units.
 
     Raises:
         ValueError: fewer than two units, unequal lengths, NaN or infinity, or a denominator that is
@@ -636,8 +667,10 @@ def ratio_of_sums(numerator: ArrayLike, denominator: ArrayLike, seed: int) -> In
 
 
 def _paired(first: ArrayLike, second: ArrayLike, at_least: int = 1) -> tuple[NDArray, NDArray]:
-    """Both as float vectors of one length without NaN or infinity;
-    ValueError says what is wrong.
+    """Returns both as float vectors of one length without NaN or infinity.
+
+    Raises:
+        ValueError: what is wrong.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if first.ndim != 1 or second.ndim != 1:
@@ -652,7 +685,7 @@ def _paired(first: ArrayLike, second: ArrayLike, at_least: int = 1) -> tuple[NDA
 
 
 def _flips(base: ArrayLike, candidate: ArrayLike) -> tuple[int, int, int]:
-    """Items that became right, items that became wrong, and all of them."""
+    """Counts the items that became right, the items that became wrong, and all items."""
     base, candidate = _paired(base, candidate)
     if not (is_binary(base) and is_binary(candidate)):
         raise ValueError("values of a paired proportion must be 0 or 1")
@@ -662,7 +695,7 @@ def _flips(base: ArrayLike, candidate: ArrayLike) -> tuple[int, int, int]:
 def _documents(
     base: ArrayLike, candidate: ArrayLike, sizes: ArrayLike
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """Log-likelihoods and sizes of the same documents."""
+    """Checks and returns the log-likelihoods and sizes of the same documents."""
     base, candidate = _paired(base, candidate, at_least=2)
     sizes, _ = _paired(sizes, base)
     if (base > 0).any() or (candidate > 0).any():
@@ -684,12 +717,16 @@ def _positive(margin: float) -> float:
 
 
 def _upper_tail(z: float) -> float:
-    """Probability that a standard normal variable exceeds z."""
+    """Returns the probability that a standard normal variable exceeds z."""
     return 0.5 * math.erfc(z / math.sqrt(2))
 
 
 def _power(n: int, discordant_share: float, drop: float) -> float:
-    """Probability that n items, of which this share changes, show `drop` as an interval below 0."""
+    """Computes the probability that n items detect `drop`.
+
+    Detected means that the whole interval is below 0. `discordant_share` is the share of the items
+    that change.
+    """
     from scipy.stats import binom
 
     low, high = binom.ppf([1e-9, 1 - 1e-9], n, discordant_share)
@@ -703,18 +740,20 @@ def _power(n: int, discordant_share: float, drop: float) -> float:
 
 
 def _wilson(share: float, n: int, z: float) -> Interval:
-    """Wilson's score interval at z, in closed form."""
+    """Computes Wilson's score interval at z, in closed form."""
     middle, weight = share + z * z / (2 * n), 1 + z * z / n
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return Interval(share, (middle - half) / weight, (middle + half) / weight)
 
 
 def score_interval(gained: int, lost: int, n: int, z: float = Z) -> Interval:
-    """Tango's interval at z: the two values at which the score test is just not rejected,
-    by bracketed root finding.
+    """Computes Tango's interval at z, by bracketed root finding.
+
+    The bounds are the two values at which the score test is just not rejected.
 
     Args:
-        gained, lost, n: items that became right, that became wrong, and all.
+        gained, lost, n: items that became right, items that became wrong, and all items.
+        z: quantile of the standard normal distribution.
     """
     from scipy.optimize import brentq
 
@@ -732,8 +771,9 @@ def score_interval(gained: int, lost: int, n: int, z: float = Z) -> Interval:
 
 
 def _score_deviation(gained: int, lost: int, n: int, value: float) -> float:
-    """Standard deviation of gained - lost if the true difference is `value`;
-    losses at their restricted MLE.
+    """Computes the standard deviation of gained - lost if the true difference is `value`.
+
+    The rate of losses is its restricted maximum likelihood estimate.
     """
     b = -gained - lost + (2 * n - gained + lost) * value
     root = math.sqrt(max(b * b + 8 * n * lost * value * (1 - value), 0.0))

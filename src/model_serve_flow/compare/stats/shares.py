@@ -1,4 +1,4 @@
-"""Shares and quantiles of tokens, with intervals over the documents of the tokens. No I/O."""
+"""Computes shares and quantiles of tokens, with intervals over documents. No I/O."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from model_serve_flow.compare.stats.paired import ALPHA, Interval
 def share_over_documents(hits: Sequence[NDArray]) -> Interval:
     """Estimates the share of all tokens that are hits, with a 95 % interval over the documents.
 
-    The standard error is cluster-robust (see `ClusteredMean`), the interval is t(G - 1) on the
-    logit, so it stays between 0 and 1. Where every token is alike, one document stands for one
-    observation: G documents without an exception leave at most 1 - 0.025^(1/G) of the tokens.
+    The standard error is cluster-robust (see `ClusteredMean`). The interval is t(G - 1) on the
+    logit, so it stays between 0 and 1. If all tokens are alike, a document counts as one
+    observation: with G documents, the bound is 1 - 0.025^(1/G) for a share of 0, and 0.025^(1/G)
+    for a share of 1.
 
     Args:
         hits: one vector of true and false per document, at least 2 documents, none empty.
@@ -36,9 +37,10 @@ def share_over_documents(hits: Sequence[NDArray]) -> Interval:
 def quantile_over_documents(values: Sequence[NDArray], share: float) -> Interval:
     """Estimates the value that `share` of all tokens do not exceed, with a 95 % interval.
 
-    The interval holds every value x for which `share_over_documents` of the tokens above x holds
-    1 - `share`, so tokens of one document need not be independent. Francisco and Fuller (1991),
-    "Quantile estimation with a complex survey design", Annals of Statistics 19:454-469.
+    The interval holds every value x for which the interval of the share of tokens above x (see
+    `share_over_documents`) holds 1 - `share`. So the tokens of one document need not be
+    independent. Francisco and Fuller (1991), "Quantile estimation with a complex survey design",
+    Annals of Statistics 19:454-469.
 
     Args:
         values: one vector per document, at least 2 documents, none empty.
@@ -57,7 +59,10 @@ def quantile_over_documents(values: Sequence[NDArray], share: float) -> Interval
 
 
 def _last(first: int, end: int, holds: Callable[[int], bool]) -> int:
-    """Bisects for the last place that holds; `first` is taken to hold and `end` not to."""
+    """Finds the last place that holds, by bisection.
+
+    `first` is assumed to hold and `end` not to hold.
+    """
     while end - first > 1:
         middle = (first + end) // 2
         first, end = (middle, end) if holds(middle) else (first, middle)

@@ -1,4 +1,7 @@
-"""Which of several models differ: intervals of all differences that hold together. No I/O."""
+"""Finds which of several models differ. No I/O.
+
+The intervals of all differences hold together.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +20,24 @@ Gaps = Mapping[tuple[Model, Model], Interval]  # (one, other) -> other minus one
 
 
 def level_of_each(models: int) -> float:
-    """One-sided error of each interval, so that those of all pairs hold together in 95 %
-    (Bonferroni).
+    """Computes the one-sided error of each interval, so that all pairs hold together in 95 %.
 
-    The models are compared on the same items or in the same blocks, so no independence is assumed.
+    The correction is Bonferroni's: the models are compared on the same items or in the same blocks,
+    so independence is not assumed.
     """
     return ALPHA / max(1, models * (models - 1) // 2)
 
 
 def score_gap(one: NDArray, other: NDArray, labels: Sequence[str] | None, level: float) -> Interval:
-    """Other minus one in the mean of the same items,
-    with its interval of two-sided error 2 * level.
+    """Computes other minus one in the mean of the same items, with an interval.
 
-    Right or wrong: Tango's score interval. Other values: the jackknife over items, with t. Where
-    the items come in clusters, the clustered interval counts if it is wider, as in the verdict.
+    The two-sided error of the interval is 2 * level. Right or wrong: Tango's score interval. Other
+    values: the jackknife over items, with t. Where the items come in clusters, the clustered
+    interval is used if it is wider, as in the verdict.
 
     Args:
         one, other: n values, item by item; higher is better.
-        labels: the cluster of every item; none: the items come in none.
+        labels: the cluster of every item; None: there are no clusters.
         level: one-sided, from `level_of_each`.
     """
     binary = paired_module.is_binary(one) and paired_module.is_binary(other)
@@ -48,13 +51,15 @@ def score_gap(one: NDArray, other: NDArray, labels: Sequence[str] | None, level:
 
 
 def log_gap(one: NDArray, other: NDArray, level: float, paired: bool) -> Interval | None:
-    """Other minus one in the mean logarithm of repeats, with its t interval;
-    none for fewer than two repeats.
+    """Computes other minus one in the mean logarithm of repeats, with its t interval.
 
     Args:
         one, other: values above 0, one per repeat.
         level: one-sided, from `level_of_each`.
-        paired: the repeats are blocks in which both were measured, one after the other.
+        paired: the repeats are blocks in which both models were measured, one after the other.
+
+    Returns:
+        None for fewer than two repeats.
     """
     from scipy.stats import ttest_ind, ttest_rel
 
@@ -71,15 +76,18 @@ def log_gap(one: NDArray, other: NDArray, level: float, paired: bool) -> Interva
 
 
 def better(gaps: Gaps, model: Model) -> set[Model]:
-    """The models that are surely better than this one: the whole interval is on their side."""
+    """Returns the models that are surely better than this model.
+
+    Surely better means that the whole interval of the difference is on their side.
+    """
     above = {other for (one, other), gap in gaps.items() if one == model and gap.low > 0}
     return above | {one for (one, other), gap in gaps.items() if other == model and gap.high < 0}
 
 
 def ranks(gaps: Gaps, models: Sequence[Model]) -> dict[Model, int]:
-    """1 + the number of models that are surely better,
-    so that two that cannot be told apart can share a rank.
+    """Ranks each model: 1 + the number of models that are surely better.
 
-    With probability 95 % no model is ranked behind one that is not truly better.
+    Models that cannot be told apart can share a rank. With probability 95 % no model is ranked
+    behind a model that is not truly better.
     """
     return {model: 1 + len(better(gaps, model)) for model in models}

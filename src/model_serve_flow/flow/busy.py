@@ -1,4 +1,4 @@
-"""How busy the machine is with other programs, and what that does to the figures."""
+"""Measures how busy other programs keep the machine, and says what that does to the figures."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ from model_serve_flow.system.hardware import usable_cores
 from model_serve_flow.system.throttling import throttled_seconds
 
 SAMPLE_SECONDS = 2.0
-# Shares of the CPU below which the figures are those of a machine that does nothing else.
+# Below these shares of the CPU, other programs do not show in the figures.
 BUSY_SHARE, STEAL_SHARE = 0.1, 0.02
 THROTTLED_SHARE = 0.02
 STATISTICS = Path("/proc/stat")
-# The columns of a line of /proc/stat, see proc_stat(5); the two after them are part of the first
-# two.
+# The first columns of a line of /proc/stat, see proc_stat(5). The last two columns, guest times,
+# are already part of user and nice.
 _COLUMNS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """CPU seconds until now: of the cores this process may run on since the machine started,
-    and of our processes.
+    """CPU seconds until a moment.
+
+    Attributes:
+        when: `time.monotonic()` of the moment, in seconds.
+        total, used, stolen: of the cores that this process may run on, since the machine started.
+        own: of our processes.
+        throttled: core seconds in which the cores were held back; None: not known.
     """
 
     when: float
@@ -39,28 +44,29 @@ class _Moment:
 
 
 class MachineWatch:
-    """Looks at the CPU time of the machine and of our own processes, at its start,
-    and again when asked.
+    """Measures the CPU time of the machine and of our own processes between two moments.
 
-    Our own are this process, all below it, and all of the same run; children that ended count.
+    Our own processes are this process, its descendants, and all processes of the same run. Children
+    that ended count too.
     """
 
     def __init__(self) -> None:
         self._start, self._end = _look(), None
 
     def stop(self) -> None:
-        """Ends the time that `result` is about."""
+        """Ends the period that `result` describes."""
         self._end = _look()
 
     def result(self) -> Busy:
-        """What others took from the start until `stop`, or until now."""
+        """Returns what other programs took from the start until `stop`, or until now."""
         return _between(self._start, self._end or _look())
 
 
 @contextmanager
 def watch_machine() -> Iterator[MachineWatch]:
-    """`with watch_machine() as watch: ...` measures while the block runs;
-    `watch.result()` says what it found.
+    """Measures what other programs take while the block runs.
+
+    Usage: `with watch_machine() as watch: ...`, then `watch.result()`.
     """
     watch = MachineWatch()
     try:
@@ -70,36 +76,32 @@ def watch_machine() -> Iterator[MachineWatch]:
 
 
 def sample_machine(seconds: float = SAMPLE_SECONDS) -> Busy:
-    """How busy the machine is now; takes `seconds`."""
+    """Measures for `seconds` how busy the machine is."""
     with watch_machine() as watch:
         time.sleep(seconds)
     return watch.result()
 
 
 def is_busy(busy: Busy) -> bool:
-    """Whether other programs or the hypervisor took enough of the CPU to show in the figures."""
+    """Checks whether other programs or the hypervisor took enough CPU to affect the figures."""
     if busy.others_share is None or busy.steal_share is None:
         return busy.load_average > busy.cores
     return busy.others_share >= BUSY_SHARE or busy.steal_share >= STEAL_SHARE
 
 
 def disturbed(busy: Busy | None) -> bool:
-    """Whether what was measured meanwhile is worth measuring once more: others took the CPU,
-    or it was held back.
-    """
+    """Checks whether a measurement should be repeated: others took the CPU, or it was held back."""
     return busy is not None and (is_busy(busy) or (busy.throttled_share or 0.0) >= THROTTLED_SHARE)
 
 
 def less_disturbed(one: Busy, other: Busy) -> bool:
-    """Whether the first was disturbed less."""
+    """Checks whether `one` was disturbed less than `other`."""
     lost = [(busy.taken or 0.0) + (busy.throttled_share or 0.0) for busy in (one, other)]
     return lost[0] < lost[1]
 
 
 def disturbance(disturbed: Sequence[Busy]) -> str:
-    """What disturbed loads, in words: the most that others took,
-    and the longest that cores were held back.
-    """
+    """Describes the worst disturbance: the most CPU others took and the longest throttling."""
     taken = max((busy.taken or 0.0) for busy in disturbed)
     held = max((busy.throttled_share or 0.0) for busy in disturbed)
     return (
@@ -109,7 +111,7 @@ def disturbance(disturbed: Sequence[Busy]) -> str:
 
 
 def in_words(busy: Busy) -> str:
-    """One sentence on who uses the CPU, and one on what that does to the figures."""
+    """Describes in two sentences who uses the CPU and what that does to the figures."""
     if busy.others_share is None or busy.steal_share is None:
         used = "the system does not say what other programs use"
     else:
@@ -143,10 +145,10 @@ def _look() -> _Moment:
 
 
 def _machine(statistics: str, cores: set[int]) -> tuple[float, float, float]:
-    """(all, used, stolen) CPU seconds of some cores, from the text of /proc/stat;
-    of all cores where it numbers others.
+    """Reads (all, used, stolen) CPU seconds of some cores from the text of /proc/stat.
 
-    Some containers show a file of zeros.
+    If /proc/stat numbers the cores differently, the figures are of all cores. Some containers show
+    a file of zeros.
     """
     lines = {
         name: values

@@ -1,4 +1,4 @@
-"""What a notebook opens first: the profile, its workspace, and the models in it."""
+"""Opens a profile with its workspace: the first thing every notebook does."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from model_serve_flow.system.checkout import checkout
 
 @dataclass(frozen=True)
 class Flow:
-    """One profile, the folder its artifacts go to, and what the user asked for.
+    """A profile, its workspace, and what the user asked for.
 
     Attributes:
-        config: the profile, with the overrides in force.
+        config: the profile with all overrides.
         workspace: the profile's folders.
-        profile: as the user named it, a name or the path of a YAML file; none: the default.
+        profile: name or YAML path, as the user gave it; None: the default profile.
         overrides: dotted key -> value, as the user gave them.
-        command: the command line; empty where there was none.
+        command: the command line; empty if there was none.
     """
 
     config: FlowConfig
@@ -39,15 +39,18 @@ class Flow:
         artifacts: str | Path | None = None,
         command: str = "",
     ) -> Flow:
-        """Loads the profile; FlowError if it is unknown or not valid.
+        """Loads a profile and opens its workspace.
 
         Args:
-            profile: name of a profile, or the path of its YAML file; none: the default of this
+            profile: name of a profile, or the path of its YAML file; None: the default of this
                 machine.
             overrides: dotted key -> value.
-            artifacts: folder of all artifacts; default: `MODEL_SERVE_FLOW_ARTIFACTS`, or
-                `artifacts/` of the checkout.
-            command: the command line that asked for it, for the manifest.
+            artifacts: folder of all artifacts; None: `MODEL_SERVE_FLOW_ARTIFACTS`, or `artifacts/`
+                of the checkout.
+            command: the command line of the run, for the manifest.
+
+        Raises:
+            FlowError: the profile is unknown or not valid.
         """
         config = load_profile(profile, overrides)
         workspace = Workspace.of(artifacts or default_artifacts(), config.name)
@@ -55,7 +58,7 @@ class Flow:
 
     @property
     def artifacts(self) -> Path:
-        """The folder of all artifacts, that of this profile among them."""
+        """Returns the folder of all artifacts; it contains the workspace of this profile."""
         return self.workspace.root.parent
 
     @property
@@ -64,5 +67,5 @@ class Flow:
 
 
 def default_artifacts() -> Path:
-    """`MODEL_SERVE_FLOW_ARTIFACTS`, or the folder `artifacts` of this checkout."""
+    """Returns `MODEL_SERVE_FLOW_ARTIFACTS`, or the folder `artifacts` of this checkout."""
     return Path(os.environ.get("MODEL_SERVE_FLOW_ARTIFACTS") or checkout() / "artifacts")

@@ -1,6 +1,4 @@
-"""Loads a profile: finds and reads its file, applies overrides,
-and explains what is wrong in it.
-"""
+"""Loads a profile: finds its file, applies overrides, and explains errors in it."""
 
 from __future__ import annotations
 
@@ -20,14 +18,15 @@ from model_serve_flow.flow.profile import SECRET, FlowConfig, _is_beside
 from model_serve_flow.system.checkout import MODULES, checkout
 
 ENVIRONMENT_PREFIX = "MODEL_SERVE_FLOW__"
-# of a profile: an alias of YAML can stand for any number of values, even for itself
+# most values of a profile; a YAML alias can expand to any number of values, even without end
 MOST_VALUES = 10_000
-LARGEST = 1e15  # number in a profile
+LARGEST = 1e15  # largest number in a profile
 
 
 def profiles_folder() -> Path:
-    """Folder of the profile files: `MODEL_SERVE_FLOW_PROFILES`,
-    or the one beside the notebooks of this checkout.
+    """Returns the folder of the profile files.
+
+    It is `MODEL_SERVE_FLOW_PROFILES`, or the folder beside the notebooks of this checkout.
     """
     if folder := os.environ.get("MODEL_SERVE_FLOW_PROFILES"):
         return Path(folder)
@@ -35,16 +34,16 @@ def profiles_folder() -> Path:
 
 
 def load_profile(profile: str | None = None, overrides: dict[str, Any] | None = None) -> FlowConfig:
-    """Reads a profile by name (or path of a YAML file) and applies overrides:
-    environment first, then `overrides`.
+    """Reads a profile and applies overrides: first of the environment, then `overrides`.
 
     Args:
         profile: name of a file in the profiles folder without `.yaml`, or the path of a YAML file;
-            none: the default of this machine.
+            None: the default of this machine.
         overrides: dotted key -> value, for instance ``{"performance.seconds": 10}``.
 
     Raises:
-        FlowError: unknown profile; unknown key, wrong type or value (named, with what is allowed).
+        FlowError: the profile is unknown, or a key, type or value is wrong; names the key and what
+            is allowed.
     """
     profile = profile or default_profile()
     document = _read(_find(profile))
@@ -52,15 +51,19 @@ def load_profile(profile: str | None = None, overrides: dict[str, Any] | None = 
         _set(document, key, copy.deepcopy(value))
     _require_plain(profile, document)
     try:
-        # strict, so that "5" is no number and true is not 1; as JSON, where a list may become a
-        # tuple
+        # Strict: "5" is no number, and true is not 1. As JSON, because a list may then become a
+        # tuple.
         return FlowConfig.model_validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
         raise FlowError(f"Profile {profile!r} is not valid:\n{_explain(error)}") from error
 
 
 def parse_set(assignments: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """`["performance.seconds=10"]` -> `{"performance.seconds": 10}`; values are read as YAML."""
+    """Parses `["performance.seconds=10"]` to `{"performance.seconds": 10}`; values are YAML.
+
+    Raises:
+        FlowError: an assignment is not of the form key=value, or its value is not YAML.
+    """
     overrides = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -74,7 +77,7 @@ def parse_set(assignments: list[str] | tuple[str, ...]) -> dict[str, Any]:
 
 
 def environment_overrides() -> dict[str, Any]:
-    """Overrides from variables such as `MODEL_SERVE_FLOW__PERFORMANCE__SECONDS=10`."""
+    """Reads overrides from variables such as `MODEL_SERVE_FLOW__PERFORMANCE__SECONDS=10`."""
     return {
         name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."): _parse(
             value, f"The variable {name}"
@@ -100,15 +103,18 @@ def _find(profile: str) -> Path:
 
 
 def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The document of a profile, laid over the one it `extends`;
-    `readers` are the profiles that extend this one.
+    """Reads a profile and merges it over the profile that it `extends`.
+
+    Args:
+        path: the YAML file.
+        readers: the profiles that extend this profile, to detect a circle.
     """
     if path.resolve() in readers:
         raise FlowError(
             f"{path} extends itself.", "Remove 'extends' from one of the profiles in the circle."
         )
     try:
-        # some editors begin a file with a mark of its encoding
+        # some editors write a byte order mark at the beginning
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise FlowError(
@@ -130,11 +136,9 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _make_absolute(document: dict[str, Any], folder: Path) -> None:
-    """Makes relative folders of models absolute: they are beside the profile,
-    wherever a notebook runs.
+    """Makes relative model folders absolute; they are relative to the profile's folder.
 
-    A value such as org/model is a folder if there is one of that name, else the name of a
-    repository.
+    A value such as org/model is a folder if that folder exists, else the name of a repository.
     """
     candidates = document.get("candidates")
     sections = [document.get("model"), *(candidates if isinstance(candidates, list) else [])]
@@ -154,16 +158,14 @@ def _parse(text: str, what: str) -> Any:
             f"{what} is not readable as YAML: {error}", "Put quotes around a text."
         ) from error
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        # PyYAML's own converters
+        # raised by PyYAML's own converters
         raise FlowError(
             f"{what} is not readable as YAML: {error!r:.200}", "Put quotes around a text."
         ) from error
 
 
 def _require_plain(profile: str, document: dict[str, Any]) -> None:
-    """Refuses what YAML has and a profile has not: values of other types, NaN,
-    and endless or huge structures.
-    """
+    """Refuses YAML that no profile needs: other types, NaN, endless or huge structures."""
     waiting: list[tuple[str, Any]] = [("", document)]
     values = 0
     while waiting:
@@ -215,9 +217,9 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set(document: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a dotted key; a number in it is a place in a list.
+    """Sets a dotted key; a number in the key is a place in a list.
 
-    Validation finds keys that do not exist.
+    Unknown keys are found later, by validation.
     """
     *parents, last = key.split(".")
     node: Any = document
@@ -241,7 +243,7 @@ def _child(node: Any, part: str, key: str) -> Any:
 
 
 def _explain(error: ValidationError) -> str:
-    """One line per problem: the key, what is allowed, the value given."""
+    """Writes one line per problem: the key, what is allowed, and the given value."""
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"]) or "(profile)"
@@ -259,7 +261,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
-    """Field names of the section at `location`, found by walking the JSON schema."""
+    """Lists the field names of the section at `location`, from the JSON schema."""
     schema = _schema()
     node: dict[str, Any] = schema
     for part in location:

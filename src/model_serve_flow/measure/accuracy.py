@@ -42,19 +42,19 @@ from model_serve_flow.system import live
 from model_serve_flow.system.digests import file_digest
 from model_serve_flow.system.files import read_json, write_json
 
-# of one answer: a full batch of long texts on two cores. A server that hangs is ended before.
+# Limit of one answer: enough for a full batch of long texts on two cores. A server that hangs is
+# killed earlier (`watchdog`).
 TIMEOUT_SECONDS = 1800
-ATTEMPTS = 3  # with a second between them: a server that is gone is noticed at once
+ATTEMPTS = 3  # a second apart, so that a server that ended is noticed at once
 
 
 def prepare_evaluation(flow: Flow) -> None:
-    """Does what needs no server: imports lm-eval and the tokenizers' library,
-    and indexes the tasks.
+    """Imports lm-eval and the tokenizer library and indexes the tasks; needs no server.
 
-    That keeps one core busy for ten seconds and more, which can pass while the server starts.
+    This work keeps one core busy for ten seconds and more, and can run while the server starts.
 
     Raises:
-        FlowError: a task nobody knows.
+        FlowError: the profile names an unknown task.
     """
     import datasets  # noqa: F401
     from transformers import AutoTokenizer  # noqa: F401
@@ -65,27 +65,31 @@ def prepare_evaluation(flow: Flow) -> None:
 
 
 def measure_accuracy(flow: Flow, server: Server) -> AccuracyResult:
-    """Scores the served model on the profile's tasks and writes `accuracy.json` and lm-eval's
-    samples (`raw/`).
+    """Scores the served model on the profile's tasks and writes `accuracy.json`.
 
-    A task that an earlier run scored of the same model in the same way is kept. If a measurement
-    was interrupted, what the server had answered is not asked again.
+    lm-eval's samples are written to `raw/`. A task is kept if an earlier run scored it for the same
+    model in the same way. If a measurement was interrupted, answers that the server already gave
+    are not asked again.
+
+    Args:
+        flow: the profile and its workspace.
+        server: the served model.
 
     Raises:
-        FlowError: a task lm-eval does not know, one without per-item values, a kernel that is not
-            the checkpoint's, a candidate whose tokenizer or chat template is not the base's, or a
-            server that did not answer.
+        FlowError: lm-eval does not know a task; a task has no per-item values; the kernel does not
+            fit the checkpoint; the tokenizer or chat template of a candidate differs from the
+            base's; or the server did not answer.
     """
     return _measure(flow, server)
 
 
 def measure_accuracy_again(flow: Flow, server: Server) -> AccuracyResult | None:
-    """Some items once more, with the concurrency and batch size of `accuracy.again`;
-    writes `accuracy_again.json`.
+    """Asks some items again in other batches, and writes `accuracy_again.json`.
 
-    `accuracy.again.items_per_task` of each task are drawn; tasks without answers that could flip
-    are left out. Their prompts stay: what changes is which of them the engine computes together,
-    and with it the rounding of its sums.
+    The second measurement uses the concurrency and batch size of `accuracy.again`. It draws
+    `accuracy.again.items_per_task` items of each task. Tasks without answers that could flip are
+    left out. The prompts stay the same. The engine computes other prompts together, which changes
+    the rounding of its sums.
 
     Returns:
         None if the profile has no `accuracy.again`.
@@ -106,15 +110,19 @@ def measure_accuracy_again(flow: Flow, server: Server) -> AccuracyResult | None:
 def measure_accuracy_in_looks(
     flow: Flow, server: Server, decided: Callable[[AccuracyResult], bool]
 ) -> AccuracyResult:
-    """As `measure_accuracy`, a part of the items at a time (`verdict.looks`),
-    until the candidate is decided.
+    """Scores a candidate in looks (`verdict.looks`) and stops when the candidate is decided.
 
-    The items come in a random order that is the seed's, and `accuracy.json` holds those asked until
-    now. What was asked at an earlier look is not asked again, and an interrupted measurement goes
-    on with the look that was interrupted.
+    Each look adds a part of the items. The profile's seed sets the random order of the items.
+    `accuracy.json` holds all items asked so far, and no item is asked twice. After an interruption
+    the measurement continues with the interrupted look. With one look, this is `measure_accuracy`.
 
     Args:
-        decided: whether the answers until now decide; asked after every look but the last.
+        flow: the profile and its workspace.
+        server: the served candidate.
+        decided: says whether the answers so far decide; called after every look but the last.
+
+    Raises:
+        FlowError: as `measure_accuracy`.
     """
     looks = flow.config.verdict.looks
     if looks == 1:
@@ -127,14 +135,17 @@ def measure_accuracy_in_looks(
             f"{server.model_name}: look {look} of {looks}, "
             f"{sum(task.n for task in result.tasks.values())} items"
         )
-        if look == looks:  # before it a changed margin may ask for the next look
+        if look == looks:  # until then a changed margin may need another look
             forget_answers(flow.workspace, server.model_name)
         if look == looks or decided(result):
             return result
 
 
 def second_measurement(config: FlowConfig) -> FlowConfig:
-    """The profile with concurrency and batch size of `accuracy.again`, which must be there."""
+    """Returns the profile with the concurrency and batch size of `accuracy.again`.
+
+    The profile must have `accuracy.again`.
+    """
     accuracy = config.accuracy
     assert accuracy.again is not None
     again = {"concurrency": accuracy.again.concurrency, "batch_size": accuracy.again.batch_size}
@@ -144,7 +155,15 @@ def second_measurement(config: FlowConfig) -> FlowConfig:
 def _measure(
     flow: Flow, server: Server, suffix: str = "", items: int | None = None, look: int | None = None
 ) -> AccuracyResult:
-    """Measures, or keeps what lies there: `items` of each task, those up to a `look`, or all."""
+    """Measures the tasks, or keeps an earlier result that is still valid.
+
+    Args:
+        flow: the profile and its workspace.
+        server: the served model.
+        suffix: of the result's file name, such as "_again".
+        items: how many items of each task are drawn; None: all.
+        look: items up to this look are asked; None: all.
+    """
     started, name, workspace = time.monotonic(), server.model_name, flow.workspace
     if name != "base":
         trust = flow.config.model.trust_remote_code
@@ -167,7 +186,7 @@ def _measure(
     spent = before.seconds if before is not None and (scored or (look or 1) > 1) else 0.0
     live.report(f"{name}{suffix.replace('_', ', ')}: lm-eval", 0, 0)
     watch, model = MachineWatch(), describe_model(name, server.folder)
-    with contextlib.ExitStack() as caches:  # all answers are kept until the result is written
+    with contextlib.ExitStack() as caches:  # caches keep all answers until the result is written
         ask = _Asker(
             flow,
             server,
@@ -197,7 +216,7 @@ def _measure(
 
 @dataclass(frozen=True)
 class _Asker:
-    """Asks tasks of one measurement, with a request cache, log and raw file for every seed."""
+    """Asks the tasks of one measurement, with a request cache, log and raw file for every seed."""
 
     flow: Flow
     server: Server
@@ -211,11 +230,11 @@ class _Asker:
     kept: frozenset[str]
 
     def __call__(self, tasks: Sequence[str], seed: int | None = None) -> dict[str, TaskAccuracy]:
-        """Scores the tasks; with a seed their answers are sampled."""
+        """Scores the tasks; with a seed, the model samples its answers."""
         workspace, name = self.flow.workspace, self.server.model_name
         part = self.suffix if seed is None else f"{self.suffix}-seed-{seed}"
         manner = self.manner if seed is None else {**self.manner, "seed of the answers": seed}
-        # lm-eval's key of an answer does not have the seed
+        # lm-eval's cache key of an answer does not contain the seed
         caching = request_cache(
             workspace, self.model, manner, self.suffix, keep=self.look is not None
         )
@@ -232,9 +251,7 @@ class _Asker:
 def _ask_several(
     config: FlowConfig, tasks: Sequence[str], ask: _Asker, only_one: bool
 ) -> dict[str, TaskAccuracy]:
-    """The tasks of `accuracy.repeats`: each asked with one seed after the other,
-    or with the first only.
-    """
+    """Asks the tasks of `accuracy.repeats` once per seed, or with the first seed only."""
     answers: dict[str, dict[int, TaskAccuracy]] = {task: {} for task in tasks}
     for seed in seeds(config)[: 1 if only_one else None] if tasks else ():
         for task, measured in ask(tasks, seed).items():
@@ -244,7 +261,7 @@ def _ask_several(
 
 
 def _looked_already(before: AccuracyResult, protocol: dict[str, Any]) -> bool:
-    """Whether an earlier result, of this look or a later one, was measured in the same way."""
+    """Checks whether an earlier result is of the same protocol, and of this look or a later one."""
     others = [
         {key: value for key, value in one.items() if key != LOOK}
         for one in (before.protocol, protocol)
@@ -261,7 +278,7 @@ def _looked_already(before: AccuracyResult, protocol: dict[str, Any]) -> bool:
 def _looks(
     before: AccuracyResult | None, result: AccuracyResult
 ) -> tuple[dict[str, tuple[str, ...]], ...]:
-    """The items of every look, the last being what is new in this result."""
+    """Lists the items of every look; the last look has the items that are new in this result."""
     look, planned = result.protocol[LOOK]
     earlier_looks = (
         before.looks
@@ -277,7 +294,7 @@ def _looks(
 
 
 def _scored_before(before: AccuracyResult, protocol: dict[str, Any]) -> dict[str, TaskAccuracy]:
-    """The tasks of an earlier result that would be scored in the same way now; says which."""
+    """Returns and prints the tasks of an earlier result whose protocol has not changed."""
     wanted = protocol["accuracy"]["tasks"]
     same = [
         task
@@ -290,7 +307,7 @@ def _scored_before(before: AccuracyResult, protocol: dict[str, Any]) -> dict[str
 
 
 def _of(task: str, protocol: dict[str, Any]) -> dict[str, Any]:
-    """What of the protocol concerns one task."""
+    """Returns the part of the protocol that concerns one task."""
     parts = {part: protocol[part].get(task) for part in ("data_sha256", "task_definitions")}
     repeats = protocol["accuracy"].get("repeats")
     return {
@@ -301,7 +318,7 @@ def _of(task: str, protocol: dict[str, Any]) -> dict[str, Any]:
 
 
 def _manner(protocol: dict[str, Any]) -> dict[str, Any]:
-    """The protocol without what says which tasks and items are scored, and how often."""
+    """Returns the protocol without the keys that choose tasks, items and repeats."""
     apart = ("tasks", "packaged", "repeats")
     settings = {key: value for key, value in protocol["accuracy"].items() if key not in apart}
     rest = {
@@ -313,7 +330,7 @@ def _manner(protocol: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_raw(path: Path, raw: dict[str, Any], kept: set[str]) -> None:
-    """Writes lm-eval's results, beside those of the tasks that were scored before."""
+    """Writes lm-eval's results, and keeps the results of tasks that were scored before."""
     new = plain(raw)
     if kept and path.is_file():
         old = read_json(path)
@@ -339,25 +356,26 @@ def evaluate(
     """Runs lm-eval's `simple_evaluate` against the endpoint.
 
     Args:
-        log: where its progress can be followed.
-        tasks: those to score; by default all of the profile.
-        cache: lm-eval's `use_cache`: answers found there are not asked again, and new ones are
-            added.
-        items: how many of each task are asked; none: all.
-        seed: of answers sampled at `accuracy.repeats.temperature`; none: as each task says.
-        look: the items up to this look of `verdict.looks` are asked; none: all.
+        flow: the profile and its workspace.
+        server: the served model.
+        log: the file in which progress can be followed.
+        cache: lm-eval's `use_cache`: known answers are not asked again, and new answers are added.
+        tasks: the tasks to score; None: all of the profile.
+        items: how many items of each task are asked; None: all.
+        seed: seed of answers sampled at `accuracy.repeats.temperature`; None: as each task says.
+        look: items up to this look of `verdict.looks` are asked; None: all.
 
     Returns:
-        lm-eval's results with all samples; and way -> requests that were answered so.
+        lm-eval's results with all samples, and way of asking -> number of requests.
 
     Raises:
-        FlowError: a task nobody knows, or the server did not answer; what it answered is in
-            `cache`.
+        FlowError: a task is unknown, or the server did not answer. Answers that the server gave are
+            in `cache`.
     """
     import aiohttp
     import requests
 
-    # where lm-eval looks for it, and does not write it down
+    # lm-eval reads the key from this variable and does not write it to any file
     os.environ["OPENAI_API_KEY"] = server.api_key
     ways: collections.Counter[str] = collections.Counter()
     chosen = flow.config.accuracy.tasks if tasks is None else tuple(tasks)
@@ -381,7 +399,7 @@ def _ask(
     ways: collections.Counter[str],
     answers_seed: int | None,
 ) -> dict[str, Any]:
-    """lm-eval's results; counts in `ways` how its requests were asked."""
+    """Runs lm-eval, returns its results, and counts in `ways` how its requests were asked."""
     import lm_eval
 
     accuracy, seed = flow.config.accuracy, flow.config.seed
@@ -406,15 +424,16 @@ def _ask(
             torch_random_seed=seed,
             fewshot_random_seed=seed,
         )
-    raw["config"] |= _endpoint(flow, server, **sampled)  # without what cannot be written down
+    raw["config"] |= _endpoint(flow, server, **sampled)  # without client and counter
     return raw
 
 
 def _selection(
     flow: Flow, tasks: tuple[str, ...], items: int | None, look: int | None
 ) -> dict[str, Any]:
-    """What lm-eval is told to ask: every task up to `accuracy.limit`, a look's part,
-    or so many that could flip.
+    """Builds lm-eval's arguments that choose the items.
+
+    The items are: all up to `accuracy.limit`, a look's part, or a drawn number that could flip.
     """
     limit, seed = flow.config.accuracy.limit, flow.config.seed
     if look is not None:
@@ -427,9 +446,7 @@ def _selection(
 
 
 def _endpoint(flow: Flow, server: Server, **ours: Any) -> dict[str, Any]:
-    """Which client of lm-eval asks, and what of whom;
-    `ours` are further arguments of that client.
-    """
+    """Builds lm-eval's arguments for its client and the endpoint; `ours` are added."""
     from model_serve_flow.measure.lm_eval_client import NAME
 
     accuracy = flow.config.accuracy
@@ -450,16 +467,14 @@ def _endpoint(flow: Flow, server: Server, **ours: Any) -> dict[str, Any]:
 
 
 def _alone(run: Callable[[], dict[str, Any]], log: Path) -> dict[str, Any]:
-    """Calls lm-eval where it disturbs no notebook, and none disturbs it."""
+    """Runs lm-eval in its own thread, with its progress in a log and not in the notebook."""
     import datasets
 
-    # a notebook shows them as widgets, which no redirection reaches
+    # A notebook would show these bars as widgets, which no redirection catches.
     datasets.disable_progress_bars()
     log.parent.mkdir(parents=True, exist_ok=True)
-    # Its progress bars would be hundreds of lines of an executed notebook: they go to a log that
-    # can be followed.
-    # It starts an event loop of its own, which a notebook's thread, having one already, does not
-    # allow.
+    # lm-eval's progress bars would fill hundreds of lines of a notebook, so they go to a log.
+    # lm-eval starts an event loop. In a notebook's thread this fails, because a loop already runs.
     with (
         log.open("w", encoding="utf-8", buffering=1) as sink,
         contextlib.redirect_stderr(sink),
@@ -470,10 +485,13 @@ def _alone(run: Callable[[], dict[str, Any]], log: Path) -> dict[str, Any]:
 
 
 def task_manager(flow: Flow) -> Any:
-    """lm-eval's index of tasks: the packaged ones, and its own where the profile names any of them.
+    """Creates lm-eval's index of tasks.
+
+    The index holds the packaged tasks. It also holds lm-eval's own tasks if the profile names any
+    of them.
 
     Raises:
-        FlowError: the profile names a task nobody knows.
+        FlowError: the profile names an unknown task.
     """
     folder = flow.workspace.data / "tasks"
     packaged = frozenset(path.stem for path in folder.glob("*.yaml"))
@@ -491,8 +509,9 @@ def task_manager(flow: Flow) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _task_index(folder: Path, packaged: frozenset[str], stock: bool) -> Any:
-    """Indexing lm-eval's thousands of tasks takes seconds: once,
-    and only where one of them is asked for.
+    """Indexes tasks once, because indexing lm-eval's thousands of tasks takes seconds.
+
+    lm-eval's own tasks are indexed only if the profile names any of them.
     """
     from lm_eval.tasks import TaskManager
 
@@ -500,9 +519,10 @@ def _task_index(folder: Path, packaged: frozenset[str], stock: bool) -> Any:
 
 
 def accuracy_protocol(flow: Flow, engine_version: str) -> dict[str, Any]:
-    """All that must be equal for two accuracy results to be comparable.
+    """Lists everything that must be equal for two accuracy results to be comparable.
 
-    What else the profile's section asks for (`again`, `distribution`) does not touch these figures.
+    The keys `again` and `distribution` of the profile's section are left out: they do not affect
+    these figures.
     """
     tasks = flow.config.accuracy.tasks
     packaged = [task for task in tasks if (flow.workspace.data / f"{task}.jsonl").is_file()]

@@ -1,6 +1,4 @@
-"""Performance in blocks: in each, the servers of all models are started anew and measured one after
-the other.
-"""
+"""Measures performance in blocks: each block starts every model's server anew, one by one."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ BASE = "base"
 
 
 def schedule(names: Sequence[str], blocks: int) -> list[tuple[int, str]]:
-    """(block, model) in the order of measuring: forwards and backwards in turn (ABBA).
+    """Lists (block, model) in the order of measuring: forwards and backwards in turn (ABBA).
 
-    A machine that slows down steadily then slows every model alike, over every two blocks.
+    If a machine slows down steadily, every two blocks slow down all models equally.
     """
     order = list(names)
     return [
@@ -35,19 +33,24 @@ def measure_in_blocks(
     generator: LoadGenerator,
     look: Callable[[Server], object],
 ) -> dict[str, PerformanceResult]:
-    """The performance of the base and the candidates, in the profile's `performance.blocks`.
+    """Measures the performance of the base and the candidates in `performance.blocks` blocks.
 
-    With one block each candidate's server is started once, and the base's result is that of 02.
-    With several the base is measured again, beside the candidates, and its result is
-    `performance_in_blocks.json`. What an earlier run measured is kept: a server whose block lacks
-    nothing is not started, but for the first of each model, which proves that its engine and
-    kernels are still those of the result.
+    With one block, each candidate's server is started once, and the base's result is the result of
+    02. With several blocks, the base is measured again beside the candidates, and its result is
+    `performance_in_blocks.json`.
+
+    Earlier measurements are kept. A server is not started if nothing of its block is missing. Only
+    the first server of each model is always started, to prove that engine and kernels are still the
+    same.
 
     Args:
-        look: called with the first server of each model, before it is measured.
+        flow: the profile and its workspace.
+        candidates: names of the candidates.
+        generator: a running GuideLLM.
+        look: called with the first server of each model, before the measurement.
 
     Returns:
-        'base' and the candidates -> result.
+        'base' and each candidate -> result.
 
     Raises:
         FlowError, ServerGone: as `measure_performance`.

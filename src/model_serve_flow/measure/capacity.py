@@ -1,6 +1,4 @@
-"""Capacity at SLO: the highest concurrency at which the latency objectives hold,
-and what a token costs there.
-"""
+"""Searches the capacity at SLO: the highest concurrency at which the latency objectives hold."""
 
 from __future__ import annotations
 
@@ -21,30 +19,40 @@ from model_serve_flow.measure.guidellm.report import SearchedLoad, SearchedProbe
 from model_serve_flow.serve.server import Server
 from model_serve_flow.system.files import read_document
 
-# What GuideLLM says, and ends without a result, when the end of a load cut off every request of it.
+# GuideLLM says this, and writes no result, when a load ended before any of its requests completed.
 NO_REQUEST_COMPLETED = "No request produced a determined verdict"
 
 
 def measure_capacity(
     flow: Flow, server: Server, generator: LoadGenerator, name: str = "goodput"
 ) -> Capacity | None:
-    """Searches the server's capacity with GuideLLM and leaves GuideLLM's file (`raw/<name>.json`).
+    """Searches the server's capacity at SLO with GuideLLM.
 
-    Every request that completes after the warm-up counts.
+    GuideLLM writes its own file, `raw/<name>.json`. Every request that completes after the warm-up
+    counts.
 
-    GuideLLM doubles the concurrency until too many requests miss an objective, then halves the gap
-    between the highest load that passed and the lowest that failed. A request that failed counts as
-    missed; one that the end of a load cut off does not count. GuideLLM gives up at a load that
-    answers no request at all. The search is then made once more from 1 up to `initial_streams`, and
-    at last at 1 alone: a lower bound (`stopped`: max_streams_reached) is a result.
+    GuideLLM doubles the concurrency until too many requests miss an objective. Then it halves the
+    gap between the highest concurrency that passed and the lowest that failed. A failed request
+    counts as missed. A request that the end of a load cut off does not count.
+
+    GuideLLM gives up at a load in which no request completes. The search is then repeated from 1 up
+    to `initial_streams`, and at last at 1 alone. A lower bound (`stopped`: max_streams_reached) is
+    a result.
+
+    Args:
+        flow: the profile and its workspace.
+        server: the server to search.
+        generator: a running GuideLLM.
+        name: name of GuideLLM's file, without its suffix.
 
     Returns:
-        None if the profile has no objectives. `streams` 0 is a result: the objectives do not hold
-        at any load. With `streams` None no load answered a request: nothing is known.
+        None if the profile has no objectives. If `streams` (a concurrency) is 0, the objectives do
+        not hold even for one request at a time. If `streams` is None, no load completed a request
+        and the capacity is unknown.
 
     Raises:
-        FlowError: GuideLLM failed, or it wrote something else than a search.
-        ServerGone: the server ended meanwhile.
+        FlowError: GuideLLM failed, or its file is not a goodput search.
+        ServerGone: the server ended during the search.
     """
     objectives = flow.config.performance.slo
     if objectives is None:
@@ -64,7 +72,7 @@ def measure_capacity(
 def _search(
     flow: Flow, server: Server, generator: LoadGenerator, objectives: Objectives, name: str
 ) -> Capacity | None:
-    """One goodput search; None if GuideLLM gave up because a load answered no request."""
+    """Runs one goodput search; returns None if GuideLLM gave up because no request completed."""
     path = flow.workspace.raw(server.model_name) / f"{name}.json"
     command = search_command(
         flow.config, objectives, server.url, server.model_name, str(server.folder), str(path)
@@ -79,8 +87,9 @@ def _search(
 
 
 def _unanswered(flow: Flow, objectives: Objectives) -> str:
-    """Why nothing is known: also where a load is shorter than the slowest answer within the
-    objectives.
+    """Explains why the capacity is unknown.
+
+    If a load is shorter than the slowest answer within the objectives, the text says so.
     """
     load = flow.config.performance
     slowest = (objectives.ttft_ms + (load.output_tokens - 1) * objectives.itl_ms) / 1000
@@ -95,7 +104,11 @@ def _unanswered(flow: Flow, objectives: Objectives) -> str:
 
 
 def read_capacity(path: Path, objectives: Objectives) -> Capacity:
-    """The capacity in GuideLLM's JSON output; FlowError if it is not that of a goodput search."""
+    """Reads the capacity from GuideLLM's JSON output.
+
+    Raises:
+        FlowError: the file is not the output of a goodput search.
+    """
     report = read_document(
         path,
         SearchReport,
@@ -121,7 +134,7 @@ def _probe(probe: SearchedProbe, load: SearchedLoad) -> Probe:
 def _capacity(
     objectives: Objectives, probes: tuple[Probe, ...], streams: int | None, stopped: str
 ) -> Capacity:
-    """Of one search. The next higher load that failed is the other end of what it tells."""
+    """Builds the capacity of one search; `failed` is the lowest failed concurrency above it."""
     above = [
         probe.streams for probe in probes if not probe.passed and probe.streams > (streams or 0)
     ]
@@ -140,12 +153,16 @@ def _capacity(
 
 
 def pooled(searches: Sequence[Capacity]) -> Capacity:
-    """Several searches, each on a server started anew, as one capacity with its interval.
+    """Combines several searches into one capacity with its 95 % interval.
 
-    The figures are geometric means. A search that measured nothing leaves the whole unmeasured.
+    Each search ran on a newly started server. The figures are geometric means. If one search
+    measured nothing, the result is not measured either.
+
+    Args:
+        searches: at least one.
 
     Raises:
-        ValueError: no search.
+        ValueError: there is no search.
     """
     first, *others = searches
     if not others:
@@ -178,11 +195,11 @@ def pooled(searches: Sequence[Capacity]) -> Capacity:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Geometric; 0 where a value is 0."""
+    """Computes the geometric mean; 0 if a value is 0."""
     return math.exp(fmean(map(math.log, values))) if min(values) > 0 else 0.0
 
 
 def _whole(interval: tuple[float, float | None]) -> tuple[int, int | None]:
-    """Rounded outwards to whole requests."""
+    """Rounds an interval outwards to whole requests."""
     low, high = interval
     return math.floor(low), None if high is None else math.ceil(high)

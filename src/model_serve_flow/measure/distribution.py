@@ -1,4 +1,4 @@
-"""What the served model expects at every token of held-out text: `DistributionResult` out."""
+"""Measures the model's likeliest next tokens on held-out text: writes `DistributionResult`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from model_serve_flow.setup.hub import hub_rows
 from model_serve_flow.system import live
 from model_serve_flow.system.files import read_rows, write_text
 
-LEAST_TOKENS = 16  # a shorter document says little about text in context
-# more than English text has: a row with a word for every 4 tokens asked for is long enough
+LEAST_TOKENS = 16  # a shorter document has too little context
+# English text has fewer, so a row is long enough if it has `tokens` / 4 words
 TOKENS_PER_WORD = 4
 DECIMALS = 6
 TIMEOUT_SECONDS = 600.0
@@ -34,7 +34,7 @@ TIMEOUT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Document:
-    """A held-out text as the model reads it."""
+    """A held-out text as token ids."""
 
     id: str
     tokens: tuple[int, ...]
@@ -43,23 +43,24 @@ class Document:
 def measure_distribution(
     flow: Flow, server: Server, again: bool = False
 ) -> DistributionResult | None:
-    """Asks the served model for its likeliest next tokens along the held-out text;
-    writes `distribution.json`.
+    """Asks the served model for its likeliest next tokens along the held-out text.
 
-    A result of the same model and protocol that lies there is returned as it is.
+    The function writes `distribution.json`. An earlier result of the same model and protocol is
+    kept.
 
     Args:
         flow: the profile and its workspace.
-        server: the model.
-        again: the second measurement, for the noise floor: documents in reverse order,
-            `accuracy.again.concurrency` requests at a time; writes `distribution_again.json`.
+        server: the served model.
+        again: makes the second measurement, for the noise floor: documents in reverse order,
+            `accuracy.again.concurrency` requests at a time. Writes `distribution_again.json`.
 
     Returns:
-        None if the profile has no `accuracy.distribution`, or for the second measurement no
-        `accuracy.again`.
+        None if the profile has no `accuracy.distribution`, or no `accuracy.again` for the second
+        measurement.
 
     Raises:
-        FlowError: too little text, a request that failed, or a kernel that is not the checkpoint's.
+        FlowError: there is too little text, a request failed, or the kernel does not fit the
+            checkpoint.
     """
     accuracy = flow.config.accuracy
     if accuracy.distribution is None or (again and accuracy.again is None):
@@ -79,8 +80,7 @@ def measure_distribution(
     found = _ask_all(server, documents[::turn], k, concurrency, what)[::turn]
     source = provenance(server, proven_facts(server), protocol, started)
     result = DistributionResult(**source, k=k, documents=tuple(found))
-    # On one line: hundreds of thousands of numbers, each on a line of its own, would be twice the
-    # size.
+    # On one line: a line for each of hundreds of thousands of numbers would double the size.
     write_text(path, result.model_dump_json() + "\n")
     return result
 
@@ -88,8 +88,9 @@ def measure_distribution(
 def distribution_protocol(
     flow: Flow, documents: list[Document], concurrency: int, engine_version: str
 ) -> dict[str, Any]:
-    """All that must be equal for two results to be comparable;
-    the token ids stand for text and tokenizer.
+    """Lists everything that must be equal for two distribution results to be comparable.
+
+    The token ids represent the text and the tokenizer.
     """
     settings = flow.config.accuracy.distribution
     assert settings is not None
@@ -108,14 +109,17 @@ def distribution_protocol(
 
 
 def held_out_documents(flow: Flow, folder: Path) -> list[Document]:
-    """The profile's documents, tokenised by the checkpoint in `folder` and cut after `tokens`
-    tokens.
+    """Tokenises the profile's documents and cuts each after `tokens` tokens.
 
-    A document that is shorter stays as it is.
+    A shorter document keeps its length.
+
+    Args:
+        flow: the profile and its workspace.
+        folder: the checkpoint with the tokenizer.
 
     Raises:
-        FlowError: fewer documents than `accuracy.distribution.documents`, or one of less than 16
-            tokens.
+        FlowError: there are fewer documents than `accuracy.distribution.documents`, or a document
+            has fewer than 16 tokens.
     """
     from transformers import AutoTokenizer
 
@@ -157,11 +161,11 @@ def _packaged_texts(flow: Flow) -> dict[str, str]:
 
 
 def _hub_texts(settings: Distribution, source: HubDataset) -> dict[str, str]:
-    """The first rows of running text; titles and empty lines are too short."""
+    """Returns the first rows that are long enough; titles and empty lines are too short."""
     words = settings.tokens // TOKENS_PER_WORD
 
     def choose(stream: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        # A row without the column is let through: hub_rows says what is wrong with it.
+        # A row without the column passes, because hub_rows reports the missing column.
         long = (
             row
             for row in stream
@@ -183,9 +187,14 @@ def _ask_all(
     concurrency: int,
     what: str,
 ) -> list[TokenTops]:
-    """One result per document, in the order given, `concurrency` requests at a time.
+    """Returns one result per document, in the given order.
 
-    `what` names the measurement for the runner's live line.
+    Args:
+        server: the served model.
+        documents: the documents to score.
+        k: likeliest tokens per position.
+        concurrency: requests at a time.
+        what: name of the measurement, for the runner's live line.
     """
     found: list[TokenTops] = []
     with server.client(TIMEOUT_SECONDS) as client, ThreadPoolExecutor(concurrency) as pool:
@@ -224,15 +233,24 @@ def _ask(client: httpx.Client, server: Server, document: Document, k: int) -> To
 def token_tops(
     document: Document, positions: list[dict[str, dict[str, Any]] | None], k: int
 ) -> TokenTops:
-    """vLLM's `prompt_logprobs` as the k likeliest tokens of every position from the second on.
+    """Converts vLLM's `prompt_logprobs` into the k likeliest tokens of each position.
 
-    vLLM gives none for the first token, and beside the k likeliest the text's own token: where it
-    is not among them its rank is beyond k. It is kept apart, so that all models give the same
-    number of tokens.
+    vLLM gives no entry for the first token. Beside the k likeliest tokens vLLM returns the text's
+    own token, with a rank beyond k if it is not among them. The own token is stored separately, so
+    that all models have the same number of tokens.
+
+    Args:
+        document: N tokens.
+        positions: vLLM's `prompt_logprobs`: N entries, token id -> rank and natural
+            log-probability.
+        k: likeliest tokens per position.
+
+    Returns:
+        N - 1 rows of k token ids and log-probabilities, and N - 1 log-probabilities of own tokens.
 
     Raises:
-        FlowError: not one entry per token, or a position without k tokens or without the text's
-            own.
+        FlowError: there is not one entry per token, or a position lacks one of the k tokens or the
+            text's own token.
     """
     if len(positions) != len(document.tokens) or positions[0] is not None:
         raise FlowError(

@@ -1,4 +1,4 @@
-"""lm-eval's request cache: what an interrupted measurement was answered is not asked again."""
+"""Keeps lm-eval's answers of an interrupted measurement, so that they are not asked again."""
 
 from __future__ import annotations
 
@@ -27,18 +27,22 @@ def request_cache(
     *,
     keep: bool = False,
 ) -> Iterator[Path | None]:
-    """Yields what lm-eval calls `use_cache`;
-    the answers in it are dropped when the block succeeds, unless `keep`.
+    """Yields the path for lm-eval's `use_cache`; deletes the answers when the block succeeds.
 
-    lm-eval's keys do not name the model, so each model, protocol and measurement has a cache of its
-    own: `cache/lm-eval/<model><measurement>-<digest of both>`. Its values are pickles, which may
-    run code when they are read: the folder must be readable and writable for its owner only.
+    lm-eval's keys do not name the model. So each model, protocol and measurement has its own cache:
+    `cache/lm-eval/<model><measurement>-<digest of model and protocol>`. The cached values are
+    pickles, which may run code when they are read. So the folder must be readable and writable for
+    its owner only.
 
     Args:
-        measurement: what tells two measurements of one model apart, '_again' for the second.
+        workspace: the folders of the profile.
+        model: the measured model.
+        protocol: the protocol of the measurement.
+        measurement: distinguishes two measurements of one model; "_again" for the second.
+        keep: keeps the answers after a success.
 
     Yields:
-        None where the folder cannot be made private: then nothing is kept.
+        The path, or None if the folder cannot be made private. Then no answer is kept.
     """
     folder = cache_folder(workspace)
     name = f"{model.name}{measurement}"
@@ -50,16 +54,17 @@ def request_cache(
         yield None
         return
     path = folder / f"{name}-{_digest(model, protocol)}"
-    _drop_if_damaged(path.with_name(f"{path.name}_rank0.db"))  # the name lm-eval gives it
+    _drop_if_damaged(path.with_name(f"{path.name}_rank0.db"))  # lm-eval adds this suffix
     yield path
     if not keep:
         forget_answers(workspace, name)
 
 
 def forget_answers(workspace: Workspace, measurement: str) -> None:
-    """Deletes what lm-eval was answered in a measurement, of whatever protocol.
+    """Deletes the cached answers of a measurement, of every protocol.
 
     Args:
+        workspace: the folders of the profile.
         measurement: 'base', 'base_again' or a candidate's name.
     """
     pattern = f"{glob.escape(measurement)}-{'[0-9a-f]' * DIGEST_LENGTH}_rank*"
@@ -68,7 +73,7 @@ def forget_answers(workspace: Workspace, measurement: str) -> None:
 
 
 def cache_folder(workspace: Workspace) -> Path:
-    """Where lm-eval's request caches lie."""
+    """Returns the folder of lm-eval's request caches."""
     return workspace.root / "cache" / "lm-eval"
 
 
@@ -85,12 +90,12 @@ def _is_private(folder: Path) -> bool:
 
 
 def _drop_if_damaged(database: Path) -> None:
-    """Removes a cache that cannot be read whole, which a machine that lost its power may leave."""
+    """Deletes a cache that cannot be read completely, for instance after a power failure."""
     if not database.is_file():
         return
     try:
         damage = _damage(database)
-    except Exception as error:  # a pickle that is cut off may raise anything
+    except Exception as error:  # a truncated pickle may raise anything
         damage = repr(error)
     if damage:
         print(f"damaged: {database.name}, lm-eval asks everything again. {damage}")
@@ -99,7 +104,7 @@ def _drop_if_damaged(database: Path) -> None:
 
 
 def _damage(database: Path) -> str:
-    """What is wrong with a cache; empty if every answer in it is one."""
+    """Describes the damage of a cache; empty if every entry is an answer."""
     from sqlitedict import SqliteDict
 
     with contextlib.closing(sqlite3.connect(database)) as connection:
@@ -111,8 +116,9 @@ def _damage(database: Path) -> str:
 
 
 def _is_answer(value: Any) -> bool:
-    """Whether this is what lm-eval keeps: a text, a log-likelihood,
-    or one with whether it was the likeliest.
+    """Checks whether a value is an answer of lm-eval.
+
+    An answer is a text, a log-likelihood, or a log-likelihood with a flag for the greedy choice.
     """
     if isinstance(value, tuple | list):
         return len(value) == 2 and isinstance(value[0], Real) and isinstance(value[1], bool)

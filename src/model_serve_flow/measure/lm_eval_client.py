@@ -1,4 +1,4 @@
-"""lm-eval's client of the endpoint; imports lm-eval, so it is imported where it measures."""
+"""Connects lm-eval to the endpoint; this module imports lm-eval, so import it late."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from model_serve_flow.system import live
 
 NAME = "whole-completions"
 
-# Nats per token in which an echo and a next token of one prompt may differ: twice the largest
-# difference that was seen (BF16, an engine whose sums depend on what it computes together).
+# Largest accepted difference, in nats per token, between an echo and a next token of one prompt.
+# Twice the largest difference that was seen (BF16, where sums depend on what is computed together).
 MOST_DIFFERENCE = 1.0
 
-# How lm-eval's requests were answered, as the result names it.
+# How lm-eval's requests were answered: the names in the result.
 ONE_TOKEN, TOKEN_BY_TOKEN, ECHO = "one token", "token by token", "echo"
 NO_LABELS = "echo: the engine gives no label probabilities"
 TEXT, WRITTEN, EARLIER = "whole text", "written", "before an interruption"
 
-# lm-eval's: (context, continuation) as texts, None for a window of a text; both as tokens
+# lm-eval's request: ((context, continuation) as text, or None for a window of a text; context and
+# continuation as tokens)
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 class KeyedHook(CacheHook):
-    """Hands answers on to lm-eval's request cache, unless they have no key.
+    """Passes answers with a key to lm-eval's request cache, and drops answers without a key.
 
-    The windows of a text that is scored as a whole have none, and with several requests at a time
-    lm-eval 0.4.13 trips over that. The text's own answer has one: it is kept when all its windows
-    are there.
+    A text that is scored as a whole is split into windows, and windows have no key. With several
+    requests at a time, lm-eval 0.4.13 fails on answers without a key. The whole text has a key, and
+    its answer is cached when all its windows are answered.
     """
 
     def __init__(self, hook: CacheHook) -> None:
@@ -51,9 +52,9 @@ class KeyedHook(CacheHook):
 
 
 class Count:
-    """Counts what was answered, for the runner's live line.
+    """Counts the answered requests for the runner's live line.
 
-    It belongs to the measurement that was reported last.
+    The count belongs to the measurement that was reported last.
     """
 
     def __init__(self, unit: str, total: int) -> None:
@@ -61,29 +62,31 @@ class Count:
         self.add(0)
 
     def add(self, number: int) -> None:
-        """That many more were answered; what is asked a second time, as a check, does not count."""
+        """Adds answered requests; requests that are repeated as a check do not count."""
         self.done = min(self.done + number, self.total)
         live.report(None, self.done, self.total, self.unit)
 
 
 @register_model(NAME)
 class WholeCompletions(LocalCompletionsAPI):
-    """lm-eval's `local-completions` with fewer prompt tokens; takes no answer that is not whole.
+    """lm-eval's `local-completions` with fewer prompt tokens and with complete answers only.
 
-    The log-likelihoods of one context are read from the probabilities of its next token where that
-    is exact and cheaper (`scoring.plan`). The others are echoed as `local-completions` does, and so
-    are all of an engine that does not give these probabilities. Texts are asked as it asks them.
+    Log-likelihoods of one context are read from the probabilities of its next token where this is
+    exact and cheaper (`scoring.plan`). The others are echoed, as `local-completions` does. If the
+    engine does not give these probabilities, all are echoed. Whole texts are asked as in
+    `local-completions`.
 
-    Every answer can be kept. One with a prompt too few would be counted, and kept, as that of
-    another prompt; of one without text lm-eval would score a text of its own.
+    Every answer can be cached, so incomplete answers are refused. If an answer lacked a prompt,
+    lm-eval would assign its scores to the wrong prompts. If an answer lacked text, lm-eval would
+    score a text of its own.
 
     Args:
         client: carries the server's address and key.
         ways: counts lm-eval's requests by how they were asked.
     """
 
-    _progress: Count | None = None  # of log-likelihoods and written answers
-    _texts: Count | None = None  # scored as a whole, each by one request or several
+    _progress: Count | None = None  # counts log-likelihoods and written answers
+    _texts: Count | None = None  # counts whole texts; a text needs one or more requests
 
     def __init__(self, *, client: httpx.Client, ways: Counter[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -153,7 +156,7 @@ class WholeCompletions(LocalCompletionsAPI):
         return [answers[place] for place in range(len(requests))]
 
     def _wanted(self, requests: Sequence[Request]) -> list[Wanted]:
-        """The requests, cut as lm-eval cuts what is too long; equal contexts are one object."""
+        """Cuts requests that are too long, as lm-eval does; equal contexts share one object."""
         wanted, contexts = [], {}
         for request in requests:
             (tokens,), (length,), _ = self.batch_loglikelihood_requests([[request]])
@@ -169,7 +172,7 @@ class WholeCompletions(LocalCompletionsAPI):
         questions: Sequence[Question],
         block: int | None,
     ) -> Iterator[dict[int, Answer]]:
-        """Yields the answers to the questions by place, as they come; none if there are none."""
+        """Yields place -> answer of the questions as they arrive; nothing without label support."""
         if not questions or not self.reader.knows_labels(questions[0].context[0]):
             return
 
@@ -189,7 +192,11 @@ class WholeCompletions(LocalCompletionsAPI):
     def _require_agreement(
         self, requests: Sequence[Request], wanted: Sequence[Wanted], found: Mapping[int, Answer]
     ) -> None:
-        """FlowError if an echo gives another log-likelihood than the labels did."""
+        """Checks that an echo gives the same log-likelihoods as the labels.
+
+        Raises:
+            FlowError: a log-likelihood differs by more than `MOST_DIFFERENCE` nats per token.
+        """
         if not found:
             return
         echoed = super()._loglikelihood_tokens([requests[place] for place in found])
@@ -216,7 +223,11 @@ class WholeCompletions(LocalCompletionsAPI):
         ctxlens: list[int] | None = None,
         **kwargs: Any,
     ) -> list[Answer]:
-        """One (log-likelihood, greedy) per prompt; FlowError if one is missing or not finite."""
+        """Reads one (log-likelihood, greedy) per prompt.
+
+        Raises:
+            FlowError: an answer is missing or not finite.
+        """
         try:
             document = outputs[0] if isinstance(outputs, list) else outputs
             answered = sorted(choice["index"] for choice in document["choices"])
@@ -234,7 +245,11 @@ class WholeCompletions(LocalCompletionsAPI):
 
     @staticmethod
     def parse_generations(outputs: Any, **kwargs: Any) -> list[str]:
-        """One text per prompt; FlowError if one is missing."""
+        """Reads one text per prompt.
+
+        Raises:
+            FlowError: a text is missing.
+        """
         try:
             found = LocalCompletionsAPI.parse_generations(outputs, **kwargs)
         except (LookupError, TypeError, AttributeError) as error:
@@ -245,12 +260,15 @@ class WholeCompletions(LocalCompletionsAPI):
 
 
 def _tokens(wanted: Sequence[Wanted], places: Iterable[int]) -> int:
-    """Prompt tokens that echoes of these would compute."""
+    """Counts the prompt tokens that echoes of these log-likelihoods would compute."""
     return sum(wanted[place].tokens for place in places)
 
 
 def _extremes(questions: Sequence[Question], found: Mapping[int, Answer]) -> tuple[int, ...]:
-    """The likeliest and the least likely continuation of the question where they differ most."""
+    """Returns the likeliest and the least likely continuation of one question.
+
+    The question is the one in which these two differ most.
+    """
 
     def ends(question: Question) -> tuple[int, int]:
         ranked = sorted(question.continuations, key=lambda place: found[place][0])

@@ -15,8 +15,10 @@ PERPLEXITY_METRICS = ("word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
 def read_task(task: str, raw: dict[str, Any]) -> TaskAccuracy:
-    """One task of lm-eval's results; FlowError, with the place,
-    if they are not what lm-eval 0.4 returns.
+    """Reads one task of lm-eval's results.
+
+    Raises:
+        FlowError: the results are not in the form of lm-eval 0.4; names the place.
     """
     try:
         return _unchecked_task(task, raw)
@@ -55,22 +57,25 @@ def _unchecked_task(task: str, raw: dict[str, Any]) -> TaskAccuracy:
 
 
 def _paths(task: str, raw: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The tasks with samples behind a name: itself, or the members of a group with the way to them.
+    """Lists the tasks with samples behind a name: the task, or the members of a group.
 
-    `mmlu` has 57, such as ("mmlu", "mmlu_stem", "mmlu_anatomy").
+    Each member is given with its path. `mmlu` has 57, such as ("mmlu", "mmlu_stem",
+    "mmlu_anatomy").
     """
     members = raw.get("group_subtasks", {}).get(task) or []
     return [(task, *path) for member in members for path in _paths(member, raw)] or [(task,)]
 
 
 def was_asked(task: str, raw: dict[str, Any]) -> bool:
-    """Whether lm-eval's results hold samples of the task."""
+    """Checks whether lm-eval's results contain samples of the task."""
     return any(path[-1] in raw["samples"] for path in _paths(task, raw))
 
 
 def _metrics(task: str, raw: dict[str, Any]) -> dict[str, Metric]:
-    """lm-eval's figures: keys are 'metric,filter', or 'metric_stderr,filter';
-    the filter 'none' is dropped.
+    """Reads lm-eval's figures of a task.
+
+    lm-eval's keys are 'metric,filter' and 'metric_stderr,filter'. The filter 'none' is dropped from
+    the name.
     """
     figures = raw["results"][task]
     higher = raw.get("higher_is_better", {}).get(task, {})
@@ -90,8 +95,9 @@ def _metrics(task: str, raw: dict[str, Any]) -> dict[str, Metric]:
 
 
 def _records(path: tuple[str, ...], samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The fields of one item per document;
-    a task with several filters has one sample per filter and document.
+    """Collects the fields of one item per document.
+
+    lm-eval gives one sample per filter and document.
     """
     by_document: dict[str, dict[str, Any]] = {}
     owners: dict[str, Any] = {}
@@ -102,7 +108,7 @@ def _records(path: tuple[str, ...], samples: list[dict[str, Any]]) -> list[dict[
             )
             identity = f"{path[-1]}/{identity}" if len(path) > 1 else identity
             if owners.setdefault(identity, sample["doc_id"]) != sample["doc_id"]:
-                # a dataset that gives two documents one id
+                # the dataset gives two documents the same id
                 identity = f"{identity}-{sample['doc_id']}"
             if identity not in by_document:
                 by_document[identity] = {
@@ -121,8 +127,9 @@ def _records(path: tuple[str, ...], samples: list[dict[str, Any]]) -> list[dict[
 
 
 def _groups(path: tuple[str, ...], document: dict[str, Any]) -> dict[str, str]:
-    """What a document belongs to: its own subject or category,
-    and the part of the task (of MMLU: 'stem').
+    """Returns the groups of a document: its subject or category, and its part of the task.
+
+    The part of an MMLU task is, for instance, 'stem'.
     """
     own = {
         key: document[key] for key in ("subject", "category") if isinstance(document.get(key), str)
@@ -137,18 +144,18 @@ def _groups(path: tuple[str, ...], document: dict[str, Any]) -> dict[str, str]:
 
 
 def mmlu_subject_group(subject: str) -> str:
-    """MMLU's group of a subject, as lm-eval forms it: 'abstract algebra' -> 'stem'."""
+    """Returns MMLU's group of a subject, as lm-eval forms it: 'abstract algebra' -> 'stem'."""
     from lm_eval.tasks.mmlu._generate_configs import SUBJECTS
 
     return SUBJECTS[subject.replace(" ", "_")].replace("_", " ")
 
 
 def _values(sample: dict[str, Any]) -> dict[str, float]:
-    """The per-item values: a number per metric; for rolling perplexity its parts,
-    so that any corpus figure follows.
+    """Reads an item's values: one number per metric.
 
-    A metric that is a list per item (IFEval's instruction level) has no single value and is left to
-    lm-eval's figure.
+    For rolling perplexity the values are its parts, from which any corpus figure can be computed. A
+    metric that is a list per item (IFEval's instruction level) has no single value. Only lm-eval's
+    own figure of such a metric is kept.
     """
     values = {}
     for metric in sample["metrics"]:
@@ -165,16 +172,18 @@ def _values(sample: dict[str, Any]) -> dict[str, float]:
 
 
 def _number(value: Any) -> float:
-    """A figure of lm-eval, also NumPy's and a yes or no; not a text that could be read as one."""
+    """Converts a figure of lm-eval, a NumPy number or a bool to float; refuses text.
+
+    Raises:
+        ValueError: the value is text or not finite.
+    """
     if isinstance(value, str | bytes) or not math.isfinite(value):
         raise ValueError(f"{value!r:.80} is not a finite number")
     return float(value)
 
 
 def _texts(sample: dict[str, Any]) -> dict[str, str | None]:
-    """What the model was given, what it chose or wrote, and what was right;
-    nothing of these for a perplexity.
-    """
+    """Returns the prompt, the model's answer and the right answer; None for a perplexity."""
     if sample["metrics"] and sample["metrics"][0] in PERPLEXITY_METRICS:
         return {"prompt": None, "answer": None, "expected": None}
     target, arguments = sample["target"], sample["arguments"]
@@ -186,8 +195,8 @@ def _texts(sample: dict[str, Any]) -> dict[str, str | None]:
         return {"prompt": str(arguments[0][0]), "answer": answer, "expected": expected}
     likelihoods = [float(response[0]) for response in sample["filtered_resps"]]
     best = likelihoods.index(max(likelihoods))
-    # Where the choices stand inside the question (winogrande), all end alike and the question is
-    # what differs.
+    # In winogrande the choices are inside the question: the contexts differ and the continuations
+    # are equal.
     differ = len(arguments) == 1 or len({continuation for _, continuation in arguments}) > 1
     given, choices = (0, 1) if differ else (1, 0)
     return {
@@ -200,8 +209,10 @@ def _texts(sample: dict[str, Any]) -> dict[str, str | None]:
 
 
 def _right_choice(target: Any, choices: list[str]) -> str | None:
-    """The text of the right choice, which tasks name by number or by text;
-    none if that is not one of them.
+    """Returns the text of the right choice, which tasks name by number or by text.
+
+    Returns:
+        None if a number is out of range, or the target is neither number nor text.
     """
     if isinstance(target, int):
         return choices[target] if 0 <= target < len(choices) else None
@@ -209,7 +220,7 @@ def _right_choice(target: Any, choices: list[str]) -> str | None:
 
 
 def _chance(samples: Iterable[list[dict[str, Any]]]) -> float | None:
-    """Expected score of guessing among the choices; none where the model writes freely."""
+    """Computes the expected score of guessing; None if the model writes its answers."""
     choices = [
         len(s["filtered_resps"])
         for leaf in samples
@@ -224,5 +235,5 @@ def _key(metric: str, filter_name: str) -> str:
 
 
 def plain(raw: dict[str, Any]) -> dict[str, Any]:
-    """lm-eval's results with what JSON cannot hold written as text."""
+    """Converts lm-eval's results to JSON types; other values become text."""
     return json.loads(json.dumps(raw, default=str))

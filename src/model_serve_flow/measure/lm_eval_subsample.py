@@ -1,4 +1,4 @@
-"""Which items the base is asked again: some of every task, drawn once by the profile's seed."""
+"""Chooses the items that lm-eval asks: drawn for the noise floor, or all up to a look."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 LEAST_PAIRS = 2
-ROLLING = "loglikelihood_rolling"  # a text that is scored has no answer that could flip
+ROLLING = "loglikelihood_rolling"  # a scored text has no answer that could flip
 
 
 def subsample(
     manager: Any, tasks: tuple[str, ...], per_task: int, *, limit: int | None, seed: int
 ) -> dict[str, Any]:
-    """Arguments of lm-eval's `simple_evaluate` that ask some items, with their prompts unchanged.
+    """Builds arguments of lm-eval's `simple_evaluate` that ask some items with unchanged prompts.
 
     Args:
         manager: lm-eval's `TaskManager`.
-        tasks: the profile's; those whose items cannot flip are left out.
-        per_task: items of each task; of a task of several parts, at least one of each part.
-        limit: `accuracy.limit`: the first items of each part, of which these are drawn.
-        seed: with the same seed the same items are drawn.
+        tasks: the profile's tasks; tasks whose items cannot flip are left out.
+        per_task: items of each task. A task of several parts gives at least one item of each part.
+        limit: `accuracy.limit`: items are drawn from the first `limit` items of each part; None:
+            all.
+        seed: the same seed draws the same items.
 
     Returns:
-        `tasks`, which is empty if the items of none can flip, and `samples`.
+        `tasks`, which is empty if no task has items that can flip, and `samples`.
     """
 
     def choose(name: str, sizes: Mapping[str, int]) -> dict[str, list[int]]:
@@ -37,11 +38,21 @@ def subsample(
 def first_looks(
     manager: Any, tasks: tuple[str, ...], look: int, looks: int, *, limit: int | None, seed: int
 ) -> dict[str, Any]:
-    """Arguments of `simple_evaluate` that ask the items of the looks up to this one:
-    `look` of `looks` parts.
+    """Builds arguments of `simple_evaluate` that ask the items of all looks up to this look.
 
-    Every part of a task gives its share, in a random order that is the seed's alone; the last look
-    has all.
+    Each part of a task gives its share, in a random order that depends on the seed only. The last
+    look includes all items.
+
+    Args:
+        manager: lm-eval's `TaskManager`.
+        tasks: the profile's tasks.
+        look: number of the look, from 1.
+        looks: number of planned looks.
+        limit: `accuracy.limit`; None: all items.
+        seed: the profile's seed.
+
+    Returns:
+        `tasks` and `samples`.
     """
 
     def choose(name: str, sizes: Mapping[str, int]) -> dict[str, list[int]]:
@@ -54,8 +65,9 @@ def first_looks(
 
 
 def until_look(size: int, look: int, looks: int, seed: str) -> list[int]:
-    """Item numbers of one part that are asked up to a look, rising; at least two,
-    which a paired difference needs.
+    """Lists the item numbers of one part that are asked up to a look, in rising order.
+
+    The list has at least two items, because a paired difference needs two.
     """
     order = random.Random(seed).sample(range(size), size)
     return sorted(order[: max(LEAST_PAIRS, size * look // looks)])
@@ -87,16 +99,16 @@ def _selected(
 
 
 def draw(sizes: Mapping[str, int], number: int, generator: random.Random) -> dict[str, list[int]]:
-    """Item numbers of each part, rising: as many as its size asks for, and at least one.
+    """Draws item numbers of each part in proportion to its size, at least one, in rising order.
 
     Args:
         sizes: part -> its number of items, at least 1.
-        number: how many in all; all of them if there are fewer.
-        generator: draws them.
+        number: items to draw over all parts; all items if there are fewer.
+        generator: the random generator.
     """
     total = sum(sizes.values())
     number, offset = min(number, total), generator.random()
-    # Places at equal distances along all parts in a row: each part gets those that fall into it.
+    # Places at equal distances along all parts in a row; a part gets the places that fall into it.
     places = [(place + offset) * total / number for place in range(number)]
     ends = dict(zip(sizes, itertools.accumulate(sizes.values()), strict=True))
     chosen = {}
@@ -111,8 +123,9 @@ def _build(
 ) -> None:
     """Builds lm-eval's requests of the chosen items.
 
-    lm-eval draws examples for one prompt after the other: a prompt keeps its examples only if those
-    of the items before it are drawn as well. Told `samples`, lm-eval counts items among these.
+    lm-eval draws few-shot examples prompt after prompt. A prompt keeps its examples only if the
+    examples of all earlier items are drawn too. With `samples`, lm-eval numbers items among the
+    chosen ones.
     """
     build(**{**settings, "limit": max(chosen) + 1})
     places = {item: place for place, item in enumerate(chosen)}

@@ -1,4 +1,4 @@
-"""Asks for log-probabilities of given next tokens, and takes no answer that cannot be one."""
+"""Asks the engine for log-probabilities of given next tokens, and refuses invalid answers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import httpx
 from model_serve_flow.errors import FlowError
 from model_serve_flow.measure.scoring import Answer, NextToken, Question, Step, requests
 
-# Labels to find out with: an engine that gives neither beside the token it chose does not know
-# `logprob_token_ids`.
+# Labels of a trial request: an engine that returns neither of them, beside the token that it chose,
+# does not know `logprob_token_ids`.
 DECOYS = (0, 1)
-ABOVE_ZERO = 1e-3  # rounding that a log-probability of (almost) 1 may show
-ABOVE_ONE = 1e-2  # rounding that a sum of probabilities may show
-REFUSED = frozenset({400, 404, 405, 422, 501})  # status for a parameter that is not known
+ABOVE_ZERO = 1e-3  # rounding error allowed in the log-probability of a probability near 1
+ABOVE_ONE = 1e-2  # rounding error allowed in a sum of probabilities
+REFUSED = frozenset({400, 404, 405, 422, 501})  # status for an unknown parameter
 
 _LABEL = re.compile(r"token_id:(\d+)")
 _CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\}", re.MULTILINE)
@@ -32,16 +32,18 @@ _SETTING = re.compile(r'(\w+)="([^"]*)"')
 
 @dataclass(frozen=True)
 class NextTokenReader:
-    """A client of `/v1/completions` that reads log-probabilities of next tokens.
+    """Reads log-probabilities of next tokens from `/v1/completions`.
 
     Attributes:
         http: carries the server's address and key; the caller closes it.
-        model: the name it is served under.
+        model: the name under which the model is served.
         concurrency: requests at a time.
         size: prompts in a request.
+        seed: seed of every request.
         attempts: how often a request is sent before its failure counts.
-        salt: of the prefix cache. Another measurement of the same server must not be answered from
-            this one's cache: it would repeat its rounding, and the noise floor would be too low.
+        salt: salt of the prefix cache. Another measurement of the same server must not be answered
+            from this cache. It would repeat the same rounding, and the noise floor would be too
+            low.
     """
 
     http: httpx.Client
@@ -53,7 +55,7 @@ class NextTokenReader:
     salt: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def block(self) -> int | None:
-        """Tokens of a block of the prefix cache, as vLLM says; None without such a cache."""
+        """Returns the tokens in a block of vLLM's prefix cache; None without a prefix cache."""
         response = self.http.get("/metrics")
         settings = _CACHE.search(response.text) if response.is_success else None
         known = dict(_SETTING.findall(settings[1])) if settings else {}
@@ -63,10 +65,15 @@ class NextTokenReader:
         return int(aligned) if aligned.isdecimal() else int(block) if block.isdecimal() else None
 
     def knows_labels(self, token: int) -> bool:
-        """Whether the engine gives the probabilities of labels, and not only the likeliest token's.
+        """Checks whether the engine returns log-probabilities of labels.
+
+        An engine that does not returns the likeliest token only.
 
         Args:
-            token: any token, which is asked for its next one.
+            token: any token; the request asks for the token after it.
+
+        Raises:
+            FlowError: the answer is incomplete.
         """
         if (document := self._post([Step((token,), DECOYS)])) is None:
             return False
@@ -78,12 +85,16 @@ class NextTokenReader:
         return any(f"token_id:{decoy}" in given for decoy in DECOYS)
 
     def ask_all(self, batches: Sequence[Sequence[Question]]) -> Iterator[dict[int, Answer]]:
-        """Yields the answers of each batch by place, as they come; none of a batch that is refused.
+        """Asks all batches and yields each batch's answers as they arrive.
 
-        After a failure nothing more is asked, and what was on its way is still yielded.
+        A batch that the engine refuses has no answers. After a failure no new request is sent.
+        Answers to requests already sent are still yielded.
+
+        Yields:
+            Place of a log-likelihood -> answer.
 
         Raises:
-            FlowError: an answer that is incomplete or impossible.
+            FlowError: an answer is incomplete or impossible.
             httpx.HTTPError: the server did not answer.
         """
         stop, failure = threading.Event(), None
@@ -108,7 +119,11 @@ class NextTokenReader:
             raise failure
 
     def ask(self, batch: Sequence[Question]) -> dict[int, Answer]:
-        """Place -> answer of a batch; empty if the engine refuses it. Raises as `ask_all`."""
+        """Asks one batch and returns place -> answer; empty if the engine refuses the batch.
+
+        Raises:
+            FlowError, httpx.HTTPError: as `ask_all`.
+        """
         found: dict[tuple[int, ...], NextToken] = {}
         for request in requests([step for question in batch for step in question.steps], self.size):
             if (document := self._post(request)) is None:
@@ -121,7 +136,7 @@ class NextTokenReader:
         return answers
 
     def _post(self, steps: Sequence[Step]) -> dict[str, Any] | None:
-        """The engine's answer; None if it refuses such a request."""
+        """Sends a request and returns the engine's answer; None if the engine refuses it."""
         for attempt in range(1, self.attempts + 1):
             try:
                 response = self.http.post("/v1/completions", json=self._body(steps))
@@ -142,7 +157,7 @@ class NextTokenReader:
             "prompt": [list(step.prompt) for step in steps],
             "max_tokens": 1,
             "temperature": 0,
-            # a checkpoint's generation config may bring a penalty, which moves the likeliest token
+            # a checkpoint's generation config may set a penalty, which changes the likeliest token
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
@@ -155,11 +170,11 @@ class NextTokenReader:
 
 
 def next_tokens(document: Any, steps: Sequence[Step]) -> list[NextToken]:
-    """The engine's answer to a request, one entry per step.
+    """Reads the engine's answer to a request: one entry per step.
 
     Raises:
-        FlowError: a prompt or label is missing, or its log-probability is none: not finite, above
-            0, more than the likeliest token's, or of a sum of probabilities above 1.
+        FlowError: a prompt or label is missing, or a log-probability is impossible: not finite,
+            above 0, above the likeliest token's, or part of a sum of probabilities above 1.
     """
     try:
         choices = sorted(document["choices"], key=lambda choice: choice["index"])
@@ -192,7 +207,7 @@ def _next_token(logprobs: Mapping[str, Any], step: Step) -> NextToken:
 
 
 def not_whole(what: str) -> FlowError:
-    """What is raised for an answer of the server that is not scored."""
+    """Builds the error for a server answer that cannot be scored."""
     return FlowError(
         f"The server's answer to lm-eval is not whole: {what}.",
         "See lm-eval's log and the server's.",

@@ -1,4 +1,4 @@
-"""GuideLLM in, `PerformanceResult` out: the same load points for every model."""
+"""Measures performance with GuideLLM at the same load points for every model."""
 
 from __future__ import annotations
 
@@ -30,28 +30,31 @@ from model_serve_flow.serve.vllm import engine_arguments
 from model_serve_flow.system import live
 from model_serve_flow.system.files import read_document, write_json
 
-# Share of completed requests' tokens that may be missing before a load point is not the load that
-# was asked for.
+# Largest relative difference between measured and requested output tokens of a valid load point.
 OUTPUT_TOKENS_TOLERANCE = 0.05
-# keys of the section that do not say how a load is measured
+# keys of the section that choose load points and do not change how a load point is measured
 WHICH_LOADS = frozenset({"concurrency", "repeats", "slo"})
 
-Place = tuple[int, int]  # concurrency, and the turn it was measured in
+Place = tuple[int, int]  # (concurrency, turn of the measurement)
 
 
 def measure_performance(flow: Flow, server: Server, generator: LoadGenerator) -> PerformanceResult:
-    """Puts the profile's load on one server, then searches its capacity,
-    and writes `performance.json`.
+    """Measures the profile's load points on one server, then the capacity at SLO.
 
-    What an earlier run measured of the same model in the same way is kept, load point by load
-    point. A load point that is not valid is measured once more; if it stays so, this is printed,
-    and the next run measures it again. The result is written after every turn, so that an
-    interruption costs one turn. GuideLLM's own files stay in `raw/`.
+    The function writes `performance.json` after every turn, so an interruption costs one turn.
+    GuideLLM's own files are stored in `raw/`. Load points that an earlier run measured for the same
+    model in the same way are kept. A load point that is not valid is measured once more. If it is
+    still not valid, this is printed, and the next run measures it again.
+
+    Args:
+        flow: the profile and its workspace.
+        server: the served model.
+        generator: a running GuideLLM.
 
     Raises:
-        FlowError: GuideLLM failed (its last lines are shown), wrote something else than what was
-            asked for, or a kernel served that is not the checkpoint's.
-        ServerGone: the server ended meanwhile.
+        FlowError: GuideLLM failed (the message shows its last lines), GuideLLM's output is not what
+            was asked for, or the kernel does not fit the checkpoint.
+        ServerGone: the server ended during the measurement.
     """
     work = PerformanceWork(flow, generator, "performance.json", blocks=1)
     work.use(server)
@@ -59,34 +62,34 @@ def measure_performance(flow: Flow, server: Server, generator: LoadGenerator) ->
 
 
 class PerformanceWork:
-    """The performance measurement of one model, as far as it is; `use` a server,
-    then `measure` on it.
+    """The performance measurement of one model: call `use` with a server, then `measure`.
 
     Args:
-        file: in the model's folder of results.
-        blocks: how many times the model's server is started anew for it.
+        flow: the profile and its workspace.
+        generator: a running GuideLLM.
+        file: name of the result's file in the model's folder of results.
+        blocks: how many times the model's server is started anew.
     """
 
     def __init__(self, flow: Flow, generator: LoadGenerator, file: str, blocks: int) -> None:
         self.flow, self.generator, self.file, self.blocks = flow, generator, file, blocks
         self.points: dict[Place, LoadPoint] = {}
-        self.searches: dict[int, Capacity] = {}  # block -> its search
+        self.searches: dict[int, Capacity] = {}  # block -> search
         self._server: Server | None = None
-        self.kept: PerformanceResult | None = None  # an earlier run's, that lacks nothing
+        self.kept: PerformanceResult | None = None  # a complete result of an earlier run
         self.seconds, self.peak_memory = 0.0, 0
 
     @property
     def server(self) -> Server:
-        """What it measures on, from the first `use` on."""
+        """Returns the server set by `use`."""
         assert self._server is not None
         return self._server
 
     def use(self, server: Server) -> None:
-        """Measures on this server from now on; with the first one, keeps what was measured before.
+        """Sets the server for the next measurements; the first call keeps earlier measurements.
 
         Raises:
-            FlowError: a kernel served that is not the checkpoint's, or the server has other
-                arguments.
+            FlowError: the kernel does not fit the checkpoint, or the server has other arguments.
         """
         facts = proven_facts(server)
         protocol = performance_protocol(self.flow.config, facts.version, self.blocks)
@@ -102,7 +105,7 @@ class PerformanceWork:
             self.take_over(found)
 
     def take_over(self, found: PerformanceResult) -> None:
-        """Keeps what was measured before and would be measured in the same way now; says what."""
+        """Keeps and prints the earlier measurements whose protocol has not changed."""
         if _manner(found.protocol) != _manner(self.protocol):
             return
         wanted = set(self.places())
@@ -125,11 +128,11 @@ class PerformanceWork:
         )
 
     def places(self) -> list[Place]:
-        """(concurrency, repeat) of every load: all load points, then all again,
-        `performance.repeats` times.
+        """Lists (concurrency, turn) of all measurements, turn by turn.
 
-        In turns, and not each point repeated at once, because a machine that slows down or speeds
-        up during the measurement then does so for every load point alike.
+        Each turn measures every load point once, and there are `performance.repeats` turns. A
+        machine may slow down or speed up during the measurement. In turns, this affects all load
+        points equally.
         """
         load = self.flow.config.performance
         return [
@@ -139,11 +142,11 @@ class PerformanceWork:
         ]
 
     def block(self, turn: int) -> int:
-        """The block in which a turn is measured."""
+        """Returns the block in which a turn is measured."""
         return 1 if self.blocks == 1 else self.flow.config.performance.block(turn)
 
     def lacks(self, block: int) -> bool:
-        """Whether anything of this block is not measured."""
+        """Checks whether a measurement of this block is missing."""
         if self.kept is not None:
             return False
         loads = any(
@@ -154,8 +157,9 @@ class PerformanceWork:
         )
 
     def measure(self, block: int) -> PerformanceResult:
-        """Measures what is missing of a block, turn by turn, what is not valid once more,
-        and then the capacity.
+        """Measures the missing load points of a block, then its capacity.
+
+        Load points are measured turn by turn. Invalid load points are measured once more.
         """
         if self.kept is not None:
             return self.kept
@@ -182,9 +186,7 @@ class PerformanceWork:
         return result
 
     def again_if_busy(self, places: list[Place]) -> None:
-        """Measures the loads once more that others disturbed,
-        and keeps the less disturbed of both.
-        """
+        """Repeats load points that other programs disturbed, and keeps the less disturbed one."""
         before = {
             place: self.points[place] for place in places if disturbed(self.points[place].busy)
         }
@@ -203,7 +205,7 @@ class PerformanceWork:
         self.write()
 
     def load(self, places: list[Place], name: str) -> None:
-        """Puts these loads on the server, one after the other, and writes the result so far."""
+        """Measures these load points one after the other, and writes the result so far."""
         if not places:
             return
         done, loads = len(self.points), len(self.places())
@@ -223,13 +225,12 @@ class PerformanceWork:
             self.points[place] = point.model_copy(
                 update={"busy": watch.result(), "block": self.block(place[1])}
             )
-        # Before the search: the load points are the same for every model, the loads of the search
-        # are not.
+        # Read before the search: models share the load points, but not the loads of the search.
         self.peak_memory = max(self.peak_memory, proven_facts(server).peak_memory_bytes or 0)
         self.write()
 
     def result(self) -> PerformanceResult:
-        """What is measured so far."""
+        """Builds the result so far."""
         facts = proven_facts(self.server).model_copy(
             update={"peak_memory_bytes": self.peak_memory or None}
         )
@@ -241,14 +242,14 @@ class PerformanceWork:
         return PerformanceResult(**source, points=points, capacity=capacity, searches=kept)
 
     def write(self) -> PerformanceResult:
-        """Writes it."""
+        """Writes the result so far and returns it."""
         result = self.result()
         write_json(self.destination, result)
         return result
 
 
 def _manner(protocol: dict[str, Any]) -> dict[str, Any]:
-    """The protocol without what only says which loads are measured."""
+    """Returns the protocol without the keys that choose load points."""
     load = {key: value for key, value in protocol["performance"].items() if key not in WHICH_LOADS}
     return {**protocol, "performance": load}
 
@@ -256,10 +257,12 @@ def _manner(protocol: dict[str, Any]) -> dict[str, Any]:
 def performance_protocol(
     config: FlowConfig, engine_version: str, blocks: int = 1
 ) -> dict[str, Any]:
-    """All that must be equal for two performance results to be comparable.
+    """Lists everything that must be equal for two performance results to be comparable.
 
     Args:
-        blocks: how many times each server was started anew; a result of one server does not say it.
+        config: the profile.
+        engine_version: version of the engine, from its log.
+        blocks: how many times each server was started anew. With 1 the key is left out.
     """
     return {
         **({} if blocks == 1 else {"blocks": blocks}),
@@ -274,16 +277,16 @@ def performance_protocol(
 def read_load_points(
     path: Path, config: FlowConfig, client: ClientCpu, places: Sequence[Place]
 ) -> tuple[LoadPoint, ...]:
-    """The load points in GuideLLM's JSON output, in the order measured.
+    """Reads the load points from GuideLLM's JSON output, in the order measured.
 
     Args:
-        path: the file GuideLLM wrote.
-        config: what makes a load point valid.
-        client: the CPU time of the GuideLLM that wrote it.
-        places: (concurrency, repeat) of the loads that were asked for, in their order.
+        path: the file that GuideLLM wrote.
+        config: the profile, which says when a load point is valid.
+        client: the CPU time of the GuideLLM that wrote the file.
+        places: (concurrency, repeat) of the requested load points, in order.
 
     Raises:
-        FlowError: the file is not GuideLLM's, or its load points are not those that were asked for.
+        FlowError: the file is not GuideLLM's, or its load points are not the requested ones.
     """
     report = read_document(
         path,
@@ -333,7 +336,7 @@ def _latency(spread: Spread) -> Latency:
 
 
 def _invalid_reason(totals: Totals, output_tokens: float, config: FlowConfig) -> str:
-    """Why a point must not be compared; empty if it may."""
+    """Explains why a load point is not valid; empty if it is valid."""
     load = config.performance
     if totals.errored:
         return f"{totals.errored} of {totals.total} requests failed"

@@ -1,6 +1,4 @@
-"""What every measurement records of itself beside its figures,
-and whether one that lies there is that of today.
-"""
+"""Records what a measurement was made of, and checks whether an earlier result is still valid."""
 
 from __future__ import annotations
 
@@ -19,8 +17,10 @@ Result = TypeVar("Result", bound=Measurement)
 
 
 def proven_facts(server: Server) -> EngineFacts:
-    """What the engine says of itself; FlowError if the kernel that served is not the
-    checkpoint's.
+    """Returns what the engine's log says, after checking the kernel.
+
+    Raises:
+        FlowError: the kernel that served is not the kernel of the checkpoint.
     """
     facts = server.facts()
     require_expected_kernel(facts, server.model_name, server.folder)
@@ -28,8 +28,10 @@ def proven_facts(server: Server) -> EngineFacts:
 
 
 def require_arguments(server: Server, protocol: dict[str, Any]) -> None:
-    """FlowError if the server was started with other arguments than the measurement's protocol
-    says.
+    """Checks that the server was started with the engine arguments of the protocol.
+
+    Raises:
+        FlowError: the arguments differ; names the arguments that are on one side only.
     """
     theirs, ours = server.arguments, protocol["engine_arguments"]
     if theirs is not None and list(theirs) != ours:
@@ -45,19 +47,17 @@ def require_arguments(server: Server, protocol: dict[str, Any]) -> None:
 def kept(
     path: Path, kind: type[Result], server: Server, facts: EngineFacts, protocol: dict[str, Any]
 ) -> Result | None:
-    """The result an earlier run left at `path`, if it is of this model,
-    this protocol and these kernels.
-
-    What is kept is said in a printed line. The arguments are those of `earlier`.
+    """Returns an earlier result if model, protocol and kernels are the same, and prints that.
 
     Args:
-        protocol: that it would be measured with.
+        path, kind, server, facts: as for `earlier`.
+        protocol: the protocol of the measurement that would be made now.
 
     Returns:
-        None if it has to be measured.
+        None if a new measurement is needed.
 
     Raises:
-        FlowError: the checkpoint is gone.
+        FlowError: the checkpoint is missing.
     """
     found = earlier(path, kind, server, facts)
     if found is None or found.protocol != protocol:
@@ -67,27 +67,26 @@ def kept(
 
 
 def say_kept(path: Path) -> None:
-    """Prints that a result stays as it is."""
+    """Prints that an earlier result is kept."""
     print(f"kept: {_shown(path)}, measured before")
 
 
 def earlier(path: Path, kind: type[Result], server: Server, facts: EngineFacts) -> Result | None:
-    """The result an earlier run left at `path`, if it is of this model and these kernels,
-    by whatever protocol.
+    """Returns an earlier result if model and kernels are the same, whatever its protocol.
 
-    One that is damaged is said in a printed line.
+    If the file is damaged, the function prints this and returns None.
 
     Args:
         path: `<workspace>/results/<model>/<name>.json`.
         kind: the type of the result.
-        server: what would be measured.
-        facts: of its engine now, from `proven_facts`.
+        server: the server of the model that would be measured.
+        facts: the facts of its engine now, from `proven_facts`.
 
     Returns:
-        None if nothing is stored there, it cannot be read, or it is of another model or engine.
+        None if the file is missing or unreadable, or is of another model or engine.
 
     Raises:
-        FlowError: the checkpoint is gone.
+        FlowError: the checkpoint is missing.
     """
     if not path.exists():
         return None
@@ -108,16 +107,16 @@ def _shown(path: Path) -> Path:
 def provenance(
     server: Server, facts: EngineFacts, protocol: dict[str, Any], started: float
 ) -> dict[str, Any]:
-    """The fields that `Measurement` asks of every result.
+    """Builds the fields that every result of a measurement has.
 
     Args:
-        server: where the model was measured.
-        facts: of its engine, from `proven_facts`.
-        protocol: all that must be equal for two results to be comparable.
-        started: `time.monotonic()` at the start of the measurement.
+        server: the server on which the model was measured.
+        facts: the facts of its engine, from `proven_facts`.
+        protocol: everything that must be equal for two results to be comparable.
+        started: `time.monotonic()` at the start of the measurement, in seconds.
 
     Raises:
-        FlowError: the checkpoint is gone.
+        FlowError: the checkpoint is missing.
     """
     return {
         "model": describe_model(server.model_name, server.folder),

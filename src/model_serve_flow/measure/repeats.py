@@ -11,23 +11,23 @@ from model_serve_flow.flow.results.measured import QUESTION, Item, Metric, TaskA
 
 
 def repeated_tasks(config: FlowConfig, tasks: Sequence[str]) -> tuple[str, ...]:
-    """Keeps the tasks that are asked several times."""
+    """Returns the tasks that are asked several times."""
     repeats = config.accuracy.repeats
     return tuple(task for task in tasks if repeats is not None and task in repeats.tasks)
 
 
 def seeds(config: FlowConfig) -> tuple[int, ...]:
-    """Lists the seed of each of the answers to an item."""
+    """Lists the seeds: one for each answer to an item."""
     repeats = config.accuracy.repeats
     assert repeats is not None
     return tuple(config.seed + number for number in range(1, repeats.count + 1))
 
 
 def require_written(task: str, measured: TaskAccuracy) -> None:
-    """Refuses a task whose answers are chosen: seeds do not change a log-likelihood.
+    """Refuses a task whose answers the model does not write: seeds do not change log-likelihoods.
 
     Raises:
-        FlowError: the task has choices or is a text that is scored.
+        FlowError: the task has choices, or scores a given text.
     """
     if measured.chance is not None or any(item.answer is None for item in measured.items):
         raise FlowError(
@@ -37,10 +37,14 @@ def require_written(task: str, measured: TaskAccuracy) -> None:
 
 
 def joined(answers: dict[int, TaskAccuracy]) -> TaskAccuracy:
-    """Joins the measurements of one task by seed.
+    """Joins the measurements of one task with different seeds.
 
-    An item of the result is one answer: its id is 'item#seed', its group 'question' is the item.
-    Figures are means over the seeds; their standard error is not lm-eval's to give.
+    An item of the result is one answer. Its id is 'item#seed', and its group 'question' is the
+    item. Figures are means over the seeds. They have no standard error, because lm-eval computes
+    none for them.
+
+    Args:
+        answers: seed -> the measurement with this seed.
     """
     first = next(iter(answers.values()))
     items = [_answer(item, seed) for seed, measured in answers.items() for item in measured.items]

@@ -1,4 +1,4 @@
-"""How probable the right one of several choices is to a model, from lm-eval's log-likelihoods."""
+"""Computes how probable the right choice is to a model, from lm-eval's log-likelihoods."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from model_serve_flow.flow.results.measured import RIGHT_CHOICE
 
 
 def right_choice_probability(sample: Mapping[str, Any]) -> float | None:
-    """Computes the probability of the right choice, if one of the choices must be taken.
+    """Computes the probability of the right choice among all choices.
 
-    It is exp(l) of the right choice over the sum of exp(l) of all. l is the log-likelihood of the
-    whole choice.
+    The probability is exp(l) of the right choice divided by the sum of exp(l) over all choices. l
+    is the log-likelihood of the whole choice.
 
     Args:
         sample: one of lm-eval's samples.
 
     Returns:
-        From 0 to 1; None for text that the model wrote, for choices that are not all different, and
-        where the sample does not tell which choice is right.
+        From 0 to 1. None if the model wrote the answer, if two choices are equal, or if the sample
+        does not say which choice is right.
     """
     responses = sample["filtered_resps"]
     choices = all(isinstance(one, list | tuple) for one in responses)
@@ -36,17 +36,17 @@ def right_choice_probability(sample: Mapping[str, Any]) -> float | None:
 
 
 def keep_whole(records: Sequence[dict[str, Any]]) -> None:
-    """Removes the probability from all items of a task if one of them lacks it."""
+    """Removes the probability from all items of a task if one item lacks it."""
     if any(RIGHT_CHOICE not in record for record in records):
         for record in records:
             record.pop(RIGHT_CHOICE, None)
 
 
 def _right(sample: Mapping[str, Any], likelihoods: Sequence[float]) -> int | None:
-    """The place of the right choice.
+    """Returns the place of the right choice; None if the sample does not say.
 
-    Where the choices are inside the question (winogrande), the target names none of them. Of two
-    choices lm-eval's own score tells which is right.
+    If the choices are inside the question (winogrande), the target does not name a choice. With two
+    choices, lm-eval's own score tells which is right.
     """
     pairs, target = sample["arguments"], sample["target"]
     texts = [str(continuation).strip() for _, continuation in pairs]
@@ -62,7 +62,7 @@ def _right(sample: Mapping[str, Any], likelihoods: Sequence[float]) -> int | Non
 
 
 def _agrees(score: Any, likelihoods: Sequence[float], right: int) -> bool:
-    """Checks that lm-eval took this choice for the right one; a tie agrees with both scores."""
+    """Checks that lm-eval counted this choice as right; a tie agrees with both scores."""
     highest = max(likelihoods)
     first = likelihoods[right] == highest
     if score == 1:

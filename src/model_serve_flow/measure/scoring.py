@@ -1,4 +1,4 @@
-"""Plans how log-likelihoods are asked: with as few tokens as the engine answers exactly."""
+"""Plans how to read log-likelihoods with as few prompt tokens as an exact answer allows."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from dataclasses import dataclass
 from functools import cached_property
 
 Tokens = tuple[int, ...]
-Answer = tuple[float, bool]  # log-likelihood; whether greedy decoding writes the continuation
+Answer = tuple[float, bool]  # (log-likelihood, whether greedy decoding writes the continuation)
 
-MOST_LABELS = 128  # vLLM takes no more `logprob_token_ids` in a request
-PROMPT_TOKENS = 16  # what one more prompt costs beside its own tokens, counted in tokens
+MOST_LABELS = 128  # the most `logprob_token_ids` that vLLM accepts in a request
+PROMPT_TOKENS = 16  # overhead of one more prompt, in tokens
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One log-likelihood that lm-eval asks for: a continuation of a context, as tokens."""
+    """A log-likelihood that lm-eval asks for: of a continuation after a context, as tokens."""
 
     context: Tokens
     continuation: Tokens
 
     @property
     def tokens(self) -> int:
-        """Prompt tokens that an echo computes."""
+        """Returns the prompt tokens that the engine computes for an echo."""
         return len(self.context) + len(self.continuation)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A prompt, and the next tokens (labels) whose log-probabilities are asked."""
+    """A prompt, and the next tokens (labels) whose log-probabilities are asked for."""
 
     prompt: Tokens
     labels: Tokens
@@ -37,7 +37,7 @@ class Step:
 
 @dataclass(frozen=True)
 class NextToken:
-    """The answer to a step: the labels' log-probabilities, and that of the likeliest token."""
+    """The answer to a `Step`: log-probabilities of the labels and of the likeliest token."""
 
     logprobs: Mapping[int, float]
     likeliest: float
@@ -45,10 +45,11 @@ class NextToken:
 
 @dataclass(frozen=True)
 class Question:
-    """Continuations of one context that are read from next tokens.
+    """Continuations of one context whose log-likelihoods are read from next tokens.
 
     Attributes:
-        continuations: place among the wanted log-likelihoods -> tokens.
+        context: the tokens before the continuations.
+        continuations: place in the list of wanted log-likelihoods -> tokens.
     """
 
     context: Tokens
@@ -56,7 +57,10 @@ class Question:
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        """The context, then the context with one, two, ... tokens of its longer continuations."""
+        """Lists the prompts: the context alone, and the context with the begun continuations.
+
+        Of a continuation of n tokens, the prompts contain the first 0, 1, ... n - 1 tokens.
+        """
         labels: dict[Tokens, set[int]] = defaultdict(set)
         for tokens in self.continuations.values():
             for length, token in enumerate(tokens):
@@ -65,7 +69,11 @@ class Question:
         return tuple(Step(self.context + begun, tuple(sorted(labels[begun]))) for begun in ordered)
 
     def answers(self, found: Mapping[Tokens, NextToken]) -> dict[int, Answer]:
-        """Place -> answer, from what was answered to each prompt of the steps."""
+        """Computes place -> answer.
+
+        Args:
+            found: prompt of a `Step` -> its answer.
+        """
         answers = {}
         for place, tokens in self.continuations.items():
             begun = [self.context + tokens[:length] for length in range(len(tokens))]
@@ -75,25 +83,31 @@ class Question:
         return answers
 
     def computed(self, block: int) -> int:
-        """Prompt tokens computed where a cache holds the whole blocks of the prompts before."""
+        """Counts the prompt tokens that the engine computes with a prefix cache.
+
+        The cache holds the whole blocks of earlier prompts.
+
+        Args:
+            block: tokens in a block of the cache.
+        """
         first, *others = self.steps
         return len(first.prompt) + sum((len(step.prompt) - 1) % block + 1 for step in others)
 
 
 def plan(wanted: Sequence[Wanted], block: int | None) -> list[Question]:
-    """Chooses the log-likelihoods that are read from next tokens; the others are to be echoed.
+    """Chooses the log-likelihoods that are read from next tokens; the others are echoed.
 
-    One prompt answers all continuations of a context that have one token. Longer ones are read
-    token by token where that computes fewer tokens than their echoes, which bypass the prefix
-    cache.
+    One prompt answers all continuations of a context that have one token. Longer continuations are
+    read token by token if their prompts need fewer tokens than their echoes. Echoes bypass the
+    prefix cache.
 
     Args:
         wanted: the log-likelihoods.
-        block: tokens of a block of the prefix cache; None if the engine has none.
+        block: tokens in a block of the prefix cache; None if the engine has no prefix cache.
 
     Returns:
-        Questions in the order of their tokens: contexts that begin alike follow each other, and
-        meet in the cache.
+        Questions sorted by their tokens, so that contexts with the same beginning follow each other
+        and share the cache.
     """
     contexts: dict[Tokens, list[int]] = defaultdict(list)
     for place, one in enumerate(wanted):
@@ -108,9 +122,10 @@ def plan(wanted: Sequence[Wanted], block: int | None) -> list[Question]:
 
 
 def _cheapest(wanted: Sequence[Wanted], places: Sequence[int], block: int | None) -> list[int]:
-    """Which continuations of one context are cheapest to read from next tokens.
+    """Chooses the continuations of one context that are cheaper to read from next tokens.
 
-    Those of one token always; of the longer ones none, the shortest, the two shortest, ... or all.
+    Continuations of one token are always chosen. Of the longer continuations the function chooses
+    none, the shortest, the two shortest, ... or all.
     """
     readable = [place for place in places if wanted[place].continuation]
     by_length = sorted(readable, key=lambda place: wanted[place].tokens)
@@ -130,7 +145,7 @@ def _cheapest(wanted: Sequence[Wanted], places: Sequence[int], block: int | None
 
 
 def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Runs of whole questions with at least `size` steps, the last one excepted."""
+    """Yields groups of whole questions with at least `size` steps; the last may have fewer."""
     batch: list[Question] = []
     for question in questions:
         batch.append(question)
@@ -142,7 +157,7 @@ def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]
 
 
 def requests(steps: Sequence[Step], size: int) -> Iterator[list[Step]]:
-    """Runs of at most `size` steps, with no more different labels than a request may have."""
+    """Yields groups of at most `size` steps, with no more labels than a request may have."""
     request: list[Step] = []
     labels: set[int] = set()
     for step in steps:

@@ -1,4 +1,4 @@
-"""Questions to a served model, and its answers: whole, or piece by piece as they are streamed."""
+"""Asks a served model questions; returns answers whole or piece by piece."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model_serve_flow.serve.server import Server
 
 
 def ask(server: Server, question: str, max_tokens: int = 48) -> str:
-    """The model's answer to one chat question, at temperature 0."""
+    """Asks one chat question at temperature 0 and returns the answer."""
     with server.client() as client:
         response = client.post(
             "/v1/chat/completions", json=chat_body(server.model_name, question, max_tokens)
@@ -22,7 +22,7 @@ def ask(server: Server, question: str, max_tokens: int = 48) -> str:
 
 
 def stream(server: Server, question: str, max_tokens: int = 48) -> Iterator[str]:
-    """The same answer piece by piece, as the server streams it (server-sent events)."""
+    """Asks one chat question and yields the answer in pieces, as server-sent events arrive."""
     body = {**chat_body(server.model_name, question, max_tokens), "stream": True}
     with (
         server.client() as client,
@@ -35,20 +35,24 @@ def stream(server: Server, question: str, max_tokens: int = 48) -> Iterator[str]
 
 
 def chat_body(model: str, question: str, max_tokens: int) -> dict[str, Any]:
-    """The body of a chat completion of one question, at temperature 0."""
+    """Builds the request body of a chat completion of one question, at temperature 0."""
     messages = [{"role": "user", "content": question}]
     return {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
 
 
 def server_sent_events(response: httpx.Response) -> Iterator[str]:
-    """The data of each event of a streamed response; the last one of a chat is `[DONE]`."""
+    """Yields the data of each event of a streamed response; the last event is `[DONE]`."""
     for line in response.iter_lines():
         if line.startswith("data:"):
             yield line.removeprefix("data:").strip()
 
 
 def chat_content(document: Any, part: Literal["message", "delta"]) -> str:
-    """The text of a chat completion or of a chunk of one; ValueError if it is neither."""
+    """Returns the text of a chat completion, or of one chunk of a stream.
+
+    Raises:
+        ValueError: the document is neither.
+    """
     try:
         choices = document["choices"]
         return (choices[0][part].get("content") or "") if choices else ""

@@ -1,6 +1,4 @@
-"""The reason why vLLM died, as its log gives it:
-the first exception of the process that failed first.
-"""
+"""Finds in vLLM's log why vLLM ended: the first exception of the process that failed first."""
 
 from __future__ import annotations
 
@@ -15,26 +13,28 @@ SILENT = (
 MESSAGE_LINES = 6
 MESSAGE_CHARACTERS = 1500
 
-# "(EngineCore pid=12) ERROR 11-29 07:54:00 [core.py:1510] text"; what a process prints by itself
-# has no such start.
+# "(EngineCore pid=12) ERROR 11-29 07:54:00 [core.py:1510] text". Printed text has no such start.
 _LOGGED = re.compile(r"\(([\w-]+ pid=\d+)\) [A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d (\[[^\]]*\]) ?(.*)")
-# What the engine's processes say before the traceback of what ended them. Other tracebacks may be
-# of one request.
+# The engine's processes log this before the traceback that ends them. Other tracebacks may concern
+# only one request.
 _FATAL = re.compile(r"(EngineCore|WorkerProc) (failed|hit an exception|encountered a fatal error)")
-# What the server and the engine say when a process that they started is gone: no cause.
+# The server and the engine log this when a child process is gone. It is a consequence, not a cause.
 _CONSEQUENCE = re.compile(
     r"EngineDeadError|Engine core initialization failed|WorkerProc initialization failed"
 )
 _TRACEBACK = "Traceback (most recent call last):"
-# Between the exceptions of a chain, of which the first is the cause.
+# Python prints this between the exceptions of a chain. The first exception is the cause.
 _CHAIN = ("During handling of the above exception", "The above exception was the direct cause")
 _FRAME = re.compile(r'  File "(?:.*/site-packages/)?(.+?)", line (\d+)')
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of the log: the process and the place in its code that logged it ("" if printed),
-    and what it says.
+    """A line of the log.
+
+    Attributes:
+        who: the process and the source location that logged the line; empty for printed text.
+        text: the message.
     """
 
     who: str
@@ -42,18 +42,20 @@ class _Line:
 
 
 def root_cause(log: str, *, ended_by_itself: bool = True) -> str | None:
-    """The exception that ended the engine, with the place that raised it;
-    none if the log holds none.
+    """Finds the exception that ended the engine, with the place that raised it.
 
-    vLLM's last lines are the traceback of the server, which only says that its engine is gone. The
-    cause stands above: the first traceback that an engine or worker process announced as fatal,
-    else the first one that is more than a consequence. Of a chain of exceptions the first is the
-    cause, and the last says what it led to.
+    vLLM's last lines are the server's traceback, which only says that its engine is gone. The cause
+    is above: the first traceback that an engine or worker process announced as fatal. Without such
+    a traceback, the cause is the first exception that is not a mere consequence. In a chain of
+    exceptions, the first is the cause, and the last is its result.
 
     Args:
         log: the text of vLLM's log.
-        ended_by_itself: false for a server that was killed: only a traceback that was announced as
-            fatal is its cause then.
+        ended_by_itself: False for a server that was killed. Then only a traceback that was
+            announced as fatal is the cause.
+
+    Returns:
+        None if the log contains no exception.
     """
     lines = [_parse(line) for line in log.splitlines()]
     starts = [place for place, line in enumerate(lines) if line.text == _TRACEBACK]
@@ -74,7 +76,7 @@ def _parse(line: str) -> _Line:
 
 
 def _announcement(lines: Sequence[_Line], place: int) -> str:
-    """What the process of the line at `place` said before it."""
+    """Returns the last message that the process of line `place` logged before it."""
     who = lines[place].who
     return (
         next((line.text for line in reversed(lines[:place]) if line.who == who), "") if who else ""
@@ -82,7 +84,7 @@ def _announcement(lines: Sequence[_Line], place: int) -> str:
 
 
 def _chain(lines: Sequence[_Line], start: int) -> Iterator[str]:
-    """The exceptions of the traceback that starts there, and of those that followed from it."""
+    """Yields the exceptions of the traceback that starts at `start`, and those that followed it."""
     who = lines[start].who
     own = (
         (line.text for line in lines[start:] if line.who == who) if who else _printed(lines[start:])
@@ -107,7 +109,7 @@ def _chain(lines: Sequence[_Line], start: int) -> Iterator[str]:
 
 
 def _printed(lines: Sequence[_Line]) -> Iterator[str]:
-    """The lines until one that was logged."""
+    """Yields the lines before the next logged line."""
     for line in lines:
         if line.who:
             return

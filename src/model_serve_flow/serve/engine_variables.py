@@ -1,4 +1,4 @@
-"""Which variables of the surrounding environment reach vLLM, and which the flow sets itself."""
+"""Chooses which environment variables reach vLLM, and where vLLM keeps compiled code."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.system.files import cache_folder
 
 PREFIX = "VLLM_"
-# vLLM knows these, but the flow reads its log as it is by default, and decides itself where it
-# listens and how it ends.
+# vLLM knows these variables, but they are not passed on: the flow needs vLLM's default log format,
+# and decides where vLLM listens and how vLLM ends.
 OWN = re.compile(
     r"VLLM_(LOGGING_\w+|CONFIGURE_LOGGING|PORT|HOST_IP|LOOPBACK_IP|RPC_BASE_PATH|API_KEY|DP_\w+|SERVER_DEV_MODE"
     r"|KEEP_ALIVE_ON_ENGINE_DEATH|PROCESS_NAME_PREFIX)"
 )
-# Kubernetes describes each Service to every container: one named vllm-x gives
+# Kubernetes sets variables for each Service in every container: the Service vllm-x gives
 # VLLM_X_PORT=tcp://172.30.12.7:8000.
 SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 _NAME = re.compile(r'^    "(VLLM_\w+)":', re.MULTILINE)
@@ -28,11 +28,11 @@ _NAME = re.compile(r'^    "(VLLM_\w+)":', re.MULTILINE)
 
 @dataclass(frozen=True)
 class Inherited:
-    """The surrounding environment without what must not reach vLLM.
+    """The surrounding environment, split into what reaches vLLM and what does not.
 
     Attributes:
-        passed: the variables that reach it, by name.
-        dropped: names of those that do not.
+        passed: name -> value of the variables that reach vLLM.
+        dropped: names of the variables that do not.
     """
 
     passed: dict[str, str]
@@ -40,10 +40,11 @@ class Inherited:
 
 
 def inherited(environment: Mapping[str, str]) -> Inherited:
-    """What of an environment reaches vLLM.
+    """Chooses the variables of an environment that reach vLLM.
 
-    A variable `VLLM_*` does if vLLM itself knows the name, the flow does not decide it (see `OWN`),
-    and its value is not the address of a Kubernetes Service. All variables of other names do.
+    A variable `VLLM_*` reaches vLLM if vLLM knows the name, the flow does not set it (see `OWN`),
+    and its value is not the address of a Kubernetes Service. Variables with other names always
+    reach vLLM.
     """
     dropped = tuple(
         sorted(name for name, value in environment.items() if not _reaches(name, value))
@@ -61,9 +62,12 @@ def _reaches(name: str, value: str) -> bool:
 
 @functools.cache
 def known_names() -> frozenset[str]:
-    """The variables `VLLM_*` that the installed vLLM reads; none where it is not installed.
+    """Reads the names of the variables `VLLM_*` that the installed vLLM knows.
 
-    They are read from its source: importing it takes more than ten seconds.
+    The names come from vLLM's source text, because importing vLLM takes more than ten seconds.
+
+    Returns:
+        Empty if vLLM is not installed.
     """
     found = importlib.util.find_spec("vllm")
     if found is None or found.origin is None:
@@ -74,11 +78,11 @@ def known_names() -> frozenset[str]:
 
 
 def compile_caches(config: FlowConfig) -> dict[str, str]:
-    """Where vLLM keeps what it compiled, for the next server;
-    nothing where it compiles nothing (`enforce_eager`).
+    """Returns the variables that keep vLLM's compiled code for the next server.
 
-    They are in the user's cache: a server's own temporary folder goes with it. Where the user set
-    one, it stays.
+    The code is stored in the user's cache, because a server's own temporary folder is deleted with
+    the server. A folder that the user set is kept. With `enforce_eager` vLLM compiles nothing, and
+    the result is empty.
     """
     if config.engine.enforce_eager:
         return {}

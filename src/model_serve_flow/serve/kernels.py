@@ -1,6 +1,4 @@
-"""Proof that the compressed weights really were computed with:
-the engine's log must name a kernel for every group.
-"""
+"""Checks that the engine computed with the compressed weights: its log must name the kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from model_serve_flow.system.files import read_json
 from model_serve_flow.system.gpus import find_gpus
 from model_serve_flow.system.scheme_names import group_schemes
 
-# The layer has a capital: another line says "for mixed-precision linear".
+# The layer begins with a capital, because another line says "for mixed-precision linear".
 _LINEAR = re.compile(r"(?:Selected|Using) (\w*(?:Kernel|Experts)\w*) for ([A-Z]\w*)")
 # "Using 'MARLIN' WNA16 MoE backend.", "Using TRITON Fp8 MoE backend out of potential backends:
 # [...]"
@@ -23,8 +21,8 @@ _UNQUANTISED = "Unquantized"
 _WEIGHTS_ONLY = re.compile(r"Weight-only FP8 compression will be used leveraging the Marlin kernel")
 WEIGHTS_ONLY = "Marlin for CompressedTensorsW8A16Fp8"
 
-# Scheme -> how vLLM 0.32 names its layers in the log: of linear layers, and of experts. A contract
-# test finds each of them in vLLM's source.
+# Scheme -> the names that vLLM 0.32 logs for its linear layers and experts. A contract test checks
+# that each name is in vLLM's source.
 LAYERS: dict[str, tuple[str, ...]] = {
     "W8A8": ("CompressedTensorsW8A8Int8", "Int8 MoE"),
     "W4A16": ("CompressedTensorsWNA16", "WNA16 MoE"),
@@ -36,13 +34,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "MXFP4": ("MXFP4", "Mxfp4 MoE"),
     "MXFP8": ("MXFP8", "MxFp8 MoE"),
 }
-FIRST_WITH_FP8 = 8.9  # compute capability; below it vLLM serves FP8 as W8A16, without a line
-# any of them multiplies and adds INT8 in 32 bits
+FIRST_WITH_FP8 = 8.9  # compute capability; below it vLLM serves FP8 as W8A16 and logs no kernel
+# with any of them, the CPU multiplies INT8 and sums in 32 bits
 INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def logged_kernels(log: str) -> tuple[str, ...]:
-    """The quantised kernels that vLLM's log names, each as 'kernel for layer', sorted."""
+    """Lists the quantised kernels that vLLM's log names, as 'kernel for layer', sorted."""
     linear = {f"{kernel} for {layer}" for kernel, layer in _LINEAR.findall(log)}
     experts = {
         f"{name} for {kind} MoE" for name, kind in _EXPERTS.findall(log) if kind != _UNQUANTISED
@@ -52,15 +50,20 @@ def logged_kernels(log: str) -> tuple[str, ...]:
 
 
 def require_expected_kernel(facts: EngineFacts, name: str, folder: Path) -> None:
-    """Checks that the base was served unquantised,
-    and a candidate with a kernel for each of its groups.
+    """Checks that vLLM used the quantised kernels of a candidate, and none for the base.
 
-    A group in FP8 passes without a line of its own where vLLM writes none: on a GPU that does not
-    compute in FP8, and for weights alone. That is printed. So it is for a checkpoint that stores
-    only its KV cache in FP8.
+    A candidate needs a kernel for each of its groups. An FP8 group passes without a kernel where
+    vLLM logs none: on a GPU that does not compute in FP8, and for weights alone. This is printed. A
+    checkpoint that stores only its KV cache in FP8 passes too.
+
+    Args:
+        facts: what the engine's log says.
+        name: 'base' or the candidate's name.
+        folder: the checkpoint.
 
     Raises:
-        FlowError: it was not; names the group, its scheme, and the kernels of the log.
+        FlowError: a kernel is missing, or the base was served quantised. Names the group, its
+            scheme and the kernels in the log.
     """
     if name == "base":
         if facts.quantization or facts.kernels:
@@ -71,7 +74,7 @@ def require_expected_kernel(facts: EngineFacts, name: str, folder: Path) -> None
             )
         return
     config = read_json(folder / "config.json", finite=False).get("quantization_config") or {}
-    # the layers of other tools have other names
+    # checkpoints of other tools name their layers differently
     ours = config.get("quant_method") == "compressed-tensors"
     groups = group_schemes(config) if ours else {}
     unlogged = ours and (
@@ -106,9 +109,7 @@ def _require_group(facts: EngineFacts, name: str, group: str, scheme: str) -> No
 
 
 def expected_layers(scheme: str) -> tuple[str, ...]:
-    """vLLM's names of the layers that may serve a scheme;
-    none where any quantised kernel will do.
-    """
+    """Returns vLLM's names of the layers that may serve a scheme; empty if any kernel will do."""
     family = scheme.removesuffix("_ASYM")
     if family in LAYERS:
         return LAYERS[family]
@@ -118,7 +119,7 @@ def expected_layers(scheme: str) -> tuple[str, ...]:
 
 
 def _may_be_silent(scheme: str) -> bool:
-    """Whether vLLM serves this scheme here by its fallback W8A16, which writes no line."""
+    """Checks whether vLLM serves this scheme here as W8A16, which logs no kernel."""
     if scheme == "FP8_A16":
         return True
     if not scheme.startswith("FP8"):
@@ -132,10 +133,9 @@ def _number(capability: str) -> float:
 
 
 def int8_saturates(architecture: str, cpu_features: Collection[str]) -> bool:
-    """Whether vLLM's INT8 kernel adds pairs of products in 16 bits on this processor,
-    which saturate.
+    """Checks whether vLLM's INT8 kernel adds pairs of products in 16 bits, which saturate.
 
-    So it does on x86-64 without VNNI (oneDNN's developer guide, "Nuances of int8 computations";
-    measured by benchmarks/int8_sums.py): INT8 loses more accuracy there than elsewhere.
+    It does so on x86-64 without VNNI, where INT8 loses more accuracy than elsewhere. Sources:
+    oneDNN's developer guide, "Nuances of int8 computations"; measured by benchmarks/int8_sums.py.
     """
     return architecture == "x86_64" and not set(INT8_FEATURES) & set(cpu_features)

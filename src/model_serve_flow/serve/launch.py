@@ -31,22 +31,21 @@ from model_serve_flow.system import environments, live, processes
 from model_serve_flow.system.hardware import free_port
 
 KEY_VARIABLE = "MODEL_SERVE_FLOW_API_KEY"
-# marks every process of one server, also when its parent is gone
+# marks every process of one server, even if its parent is gone
 SERVER_VARIABLE = "MODEL_SERVE_FLOW_SERVER"
 LEAST_KEY_LENGTH = 16
-# what tables and charts are made with
+# libraries of tables and charts
 SHOWING = ("pandas", "matplotlib.figure", "matplotlib.backends.backend_svg")
 STOP_SECONDS = 20
 LEFTOVER_SECONDS = 2
-GONE_SECONDS = 10  # an engine that lost a process of its own takes this long to end
+GONE_SECONDS = 10  # an engine that lost one of its processes takes this long to end
 
 
 def api_key(config: FlowConfig) -> str:
-    """The key clients must send: that of the environment (`MODEL_SERVE_FLOW_API_KEY`),
-    else a new one.
+    """Returns the key that clients must send: `MODEL_SERVE_FLOW_API_KEY`, or a new key.
 
     Raises:
-        FlowError: the server would be reached from elsewhere and no key is set, or it is shorter
+        FlowError: other machines could reach the server and no key is set, or the key is shorter
             than 16 characters.
     """
     given = os.environ.get(KEY_VARIABLE, "")
@@ -80,16 +79,18 @@ def serve(
     """Serves the model called `name` ('base' or a candidate) with vLLM until the block ends.
 
     Args:
-        purpose: chooses the engine's arguments (`engine_arguments`), and is part of the log's file
-            name.
-        port: a free one is chosen if not given.
-        meanwhile: called while the server starts, which keeps one core busy for most of a minute.
+        flow: the profile and its workspace.
+        name: 'base' or a candidate's name.
+        purpose: chooses the engine's arguments (`engine_arguments`), and is part of the log's name.
+        port: TCP port; None: a free port.
+        meanwhile: called while the server starts, which takes one core for most of a minute.
 
     Raises:
-        FlowError: the port is taken, the engine is not installed, it died while starting or did not
-            answer in time (its last log lines are shown), or other machines could reach it without
-            a key.
-        ServerGone: it ended, or hung for `engine.unresponsive_seconds`, before the block did.
+        FlowError: the port is taken; the engine is not installed; the engine ended while starting
+            or did not answer in time (the message shows its last log lines); or other machines
+            could reach the server without a key.
+        ServerGone: the server ended before the block did, or hung for
+            `engine.unresponsive_seconds`.
     """
     started = _launch(flow, name, purpose, port)
     try:
@@ -108,15 +109,19 @@ def serve_each(
     purpose: str = "serve",
     meanwhile: Callable[[], object] | None = None,
 ) -> Iterator[Iterator[Server]]:
-    """`with serve_each(flow, names) as servers:` iterates over running servers,
-    each stopped when its turn is over.
+    """Iterates over running servers, and stops each server when its turn is over.
 
-    Each starts when its turn comes, because a GPU's memory holds one; with `engine.start_together`
-    all start at once: starting is importing on one core, and a server without requests takes no
-    time of those that have some.
+    Usage: `with serve_each(flow, names) as servers:`. Each server starts when its turn comes,
+    because a GPU's memory holds one. With `engine.start_together` all start at once. Starting is
+    importing on one core, and a server without requests does not slow down the others.
+
+    Args:
+        flow: the profile and its workspace.
+        names: 'base' or names of candidates.
+        purpose, meanwhile: as for `serve`.
 
     Raises:
-        FlowError: as `serve`; whichever model it is of, no server is left when the block ends.
+        FlowError: as `serve`. No server is left when the block ends.
     """
     with contextlib.ExitStack() as servers:
         yield _turns(flow, names, purpose, meanwhile, servers)
@@ -129,9 +134,7 @@ def _turns(
     meanwhile: Callable[[], object] | None,
     servers: contextlib.ExitStack,
 ) -> Iterator[Server]:
-    """The servers one after the other; `servers` ends the one whose turn it is,
-    and those that wait, with the block.
-    """
+    """Yields the servers one after the other; `servers` stops those that still run at the end."""
     seconds, waiting = flow.config.engine.startup_seconds, list(names)
     together: dict[str, _Started] = {}
     if flow.config.engine.start_together:
@@ -151,9 +154,7 @@ def _turns(
 
 @contextlib.contextmanager
 def _supervised(flow: Flow, server: Server) -> Iterator[Server]:
-    """Ends the server if it hangs; whatever fails because the server is gone,
-    is reported as that.
-    """
+    """Kills the server if it hangs; if the block fails because the server ended, reports that."""
     try:
         with watched(server, flow.config.engine.unresponsive_seconds):
             yield server
@@ -161,14 +162,12 @@ def _supervised(flow: Flow, server: Server) -> Iterator[Server]:
         raise
     except Exception:
         _await_end(server)
-        server.require_alive()  # raises in the place of what failed, which stays its context
+        server.require_alive()  # raises ServerGone, with the original error as its context
         raise
 
 
 def _await_end(server: Server) -> None:
-    """Gives a server that does not answer well the time to end,
-    so that its end can be told from another failure.
-    """
+    """Gives a failing server time to end, so that its end is reported as the cause."""
     deadline = time.monotonic() + GONE_SECONDS
     while server.exit_status() is None and time.monotonic() < deadline:
         if _is_healthy(server.url):
@@ -177,16 +176,16 @@ def _await_end(server: Server) -> None:
 
 
 def _is_healthy(url: str) -> bool:
-    """Whether the server answers its health check; vLLM does not once its engine is dead."""
+    """Checks whether the server answers its health check; vLLM does not if its engine is dead."""
     with contextlib.suppress(httpx.TransportError):
-        # trust_env: a proxy of the machine must not come between us and its own loopback address.
+        # trust_env: requests to the loopback address must not go through the machine's proxy.
         return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == httpx.codes.OK
     return False
 
 
 @dataclass
 class _Started:
-    """A server's process, which may not answer yet."""
+    """The process of a server that may not answer yet."""
 
     name: str
     api_key: str = field(repr=False)
@@ -203,13 +202,13 @@ class _Started:
 
     @property
     def url(self) -> str:
-        # addresses to listen on, not to connect to
+        # clients cannot connect to these listening addresses
         everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{everywhere.get(self.host, host)}:{self.port}"
 
     def server(self) -> Server:
-        """Once it answers."""
+        """Returns the server; call only after it answered."""
         assert self.start_seconds is not None
         process = psutil.Process(self.child.pid)
         return Server(
@@ -225,7 +224,11 @@ class _Started:
         )
 
     def answers(self) -> bool:
-        """Whether it is ready, now or before; FlowError if it ended."""
+        """Checks whether the server has answered its health check.
+
+        Raises:
+            FlowError: the process ended.
+        """
         if self.start_seconds is not None:
             return True
         if self.child.poll() is not None:
@@ -239,14 +242,13 @@ class _Started:
         return self.start_seconds is not None
 
     def stop(self) -> None:
-        """Asks the server to end, and kills whatever of its processes is left;
-        may be called again.
-        """
+        """Asks the server to end, and kills its remaining processes; may be called again."""
         if self.child.poll() is None:
             self.child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.child.wait(STOP_SECONDS)
-        # A process of the engine outlives a server that was killed, and is nobody's child then.
+        # If the server was killed, its engine's processes still run and have no parent. So they are
+        # found by their mark.
         processes.end(lambda: processes.marked(SERVER_VARIABLE, self.mark.__eq__), LEFTOVER_SECONDS)
         self.child.wait()
         self.scratch.cleanup()
@@ -261,8 +263,8 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _St
     require_free(port, host)
     log, mark = flow.workspace.logs / f"vllm-{purpose}-{name}.log", uuid.uuid4().hex
     log.parent.mkdir(parents=True, exist_ok=True)
-    # vLLM leaves sockets and a file in the temporary folder. The name is short: that of a socket
-    # may have 107 bytes.
+    # vLLM does not delete its sockets and a file in the temporary folder. The folder's name is
+    # short, because a socket's path may have at most 107 bytes.
     scratch = tempfile.TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True)
     own = {
         "VLLM_API_KEY": key,
@@ -272,7 +274,7 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _St
     }
     given, ours = inherited(os.environ), _own_variables(flow.config)
     _tell(flow, f"{purpose}-{name}", given, ours)
-    # for the clients in this process, and those that it starts
+    # for the clients in this process and in its children
     os.environ.update(environments.direct(host))
     launched = time.monotonic()
     with log.open("wb") as sink:
@@ -290,8 +292,8 @@ def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _St
 
 
 def _own_variables(config: FlowConfig) -> dict[str, str]:
-    """What the flow sets for every server, secrets and marks apart."""
-    readable = {"VLLM_LOGGING_COLOR": "0"}  # also where the user forces colours
+    """Returns the variables that the flow sets for every server, without secrets and marks."""
+    readable = {"VLLM_LOGGING_COLOR": "0"}  # also if the user forces colours
     return {
         **environments.variables_in_force(),
         **readable,
@@ -301,9 +303,7 @@ def _own_variables(config: FlowConfig) -> dict[str, str]:
 
 
 def _tell(flow: Flow, name: str, given: Inherited, ours: dict[str, str]) -> None:
-    """Records in the manifest which variables the server has beside the surrounding ones,
-    and says which it lacks.
-    """
+    """Records the server's variables in the manifest, and prints those that do not reach vLLM."""
     engine = {key: value for key, value in given.passed.items() if key.startswith(PREFIX)}
     record = {"variables": {**engine, **ours}, "not_handed_on": list(given.dropped)}
     update_manifest(flow.workspace, servers={name: record})
@@ -315,7 +315,11 @@ def _tell(flow: Flow, name: str, given: Inherited, ours: dict[str, str]) -> None
 
 
 def require_free(port: int, host: str = "127.0.0.1") -> None:
-    """FlowError if something listens on the port of that address."""
+    """Checks that nothing listens on the port.
+
+    Raises:
+        FlowError: the port is in use.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -333,7 +337,7 @@ def _wait_until_ready(
     live.report(what, 0, 0)
     if meanwhile is not None:
         meanwhile()
-    # the cells after the measurement need them; the start leaves a core free
+    # Imports now what later cells need, because the start of the server leaves a core free.
     for module in SHOWING:
         importlib.import_module(module)
     deadline, unready = time.monotonic() + seconds, list(servers)

@@ -1,4 +1,4 @@
-"""A running server: its client, whether it is alive, and what its log says."""
+"""Represents a running server: its client, whether it is alive, and what its log says."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OUR_LOOK = re.compile(r'"GET /(?:health|metrics) HTTP')
 
 
 class ServerGone(FlowError):
-    """The engine ended, or hung and was ended, while it was needed."""
+    """The engine ended while it was needed, or was killed because it hung."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,16 @@ class Server:
     """A running vLLM: where it listens, what it serves, and what its log says.
 
     Attributes:
-        api_key: sent by every client; kept out of what is printed of a server.
-        exit_status: of the process, as `subprocess.Popen.poll` gives it.
-        hung: set when the watchdog ended it.
-        arguments: those of `engine_arguments` that it was started with; none: not known.
+        url: base URL, without `/v1`.
+        model_name: 'base' or the candidate's name.
+        api_key: sent by every client; not printed.
+        folder: the served checkpoint.
+        log: the file of vLLM's output.
+        process: the server's main process.
+        start_seconds: seconds from the start of the process to the first answer.
+        exit_status: returns the process's exit status, as `subprocess.Popen.poll` does.
+        hung: set when the watchdog killed the server.
+        arguments: the `engine_arguments` that the server was started with; None: not known.
     """
 
     url: str
@@ -55,13 +61,20 @@ class Server:
     arguments: tuple[str, ...] | None = None
 
     def client(self, timeout: float | None = 120.0) -> httpx.Client:
-        """An HTTP client of this server that carries its key; the caller closes it."""
+        """Creates an HTTP client of this server that sends its key; the caller closes the client.
+
+        Args:
+            timeout: in seconds; None: no limit.
+        """
         headers = {"Authorization": f"Bearer {self.api_key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
 
     def require_alive(self) -> None:
-        """ServerGone, with the cause as its log gives it,
-        if the server ended or was ended because it hung.
+        """Checks that the server still runs.
+
+        Raises:
+            ServerGone: the server ended, or was killed because it hung; names the cause from its
+                log.
         """
         status = self.exit_status()
         if status is None and not self.hung.is_set():
@@ -84,11 +97,11 @@ class Server:
         )
 
     def facts(self) -> EngineFacts:
-        """What the engine says it did, and its peak memory until now.
+        """Reads the engine's facts from its log, and measures its peak memory until now.
 
         Raises:
-            FlowError: the log does not name the engine's version, so it cannot be trusted to name
-                its kernels.
+            FlowError: the log does not name the engine's version, so its kernels cannot be trusted
+                either.
         """
         text = self.log.read_text(encoding="utf-8", errors="replace")
         version = _VERSION.search(text)
@@ -111,8 +124,11 @@ class Server:
 
 
 def evidence(log: Path, *, by_itself: bool = True) -> str:
-    """Why vLLM ended, first; its last log lines,
-    and more of them where the log does not say why.
+    """Describes why vLLM ended: the cause and its last log lines, or more lines without a cause.
+
+    Args:
+        log: vLLM's log.
+        by_itself: False for a server that was killed.
     """
     cause = root_cause(log.read_text(encoding="utf-8", errors="replace"), ended_by_itself=by_itself)
     if cause is None:
@@ -121,8 +137,6 @@ def evidence(log: Path, *, by_itself: bool = True) -> str:
 
 
 def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """The last lines of a log, without those that only say that we looked whether the server is
-    well.
-    """
+    """Returns the last lines of a log, without the lines of our own health checks."""
     text = log.read_text(encoding="utf-8", errors="replace")
     return "\n".join([line for line in text.splitlines() if not _OUR_LOOK.search(line)][-lines:])

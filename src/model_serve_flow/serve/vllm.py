@@ -1,4 +1,4 @@
-"""The command line and the environment variables with which vLLM is started."""
+"""Builds the command line and the environment variables of a vLLM server."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.system import environments
 from model_serve_flow.system.hardware import usable_cores
 
-SERVER_MODULE = "model_serve_flow.serve.vllm_main"  # vLLM's own, but its engine ends with it
-ACCURACY = "accuracy"  # purpose of the servers that answer questions
-# tokens that must be alike to be shared: as few as vLLM's attention on a CPU takes (default: 128)
+SERVER_MODULE = "model_serve_flow.serve.vllm_main"  # vLLM's, with an engine that ends with it
+ACCURACY = "accuracy"  # purpose of servers that answer evaluation requests
+# tokens in a block of the prefix cache: the fewest that vLLM's CPU attention takes (default: 128)
 CPU_BLOCK = 32
 
 
 def engine_arguments(config: FlowConfig, purpose: str = "serve") -> list[str]:
-    """The vLLM flags of the profile: the same for every model,
-    and for performance as when deployed.
+    """Builds the vLLM flags of the profile.
+
+    The flags are the same for every model, and the same for performance as in deployment.
 
     Args:
         config: the profile.
-        purpose: what the server is for. With "accuracy" it has a prefix cache, because questions
-            begin alike; with any other it has none.
+        purpose: what the server is for. With "accuracy" the server has a prefix cache, because
+            evaluation requests begin alike. With any other purpose it has none.
     """
     engine = config.engine
     arguments = [
@@ -38,8 +39,8 @@ def engine_arguments(config: FlowConfig, purpose: str = "serve") -> list[str]:
         if config.device == "cpu":
             arguments += ["--block-size", str(CPU_BLOCK)]
     else:
-        # GuideLLM repeats its prompts from one load point to the next: a prefix cache would serve
-        # the later ones for free.
+        # GuideLLM repeats its prompts from one load point to the next. With a prefix cache, later
+        # load points would be faster.
         arguments.append("--no-enable-prefix-caching")
     if engine.enforce_eager:
         arguments.append("--enforce-eager")
@@ -57,24 +58,24 @@ def engine_arguments(config: FlowConfig, purpose: str = "serve") -> list[str]:
 
 
 def engine_environment(config: FlowConfig) -> dict[str, str]:
-    """The environment variables vLLM needs: no usage statistics, no hub, no compiler if eager,
-    and its CPU settings.
+    """Builds the environment variables that vLLM needs.
+
+    They switch off usage statistics and hub access, and the compiler if eager, and hold the CPU
+    settings.
     """
     variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     if config.engine.enforce_eager:
-        # vLLM compiles a function of its log-probabilities all the same: with a C++ compiler, and
-        # for 26 s.
+        # Even if eager, vLLM compiles a log-probability function, with a C++ compiler, in 26 s.
         variables["TORCH_COMPILE_DISABLE"] = "1"
     if config.device == "cpu":
         variables |= environments.variables_in_force()
-        # vLLM keeps one core for its front end by default: of two cores that would leave one to
-        # compute on.
+        # By default vLLM reserves a core for its front end. Of two cores, only one would compute.
         variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
         if config.engine.kv_cache_gib is not None:
             variables["VLLM_CPU_KVCACHE_SPACE"] = str(config.engine.kv_cache_gib)
         if config.engine.in_process_worker:
-            # vLLM allows that worker on a CPU only with this variable, because it cannot set the
-            # threads then: we do.
+            # vLLM requires the first variable for this worker on a CPU. vLLM then cannot set the
+            # number of threads, so we set it.
             variables |= {
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
                 "OMP_NUM_THREADS": str(usable_cores()),
@@ -85,8 +86,9 @@ def engine_environment(config: FlowConfig) -> dict[str, str]:
 def serve_command(
     config: FlowConfig, folder: Path, name: str, port: int, purpose: str = "serve"
 ) -> list[str]:
-    """The command line that serves the checkpoint in `folder` under `name`;
-    the API key is not on it.
+    """Builds the command line that serves the checkpoint in `folder` under `name`.
+
+    The API key is not on the command line.
     """
     where = [
         "--model",

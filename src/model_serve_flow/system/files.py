@@ -1,6 +1,4 @@
-"""Writes files whole or not at all, and reads them back with errors that name the file and the
-field.
-"""
+"""Writes files completely or not at all, and reads them; errors name the file and the field."""
 
 from __future__ import annotations
 
@@ -39,15 +37,14 @@ CACHE_VARIABLE = "MODEL_SERVE_FLOW_CACHE"
 
 @contextlib.contextmanager
 def writing(path: Path, what: str = "file") -> Iterator[None]:
-    """Turns a disk that is full or may not be written, met while the block writes `path`,
-    into what the user can do.
+    """Explains to the user when the block cannot write `path`: disk full, or no permission.
 
-    It goes around the block that removes what was half written, so that the space it names is what
-    is free after that.
+    Use it around the block that deletes half-written files, so that the reported free space is
+    right.
 
     Args:
         path: the file or folder that the block writes.
-        what: what that is, for the message.
+        what: what `path` is, for the message.
 
     Raises:
         FlowError: names the path, the reason and the free space.
@@ -90,7 +87,7 @@ def _full(path: Path, what: str, number: int) -> tuple[str, str]:
 
 
 def _system_error(error: Exception) -> int | None:
-    """The number of the system's error; safetensors gives it as text only."""
+    """Returns the number of the system's error; safetensors gives it only as text."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
@@ -98,23 +95,21 @@ def _system_error(error: Exception) -> int | None:
 
 
 def _concerns(error: Exception, path: Path) -> bool:
-    """Whether the error is about the place of `path`,
-    and not about a source that may not be read.
-    """
+    """Checks whether the error concerns `path`, and not a source file that cannot be read."""
     name = getattr(error, "filename", None)
     if not isinstance(name, str | bytes):
-        return True  # not said: a write into a file that is open already
+        return True  # the error names no file: it wrote to an open file
     place = Path(os.fsdecode(name)).absolute()
     return place.is_relative_to(path.absolute().parent) or path.absolute().is_relative_to(place)
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that takes its place only if the block succeeds.
+    """Yields a temporary path beside `path`; it replaces `path` only if the block succeeds.
 
     Raises:
-        FlowError: the disk is full or may not be written; nothing is left of the new file, and the
-            old one stays.
+        FlowError: the disk is full or cannot be written. The new file is deleted, and the old file
+            stays.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,16 +127,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def swap_folder(partial: Path, destination: Path) -> None:
-    """Puts a finished folder in its place; the one that was there goes only then.
+    """Moves a finished folder to its destination, then deletes the old folder.
 
     Raises:
-        FlowError: the disk is full or may not be written; the old folder stays.
+        FlowError: the disk is full or cannot be written. The old folder stays.
     """
     old = destination.with_name(f".{destination.name}.old")
     with writing(destination, "folder"):
         for file in partial.iterdir():
             if file.is_file() and not file.is_symlink():
-                # safetensors writes 0600; a server under another user must read it
+                # safetensors writes files with mode 0600, but a server of another user must read
+                # them
                 file.chmod(0o644)
         shutil.rmtree(old, ignore_errors=True)
         if destination.exists():
@@ -159,18 +155,17 @@ def swap_folder(partial: Path, destination: Path) -> None:
 def replacing_folder(
     destination: Path, what: str = "folder", partial: Path | None = None, *, resumable: bool = False
 ) -> Iterator[Path]:
-    """Yields a hidden sibling folder that takes the place of `destination` only if the block
-    succeeds.
+    """Yields a hidden sibling folder, which replaces `destination` only if the block succeeds.
 
     Args:
-        destination: where it goes.
-        what: what it is, for the messages.
-        partial: the sibling, if it needs a name of its own.
-        resumable: it stays after a failure, and the next try goes on from what is in it.
+        destination: the folder to replace.
+        what: what the folder is, for messages.
+        partial: the sibling folder, if it needs a name of its own.
+        resumable: keeps the sibling after a failure, and the next try continues with its files.
 
     Raises:
-        FlowError: the disk is full or may not be written; nothing unfinished is left unless it is
-            resumable, and the old folder stays.
+        FlowError: the disk is full or cannot be written. The old folder stays, and the sibling is
+            deleted unless it is resumable.
     """
     partial = partial or destination.with_name(f".{destination.name}.partial")
     with writing(destination, what):
@@ -187,9 +182,9 @@ def replacing_folder(
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time may do this for a path; the others wait.
+    """Holds a lock for `path` during the block; other processes wait.
 
-    Held on a file of its own beside it, `.<stem>.lock`: what lies at the path may be replaced
+    The lock is the separate file `.<stem>.lock` beside the path, because the path may be replaced
     meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,15 +194,17 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes UTF-8 text atomically and returns its path."""
+    """Writes UTF-8 text atomically and returns the path."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
 def write_json(path: Path, value: BaseModel | dict[str, Any] | list[Any]) -> Path:
-    """Writes a result or plain value as JSON atomically;
-    NaN and infinity are refused (ValueError).
+    """Writes a result or plain value as JSON atomically and returns the path.
+
+    Raises:
+        ValueError: the value contains NaN or infinity.
     """
     document = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return write_text(
@@ -216,10 +213,16 @@ def write_json(path: Path, value: BaseModel | dict[str, Any] | list[Any]) -> Pat
 
 
 def read_json(path: Path, hint: str = RERUN, *, finite: bool = True) -> Any:
-    """Reads JSON; FlowError with `hint` if the file is not JSON or is missing.
+    """Reads a JSON file.
 
-    JSON knows no NaN and no infinity. With `finite` false they are accepted, as Python and
-    transformers do: published models have them in their settings.
+    Args:
+        path: the file.
+        hint: what the user should do if the file is not JSON.
+        finite: refuses NaN and infinity, which JSON does not have. With False they are accepted, as
+            in Python and transformers, because published models have them in their settings.
+
+    Raises:
+        FlowError: the file is missing, cannot be read, or is not JSON.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -230,7 +233,7 @@ def read_json(path: Path, hint: str = RERUN, *, finite: bool = True) -> Any:
             f"{path} cannot be read: {error.strerror}.", "Is it a file, and yours to read?"
         ) from error
     except (ValueError, RecursionError) as error:
-        # also bytes that are no text, and integers of thousands of digits
+        # includes bytes that are not text, and integers of thousands of digits
         raise FlowError(f"{path} is not valid JSON: {error}", hint) from error
     for place, value in leaves(document) if finite else ():
         if isinstance(value, float) and not math.isfinite(value):
@@ -239,9 +242,7 @@ def read_json(path: Path, hint: str = RERUN, *, finite: bool = True) -> Any:
 
 
 def leaves(document: Any) -> Iterator[tuple[str, Any]]:
-    """Every value of nested lists and mappings that is neither, with its dotted place;
-    however deep they are nested.
-    """
+    """Yields every value of nested lists and mappings with its dotted place, at any depth."""
     waiting = [("", document)]
     while waiting:
         place, node = waiting.pop()
@@ -253,8 +254,10 @@ def leaves(document: Any) -> Iterator[tuple[str, Any]]:
 
 
 def read_result(path: Path, kind: type[Result]) -> Result:
-    """Reads a typed result as it was written, without converting values;
-    FlowError names the file and the field.
+    """Reads a typed result without converting values.
+
+    Raises:
+        FlowError: the file is not such a result; names the file and the field.
     """
     return read_document(
         path, kind, f"a valid {kind.__name__}", "It was edited, or written by another version"
@@ -265,13 +268,17 @@ def read_document(path: Path, kind: type[Result], what: str, reason: str) -> Res
     """Reads the JSON of any tool into a typed document.
 
     Args:
-        what: what the file should be, and `reason` why it may not be that: both for the message.
+        path: the file.
+        kind: the type of the document.
+        what: what the file should be, for the message.
+        reason: why it may not be that, for the message.
 
     Raises:
-        FlowError: names the file and the field that is wrong.
+        FlowError: names the file and the wrong field.
     """
     try:
-        # strict: "5" is no number, and true is not 1; as JSON, where a list may become a tuple
+        # Strict: "5" is no number, and true is not 1. As JSON, because a list may then become a
+        # tuple.
         return kind.model_validate_json(json.dumps(read_json(path)), strict=True)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
@@ -286,27 +293,27 @@ def read_document(path: Path, kind: type[Result], what: str, reason: str) -> Res
 
 
 def now() -> str:
-    """The time in UTC as every file writes it: '2026-01-05T09:00:00Z'."""
+    """Returns the time in UTC as every file writes it: '2026-01-05T09:00:00Z'."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSON Lines file."""
+    """Reads the rows of a JSON Lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> Path:
-    """Writes rows as JSON Lines, whole or not at all, and returns the path."""
+    """Writes rows as JSON Lines atomically and returns the path."""
     return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def cache_folder() -> Path:
-    """`MODEL_SERVE_FLOW_CACHE`, or `~/.cache/model-serve-flow`.
+    """Returns `MODEL_SERVE_FLOW_CACHE`, or `~/.cache/model-serve-flow`.
 
-    Where the home cannot be written, the one that `home_variables` finds counts instead.
+    If the home cannot be written, the home that `home_variables` finds is used instead.
 
     Raises:
-        FlowError: there is none that can be written.
+        FlowError: no home can be written.
     """
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named).expanduser()

@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs that CUDA would use in this process, as nvidia-smi describes them."""
+"""Finds the NVIDIA GPUs that CUDA would use in this process, with nvidia-smi."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pydantic import Field
 from model_serve_flow.system.records import Record
 
 FIELDS = ("uuid", "name", "memory.total", "driver_version", "compute_cap")
-LEAST_DRIVER = 580  # of CUDA 13, which the pinned vLLM and PyTorch are built for
+LEAST_DRIVER = 580  # driver of CUDA 13, for which the pinned vLLM and PyTorch are built
 ANSWER_SECONDS = 60
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 MEBIBYTE = 1 << 20
 
 
 class Gpu(Record):
-    """One GPU, or one MIG instance of it."""
+    """One GPU, or one MIG instance of a GPU."""
 
     name: str
     memory_bytes: int | None = Field(description="none: nvidia-smi does not say")
@@ -36,11 +36,17 @@ class _Listed:
 
 
 def find_gpus(environment: Mapping[str, str] = os.environ) -> tuple[tuple[Gpu, ...], str | None]:
-    """The GPUs that CUDA would use, in its order, and what is wrong: why there are none, or which
-    is lost.
+    """Finds the GPUs that CUDA would use, in CUDA's order.
 
-    `CUDA_VISIBLE_DEVICES` counts. A GPU that is cut into MIG instances stands for its first
-    instance, because a process of CUDA uses one. Memory is None where nvidia-smi does not tell it.
+    `CUDA_VISIBLE_DEVICES` is applied. A GPU that is split into MIG instances is replaced by its
+    first instance, because a CUDA process uses only one. Memory is None if nvidia-smi does not
+    report it.
+
+    Args:
+        environment: the environment variables.
+
+    Returns:
+        The GPUs, and a problem: why there is none, or which is lost. None: no problem.
     """
     if shutil.which("nvidia-smi") is None:
         return (), "nvidia-smi was not found: no NVIDIA driver is installed"
@@ -66,15 +72,17 @@ def find_gpus(environment: Mapping[str, str] = os.environ) -> tuple[tuple[Gpu, .
 
 
 def driver_is_old(gpu: Gpu) -> bool:
-    """Whether the driver is older than the CUDA of the locks needs; False where its version cannot
-    be read.
+    """Checks whether the driver is too old for the CUDA of the locks.
+
+    Returns:
+        False if the driver's version cannot be read.
     """
     major = gpu.driver.partition(".")[0]
     return major.isdigit() and int(major) < LEAST_DRIVER
 
 
 def _ask(*arguments: str) -> tuple[str, str | None]:
-    """What nvidia-smi prints, and why that may not be all."""
+    """Runs nvidia-smi and returns its output, and why the output may be incomplete."""
     try:
         done = subprocess.run(
             ["nvidia-smi", *arguments],
@@ -90,7 +98,7 @@ def _ask(*arguments: str) -> tuple[str, str | None]:
 
 
 def _row(line: str) -> _Listed | None:
-    """A line of the answer; None where it is a message instead, such as that of a lost GPU."""
+    """Parses a line of the output; None for a message, such as that of a lost GPU."""
     fields = [field.strip() for field in line.split(",")]
     if len(fields) < len(FIELDS) or not fields[0].startswith("GPU-"):
         return None
@@ -101,9 +109,7 @@ def _row(line: str) -> _Listed | None:
 
 
 def _instances() -> dict[str, list[_Listed]]:
-    """The MIG instances of each GPU, with their memory, from nvidia-smi's XML; none where there are
-    none.
-    """
+    """Returns GPU uuid -> its first MIG instance with its memory, from nvidia-smi's XML."""
     text, _ = _ask("-q", "-x")
     try:
         root = ElementTree.fromstring(text)
@@ -130,11 +136,12 @@ def _capability(uuid: str) -> str:
 
 
 def _visible(listed: list[_Listed], environment: Mapping[str, str]) -> list[_Listed]:
-    """Those that `CUDA_VISIBLE_DEVICES` leaves, in its order; CUDA stops at the first entry that it
-    does not know.
+    """Returns the GPUs that `CUDA_VISIBLE_DEVICES` allows, in its order.
+
+    As in CUDA, the first unknown entry ends the list.
     """
     if environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
-        # CUDA's: fastest first
+        # CUDA's default order: fastest first
         listed = sorted(listed, key=lambda found: _generation(found.gpu), reverse=True)
     if (value := environment.get(VISIBLE)) is None:
         return listed

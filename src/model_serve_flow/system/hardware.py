@@ -1,4 +1,4 @@
-"""Reads what this machine has: cores, memory, disk and GPUs, as this process may use them."""
+"""Reads the cores, memory, disk and GPUs that this process may use."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 class Machine(Record):
-    """Hardware and system as this process may use them:
-    affinity and cgroup limits are taken into account.
-    """
+    """Hardware and system as this process may use them, within affinity and cgroup limits."""
 
     os: str
     kernel: str
@@ -43,10 +41,10 @@ class Machine(Record):
 
 
 def inspect_machine(folder: Path = Path()) -> Machine:
-    """Looks at the machine.
+    """Inspects the machine.
 
     Args:
-        folder: where artifacts will go; its file system is the one whose free space counts.
+        folder: folder of the artifacts; the free space of its file system counts.
 
     Raises:
         FlowError: the system is not Linux.
@@ -76,7 +74,7 @@ def inspect_machine(folder: Path = Path()) -> Machine:
 
 
 def usable_cores(cgroups: Path = CGROUPS) -> int:
-    """Cores this process may use: its affinity, and the quota of the cgroups around it."""
+    """Counts the cores that affinity and cgroup quotas let this process use."""
     cores = len(os.sched_getaffinity(0))
     for text in _cgroup_values("cpu.max", cgroups):
         quota, _, period = text.partition(" ")
@@ -88,7 +86,7 @@ def usable_cores(cgroups: Path = CGROUPS) -> int:
 
 
 def _memory(cgroups: Path = CGROUPS) -> tuple[int, int]:
-    """Total and available bytes: of the machine, or of the tightest cgroup around this process."""
+    """Returns total and available bytes of the machine, or of the tightest surrounding cgroup."""
     memory = psutil.virtual_memory()
     total, available = memory.total, memory.available
     for folder in [*_cgroup_folders(cgroups), *first_version_folders("memory", cgroups)]:
@@ -100,10 +98,10 @@ def _memory(cgroups: Path = CGROUPS) -> tuple[int, int]:
 
 
 def _cgroup_used(folder: Path) -> int:
-    """Bytes in use without the page cache that the kernel gives back when asked."""
+    """Returns the used bytes without the page cache that the kernel gives back on request."""
     used = int(_text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes") or 0)
     pairs = dict(line.split() for line in (_text(folder / "memory.stat") or "").splitlines())
-    # Version 1 counts the cgroups inside under other names.
+    # In version 1, the key that includes inner cgroups has another name.
     return used - int(pairs.get("total_inactive_file") or pairs.get("inactive_file", 0))
 
 
@@ -112,7 +110,7 @@ def _cgroup_values(name: str, cgroups: Path) -> list[str]:
 
 
 def _cgroup_folders(cgroups: Path) -> list[Path]:
-    """This process's cgroup and those around it, innermost first; limits of any of them bind."""
+    """Lists this process's cgroup and its parents, innermost first; all their limits apply."""
     lines = (_text(Path("/proc/self/cgroup")) or "").splitlines()
     inner = next((line[3:] for line in lines if line.startswith("0::")), "/")
     folder = cgroups / inner.strip("/")
@@ -130,13 +128,15 @@ def _existing(folder: Path) -> Path:
 
 
 def available_memory() -> int:
-    """Bytes this process could still take, by the machine or the tightest cgroup around it."""
+    """Returns the bytes that this process could still use, by machine and cgroup limits."""
     return _memory()[1]
 
 
 def free_port(taken: Container[int] = ()) -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago, and is none of `taken`,
-    which may not listen yet.
+    """Returns a TCP port of 127.0.0.1 that was free a moment ago and is not in `taken`.
+
+    Args:
+        taken: ports that are reserved, even if nothing listens on them yet.
     """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -1,7 +1,7 @@
-"""Which package index uv is to ask for the locked wheels, and what to say where that index fails.
+"""Chooses the package index that uv asks for the locked wheels, and explains its failures.
 
-Needs only the standard library. The locks pin the hashes of the public files. An index with other
-files, as some images of workbenches name, cannot serve them.
+Needs only the standard library. The locks pin the hashes of the public files. Some workbench images
+name an index with other files, which cannot serve the locks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
 VARIABLE = "MODEL_SERVE_FLOW_INDEX"
-PUBLIC = "public"  # its value for the index that uv asks where nothing else is set
+PUBLIC = "public"  # value of VARIABLE: the index that uv asks by default
 UV_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_CONFIG_FILE")
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY")
 _SETTING = re.compile(r"^(?:\w+|:env:)\.([\w-]+)='(.*)'$", re.MULTILINE)
@@ -31,9 +31,9 @@ class Index:
     """An index, as uv is told of it.
 
     Attributes:
-        place: for messages, without a password.
-        variables: added to uv's environment.
-        removed: names of variables taken out of it.
+        place: its name in messages, without a password.
+        variables: variables added to uv's environment.
+        removed: names of variables removed from uv's environment.
     """
 
     place: str
@@ -41,17 +41,17 @@ class Index:
     removed: tuple[str, ...] = ()
 
     def environment(self, surrounding: Mapping[str, str]) -> dict[str, str]:
-        """What uv is started with."""
+        """Returns the environment in which uv is started."""
         kept = {name: value for name, value in surrounding.items() if name not in self.removed}
         return {**kept, **self.variables}
 
 
 def indexes(surrounding: Mapping[str, str]) -> list[Index]:
-    """The indexes to ask, one after the other, until one serves the locked files.
+    """Lists the indexes to ask, one after the other, until one serves the locked files.
 
-    That which `MODEL_SERVE_FLOW_INDEX` names, alone. Else that of uv's own settings or, where uv
-    has none, of pip's; and after it the public one. pip's certificate and proxy go to uv wherever
-    uv has none of its own.
+    `MODEL_SERVE_FLOW_INDEX` names the only index. Without it, the first index is from uv's own
+    settings, or else from pip's settings, and the second is the public index. uv also gets pip's
+    certificate and proxy if it has none of its own.
     """
     pip = pip_settings()
     shared = _certificate_and_proxy(surrounding, pip)
@@ -70,14 +70,12 @@ def indexes(surrounding: Mapping[str, str]) -> list[Index]:
 
 
 def has_other_files(log: str) -> bool:
-    """Whether uv or pip failed because the index has other files than the locks pin,
-    or lacks them.
-    """
+    """Checks whether uv or pip failed because the index lacks the files that the locks pin."""
     return _OTHER_FILES.search(log) is not None
 
 
 def hint(log: str, asked: list[Index]) -> str:
-    """What to do about a failed install."""
+    """Tells what to do about a failed install."""
     places = " and ".join(index.place for index in asked)
     if has_other_files(log):
         return (
@@ -99,10 +97,10 @@ def hint(log: str, asked: list[Index]) -> str:
 
 @functools.cache
 def pip_settings() -> dict[str, str]:
-    """pip's settings by name, such as "index-url"; none where this Python has no pip."""
+    """Returns pip's settings by name, such as "index-url"; empty without pip."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return dict(_SETTING.findall(listed))  # those of the environment are listed last, and win
+    return dict(_SETTING.findall(listed))  # settings of the environment are last and win
 
 
 def _certificate_and_proxy(
@@ -121,6 +119,6 @@ def _certificate_and_proxy(
 
 
 def _shown(url: str) -> str:
-    """A URL without the user's name and password."""
+    """Removes user name and password from a URL."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to a run."""
+"""Changes what Ctrl-C and SIGTERM do to a run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 
 @contextlib.contextmanager
 def ignored() -> Iterator[None]:
-    """A second Ctrl-C must not cut off what the first one began."""
+    """Ignores Ctrl-C and SIGTERM, so that a second Ctrl-C does not interrupt the clean-up."""
     with _handling(signal.SIG_IGN):
         yield
 
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that no child outlives a run that is
-    ended so; and Ctrl-C does in a run that a shell started in the background, which ignores it
-    otherwise.
+    """Raises KeyboardInterrupt on SIGTERM, so that a terminated run stops its child processes.
+
+    Ctrl-C raises KeyboardInterrupt too, even in a run that a shell started in the background. Such
+    a run would ignore Ctrl-C by default.
     """
 
     def interrupt(number: int, frame: Any) -> None:

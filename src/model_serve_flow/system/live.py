@@ -1,10 +1,10 @@
-"""What a long step is doing now, told by the notebook's process and shown by the runner.
+"""Reports the progress of a long step from the notebook's process to the runner.
 
     live.report("base: lm-eval", 0, 618, "requests")    # begins: the rate counts from here
     live.report("base: lm-eval", 312, 618, "requests")  # cheap: most calls write nothing
 
-The process writes a small file, whose path is in the variable `MODEL_SERVE_FLOW_LIVE`.
-A notebook that is opened without the runner has no such variable, and nothing is written.
+The process writes a small file, whose path is in the variable `MODEL_SERVE_FLOW_LIVE`. A notebook
+that is opened without the runner has no such variable, and nothing is written.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 VARIABLE = "MODEL_SERVE_FLOW_LIVE"  # path of the file; set by the runner for the notebook's kernel
-WRITE_SECONDS = 0.5  # least time between two writes, but for a measurement's first and last
+WRITE_SECONDS = 0.5  # least time between two writes, except the first and the last
 
 
 @dataclass(frozen=True)
 class Live:
-    """How far a measurement is.
+    """The progress of a measurement.
 
-    Times are `time.monotonic()`, which is one clock for all processes of a machine.
+    Times are `time.monotonic()`, which is the same clock for all processes of a machine.
     """
 
     what: str
     done: int
     total: int  # 0: not known
     unit: str
-    first: int  # what was done already when it began: of a measurement that is continued
+    first: int  # done before it began, if it continues an earlier measurement
     started: float
     at: float
 
     def __str__(self) -> str:
-        """`base: lm-eval, 312 of 618 requests, about 2 min left`."""
+        """Writes `base: lm-eval, 312 of 618 requests, about 2 min left`."""
         share = f"{self.done:,} of {self.total:,} {self.unit}".strip() if self.total else ""
         return ", ".join(filter(None, [self.what, share, self._end()]))
 
@@ -49,9 +49,7 @@ class Live:
         return f"about {duration(seconds)} left" if seconds > 0 else "soon over"
 
     def seconds_left(self) -> float | None:
-        """Seconds until the expected end by the rate since it began;
-        none while there is no rate.
-        """
+        """Estimates the seconds until the end from the rate so far; None without a rate."""
         if self.done <= self.first or not self.total:
             return None
         pace = (self.at - self.started) / (self.done - self.first)
@@ -59,7 +57,7 @@ class Live:
 
     @property
     def is_over(self) -> bool:
-        """Whether all of it is done, so that there is nothing to show until the next one begins."""
+        """Returns whether the measurement is done, so that nothing is shown until the next."""
         return 0 < self.total <= self.done
 
 
@@ -86,9 +84,7 @@ class _Reporter:
                 self.write(path, self.last)
 
     def write(self, path: str, live: Live) -> None:
-        """A measurement must not fail for a line on the terminal:
-        that it is missing is said once.
-        """
+        """Writes the file; a failure is printed once and does not stop the measurement."""
         if path == self.failed_path:
             return
         temporary = _temporary(Path(path))
@@ -105,22 +101,22 @@ _reporter = _Reporter()
 
 
 def report(what: str | None, done: int, total: int, unit: str = "") -> None:
-    """Tells the runner how far a measurement is. Any thread may call it, and for every request.
+    """Tells the runner how far a measurement is; any thread may call it, even for every request.
+
+    A new measurement begins if `what`, `total` or `unit` changes, or if `done` becomes smaller.
 
     Args:
-        what: names the measurement: "base: lm-eval". None: the one that was reported last.
-        done: how much of it is done. With all of it done, nothing of it is shown any more.
-        total: how much it is; 0: not known, then only `what` is shown.
-        unit: what is counted: "requests".
-
-    A measurement begins where `what`, `total` or `unit` is another than before, or less is done.
+        what: name of the measurement, such as "base: lm-eval"; None: the measurement reported last.
+        done: how much is done. When all is done, the runner shows it no longer.
+        total: how much there is; 0: not known, then only `what` is shown.
+        unit: what is counted, such as "requests".
     """
     if path := os.environ.get(VARIABLE):
         _reporter.report(path, what, done, total, unit)
 
 
 def read(path: Path) -> Live | None:
-    """What was reported last and is not over; none where nothing is."""
+    """Reads the last report; None if there is none or its measurement is over."""
     try:
         found = Live(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -130,7 +126,7 @@ def read(path: Path) -> Live | None:
 
 @contextmanager
 def fresh(path: Path) -> Iterator[None]:
-    """Nothing is in the file when the block begins, and nothing is left of it when it ends."""
+    """Deletes the file when the block begins and when it ends."""
     _remove(path)
     try:
         yield
@@ -140,7 +136,7 @@ def fresh(path: Path) -> Iterator[None]:
 
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
-    _temporary(path).unlink(missing_ok=True)  # of a process that was killed while it wrote
+    _temporary(path).unlink(missing_ok=True)  # left over if a process was killed while writing
 
 
 def _temporary(path: Path) -> Path:
@@ -148,7 +144,10 @@ def _temporary(path: Path) -> Path:
 
 
 def duration(seconds: float) -> str:
-    """42 -> '40 s', 125 -> '2 min', 5500 -> '1.5 h': as coarse as an expected end is known."""
+    """Writes a duration as roughly as an estimate is known.
+
+    42 -> '40 s', 125 -> '2 min', 5500 -> '1.5 h'.
+    """
     if seconds < 97.5:
         step = 5 if seconds < 57.5 else 10
         return f"{max(step * round(seconds / step), 5)} s"

@@ -1,6 +1,4 @@
-"""Reads and writes the locks of the environments:
-requirements files of exact versions with their hashes.
-"""
+"""Reads and writes the environments' locks: requirements files of exact versions with hashes."""
 
 from __future__ import annotations
 
@@ -16,8 +14,11 @@ HASH = re.compile(r"\s--hash=(\S+)")
 
 @dataclass(frozen=True)
 class Pin:
-    """One entry of a lock: what stands before its hashes,
-    and `algorithm:digest` of each file of that release.
+    """One entry of a lock.
+
+    Attributes:
+        line: the requirement, before the hashes.
+        hashes: `algorithm:digest` of each file of the release.
     """
 
     line: str
@@ -41,7 +42,7 @@ class Pin:
 
 
 def read(path: Path) -> list[Pin]:
-    """The entries of a lock, in its order; comments are left out."""
+    """Reads the entries of a lock in order, without comments."""
     lines = path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     entries = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
     return [
@@ -51,5 +52,5 @@ def read(path: Path) -> list[Pin]:
 
 
 def write(path: Path, pins: list[Pin]) -> None:
-    """Writes the entries as uv does."""
+    """Writes the entries in the format of uv."""
     path.write_text("".join(f"{pin}\n" for pin in pins), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Where a user may write: many containers have no home, a read-only one, or a user without a name.
+"""Finds where a user may write: a container may have no home, a read-only home, or no user name.
 
 Needs only the standard library.
 """
@@ -14,24 +14,25 @@ from pathlib import Path
 from model_serve_flow.errors import FlowError
 from model_serve_flow.system.checkout import checkout
 
-NOBODY = "user"  # stands for the name of a user id that has none
+NOBODY = "user"  # name for a user id without a name
 ARTIFACTS = "MODEL_SERVE_FLOW_ARTIFACTS"
 
 
 def home_variables(surrounding: Mapping[str, str], places: Iterable[Path]) -> dict[str, str]:
-    """Variables that give every program a home to write to and a user's name;
-    none where both are there.
+    """Returns variables that give every program a writable home and a user name.
 
-    Caches, kernels and settings of Jupyter, pip, uv and the hub's client all go to the home unless
-    told otherwise.
+    Jupyter, pip, uv and the hub's client store caches, kernels and settings in the home by default.
 
     Args:
         surrounding: the environment.
-        places: folders to take instead, the first of them in which one can write; below it `.home`
-            is made.
+        places: folders to try if the home cannot be written. In the first writable folder, `.home`
+            is created.
+
+    Returns:
+        Empty if home and name are there.
 
     Raises:
-        FlowError: none of them can be written.
+        FlowError: no folder can be written.
     """
     variables = {} if _has_name(surrounding) else {"USER": NOBODY, "LOGNAME": NOBODY}
     home = surrounding.get("HOME") or _home_of_user()
@@ -50,9 +51,7 @@ def home_variables(surrounding: Mapping[str, str], places: Iterable[Path]) -> di
 
 
 def own_places() -> list[Path]:
-    """Folders that the flow writes anyway: of the artifacts,
-    and of the checkout where there is one.
-    """
+    """Lists folders that the flow writes anyway: the artifacts, and the checkout if any."""
     named = os.environ.get(ARTIFACTS)
     places = [Path(named).expanduser()] if named else []
     try:
@@ -62,8 +61,9 @@ def own_places() -> list[Path]:
 
 
 def writable(folder: Path) -> bool:
-    """Whether a file can be made in a folder, or in the one above that exists;
-    read-only file systems count.
+    """Checks whether a file can be created in a folder, or in its nearest existing parent.
+
+    The check writes a file, so it also detects a read-only file system.
     """
     there = next((path for path in (folder, *folder.parents) if path.is_dir()), None)
     if there is None:

@@ -1,4 +1,4 @@
-"""Child processes that end: with their parent, when asked to, and wherever they hid."""
+"""Ends child processes: with their parent, on request, and wherever they hide."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from pathlib import Path
 
 import psutil
 
-# setproctitle(3) of Python: by default the title is written over what /proc shows as the process's
-# environment.
+# For Python's setproctitle, which by default overwrites the environment that /proc shows.
 KEEP_READABLE = {"SPT_NOENV": "1"}
-# marks every process of a run, whatever session or parent it has
+# marks every process of a run; session and parent do not matter
 RUN_VARIABLE = "MODEL_SERVE_FLOW_RUN"
 ORPHAN_SECONDS = 1.0
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
 
 
 def end_with_parent() -> None:
-    """For `preexec_fn`: asks Linux to send this process SIGTERM when the thread that started it
-    ends, however it does.
+    """Asks Linux to send this process SIGTERM when the thread that started it ends.
 
-    See prctl(2), PR_SET_PDEATHSIG.
+    Use it as `preexec_fn`. See prctl(2), PR_SET_PDEATHSIG.
     """
     set_parent_death_signal = 1
     ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
 
 
 def end_when_orphaned() -> None:
-    """Kills this process, from a thread of its own, when its present parent has ended;
-    whatever thread started it.
+    """Kills this process when its present parent process has ended.
+
+    A separate thread watches the parent, so it does not matter which thread started this process.
     """
 
     def wait(parent: int) -> None:
@@ -48,7 +47,7 @@ def end_when_orphaned() -> None:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """The process and all its descendants; empty if it is gone."""
+    """Lists the process and all its descendants; empty if it is gone."""
     try:
         parent = psutil.Process(pid)
         return [parent, *parent.children(recursive=True)]
@@ -57,11 +56,14 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def marked(variable: str, fits: Callable[[str], bool]) -> list[psutil.Process]:
-    """Living processes that were started with an environment variable whose value fits,
-    whatever parent they have.
+    """Lists living processes whose environment variable has a fitting value, whatever their parent.
 
-    The environment of a process that gives itself a title, as vLLM's engine does, can only be read
+    Some processes set their own title, such as vLLM's engine. Their environment can be read only
     with `KEEP_READABLE`.
+
+    Args:
+        variable: name of the environment variable.
+        fits: checks its value.
     """
     found = []
     for process in psutil.process_iter():
@@ -73,7 +75,7 @@ def marked(variable: str, fits: Callable[[str], bool]) -> list[psutil.Process]:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it still runs; one that has ended and was not waited for does not."""
+    """Checks whether the process still runs; a zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -81,28 +83,29 @@ def alive(process: psutil.Process) -> bool:
 
 
 def end(find: Callable[[], list[psutil.Process]], seconds: float) -> int:
-    """Asks the processes that `find` gives to end, and kills those, also new ones,
-    that are left after `seconds`.
+    """Asks the processes that `find` returns to end, and kills the rest after `seconds`.
+
+    Processes that appear meanwhile are killed too.
 
     Returns:
-        How many there were.
+        The number of processes at the first call of `find`.
     """
     first = find()
     each(first, psutil.Process.terminate)
     psutil.wait_procs(first, timeout=seconds)
     while left := find():
-        # also ends a process that is stopped, which a request to end does not
+        # a kill also ends a stopped process, a request to end does not
         each(left, psutil.Process.kill)
         psutil.wait_procs(left, timeout=seconds)
     return len(first)
 
 
 def cpu_seconds(processes: Iterable[psutil.Process], *, ended_children: bool = False) -> float:
-    """CPU time the processes have used until now; those that are gone do not count.
+    """Sums the CPU time of processes, in seconds; processes that are gone do not count.
 
     Args:
-        ended_children: also counts what their children had used that have ended, such as a
-            compiler's processes.
+        processes: the processes.
+        ended_children: also counts their children that have ended, such as a compiler's processes.
     """
     total = 0.0
     for process in processes:
@@ -115,7 +118,7 @@ def cpu_seconds(processes: Iterable[psutil.Process], *, ended_children: bool = F
 
 
 def own() -> list[psutil.Process]:
-    """This process, all below it, and all of the same run, whatever parent they have."""
+    """Lists this process, its descendants, and all processes of the same run."""
     found = {process.pid: process for process in family(os.getpid())}
     if mark := os.environ.get(RUN_VARIABLE):
         found |= {process.pid: process for process in marked(RUN_VARIABLE, mark.__eq__)}
@@ -123,16 +126,14 @@ def own() -> list[psutil.Process]:
 
 
 def is_stopped(process: psutil.Process) -> bool:
-    """Whether a signal (SIGSTOP) or a debugger holds the process;
-    one that is gone is not stopped.
-    """
+    """Checks whether a signal (SIGSTOP) or a debugger holds the process; False if it is gone."""
     with contextlib.suppress(*GONE):
         return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
     return False
 
 
 def peak_memory(processes: Iterable[psutil.Process]) -> int:
-    """Sum of the peak resident sizes, in bytes (pages that processes share count for each)."""
+    """Sums the peak resident sizes, in bytes; shared pages count once per process."""
     total = 0
     for process in processes:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -149,7 +150,7 @@ def peak_memory(processes: Iterable[psutil.Process]) -> int:
 
 
 def each(processes: Iterable[psutil.Process], action: Callable[[psutil.Process], None]) -> None:
-    """Does something to every process that is still there."""
+    """Applies an action to every process that still exists."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             action(process)

@@ -1,4 +1,4 @@
-"""The base class of every result, and the kinds of numbers in results."""
+"""Defines the base class of every result, and the kinds of numbers in results."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Record(BaseModel):
-    """Strict on keys: a result written by another schema is refused rather than half read."""
+    """Base class of results; unknown keys are errors, so a result of another schema is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

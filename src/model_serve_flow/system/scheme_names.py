@@ -1,7 +1,7 @@
-"""The field's name of the scheme that a checkpoint's `quantization_config` writes down.
+"""Names the scheme that a checkpoint's `quantization_config` describes.
 
-The names are those of llm-compressor and of the table of kernels: NVFP4A16 is not W4A16, and
-FP8_BLOCK is not FP8_DYNAMIC.
+The names are those of llm-compressor and of the kernel table: NVFP4A16 is not W4A16, and FP8_BLOCK
+is not FP8_DYNAMIC.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 KV_CACHE = "KV_FP8"
-# Formats whose tensors this flow cannot read: tool -> what its checkpoints are.
+# Formats whose tensors this flow cannot read: `quant_method` -> name of the format.
 UNREADABLE = {
     "bitsandbytes": "bitsandbytes",
     "torchao": "torchao",
@@ -27,7 +27,7 @@ MODELOPT = {
 
 
 def scheme_name(config: Mapping[str, Any]) -> str:
-    """The scheme, such as W8A8 or FP8_DYNAMIC; those of several groups are joined by "+"."""
+    """Returns the scheme, such as W8A8 or FP8_DYNAMIC; several groups are joined by "+"."""
     names = list(dict.fromkeys(group_schemes(config).values()))
     if config.get("kv_cache_scheme") or config.get("kv_cache_quant_algo"):
         names.append(KV_CACHE)
@@ -35,7 +35,10 @@ def scheme_name(config: Mapping[str, Any]) -> str:
 
 
 def group_schemes(config: Mapping[str, Any]) -> dict[str, str]:
-    """Scheme of every group that quantises weights; groups for attention alone have none."""
+    """Returns group -> scheme of every group that quantises weights.
+
+    Groups for attention alone have no scheme.
+    """
     method = str(config.get("quant_method", "unknown"))
     if method == "compressed-tensors":
         groups = config.get("config_groups") or {}

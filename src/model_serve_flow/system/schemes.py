@@ -1,8 +1,8 @@
-"""Which kernel the pinned vLLM serves a scheme with, on which device: the table, and what it means.
+"""Tells with which kernel the pinned vLLM serves a scheme on a device.
 
-`kernel_table.json` is vLLM's own answer for every scheme, made by tools/kernel_table.py; a contract
-test compares it with the installed vLLM. What only vLLM's compiled code decides is added here, with
-its source.
+`kernel_table.json` is vLLM's own answer for every scheme, made by tools/kernel_table.py. A contract
+test compares it with the installed vLLM. This module adds what only vLLM's compiled code decides,
+with the source.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from model_serve_flow.system.processor import INT4_FEATURE, serves_int4
 
 State = Literal["as stored", "weights only", "emulated", "absent"]
 KV_CACHE = "KV_FP8"
-# Schemes that also store activations in fewer bits: a kernel that only unpacks weights is a
-# fallback for them.
+# Schemes that also quantise activations. For them, a kernel that only unpacks weights is a
+# fallback.
 WITH_ACTIVATIONS = (
     "W8A8",
     "FP8_DYNAMIC",
@@ -31,8 +31,7 @@ WITH_ACTIVATIONS = (
     "MXFP4",
     "MXFP8",
 )
-# Kernels for Hopper and older that compute these schemes in 16 bits, although their names do not
-# say so.
+# On Hopper and older, Humming kernels compute these schemes in 16 bits; their names do not say so.
 UNPACKED_BY_HUMMING = ("W4A8", "NVFP4", "MXFP4", "MXFP8")
 NO_INT8_FROM = 10.0
 NO_INT8 = (
@@ -47,10 +46,11 @@ class Service:
     """How a scheme is served on a device.
 
     Attributes:
-        state: "as stored": the kernel computes in the scheme's own types. "weights only": its
-            activations stay in 16 bits, so it saves memory and computes no faster. "emulated":
-            unpacked, then computed as the base is. "absent": vLLM refuses the checkpoint.
-        kernels: vLLM's classes. The second is taken where a CUDA toolkit lets FlashInfer compile.
+        scheme: such as "FP8_DYNAMIC".
+        state: "as stored": the kernel computes in the scheme's own types. "weights only":
+            activations stay in 16 bits, which saves memory but is not faster. "emulated": weights
+            are unpacked, then computed like the base. "absent": vLLM refuses the checkpoint.
+        kernels: vLLM's classes. vLLM takes the second if a CUDA toolkit lets FlashInfer compile.
         why: the reason of "absent"; else empty.
     """
 
@@ -68,27 +68,29 @@ class Service:
 
 
 def pinned_version() -> str:
-    """The version of vLLM that the table is of."""
+    """Returns the version of vLLM that the table describes."""
     return _table()["vllm"]
 
 
 def capabilities() -> tuple[str, ...]:
-    """The compute capabilities in the table, such as "8.9"."""
+    """Lists the compute capabilities in the table, such as "8.9"."""
     return tuple(_table()["gpu"])
 
 
 def on_gpu(
     scheme: str, capability: str, dtype: str = "bfloat16", *, experts: bool = False
 ) -> Service | None:
-    """How a GPU serves a scheme; None where the table does not know the scheme, the dtype or the
-    GPU.
+    """Tells how a GPU serves a scheme.
 
     Args:
         scheme: such as "FP8_DYNAMIC", or "KV_FP8" for a KV cache in FP8.
-        capability: the GPU's compute capability. One that is not in the table counts as the next
-            lower one of the same generation.
+        capability: the GPU's compute capability. If the table lacks it, the next lower capability
+            of the same generation counts.
         dtype: "bfloat16" or "float16".
-        experts: whether the model has fused experts, which have kernels of their own.
+        experts: whether the model has fused experts, which need other kernels.
+
+    Returns:
+        None if the table does not know the scheme, the dtype or the GPU.
     """
     if (known := _nearest(capability)) is None:
         return None
@@ -101,13 +103,16 @@ def on_gpu(
 def on_cpu(
     scheme: str, architecture: str, features: Collection[str], *, experts: bool = False
 ) -> Service | None:
-    """How vLLM's CPU build serves a scheme; None where the table does not know the scheme.
+    """Tells how vLLM's CPU build serves a scheme.
 
     Args:
         scheme: as for `on_gpu`.
         architecture: such as "x86_64".
-        features: names as in /proc/cpuinfo, of which "avx512f" and "amx_tile" matter.
+        features: names as in /proc/cpuinfo; "avx512f" and "amx_tile" matter.
         experts: as for `on_gpu`.
+
+    Returns:
+        None if the table does not know the scheme.
     """
     row = _table()["cpu"]["amx" if "amx_tile" in features else "other"].get(scheme)
     if scheme.startswith("W4A16") and not serves_int4(architecture, features):
@@ -147,7 +152,7 @@ def _state(scheme: str, layer: str, kernel: str) -> State:
 
 
 def _nearest(capability: str) -> str | None:
-    """The capability of the table that a GPU counts as."""
+    """Returns the capability of the table that is used for a GPU; None if there is none."""
     try:
         major, minor = map(int, capability.split("."))
     except ValueError:

@@ -1,8 +1,8 @@
-"""Bytes in words."""
+"""Writes byte counts for people."""
 
 GIB = 1 << 30
 
 
 def gib(size: int) -> str:
-    """1610612736 -> '1.5 GiB'."""
+    """Writes bytes in GiB: 1610612736 -> '1.5 GiB'."""
     return f"{size / GIB:.1f} GiB"

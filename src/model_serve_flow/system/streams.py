@@ -1,4 +1,4 @@
-"""Terminals that cannot show every character."""
+"""Prepares terminals that cannot show every character."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 
 
 def show_what_can_be_shown() -> None:
-    """Makes a terminal that is not UTF-8 show "?" for a character that it lacks,
-    instead of ending the program.
-    """
+    """Makes a terminal without UTF-8 show "?" for a missing character instead of an error."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

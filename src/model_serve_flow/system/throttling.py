@@ -1,6 +1,4 @@
-"""How long the machine held its own cores back: too hot,
-or a container that had used up its share.
-"""
+"""Measures how long the cores were held back by heat or by a container's CPU quota."""
 
 from __future__ import annotations
 
@@ -12,18 +10,20 @@ CORES = Path("/sys/devices/system/cpu")
 HEAT = "cpu*/thermal_throttle/core_throttle_total_time_ms"
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUP = Path("/proc/self/cgroup")
-UNITS = {"throttled_usec": 1e6, "throttled_time": 1e9}  # of version 2 and 1 of the control groups
+UNITS = {"throttled_usec": 1e6, "throttled_time": 1e9}  # of cgroups version 2 and version 1
 
 
 def throttled_seconds(cores: Iterable[int]) -> float | None:
-    """Core seconds until now in which cores were slowed by heat or stopped by a quota; none:
-    no counter is there.
+    """Returns the core seconds until now in which heat or a quota held the cores back.
 
-    Heat: Linux counts the milliseconds of each core on processors that tell it. Quota: the counter
-    of the control group that this process is in.
+    Heat: on processors that report it, Linux counts the milliseconds of each core. Quota: the
+    counter of this process's control group.
 
     Args:
-        cores: that this process may run on.
+        cores: the cores that this process may run on.
+
+    Returns:
+        None if there is no counter.
     """
     found = [seconds for seconds in (_heat(set(cores)), _quota()) if seconds is not None]
     return sum(found) if found else None
@@ -48,7 +48,7 @@ def _quota() -> float | None:
 
 
 def _group_files() -> list[Path]:
-    """Where `cpu.stat` of this process's control group can be, the most likely first."""
+    """Lists where `cpu.stat` of this process's control group can be, likeliest first."""
     lines = OWN_GROUP.read_text().splitlines() if OWN_GROUP.is_file() else []
     groups = [line.split(":", 2) for line in lines]
     own = [

@@ -1,7 +1,7 @@
-"""Gets uv and `packaging`, pinned, for a Python that has neither: also one without ensurepip.
+"""Installs pinned uv and `packaging` for a Python that has neither, even without ensurepip.
 
-Needs only the standard library and, if there is no venv module with pip, the pip of this Python or
-a uv on PATH.
+Needs only the standard library, and one of: this Python's pip, a venv module with pip, or a uv on
+PATH.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ _PIN = re.compile(r"^([\w.-]+)==\S+(?:.*\\\n)*.*$", re.MULTILINE)
 
 
 def provide(folder: Path, lock: Path) -> Path:
-    """Installs the tools into a folder, unless they are there from the same pins, and returns it.
+    """Installs the tools into a folder, unless it has them from the same pins; returns the folder.
+
+    Args:
+        folder: the folder of the tools.
+        lock: the lock that pins the tools.
 
     Raises:
-        FlowError: this Python is too old, there is nothing to install with, or the install failed.
+        FlowError: this Python is too old, there is no installer, or the install failed.
     """
     if sys.version_info < OLDEST:
         raise FlowError(
@@ -84,9 +88,7 @@ def _install(folder: Path, pinned: Path) -> None:
 
 
 def _installer(folder: Path) -> list[str]:
-    """The command that installs: this Python's pip, else one of a new venv,
-    else a uv that is there.
-    """
+    """Returns the command that installs: this Python's pip, a new venv's pip, or an existing uv."""
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if (

@@ -1,4 +1,4 @@
-"""Which files of a model's folder are its weights, and whether all of them are there."""
+"""Finds the weight files in a model's folder, and missing shards."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from pathlib import Path
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-OTHER_COPY = "consolidated"  # Mistral's own files: the same weights under other names
+OTHER_COPY = "consolidated"  # Mistral's own files: the same weights with other names
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that an engine loads: those of the index, else model.safetensors, else the others.
+    """Lists the files that an engine loads: of the index, else model.safetensors, else others.
 
-    A second copy of the weights (`consolidated*.safetensors`) is not among them while there is a
-    first.
-    Files that the index names and that are missing are left out.
+    A second copy of the weights (`consolidated*.safetensors`) is used only if there is no first
+    copy. Files that the index names and that are missing are left out.
     """
     named = indexed_names(folder)
     if named:
@@ -28,17 +27,17 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def indexed_names(folder: Path) -> list[str]:
-    """Names of the shards in the index, sorted; none where there is no index that can be read."""
+    """Lists the shards that the index names, sorted; empty without a readable index."""
     try:
         document = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return sorted({str(name) for name in document["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # whether an index is what it should be is checked elsewhere, with its own messages
+        # other code checks the index and reports its errors
         return []
 
 
 def missing_shards(folder: Path) -> list[str]:
-    """Shards that must be there by the names of the others, such as 2 of model-00001-of-00002."""
+    """Lists shards that the names of other shards imply, such as 2 of model-00001-of-00002."""
     names = {path.name for path in folder.glob("*.safetensors")}
     shards = [match for match in map(_SHARD.fullmatch, names) if match]
     wanted = {

@@ -1,7 +1,7 @@
-"""A child process that does one job after the other, so that what it imports is imported once.
+"""Runs a child process that does one job after the other, so that it imports only once.
 
-A job is one line of JSON on its stdin, the answer one line of JSON on its stdout; it ends when its
-stdin does.
+A job is one line of JSON on the child's stdin. The answer is one line of JSON on its stdout. The
+child ends when its stdin ends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import psutil
 
 from model_serve_flow.system import processes
 
-# to end by itself; what is left is killed, so that Ctrl-C is through within ten seconds
+# Time for processes to end by themselves. The rest is killed, so that Ctrl-C takes at most ten
+# seconds.
 LEFTOVER_SECONDS = 4
 
 
@@ -28,7 +29,7 @@ class Ended(Exception):
     """The process ended instead of answering.
 
     Attributes:
-        status: its exit status; negative: the signal that ended it.
+        status: its exit status; if negative, the number of the signal that ended it.
     """
 
     def __init__(self, status: int) -> None:
@@ -40,13 +41,13 @@ class Ended(Exception):
 
 
 class JobProcess:
-    """A started program that calls `answer_jobs`; it ends with its parent, however that ends.
+    """A child process that calls `answer_jobs`; it ends whenever its parent ends.
 
     Args:
         command: its command line.
-        log: where its output goes, but for what a job sends elsewhere.
+        log: the file for its output, except output that a job redirects.
         variables: its environment.
-        variable: name of one of them: its value marks the process and all that it starts.
+        variable: name of a variable in `variables`, whose value marks the process and its children.
     """
 
     def __init__(
@@ -74,15 +75,19 @@ class JobProcess:
         return self._child.pid
 
     def do(self, job: Mapping[str, Any], seconds: float, meanwhile: Callable[[], None]) -> Any:
-        """Sends a job and returns the answer; calls `meanwhile`, which may raise,
-        every `seconds` until it is there.
+        """Sends a job, waits, and returns the answer.
+
+        Args:
+            job: JSON-compatible keyword arguments.
+            seconds: interval between two calls of `meanwhile`.
+            meanwhile: called while the job runs; may raise.
 
         Raises:
             Ended: the process ended, now or before.
         """
         try:
             self._jobs.write(json.dumps(job).encode() + b"\n")
-        except (BrokenPipeError, ValueError):  # it ended by itself, or was stopped
+        except (BrokenPipeError, ValueError):  # the process ended by itself or was stopped
             raise Ended(self._child.wait()) from None
         while (
             not (answered := select.select([self._answers], [], [], seconds)[0])
@@ -94,18 +99,21 @@ class JobProcess:
         return json.loads(line)
 
     def marked(self) -> list[psutil.Process]:
-        """The living processes that carry its mark, whatever their parent or session:
-        itself and all it started.
+        """Lists the living processes with its mark: the process and all that it started.
+
+        Parent and session do not matter.
         """
         return processes.marked(self.variable, self.mark.__eq__)
 
     def started(self) -> list[psutil.Process]:
-        """As `marked`, without itself."""
+        """Lists `marked` without the process."""
         return [process for process in self.marked() if process.pid != self.pid]
 
     def stop(self, patience: float = 0) -> None:
-        """Ends it and all it started, after `patience` seconds also while it works;
-        may be called again.
+        """Stops the process and all that it started; may be called again.
+
+        Args:
+            patience: seconds to wait for a process that is still working.
         """
         self._jobs.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -115,13 +123,11 @@ class JobProcess:
         self._answers.close()
 
 
-# --- Its own side ---
+# --- The child's side ---
 
 
 def take_streams() -> tuple[TextIO, TextIO]:
-    """Stdin and stdout for jobs and answers alone:
-    what anything else in the process prints goes to stderr.
-    """
+    """Reserves stdin and stdout for jobs and answers; other prints go to stderr."""
     jobs = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     with Path(os.devnull).open("rb") as nothing:
@@ -131,7 +137,7 @@ def take_streams() -> tuple[TextIO, TextIO]:
 
 
 def answer_jobs(jobs: TextIO, answers: TextIO, do: Callable[..., Any]) -> None:
-    """Answers every job with what `do(**job)` returns, until there are no more."""
+    """Answers every job with the result of `do(**job)`, until there are no more jobs."""
     for line in jobs:
         answers.write(json.dumps(do(**json.loads(line))) + "\n")
         answers.flush()
@@ -139,7 +145,7 @@ def answer_jobs(jobs: TextIO, answers: TextIO, do: Callable[..., Any]) -> None:
 
 @contextlib.contextmanager
 def written_to(log: Path) -> Iterator[None]:
-    """Sends the output of this process, and of those it starts meanwhile, to a new log."""
+    """Sends the output of this process and of its new children to a new log during the block."""
     before = os.dup(1)
     with log.open("wb") as sink:
         _point_output_to(sink.fileno())

@@ -1,4 +1,4 @@
-"""Results of comparing: differences, flips, load points, verdicts."""
+"""Defines the results of a comparison: differences, flips, load points and verdicts."""
 
 from __future__ import annotations
 
@@ -30,14 +30,12 @@ class Flips(Record):
 
     @property
     def total(self) -> int:
-        """Answers that changed, one way or the other."""
+        """Returns the number of flips in both directions."""
         return self.right_to_wrong + self.wrong_to_right
 
 
 class Tail(Record):
-    """Documents of a text that collapsed, and how common such documents may be:
-    what a mean cannot tell.
-    """
+    """Documents whose perplexity collapsed, which a mean does not show."""
 
     collapsed: Count = Field(description="documents whose perplexity at least doubled")
     share_at_most: Probability = Field(
@@ -46,7 +44,7 @@ class Tail(Record):
 
 
 class Clusters(Record):
-    """The groups in which the items of a task come, which make them less than independent."""
+    """Groups of items in a task; items of one group are not independent."""
 
     key: str = Field(description="the group of the items, e.g. 'subject'")
     count: Annotated[int, Field(gt=1)]
@@ -60,10 +58,7 @@ class Clusters(Record):
 
 
 class GrossLoss(Record):
-    """Share of the base's right answers that became wrong, in percent.
-
-    Gains do not make up for it.
-    """
+    """Share of the base's right answers that became wrong, in percent; gains do not count."""
 
     percent: Annotated[float, Field(ge=0, le=100)]
     ci95: tuple[NonNegative, NonNegative]
@@ -158,25 +153,24 @@ class Difference(Record):
 
     @property
     def silent(self) -> bool:
-        """Whether the task cannot decide, because the base is too weak at it."""
+        """Returns whether the task cannot decide, because the base is too weak at it."""
         return self.near_chance or self.too_weak
 
     @property
     def shown_ci95(self) -> tuple[float, float]:
-        """The interval that tables, charts and sentences show:
-        the one that agrees with the decision.
-        """
+        """Returns the interval for tables, charts and sentences: it agrees with the decision."""
         return self.ci95 if self.simultaneous_ci95 is None else self.simultaneous_ci95
 
     @property
     def decides(self) -> bool:
-        """Whether the task counts in the verdict: it is able to decide and not advisory."""
+        """Returns whether the task counts in the verdict: it can decide and is not advisory."""
         return not self.silent and self.tier != "advisory"
 
     @property
     def limit(self) -> float:
-        """The drop that is accepted: the margin,
-        or what retention allows if that is less and the task can decide.
+        """Returns the accepted drop, in the unit of the difference.
+
+        It is the margin, or the retention limit if this is smaller and the task can decide.
         """
         if self.silent or self.retention_limit is None:
             return self.margin
@@ -184,8 +178,9 @@ class Difference(Record):
 
     @property
     def decision_p(self) -> float | None:
-        """One-sided p-value of "the loss is the margin or more, or too little is kept"; none:
-        no test was possible.
+        """Returns the one-sided p-value of "the loss is the margin or more, or too little is kept".
+
+        It is None if no test was possible.
         """
         if self.noninferiority_p is None or self.retention_p is None:
             return self.noninferiority_p
@@ -193,10 +188,10 @@ class Difference(Record):
 
     @property
     def decision_ps(self) -> tuple[float, float]:
-        """One-sided p-values of "the loss is the limit or more" and of "it is less",
-        over all looks.
+        """Returns two one-sided p-values: of "the loss is the limit or more" and of "it is less".
 
-        Both are 1 where too few items allow no test.
+        With looks, the p-values are over all looks. Both are 1 if there are too few items for a
+        test.
         """
         if self.look_p is not None:
             return self.look_p
@@ -205,7 +200,7 @@ class Difference(Record):
 
 
 class SoftScore(Record):
-    """Secondary endpoint of a task with choices: the mean probability of the right one, in percent.
+    """Secondary endpoint of a task with choices: mean probability of the right choice, in percent.
 
     It never decides.
     """
@@ -232,7 +227,8 @@ class FlippedItem(Record):
 
 
 class Slice(Record):
-    """The difference on a part of a task, in points;
+    """The difference on a part of a task, in points.
+
     p-values are corrected over all slices of the candidate.
     """
 
@@ -250,8 +246,9 @@ class Slice(Record):
 
 
 class Divergence(Record):
-    """Kullback-Leibler divergence base -> candidate per token, in nats: a lower bound,
-    see docs/Statistics.md.
+    """Lower bound of the Kullback-Leibler divergence base -> candidate, in nats per token.
+
+    See docs/Statistics.md.
     """
 
     mean: NonNegative
@@ -277,7 +274,7 @@ class FlipRate(Record):
 
 
 class NoiseFloor(Record):
-    """Items of the base asked again in other batches: what the engine changes by itself."""
+    """Differences between two measurements of the base in other batches: the engine's own noise."""
 
     flips: dict[str, Flips] = Field(
         description="task -> flips between the two measurements of the base"
@@ -293,10 +290,7 @@ class NoiseFloor(Record):
 
 
 class SpeedVerdict(Record):
-    """Whether the candidate is faster, over all load points that are compared.
-
-    It decides nothing.
-    """
+    """Whether the candidate is faster over all compared load points; it does not decide."""
 
     reading: Literal["FASTER", "NOT FASTER", "UNSURE"]
     speedup: Positive = Field(description="geometric mean over the load points, in output tokens/s")
@@ -305,7 +299,7 @@ class SpeedVerdict(Record):
 
 
 class Warned(Record):
-    """A secondary margin that was compared with what was found."""
+    """A secondary margin and how the measured value compares with it."""
 
     subject: str
     reading: Literal["within", "beyond", "unsure"]
@@ -320,8 +314,9 @@ class UnmeasuredLoad(Record):
 
 
 class SpeedPoint(Record):
-    """Base and candidate at one load point, means over the repeats;
-    ratios are candidate over base for throughput.
+    """Base and candidate at one load point, as means over the repeats.
+
+    Ratios are candidate over base, for output tokens/s.
     """
 
     concurrency: int
@@ -350,7 +345,7 @@ class SpeedPoint(Record):
 
 
 class Diagnosis(Record):
-    """Why it is as fast as it is, from measured facts."""
+    """Explains the candidate's speed from measured facts."""
 
     bound: Literal["prefill", "decode"] = Field(
         description="what most of a request's time went into, at one request"
@@ -379,9 +374,7 @@ class Memory(Record):
 
 
 class Ranks(Record):
-    """1 + the number of models that are surely better:
-    two that cannot be told apart can share a rank.
-    """
+    """1 + the number of models that are surely better; models may share a rank."""
 
     score: Annotated[int, Field(gt=0)]
     economy: Annotated[int, Field(gt=0)] = Field(
@@ -390,7 +383,7 @@ class Ranks(Record):
 
 
 class CandidateComparison(Record):
-    """Everything the report says of one candidate."""
+    """Everything that the report says about one candidate."""
 
     name: str
     scheme: str
@@ -447,7 +440,7 @@ class CandidateComparison(Record):
 
 
 class BaseComparison(Record):
-    """The model everything is compared with."""
+    """Everything that the report says about the base."""
 
     name: str
     sha256: str
@@ -462,7 +455,7 @@ class BaseComparison(Record):
 
 
 class MarginSeal(Record):
-    """Whether the margins of the verdict are those that were fixed before the measurement."""
+    """Whether the margins of the verdict were fixed before the measurement."""
 
     at: str = Field(description="when 01 wrote the margins into the manifest")
     before_measuring: bool = Field(description="no accuracy result was there yet")
@@ -472,7 +465,7 @@ class MarginSeal(Record):
 
 
 class Comparison(Record):
-    """06: the contract other tools read, `report/comparison.json`."""
+    """06's file `report/comparison.json`, which other tools may read."""
 
     kind: Literal["comparison"] = "comparison"
     schema_version: Literal["2.0"] = SCHEMA_VERSION
@@ -491,8 +484,10 @@ class Comparison(Record):
     KERNEL_UNQUANTISED: ClassVar[str] = "unquantised"
 
     def candidate(self, name: str) -> CandidateComparison:
-        """What was found of the candidate `name`; FlowError, with the names there are,
-        if there is none.
+        """Returns the comparison of the candidate `name`.
+
+        Raises:
+            FlowError: there is no such candidate; names the known candidates.
         """
         for candidate in self.candidates:
             if candidate.name == name:

@@ -1,4 +1,4 @@
-"""Results of measuring and compressing, written as JSON files with a schema version."""
+"""Defines the results of measuring and compressing: JSON files with a schema version."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from model_serve_flow.system.records import (
 
 SCHEMA_VERSION = "2.0"
 BASE = "base"  # the name of the base model in results, folders and servers
-LOOK = "look"  # key of a protocol: [the look, how many are planned]; the base is asked everything
+LOOK = "look"  # key of a protocol: [look, planned looks]; missing for the base
 NOT_REACHED = "the measurement was interrupted before it"
-QUESTION = "question"  # the group of the answers to one item, where it was asked several times
+QUESTION = "question"  # group of the answers to one item (`accuracy.repeats`)
 RIGHT_CHOICE = "right_choice_probability"  # of an item's values; no metric of lm-eval has this name
 
 
 def protocol_hash(protocol: dict[str, Any]) -> str:
-    """SHA-256 of all that must be equal between two results that are compared."""
+    """Computes the SHA-256 of a protocol: everything that must be equal in a comparison."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
 
 class Model(Record):
-    """Which model was measured."""
+    """The measured model."""
 
     name: str = Field(description="'base' or the candidate's name")
     sha256: str = Field(description="digest of the checkpoint folder, see digests.folder_digest")
@@ -39,7 +39,7 @@ class Model(Record):
 
 
 class EngineFacts(Record):
-    """What the engine's own log says it did."""
+    """What the engine's log says about its version, kernels and KV cache."""
 
     version: str
     quantization: str | None = Field(
@@ -59,9 +59,9 @@ class EngineFacts(Record):
 
 
 class Busy(Record):
-    """How much of the machine's CPU others took over some time; `busy.watch_machine` measures it.
+    """How much of the machine's CPU others took in a period; measured by `busy.watch_machine`.
 
-    Shares are of all the time of the cores that this process may run on, between 0 and 1.
+    Shares are from 0 to 1, of the time of all cores that this process may run on.
     """
 
     load_average: NonNegative = Field(
@@ -83,16 +83,14 @@ class Busy(Record):
 
     @property
     def taken(self) -> float | None:
-        """Share of the CPU that this run could not have: used by others,
-        or given to another machine.
-        """
+        """Returns the share of the CPU that other programs or machines took; None: not known."""
         if self.others_share is None or self.steal_share is None:
             return None
         return min(self.others_share + self.steal_share, 1.0)
 
 
 class Measurement(Record):
-    """What every result of a measurement carries."""
+    """The fields that every result of a measurement has."""
 
     schema_version: Literal["2.0"] = SCHEMA_VERSION
     model: Model
@@ -120,12 +118,10 @@ class Metric(Record):
 
 
 class Item(BaseModel):
-    """One scored item: a stable id, its values (a key per metric), the model's answer,
-    and what it was asked.
-    """
+    """One scored item: a stable id, one value per metric, the prompt, and the model's answer."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    # By this type pydantic checks what is beside the fields.
+    # pydantic checks the additional keys against this type.
     __pydantic_extra__: dict[str, Finite]  # ty: ignore[incompatible-mutable-override]
 
     id: str
@@ -142,12 +138,12 @@ class Item(BaseModel):
 
     @property
     def values(self) -> dict[str, float]:
-        """Metric -> the item's value of it: the keys that a file has beside the fields."""
+        """Returns metric -> the item's value; a file stores the values as additional keys."""
         return self.__pydantic_extra__
 
 
 class TaskAccuracy(Record):
-    """One task: its figures and the items they come from."""
+    """One task: its figures and its items."""
 
     n: Annotated[int, Field(gt=0)]
     chance: Probability | None = Field(
@@ -164,7 +160,7 @@ class TaskAccuracy(Record):
 
 
 class AccuracyResult(Measurement):
-    """01 and 04: lm-eval against the endpoint."""
+    """The result of 01 and 04: accuracy by lm-eval, through the endpoint."""
 
     kind: Literal["accuracy"] = "accuracy"
     tasks: dict[str, TaskAccuracy]
@@ -177,7 +173,7 @@ class AccuracyResult(Measurement):
 
 
 class TokenTops(Record):
-    """One document: its tokens, and what the model expected at each of them from the second on."""
+    """One document: its tokens, and the model's likeliest tokens from the second position on."""
 
     id: str
     tokens: tuple[int, ...] = Field(description="N token ids")
@@ -194,9 +190,7 @@ class TokenTops(Record):
 
 
 class DistributionResult(Measurement):
-    """01 and 04: the model's next-token distributions on held-out text,
-    from the served endpoint.
-    """
+    """The result of 01 and 04: next-token distributions on held-out text, from the endpoint."""
 
     kind: Literal["distribution"] = "distribution"
     k: Annotated[int, Field(gt=0)]
@@ -262,7 +256,7 @@ class LoadPoint(Record):
 
     @property
     def problem(self) -> str:
-        """Why the point must not be compared, also by its own figures; empty if it may."""
+        """Explains why the load point must not be compared; empty if it may be."""
         if not self.valid or self.invalid_reason:
             return self.invalid_reason or "no reason given"
         if self.errored_requests:
@@ -273,7 +267,7 @@ class LoadPoint(Record):
 
 
 class Probe(Record):
-    """One load of the goodput search: which share of the requests met every objective."""
+    """One load of the goodput search, and the share of requests that met every objective."""
 
     streams: Annotated[int, Field(gt=0)]
     requests: Count
@@ -286,8 +280,9 @@ class Probe(Record):
 
 
 class Capacity(Record):
-    """The highest concurrency at which the latency objectives hold,
-    found by GuideLLM's goodput search.
+    """Capacity at SLO: the highest concurrency at which the latency objectives hold.
+
+    GuideLLM's goodput search finds it.
     """
 
     ttft_ms: Positive
@@ -317,14 +312,12 @@ class Capacity(Record):
 
     @property
     def measured(self) -> bool:
-        """Whether any load of the search answered a request; if none did,
-        nothing is known of the capacity.
-        """
+        """Returns whether a request completed in any load; if not, the capacity is unknown."""
         return self.streams is not None
 
 
 class PerformanceResult(Measurement):
-    """02 and 05: GuideLLM against the endpoint."""
+    """The result of 02 and 05: performance by GuideLLM, through the endpoint."""
 
     kind: Literal["performance"] = "performance"
     points: tuple[LoadPoint, ...] = Field(
@@ -339,21 +332,20 @@ class PerformanceResult(Measurement):
 
     @property
     def blocks(self) -> int:
-        """How many times the server was started anew for this."""
+        """Returns how many times the server was started anew for this result."""
         return self.protocol.get("blocks", 1)
 
     def by_concurrency(self) -> dict[int, list[LoadPoint]]:
-        """Concurrency, lowest first -> the repeats of that load point in their order,
-        valid or not.
-        """
+        """Returns concurrency, rising -> the repeats of this load point, in order, valid or not."""
         loads: dict[int, list[LoadPoint]] = {}
         for point in sorted(self.points, key=lambda point: (point.concurrency, point.repeat)):
             loads.setdefault(point.concurrency, []).append(point)
         return loads
 
     def problems(self) -> dict[tuple[int, int], str]:
-        """(concurrency, repeat) -> why it is not measured,
-        of all that the protocol asks for and all there are.
+        """Returns (concurrency, repeat) -> why it is not measured.
+
+        It covers all load points that the protocol asks for, and all that are in the result.
         """
         load = self.protocol.get("performance", {})
         asked = [
@@ -369,14 +361,14 @@ class PerformanceResult(Measurement):
         }
 
     def measured_loads(self) -> dict[int, list[LoadPoint]]:
-        """As `by_concurrency`, of the load points of which every repeat is measured."""
+        """Returns `by_concurrency` with only the load points whose repeats are all measured."""
         unmeasured = {concurrency for concurrency, _ in self.problems()}
         return {
             load: points for load, points in self.by_concurrency().items() if load not in unmeasured
         }
 
     def unmeasured_loads(self) -> dict[int, str]:
-        """Concurrency, lowest first -> which repeat of that load point is not measured, and why."""
+        """Returns concurrency, rising -> which repeats are not measured, and why."""
         load = self.protocol.get("performance", {})
         reasons: dict[int, str] = {}
         for (concurrency, repeat), why in sorted(self.problems().items()):
@@ -387,7 +379,7 @@ class PerformanceResult(Measurement):
         return reasons
 
     def unmeasured(self) -> list[str]:
-        """Everything that was asked for and is not measured, with the reason."""
+        """Lists everything that was asked for and is not measured, with the reason."""
         found = [f"load point {load}: {why}" for load, why in self.unmeasured_loads().items()]
         return [*found, *self._unmeasured_searches()]
 
@@ -419,7 +411,7 @@ class Overlap(Record):
 
 
 class CalibrationFacts(Record):
-    """What the compressor saw."""
+    """The calibration text that the compressor saw."""
 
     source: str
     samples: Count
@@ -438,7 +430,7 @@ Measured = AccuracyResult | DistributionResult | PerformanceResult
 
 
 class CompressionResult(Record):
-    """03: what was made, or inspected, and what it cost."""
+    """The result of 03: the checkpoint that was made or inspected, and what it cost."""
 
     kind: Literal["compression"] = "compression"
     schema_version: Literal["2.0"] = SCHEMA_VERSION
@@ -470,9 +462,7 @@ class CompressionResult(Record):
 
 
 class Repeated(Record):
-    """How the difference varies between items and between the answers to one item,
-    as proportions.
-    """
+    """How the difference varies between items and between answers to one item, as proportions."""
 
     count: Annotated[int, Field(gt=1, description="answers per item")]
     items: Annotated[int, Field(gt=1)]
@@ -481,7 +471,7 @@ class Repeated(Record):
 
 
 class Looks(Record):
-    """How often the answers of a candidate were looked at, and how many were not needed."""
+    """How many looks a candidate needed, and how many items were not asked."""
 
     planned: Annotated[int, Field(gt=0)]
     made: Annotated[int, Field(gt=0)]

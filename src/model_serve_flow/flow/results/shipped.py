@@ -1,4 +1,4 @@
-"""The ship record: which checkpoint each verdict is about."""
+"""Defines the ship record: which checkpoint each verdict is about."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model_serve_flow.system.records import Record
 
 
 class ShippedCandidate(Record):
-    """What 06 decided on one candidate, bound to the checkpoint it decided on."""
+    """06's verdict on one candidate, bound to the digest of its checkpoint."""
 
     name: str
     sha256: str = Field(description="digest of the checkpoint folder, see digests.folder_digest")
@@ -24,7 +24,7 @@ class ShippedCandidate(Record):
 
 
 class ShipOverride(Record):
-    """A checkpoint that was let through although the ship record does not allow it."""
+    """A checkpoint that is deployed although the ship record does not allow it."""
 
     candidate: str
     reason: str = Field(description="as a person gave it in deploy.override_reason")
@@ -33,9 +33,9 @@ class ShipOverride(Record):
 
 
 class ShipRecord(Record):
-    """06: `report/ship-record.json`, the SHA-256 of everything a verdict rests on.
+    """06's file `report/ship-record.json`: the SHA-256 of everything a verdict is based on.
 
-    Paths are those of the workspace.
+    Paths are relative to the workspace.
     """
 
     kind: Literal["ship-record"] = "ship-record"
@@ -56,7 +56,7 @@ class ShipRecord(Record):
 
 
 class ShipDecision(Record):
-    """07: a checkpoint that may be deployed, and on what grounds."""
+    """07's decision that a checkpoint may be deployed, and why."""
 
     name: str
     sha256: str = Field(description="digest of the checkpoint as it lies on the disk now")

@@ -1,4 +1,4 @@
-"""GuideLLM's command lines, and how long each may take."""
+"""Builds GuideLLM's command lines and the time limits of each."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from typing import Any
 
 from model_serve_flow.flow.profile import FlowConfig, Objectives
 
-# A run of GuideLLM hangs when it takes longer than this many times its loads, beside the time to
-# start.
+# GuideLLM hangs if it takes longer than this many times the length of its loads, plus the start.
 LOAD_TIME_FACTOR = 3
 START_SECONDS = 180
-# It writes to its log when a load starts and when it ends, and every ten seconds between: nothing
-# for this many seconds and the same multiple of one load is a hang that need not be waited for any
-# longer.
+# GuideLLM writes to its log when a load starts, every ten seconds, and when the load ends. It hangs
+# if it writes nothing for this many seconds plus LOAD_TIME_FACTOR times the length of one load.
 SILENT_SECONDS = 90
 
 
@@ -28,12 +26,19 @@ def load_command(
     output: str,
     streams: Sequence[int] | None = None,
 ) -> list[str]:
-    """The `guidellm run` command line of one turn: every load point of the profile once,
-    or those of `streams`.
+    """Builds the `guidellm run` command line of one turn, in which every load point runs once.
 
-    A load lasts until enough requests have completed. That constraint is ours (`constraint`); the
-    driver registers it. To repeat the line with the stock program, give
-    `kind=max_duration,seconds=...` in its place.
+    A load lasts until enough requests have completed. This constraint is our own (`constraint`);
+    the driver registers it. To repeat the command with stock GuideLLM, use
+    `kind=max_duration,seconds=...` instead.
+
+    Args:
+        config: the profile.
+        url: base URL of the server.
+        model_name: the name under which the model is served.
+        tokenizer: the checkpoint's folder.
+        output: path of the JSON file that GuideLLM writes.
+        streams: the concurrencies to measure; None: all of the profile.
     """
     load, warmup = config.performance, config.performance.warmup_seconds
     profile = {
@@ -61,8 +66,14 @@ def search_command(
     tokenizer: str,
     output: str,
 ) -> list[str]:
-    """The `guidellm run` command line of the goodput search: requests,
-    warm-up and seed of the load points.
+    """Builds the `guidellm run` command line of the goodput search.
+
+    Requests, warm-up and seed are the same as at the load points.
+
+    Args:
+        config: the profile.
+        objectives: the latency objectives and the range of concurrency to search.
+        url, model_name, tokenizer, output: as for `load_command`.
     """
     profile = {
         "kind": "goodput",
@@ -71,8 +82,7 @@ def search_command(
         "max_streams": objectives.max_streams,
         "tolerance": objectives.tolerance,
     }
-    # GuideLLM compares its `tpot_ms` with a request's mean inter-token latency, the first token
-    # left out.
+    # GuideLLM compares its `tpot_ms` with a request's mean ITL, without the first token.
     slo = {"ttft_ms": objectives.ttft_ms, "tpot_ms": objectives.itl_ms}
     constraint = {
         "kind": "max_duration",
@@ -89,7 +99,7 @@ def search_command(
 def _command(
     config: FlowConfig, url: str, model_name: str, tokenizer: str, output: str
 ) -> list[str]:
-    """What both command lines share: the endpoint, the requests and the output."""
+    """Builds what both command lines share: the endpoint, the requests and the output."""
     load = config.performance
     trusted = {"load_kwargs": {"trust_remote_code": True}} if config.model.trust_remote_code else {}
     return [
@@ -125,7 +135,7 @@ def _command(
 
 
 def _phases(config: FlowConfig, profile: dict[str, Any], constraint: dict[str, Any]) -> list[str]:
-    """The profile with its warm-up, and what ends each of its loads."""
+    """Builds the options that set the warm-up and the end of each load."""
     warmup = {"value": config.performance.warmup_seconds}
     return [
         "--profile",
@@ -136,11 +146,12 @@ def _phases(config: FlowConfig, profile: dict[str, Any], constraint: dict[str, A
 
 
 def time_limit(command: Sequence[str]) -> float:
-    """Seconds after which a GuideLLM command line hangs: several times what its loads take,
-    and time to start.
+    """Computes the seconds after which a GuideLLM command counts as hung.
+
+    The limit is several times the length of its loads, plus the time to start.
     """
     profile = _option(command, "--profile")
-    # A search doubles or halves the concurrency, and then halves the gap.
+    # A search doubles or halves the concurrency first, and then halves the gap.
     loads = (
         len(profile["streams"])
         if "streams" in profile
@@ -150,14 +161,15 @@ def time_limit(command: Sequence[str]) -> float:
 
 
 def silence_limit(command: Sequence[str]) -> float:
-    """Seconds without a line in its log after which a GuideLLM command line hangs,
-    however many loads it has.
+    """Computes the seconds without a log line after which a GuideLLM command counts as hung.
+
+    The limit does not depend on the number of loads.
     """
     return _lengths(command)[0] * LOAD_TIME_FACTOR + SILENT_SECONDS
 
 
 def _lengths(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds that one load of the command line lasts at least and at most."""
+    """Returns the least and the most seconds that one load of the command lasts."""
     constraint = _option(command, "--constraint")
     if constraint["kind"] == "max_duration":
         return constraint["seconds"], constraint["seconds"]

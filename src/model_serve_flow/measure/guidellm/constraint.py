@@ -1,7 +1,7 @@
-"""A constraint for GuideLLM: a load lasts until enough requests have completed; imports GuideLLM.
+"""Defines a GuideLLM constraint: a load lasts until enough requests have completed.
 
-Importing this module registers the constraint with GuideLLM's own registries, so that
-`--constraint` knows its kind.
+This module imports GuideLLM. Importing the module registers the constraint in GuideLLM's
+registries, so that `--constraint` knows the kind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KIND = "enough_requests"
 
 @ConstraintArgs.register(KIND)
 class EnoughRequestsArgs(ConstraintArgs):
-    """How long a load lasts; seconds count from its first request, the warm-up included."""
+    """How long a load lasts; seconds count from its first request and include the warm-up."""
 
     kind: Literal["enough_requests"] = KIND
     requests: int = Field(gt=0, description="completed requests, those of the warm-up left out")
@@ -37,11 +37,10 @@ class EnoughRequestsArgs(ConstraintArgs):
 
 @ConstraintsInitializerFactory.register(KIND)
 class EnoughRequests(PydanticConstraintInitializer):
-    """Ends a load after `least_seconds` once `requests` have completed,
-    and after `max_seconds` in any case.
+    """Ends a load after `least_seconds` once `requests` have completed.
 
-    A request that failed ends it after `least_seconds` too: it makes the load invalid however many
-    others complete.
+    The load ends after `max_seconds` in any case. A failed request makes the load invalid, so it
+    also ends the load after `least_seconds`.
     """
 
     type_: Literal["enough_requests"] = KIND  # type: ignore[assignment]
@@ -49,7 +48,7 @@ class EnoughRequests(PydanticConstraintInitializer):
     _completed: int = PrivateAttr(0)
 
     def create_constraint(self, **_: Any) -> Constraint:
-        """A new one for each load, because it counts."""
+        """Creates a new constraint for each load, because a constraint counts requests."""
         return cast("Constraint", EnoughRequests(args=self.args))
 
     def __call__(self, state: SchedulerState, request: RequestInfo | None) -> SchedulerUpdateAction:

@@ -1,9 +1,9 @@
-"""GuideLLM in a process that waits for jobs: its imports take 20 s of two cores,
-longer than a load.
+"""Runs GuideLLM in a process that waits for jobs, because its imports take 20 s of two cores.
 
-A job (see `worker`) has `arguments` (of `guidellm`, from `run` on), `api_key` (of the server, which
-is on no command line and in no file) and `log` (where all output of the job goes). The answer is
-whether it succeeded; the log says why not.
+The imports take longer than a load. A job (see `worker`) has three fields: `arguments` (of
+`guidellm`, from `run` on), `api_key` (of the server; it is on no command line and in no file) and
+`log` (the file for all output of the job). The answer says whether the job succeeded. The log says
+why it failed.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ HIDDEN = b"**********"
 
 
 def main() -> None:
-    """Imports GuideLLM, then does one job after the other;
+    """Imports GuideLLM, then runs one job after the other.
+
     GuideLLM's event loop needs the main thread.
     """
     jobs, answers = take_streams()
-    # PyTorch's data workers wait for a driver that was killed
+    # Without this, PyTorch's data workers would wait forever for a driver that was killed.
     os.register_at_fork(after_in_child=end_when_orphaned)
     multiprocessing.set_forkserver_preload(["model_serve_flow.measure.guidellm.workers"])
     forkserver.ensure_running()
-    # Before GuideLLM's command line: it knows the constraints that are there when it is imported.
+    # Before GuideLLM's command line, which knows only the constraints registered before its import.
     importlib.import_module("model_serve_flow.measure.guidellm.constraint")
-    # GuideLLM itself imports it only when a run starts
+    # GuideLLM would import this module only when a run starts.
     importlib.import_module("guidellm.benchmark.entrypoints")
-    # what was imported stays: no search for garbage in it during a load, or for seconds at the end
+    # Keeps the garbage collector from scanning imported objects during a load and at exit.
     gc.freeze()
     answer_jobs(jobs, answers, _do)
 
 
 def _do(arguments: Sequence[str], api_key: str, log: str) -> bool:
-    """Runs GuideLLM's own command; whether it succeeded."""
+    """Runs GuideLLM's own command and returns whether it succeeded."""
     import click
     from guidellm.cli import cli
 
@@ -64,7 +65,7 @@ def _do(arguments: Sequence[str], api_key: str, log: str) -> bool:
 
 
 def with_values(command: Sequence[str], option: str, **values: Any) -> list[str]:
-    """The command line with these values in the JSON object that the option carries."""
+    """Returns the command line with these values added to the JSON object of an option."""
     place = command.index(option) + 1
     return [
         *command[:place],
@@ -75,9 +76,7 @@ def with_values(command: Sequence[str], option: str, **values: Any) -> list[str]
 
 @contextlib.contextmanager
 def _hidden_in(log: Path, secret: str) -> Iterator[None]:
-    """Sends the output of this process and its workers to a new log,
-    in which the secret is then hidden.
-    """
+    """Sends the output of this process and its workers to a new log and hides the secret in it."""
     from guidellm.logger import logger
 
     try:
@@ -85,10 +84,10 @@ def _hidden_in(log: Path, secret: str) -> Iterator[None]:
             try:
                 yield
             finally:
-                logger.complete()  # a thread of its own writes what is logged
+                logger.complete()  # a separate thread writes the log
     finally:
         written = log.read_bytes()
-        if secret.encode() in written:  # the message of an error may repeat its input
+        if secret.encode() in written:  # an error message may repeat its input
             log.write_bytes(written.replace(secret.encode(), HIDDEN))
 
 

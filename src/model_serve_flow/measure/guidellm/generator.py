@@ -1,4 +1,4 @@
-"""Runs GuideLLM as a child process, and says when it hangs."""
+"""Runs GuideLLM as a child process and detects when GuideLLM hangs."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ LAST_LINES = " Its last lines:\n"
 
 @contextlib.contextmanager
 def load_generator(flow: Flow) -> Iterator[LoadGenerator]:
-    """A GuideLLM that imports while a server starts, and puts load on servers until the block ends.
+    """Starts a GuideLLM that puts load on servers until the block ends.
 
-    `with load_generator(flow) as guidellm, serve(flow, "base") as server:` starts both side by
-    side.
+    GuideLLM imports while a server starts. This starts both side by side:
+
+        with load_generator(flow) as guidellm, serve(flow, "base") as server:
     """
     generator = LoadGenerator(flow)
     try:
@@ -42,7 +43,7 @@ def load_generator(flow: Flow) -> Iterator[LoadGenerator]:
 
 
 class GeneratorHung(FlowError):
-    """GuideLLM took far longer than its loads, or stopped in one of them."""
+    """GuideLLM took far longer than its loads, or made no progress in a load."""
 
 
 class LoadGenerator:
@@ -61,7 +62,7 @@ class LoadGenerator:
             "GUIDELLM__MAX_WORKER_PROCESSES": str(self._workers),
             "GUIDELLM__MP_CONTEXT_TYPE": "forkserver",
             "HF_HUB_OFFLINE": "1",
-            "LOGURU_DIAGNOSE": "NO",  # it would log the values of variables, the API key among them
+            "LOGURU_DIAGNOSE": "NO",  # else it logs the values of variables, such as the API key
             GENERATOR_VARIABLE: uuid.uuid4().hex,
         }
         self._driver = JobProcess(
@@ -69,22 +70,24 @@ class LoadGenerator:
         )
 
     def run(self, server: Server, command: Sequence[str], output: Path) -> ClientCpu:
-        """Runs a GuideLLM command line that writes `output`, with the server's key;
-        its log carries the output's name.
+        """Runs a GuideLLM command line with the server's key.
 
-        `output` is there only after a success.
+        GuideLLM 0.8.1 can hang at the end of a load, when its worker and its main process wait for
+        each other (seen twice in some hundreds of loads). GuideLLM is then stopped, and a new
+        GuideLLM repeats the whole job once.
 
-        GuideLLM 0.8.1 can wait for ever at the end of a load (its worker and its main process for
-        each other; seen twice, in some hundreds of loads). It is then ended, and the whole job done
-        once more by a new one.
+        Args:
+            server: the server that GuideLLM puts load on.
+            command: from `load_command` or `search_command`.
+            output: the JSON file, written only on success. The log's name begins like its name.
 
         Returns:
-            The CPU time that GuideLLM's processes took, sampled while it ran.
+            The CPU time of GuideLLM's processes.
 
         Raises:
-            FlowError: GuideLLM failed or wrote nothing (its last lines are shown), or twice took
-                longer than `time_limit` or was silent for `silence_limit`.
-            ServerGone: the server ended meanwhile.
+            GeneratorHung: GuideLLM took too long, or wrote nothing for too long, twice.
+            FlowError: GuideLLM failed; the message shows the end of its log.
+            ServerGone: the server ended.
         """
         try:
             return self._run(server, command, output)
@@ -96,7 +99,7 @@ class LoadGenerator:
 
     def _run(self, server: Server, command: Sequence[str], output: Path) -> ClientCpu:
         output.parent.mkdir(parents=True, exist_ok=True)
-        # GuideLLM takes the format from the suffix
+        # GuideLLM chooses the format by the suffix
         partial = output.with_name(f".{output.stem}.partial.json")
         output.unlink(missing_ok=True)
         log = self._logs / f"{output.stem}-{server.model_name}.log"
@@ -116,9 +119,9 @@ class LoadGenerator:
     def _do(
         self, job: dict[str, Any], server: Server, client: ClientCpu, seconds: float, silent: float
     ) -> bool:
-        """Samples until the driver answers: whether the job succeeded.
+        """Runs a job and samples the CPU meanwhile; returns whether the job succeeded.
 
-        Whatever else happens ends the driver.
+        Any other outcome stops the driver.
         """
         started, log = time.monotonic(), Path(job["log"])
         written, size = started, 0
@@ -149,12 +152,14 @@ class LoadGenerator:
             raise
 
     def _failure(self, problem: str, log: Path, kind: type[FlowError] = FlowError) -> FlowError:
-        """With the end of the job's log, or of the process's own if there was no job yet."""
+        """Builds an error with the end of the job's log, or of the driver's log if no job began."""
         log = log if log.is_file() and log.stat().st_size else self._driver.log
         return kind(f"{problem}{LAST_LINES}{log_tail(log)}", f"\nThe whole log: {log}")
 
     def stop(self, patience: float = STOP_SECONDS) -> None:
-        """Ends the driver and all its processes, after `patience` seconds also while it works;
-        may be called again.
+        """Stops the driver and all its processes; may be called again.
+
+        Args:
+            patience: seconds to wait for a driver that is still working.
         """
         self._driver.stop(patience)

@@ -1,6 +1,4 @@
-"""The part of GuideLLM's JSON output that is read, typed:
-what is missing or of another kind is named by its place.
-"""
+"""Reads the part of GuideLLM's JSON output that we use; errors name the field."""
 
 from __future__ import annotations
 
@@ -11,29 +9,29 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model_serve_flow.system.records import Count, Finite, NonNegative, Positive, Probability
 
 Streams = Annotated[int, Field(gt=0)]
-ROUNDING = 1e-6  # an interval that ends at 1 may end just below it
+ROUNDING = 1e-6  # an interval that should end at 1 may end slightly below 1
 
 
 class Part(BaseModel):
-    """GuideLLM writes much more than is read here, and may add to it."""
+    """A part of GuideLLM's output; other keys are ignored, and GuideLLM may add more."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class Strategy(Part):
-    """How the load was put on: `streams` requests at once."""
+    """How GuideLLM created the load: `streams` requests at once."""
 
     streams: Streams
 
 
 class LoadConfig(Part):
-    """What was asked of one load."""
+    """The settings of one load."""
 
     strategy: Strategy
 
 
 class Percentiles(Part):
-    """Of one latency."""
+    """Percentiles of one latency."""
 
     p50: NonNegative
     p95: NonNegative
@@ -53,25 +51,25 @@ class Mean(Part):
 
 
 class Spread(Mean):
-    """The mean of a latency with its percentiles."""
+    """The mean and the percentiles of a latency."""
 
     percentiles: Percentiles
 
 
 class OfCompleted(Part):
-    """A figure of the requests that were completed."""
+    """A figure over the completed requests."""
 
     successful: Mean
 
 
 class SpreadOfCompleted(Part):
-    """A latency of the requests that were completed."""
+    """A latency over the completed requests."""
 
     successful: Spread
 
 
 class OfAll(Part):
-    """A figure of all requests, those among them that the end of the load cut off."""
+    """A figure over all requests, including requests that the end of the load cut off."""
 
     total: Mean
 
@@ -86,7 +84,7 @@ class Totals(Part):
 
 
 class LoadMetrics(Part):
-    """What was measured at one load point; latencies in ms, but `request_latency` in s."""
+    """The figures of one load point; latencies are in ms, but `request_latency` is in s."""
 
     request_totals: Totals
     output_token_count: OfCompleted
@@ -99,7 +97,7 @@ class LoadMetrics(Part):
 
 
 class Load(Part):
-    """One load point; times in seconds since the epoch."""
+    """One load point; times are in seconds since the epoch."""
 
     config: LoadConfig
     start_time: Finite
@@ -115,13 +113,13 @@ class Load(Part):
 
 
 class LoadReport(Part):
-    """`guidellm run` over load points."""
+    """The output of `guidellm run` over load points."""
 
     benchmarks: tuple[Load, ...]
 
 
 class SearchedMetrics(Part):
-    """What was measured at one load of a search."""
+    """The figures of one load of a search."""
 
     output_tokens_per_second: OfAll
 
@@ -134,7 +132,7 @@ class SearchedLoad(Part):
 
 
 class SearchedProbe(Part):
-    """What the goodput search concluded of one load."""
+    """The result of the goodput search at one concurrency."""
 
     streams: Streams
     determined_requests: Count
@@ -155,7 +153,7 @@ class SearchedProbe(Part):
 
 
 class Search(Part):
-    """What a search concluded."""
+    """The result of a goodput search."""
 
     probes: tuple[SearchedProbe, ...]
     best_passing_streams: Count | None
@@ -163,7 +161,7 @@ class Search(Part):
 
 
 class SearchReport(Part):
-    """`guidellm run` with a goodput search: its one conclusion, and the loads it rests on."""
+    """The output of `guidellm run` with a goodput search: one conclusion and its loads."""
 
     benchmarks: tuple[SearchedLoad, ...]
     conclusions: Annotated[tuple[Search, ...], Field(min_length=1, max_length=1)]

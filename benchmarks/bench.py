@@ -1,9 +1,7 @@
-"""Times `make demo` in a fresh clone in an empty folder, as a new user has it,
-and once more with all in place.
+"""Times `make demo` twice in a fresh clone: from nothing, and with all environments in place.
 
-`make bench` writes `docs/benchmarks/<profile>.json` and prints it. It takes half an hour, longer
-without AVX-512;
-run it on an idle machine.
+`make bench` writes `docs/benchmarks/<profile>.json` and prints it. It takes half an hour, and
+longer without AVX-512. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -33,8 +31,9 @@ TOOL_CELLS = ("serve(flow", "serve_each(flow", "from llmcompressor import", "com
 
 
 class Memory:
-    """Peak of the proportional set size (shared pages counted once) of a process and all its
-    descendants, in bytes.
+    """Samples the peak memory of a process and all its descendants, in bytes.
+
+    It adds up proportional set sizes, which count shared pages once.
     """
 
     def __init__(self, pid: int) -> None:
@@ -60,8 +59,13 @@ class Memory:
 
 
 def timed(command: list[str], folder: Path) -> dict[str, float]:
-    """Wall seconds and peak memory of a command and its descendants;
-    CalledProcessError if it fails.
+    """Runs a command and measures its wall time and the peak memory of its process tree.
+
+    Returns:
+        `seconds`, and `peak_gib` of the command and its descendants.
+
+    Raises:
+        CalledProcessError: the command failed.
     """
     started = time.monotonic()
     environment = {
@@ -83,8 +87,9 @@ def timed(command: list[str], folder: Path) -> dict[str, float]:
 
 
 def in_tool_cells(flow: Flow) -> float:
-    """Seconds of the notebooks' cells that serve with vLLM (lm-eval and GuideLLM run inside) or use
-    llm-compressor.
+    """Adds up the seconds of the notebook cells in which the tools work.
+
+    These cells serve with vLLM (lm-eval and GuideLLM run inside them) or use llm-compressor.
     """
     cells = [
         cell
@@ -101,9 +106,7 @@ def in_tool_cells(flow: Flow) -> float:
 
 
 def in_tools(flow: Flow) -> dict[str, float]:
-    """Seconds spent starting and using vLLM, lm-eval, GuideLLM and llm-compressor,
-    as the results record them.
-    """
+    """Reads the seconds of vLLM's start, lm-eval, GuideLLM and llm-compressor from the results."""
     accuracy = [
         flow.workspace.accuracy(name) for name in ("base", *(c.name for c in flow.candidates))
     ]
@@ -121,10 +124,10 @@ def in_tools(flow: Flow) -> dict[str, float]:
 
 
 def measure(folder: Path, profile: str) -> dict[str, Any]:
-    """Two runs in a fresh clone of HEAD, and where the time of the second went.
+    """Runs `make demo` twice in a fresh clone of HEAD and measures both runs.
 
-    The first builds the environments and fills the cache; the second finds both and makes all
-    artifacts anew.
+    The first run builds the environments and fills the cache. The second finds both and makes all
+    artifacts anew. The breakdown by step and tool is of the second run.
     """
     if changes := subprocess.check_output(["git", "status", "--porcelain"], cwd=ROOT, text=True):
         raise SystemExit(
@@ -140,8 +143,9 @@ def measure(folder: Path, profile: str) -> dict[str, Any]:
 
 
 def breakdown(folder: Path, profile: str) -> dict[str, Any]:
-    """Where the seconds of a finished `make demo` in `folder` went,
-    and on what they were measured.
+    """Splits the seconds of the `make demo` that finished in `folder` by step and by tool.
+
+    The result also names the machine, the versions and the commit.
     """
     flow = Flow.open(
         str(folder / MODULES / "profiles" / f"{profile}.yaml"), {}, folder / "artifacts"
@@ -167,7 +171,7 @@ def breakdown(folder: Path, profile: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures, writes the figures, prints them."""
+    """Measures, writes the figures and prints them."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = default_profile()
     meaning = f"name of the profile that `make demo` runs; by default {default}"

@@ -1,11 +1,14 @@
-"""Scores the same questions with stock `local-completions` and with the flow's client,
-on one server.
+"""Scores the same questions with stock `local-completions` and with the flow's own client.
 
-`make bench-accuracy` writes `docs/benchmarks/accuracy.json`: prompt tokens that vLLM computed by
-its own counters, wall time, and how far the answers agree. Stock lm-eval asks a quarter of the
-items twice, the second time in other batches: what changes then is the engine's noise floor, by
-which the agreement is judged. With 200 items of each task it takes an hour on two idle cores.
-lm-eval's own tasks come from the hub, or from a mirror (`MODEL_SERVE_FLOW_MIRROR`).
+`make bench-accuracy` writes `docs/benchmarks/accuracy.json`: the prompt tokens that vLLM computed
+(by its own counters), the wall time, and how far the answers agree. Both clients use the same
+server.
+
+Stock lm-eval asks a quarter of the items twice, the second time in other batches. What changes then
+is the engine's noise floor, against which the agreement is judged.
+
+With 200 items of each task it takes an hour on two idle cores. lm-eval's own tasks come from the
+hub, or from a mirror (`MODEL_SERVE_FLOW_MIRROR`).
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from model_serve_flow.system.files import write_json
 
 SUBJECTS = 20  # of MMLU's 57, at even distances
 PER_SUBJECT = 10
-TWICE = 4  # one item of so many is asked twice
+TWICE = 4  # stock asks one item of this many twice
 STOCK = "local-completions"
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "accuracy.json"
 COUNTERS = {
@@ -46,7 +49,7 @@ COUNTERS = {
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks that are measured in one go."""
+    """Tasks that are measured together."""
 
     name: str
     tasks: tuple[str, ...]
@@ -55,7 +58,7 @@ class Suite:
 
 
 def suites(items: int) -> list[Suite]:
-    """What is measured; `items` of each task, of MMLU 10 from each subject."""
+    """Lists the suites: `items` items of each task, and 10 items of each MMLU subject."""
     from lm_eval.tasks.mmlu._generate_configs import SUBJECTS as ALL
 
     subjects = tuple(f"mmlu_{list(ALL)[place * len(ALL) // SUBJECTS]}" for place in range(SUBJECTS))
@@ -75,7 +78,7 @@ def suites(items: int) -> list[Suite]:
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation: what it answered, and what that took."""
+    """One evaluation: its answers and its cost."""
 
     seconds: float  # inside lm-eval's client: from the first request to the last answer
     work: dict[str, int]
@@ -85,8 +88,10 @@ class Run:
 
 
 def measure(flow: Flow, server: Server, suite: Suite, *, stock: bool, again: bool = False) -> Run:
-    """Scores the suite with lm-eval's own client or ours; `again`:
-    in the second measurement's batches.
+    """Scores the suite with lm-eval's own client (`stock`) or with ours.
+
+    Args:
+        again: use the batches of the second measurement.
     """
     settings = {"tasks": suite.tasks, "limit": suite.items, "num_fewshot": suite.examples}
     config = flow.config.model_copy(
@@ -103,7 +108,7 @@ def measure(flow: Flow, server: Server, suite: Suite, *, stock: bool, again: boo
 
 @contextlib.contextmanager
 def as_stock() -> Iterator[None]:
-    """Lets the flow's own call of lm-eval use `local-completions`: everything else is the same."""
+    """Makes the flow's own call of lm-eval use `local-completions`, and changes nothing else."""
     ours = accuracy._endpoint
 
     def endpoint(flow: Flow, server: Server, **_: Any) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def as_stock() -> Iterator[None]:
 
 @contextlib.contextmanager
 def timed() -> Iterator[list[float]]:
-    """Seconds of every call of lm-eval's client."""
+    """Records the seconds of every call of lm-eval's client."""
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.api_models import TemplateAPI
 
@@ -142,7 +147,7 @@ def timed() -> Iterator[list[float]]:
 
 
 def counters(server: Server) -> dict[str, int]:
-    """vLLM's own counts since it started."""
+    """Reads vLLM's own counters, which count from its start."""
     with server.client() as client:
         lines = client.get("/metrics").raise_for_status().text.splitlines()
     return {
@@ -152,7 +157,7 @@ def counters(server: Server) -> dict[str, int]:
 
 
 def metrics(raw: Mapping[str, Any]) -> dict[str, float]:
-    """lm-eval's figures by task and metric."""
+    """Returns lm-eval's figures by task and metric."""
     return {
         f"{task} {key.removesuffix(',none')}": value
         for task, figures in raw["results"].items()
@@ -162,7 +167,10 @@ def metrics(raw: Mapping[str, Any]) -> dict[str, float]:
 
 
 def answers(raw: Mapping[str, Any]) -> dict[tuple[str, int], list[Any]]:
-    """What lm-eval got for every request: (log-likelihood, greedy), a log-likelihood, or a text."""
+    """Returns the answers of every item, one for each request.
+
+    An answer is (log-likelihood, greedy), a log-likelihood, or a text.
+    """
     return {
         (task, sample["doc_id"]): [response[0] for response in sample["resps"]]
         for task, samples in raw["samples"].items()
@@ -171,8 +179,9 @@ def answers(raw: Mapping[str, Any]) -> dict[tuple[str, int], list[Any]]:
 
 
 def agreement(stock: Run, again: Run, ours: Run) -> dict[str, Any]:
-    """How far our answers are from stock lm-eval's,
-    beside how far stock's are from its own in other batches.
+    """Compares our answers with those of stock lm-eval.
+
+    The engine's noise is reported beside it: stock lm-eval against itself in other batches.
     """
     if stock.answers.keys() != ours.answers.keys():
         raise AssertionError("not the same items")
@@ -217,14 +226,16 @@ def agreement(stock: Run, again: Run, ours: Run) -> dict[str, Any]:
 
 
 def likelihoods(run: Run, items: Iterable[tuple[str, int]]) -> np.ndarray:
-    """The log-likelihoods of these items, in one order."""
+    """Returns the log-likelihoods of these items, in the same order for every run."""
     everything = [one for item in sorted(items) for one in run.answers[item]]
     return np.array([one[0] if isinstance(one, tuple | list) else one for one in everything])
 
 
 def choice_gap(stock: list[Any], other: list[Any]) -> float | None:
-    """How much likelier stock finds its own choice than the other's;
-    None if the choice is the same.
+    """Computes how much likelier stock finds its own choice than the other client's choice.
+
+    Returns:
+        The gap in nats; None if both chose the same.
     """
     if len(stock) < 2 or not isinstance(stock[0], tuple | list):
         return None
@@ -235,7 +246,7 @@ def choice_gap(stock: list[Any], other: list[Any]) -> float | None:
 
 
 def spread(differences: np.ndarray) -> dict[str, float]:
-    """In nats."""
+    """Summarises differences, in nats."""
     return {
         "median": float(np.median(differences)),
         "p99": float(np.quantile(differences, 0.99)),
@@ -244,12 +255,16 @@ def spread(differences: np.ndarray) -> dict[str, float]:
 
 
 def largest(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """The largest difference of a figure."""
+    """Finds the largest difference of a figure."""
     return max(abs(one[name] - other[name]) for name in other)
 
 
 def compare(flow: Flow, server: Server, suite: Suite, *, twice: int = TWICE) -> dict[str, Any]:
-    """One suite: stock, ours, and one item of `twice` by stock again, in other batches."""
+    """Measures one suite with stock, with ours, and a part of it with stock again.
+
+    Args:
+        twice: stock asks one of every `twice` items again, in other batches.
+    """
     stock = measure(flow, server, suite, stock=True)
     ours = measure(flow, server, suite, stock=False)
     few = replace(suite, items=max(1, suite.items // twice))
@@ -271,7 +286,7 @@ def compare(flow: Flow, server: Server, suite: Suite, *, twice: int = TWICE) -> 
 
 
 def main() -> None:
-    """Measures, writes the figures after every suite, prints a line for each."""
+    """Measures all suites; after each, writes the figures and prints a line."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = default_profile()
     described = f"gives the model and the engine's settings; 00 must have run; by default {default}"

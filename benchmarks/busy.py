@@ -1,11 +1,11 @@
-"""Output tokens/s of the base model beside endless loops:
-threads that spin against threads that wait passively.
+"""Measures the base's output tokens/s beside endless loops, with two OpenMP wait policies.
 
-After `model-serve-flow run --only 00`:
+`active` threads spin while they wait; `passive` threads sleep. After `model-serve-flow run --only
+00`:
 
     .environments/serve/bin/python benchmarks/busy.py
 
-prints one line per setting, in about five minutes. Nothing else should use the machine.
+prints one line per setting, in about five minutes. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ LONGEST_SECONDS = 600  # of a request or a loop
 
 @contextlib.contextmanager
 def endless_loops(number: int, *, seconds: float = LONGEST_SECONDS) -> Iterator[None]:
-    """Runs processes that take all they get;
-    they end after `seconds` even if this program is killed.
+    """Runs processes that take all the CPU time they get.
+
+    They end after `seconds` even if this program is killed.
     """
     code = f"import time; end = time.monotonic() + {seconds}\nwhile time.monotonic() < end: pass"
     loops = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(number)]
@@ -46,7 +47,7 @@ def endless_loops(number: int, *, seconds: float = LONGEST_SECONDS) -> Iterator[
 
 
 def output_tokens_per_s(server: Server, requests: int) -> float:
-    """Of so many requests that start together; each gives `TOKENS` tokens."""
+    """Measures the output tokens/s of requests that start together; each gives `TOKENS` tokens."""
     body = {
         "model": server.model_name,
         "prompt": "Once upon a time",
@@ -65,7 +66,7 @@ def output_tokens_per_s(server: Server, requests: int) -> float:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures every setting and prints a line for each."""
     flow = Flow.open(None)
     print("policy   loops  " + "  ".join(f"{count} request(s)" for count in REQUESTS), flush=True)
     for policy in ("active", "passive"):

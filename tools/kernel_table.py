@@ -1,15 +1,16 @@
-"""Asks the installed vLLM which kernel it would serve each scheme with, and writes the answers
-down.
+"""Asks the installed vLLM which kernel it uses for each scheme on each device; writes a table.
 
-    python tools/kernel_table.py src/model_serve_flow/system/kernel_table.json    (in the serve
-    environment)
+    python tools/kernel_table.py src/model_serve_flow/system/kernel_table.json
 
-vLLM decides in Python, so its CPU build carries the decisions for GPUs too. A process of its own
-pretends to be on a GPU of one compute capability after the other, builds one layer in each scheme,
-and catches the kernel that vLLM picks. Some answers come from compiled code, which the CPU build
-does not have: `compiled_answers` gives them, after vLLM's csrc
-(quantization/w8a8/cutlass/scaled_mm_entry.cu, quantization/fp4/nvfp4_scaled_mm_entry.cu), for CUDA
-13.
+Run it with the Python of the `serve` environment.
+
+vLLM decides in Python, so its CPU build also makes the decisions for GPUs. A child process
+(kernel_survey.py) pretends to be on one GPU after the other, builds one layer in each scheme, and
+catches the kernel that vLLM picks.
+
+Some answers come from compiled code, which the CPU build does not have. `compiled_answers` gives
+them, for CUDA 13, after vLLM's csrc (quantization/w8a8/cutlass/scaled_mm_entry.cu,
+quantization/fp4/nvfp4_scaled_mm_entry.cu).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "10.3", "12.0", "12.1")
 DTYPES = ("bfloat16", "float16")
 PROCESSORS = {"other": False, "amx": True}
-PLATFORM = "KERNEL_TABLE_PLATFORM"  # variable: what the child process pretends to be
+PLATFORM = "KERNEL_TABLE_PLATFORM"  # variable that names the platform to pretend
 ROWS, COLUMNS = 1024, 1024  # of the layer: every kernel can have this shape
 
 _TOKEN = {"strategy": "token", "symmetric": True, "dynamic": True}
@@ -84,8 +85,10 @@ def main() -> None:
 
 
 def build() -> dict[str, Any]:
-    """The whole table: {"vllm": version, "gpu": {capability: {dtype: {scheme: ...}}}, "cpu":
-    {processor: ...}}.
+    """Builds the table.
+
+    Returns:
+        {"vllm": version, "gpu": {capability: {dtype: {scheme: ...}}}, "cpu": {processor: ...}}.
     """
     plain, toolkit, cpu = (_child(platform) for platform in ("gpu", "gpu with toolkit", "cpu"))
     gpu = {
@@ -96,7 +99,7 @@ def build() -> dict[str, Any]:
 
 
 def render(table: dict[str, Any]) -> str:
-    """JSON with one line for each scheme, so that a change can be read."""
+    """Writes the table as JSON with one line for each scheme, so that a diff is readable."""
     parts = [f' "vllm": {json.dumps(table["vllm"])}']
     parts += [
         f' "gpu": {{\n{_nested(table["gpu"], 3)}\n }}',
@@ -116,7 +119,10 @@ def _nested(level: dict[str, Any], depth: int, indent: int = 2) -> str:
 
 
 def _joined(plain: dict[str, Any], toolkit: dict[str, Any]) -> dict[str, Any]:
-    """Both answers where FlashInfer, which needs a CUDA toolkit, changes the kernel."""
+    """Joins the answers with and without a CUDA toolkit, which FlashInfer needs.
+
+    A row has both answers where the toolkit changes the kernel.
+    """
     joined: dict[str, Any] = {}
     for dtype, schemes in plain.items():
         joined[dtype] = {}

@@ -1,8 +1,8 @@
-"""Writes `deploy/kserve.json`, the JSON Schema of the two manifests,
-from the typed models of KServe's own SDK.
+"""Writes `deploy/kserve.json`, the JSON Schema of both manifests, from KServe's own SDK.
 
-The SDK brings fifteen packages and older ones than vLLM's environment has (pandas, protobuf,
-psutil), so it is used here, once per KServe version, and not at run time:
+The SDK brings fifteen packages, some older than those of vLLM's environment (pandas, protobuf,
+psutil). So it is used here, once per KServe version, and not at run time:
+
     uv run --no-project --with kserve==0.21.0 --with kubernetes==37.0.1 tools/kserve_schema.py
 """
 
@@ -20,7 +20,7 @@ import kubernetes.client
 from pydantic import BaseModel
 
 ROOTS = ("V1alpha1ServingRuntime", "V1beta1InferenceService")
-# Parts that a vLLM predictor has no use for: left out, so they are refused like unknown fields.
+# Fields that a vLLM predictor does not need: left out, so they are refused like unknown fields.
 LEFT_OUT = {
     "V1beta1InferenceServiceSpec": {"canary", "explainer", "transformer", "tracing"},
     "V1beta1PredictorSpec": {
@@ -60,7 +60,7 @@ CONTAINER = re.compile(r"(list|dict)[\[(](?:str, ?)?(.+)[\])]", re.IGNORECASE)
 
 
 def schema_of(kind: str, found: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one SDK type; the models it leads to are added to `found`."""
+    """Returns the schema of one SDK type, and adds the models it refers to to `found`."""
     if match := CONTAINER.fullmatch(kind):
         inner = schema_of(match[2], found)
         is_list = match[1].lower() == "list"
@@ -72,13 +72,13 @@ def schema_of(kind: str, found: dict[str, Any]) -> dict[str, Any]:
     if kind in PLAIN:
         return PLAIN[kind]
     if kind not in found:
-        found[kind] = {}  # before its fields: models lead back to themselves
+        found[kind] = {}  # before its fields: models refer to themselves
         found[kind] = model_schema(kind, found)
     return {"$ref": f"#/$defs/{kind}"}
 
 
 def model_schema(kind: str, found: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one SDK model: its fields, which of them are required, and nothing else."""
+    """Returns the schema of one SDK model: its fields, the required ones, and no others."""
     model = getattr(kserve.models, kind, None) or getattr(kubernetes.client, kind)
     properties, required = {}, []
     for attribute, field in sorted(model.attribute_map.items(), key=lambda pair: pair[1]):
@@ -96,8 +96,9 @@ def model_schema(kind: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_required(model: Any, attribute: str, field: str) -> bool:
-    """Whether the field must be given; the Kubernetes client's models are pydantic ones,
-    KServe's check in a setter.
+    """Checks whether the field must be given.
+
+    Models of the Kubernetes client are pydantic models; KServe's models check in a setter.
     """
     if issubclass(model, BaseModel):
         fields = {

@@ -1,8 +1,8 @@
-"""Writes the locks of the three environments from the modules' pyprojects: `make lock`.
+"""Writes the locks of the three environments from the pyprojects of the steps: `make lock`.
 
-Every release is pinned with the hashes of all its files. PyTorch's CPU build stands in a file of
-its own, `cpu-torch.txt`: it is on no package index, and a folder of wheels tells the hash of one
-interpreter's wheel only.
+Every release is pinned with the hashes of all its files. PyTorch's CPU build has a file of its own,
+`cpu-torch.txt`. No package index has this build, and a folder of wheels gives the hash for one
+interpreter only.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ STYLE = [
     "model-serve-flow",
     "--quiet",
 ]
-# build this project, and the releases that have no wheel
+# packages that build this project, and releases without a wheel
 BUILD = ["hatchling", "editables", "setuptools"]
 
 
 def modules(environment: str) -> list[Path]:
-    """The pyprojects whose module runs in `environment`."""
+    """Lists the pyprojects of the steps that run in `environment`."""
     found = sorted(HERE.parent.glob("*/pyproject.toml"))
     return [
         path
@@ -57,11 +57,13 @@ def modules(environment: str) -> list[Path]:
 
 
 def compile_lock(environment: str, device: Device, upgrade: bool) -> list[Path]:
-    """Resolves one environment with uv and returns its locks;
-    CalledProcessError if the pins do not fit together.
+    """Resolves one environment with uv and returns the paths of its locks.
+
+    Raises:
+        CalledProcessError: the pins contradict each other.
     """
     torch, variables = cpu_torch() if device == "cpu" else ([], {})
-    # the tests run in each
+    # pyproject.toml, because the tests run in each environment
     sources, extras = [*modules(environment), ROOT / "pyproject.toml"], [device, "dev"]
     extras += ["audit"] if environment == "notebook" else []
     arguments = [*(str(path) for path in sources), *(f"--extra={extra}" for extra in extras)]
@@ -78,7 +80,7 @@ def compile_lock(environment: str, device: Device, upgrade: bool) -> list[Path]:
     )
     apart = [pin for pin in pins if pin.version.local == "cpu"]
     lockfiles.write(targets[0], [pin for pin in pins if pin not in apart])
-    # wheels found in a folder are those of one interpreter: others would be refused
+    # hashes of wheels from a folder are those of one interpreter: others would be refused
     if device == "cpu":
         lockfiles.write(
             targets[1], [replace(pin, hashes=()) if variables else pin for pin in apart]
@@ -87,7 +89,7 @@ def compile_lock(environment: str, device: Device, upgrade: bool) -> list[Path]:
 
 
 def compile_build_lock(upgrade: bool) -> Path:
-    """Resolves what uv builds packages with."""
+    """Resolves the packages with which uv builds packages."""
     target = build_lock()
     known = lockfiles.read(target) if target.is_file() else []
     lockfiles.write(target, _compile(["-", *EVERY_CPU], known, upgrade, {}, "\n".join(BUILD)))
@@ -101,7 +103,10 @@ def _compile(
     variables: dict[str, str],
     source: str = "",
 ) -> list[lockfiles.Pin]:
-    """What uv resolves; versions already `known` stay where they fit, unless `upgrade`."""
+    """Resolves requirements with uv.
+
+    Versions in `known` stay where they fit, unless `upgrade`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "lock.txt"
         lockfiles.write(output, known)
@@ -121,9 +126,7 @@ def _compile(
 
 
 def main() -> None:
-    """Every lock; with `--upgrade`, what is not pinned by a pyproject moves to its newest
-    version.
-    """
+    """Writes every lock; with `--upgrade`, versions that no pyproject pins become the newest."""
     upgrade = "--upgrade" in sys.argv[1:]
     written = [compile_build_lock(upgrade)]
     for environment in NAMES:

@@ -1,7 +1,7 @@
-"""`PYTHONPATH=src python3 -m model_serve_flow run`: the command line from nothing, without make.
+"""Starts the command line without make: `PYTHONPATH=src python3 -m model_serve_flow run`.
 
-It builds the environment `notebook` first, with the standard library alone, and goes on in it. The
-arguments are those of `model-serve-flow`.
+It first builds the environment `notebook` with the standard library alone, and then continues in
+this environment. The arguments are those of `model-serve-flow`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from model_serve_flow.system.tools import provide
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command line in the environment `notebook`;
-    exit status 1 with the reason where that cannot be built.
+    """Runs the command line in the environment `notebook`.
+
+    Returns:
+        1 if the environment cannot be built; the reason is printed. Otherwise it does not return.
     """
     built = environment("notebook")
     show_what_can_be_shown()

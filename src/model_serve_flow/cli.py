@@ -1,4 +1,4 @@
-"""The command line: `model-serve-flow compare | run | plan | doctor | mirror | report | lab`."""
+"""Runs the commands `model-serve-flow compare | run | plan | doctor | mirror | report | lab`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GPU_PROFILE = "gpu-llama-3.1-8b"
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Sets a value of the profile."
 )
-QUIET_LAB = (  # no news, no look for a newer version, no list of extensions from the package index
+QUIET_LAB = (  # no news, no check for a newer version, no extensions from the package index
     "--LabApp.news_url=None",
     "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
     "--LabApp.extension_manager=readonly",
@@ -239,7 +239,11 @@ def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
 
 
 def gpu_note(flow: Flow, machine: Machine) -> str:
-    """Names the GPU profile to a user of another one whose machine fits it; else empty."""
+    """Recommends the GPU profile if this machine fits it and the user chose another profile.
+
+    Returns:
+        The note; empty if there is nothing to recommend.
+    """
     from model_serve_flow.setup.fit import check, estimate
     from model_serve_flow.system.sizes import gib
 
@@ -263,8 +267,9 @@ def _open(profile: str, assignments: tuple[str, ...], artifacts: Path | None) ->
 
 @contextlib.contextmanager
 def _refusing_bad_input(gate: bool) -> Iterator[None]:
-    """With --gate, a wrong profile or choice of steps is bad input,
-    which has an exit code of its own.
+    """Turns a FlowError of the block into BadInput with --gate.
+
+    A wrong profile or choice of steps then has the exit code of bad input.
     """
     try:
         yield
@@ -275,8 +280,10 @@ def _refusing_bad_input(gate: bool) -> Iterator[None]:
 
 
 def _end_with_verdict(flow: Flow) -> None:
-    """Ends the command with the exit code of the verdict;
-    FlowError if no report is of the present results.
+    """Ends the command with the exit code of the verdict.
+
+    Raises:
+        FlowError: there is no report of the present results.
     """
     from model_serve_flow.compare.gate import gate_verdict
     from model_serve_flow.run import runner

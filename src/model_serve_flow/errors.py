@@ -1,10 +1,10 @@
-"""The one exception users see: what was wrong, with which value, what to do next."""
+"""Defines the exceptions for users: what was wrong, with which value, and what to do next."""
 
-# What every message asks for that a rerun repairs. It does again what is missing, changed or of
-# other inputs, and nothing else.
+# The hint of every error that a rerun repairs. The rerun repeats only the steps whose results are
+# missing, changed or made from other inputs.
 RERUN = "Run again with the same options: model-serve-flow run."
 
-# What a gate ends with. 1 is an error and 2 is bad input, so a crash is never read as a verdict.
+# Exit codes of `--gate`. 1 is an error and 2 is bad input, so a crash is never read as a verdict.
 EXIT_CODES = {"SHIP": 0, "DO NOT SHIP": 10, "INCONCLUSIVE": 20}
 
 
@@ -25,6 +25,6 @@ class FlowError(Exception):
 
 
 class BadInput(FlowError):
-    """Files or options of the user that cannot be used; the command ends with status 2."""
+    """The user's files or options cannot be used; the command ends with status 2."""
 
     exit_code = 2

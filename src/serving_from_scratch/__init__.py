@@ -1,1 +1,1 @@
-"""A serving engine to read: batching strategies, caches and attention behind small interfaces."""
+"""Serves language models: batching, caches and attention behind small interfaces, to read."""

@@ -1,4 +1,4 @@
-"""The command line: `serving-from-scratch serve FOLDER` and `… doctor FOLDER`."""
+"""Runs the commands `serving-from-scratch serve FOLDER` and `… doctor FOLDER`."""
 
 import os
 import socket
@@ -20,14 +20,14 @@ from serving_from_scratch.engine.executor import KEY_VARIABLE
 from serving_from_scratch.engine.llm_engine import EngineOptions, LLMEngine
 from serving_from_scratch.engine.messages import ModelOptions
 
-SEND_BUFFER = 64 * 1024  # bytes that one slow reader keeps in the kernel
+SEND_BUFFER = 64 * 1024  # bytes that the kernel holds for one slow reader
 
 
 class Server(uvicorn.Server):
-    """A server that ends in order: new requests get 503, those that run may end.
+    """Shuts down in order: new requests get 503, running requests may finish.
 
     Args:
-        engine: that it drains.
+        engine: the engine to drain.
         drain_seconds: how long running requests may still take.
     """
 
@@ -36,7 +36,7 @@ class Server(uvicorn.Server):
         self.engine, self.drain_seconds = engine, drain_seconds
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Begins to end at the first signal; at the second, waits no longer."""
+        """Drains at the first signal, and stops at once at the second."""
         if self.engine.workload.draining:
             self.drain_seconds = 0
             self.should_exit = self.force_exit = True
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def model_options(command: Any) -> Any:
-    """Adds the options that say how a model is loaded."""
+    """Adds the options for loading a model."""
     defaults = ModelOptions("")
     for option in (
         click.option("--threads", default=defaults.threads, help="Of torch; 0: its own number."),
@@ -125,7 +125,7 @@ def doctor(**options: Any) -> None:
 
 
 def engine_options(options: dict[str, Any]) -> EngineOptions:
-    """Takes the engine's options out of the command line's."""
+    """Makes the engine's options from the command line's."""
     names = ("precision", "cache", "attention", "places", "length", "blocks", "threads")
     model = ModelOptions(str(options["folder"]), **{name: options[name] for name in names})
     size, chunk = options["places"], options.get("chunk", 256)
@@ -135,7 +135,7 @@ def engine_options(options: dict[str, Any]) -> EngineOptions:
 
 
 def listen(host: str, port: int, write_seconds: float) -> socket.socket:
-    """Opens the port; connections whose client reads nothing are ended by the kernel."""
+    """Opens the port; the kernel closes connections whose client reads nothing."""
     try:
         listener = socket.create_server((host, port), backlog=2048)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What 00_Setup uses of the library, and the three views that only it shows."""
+"""Provides what the notebook of 00_Setup uses, and the views that only it shows."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def machine_table(machine: Machine) -> pd.DataFrame:
-    """One row per property; sizes in GiB."""
+    """Lists the machine's properties, one per row; sizes in GiB."""
     rows = {}
     for name, value in machine.model_dump(exclude={"gpus", "gpu_problem"}).items():
         shown = gib(value) if name.endswith("_bytes") else value
@@ -45,7 +45,7 @@ def machine_table(machine: Machine) -> pd.DataFrame:
 
 
 def checks_table(checks: list[Check]) -> pd.DataFrame:
-    """One row per check; the advice stands only where a check failed or warns."""
+    """Lists the checks, one per row, with advice where a check failed or warns."""
     words = {"ok": "yes", "warning": "with a warning", "does not fit": "NO"}
     rows = [
         {"check": item.name, "ok": words[item.outcome], "here": item.value, "needed": item.needed}
@@ -56,8 +56,9 @@ def checks_table(checks: list[Check]) -> pd.DataFrame:
 
 
 def room_chart(flow: Flow, machine: Machine, needs: Estimate) -> Any:
-    """Needed against available, in GiB, on a logarithmic axis:
-    a small model uses a hundredth of what there is.
+    """Draws what the profile needs beside what the machine has, in GiB.
+
+    The axis is logarithmic, because a small model uses a hundredth of what there is.
     """
     import matplotlib.pyplot as plt
 
@@ -94,7 +95,7 @@ def room_chart(flow: Flow, machine: Machine, needs: Estimate) -> Any:
 
 
 def sample_items(flow: Flow, tasks: dict[str, int]) -> pd.DataFrame:
-    """The first item of each packaged task, as the model will be asked."""
+    """Shows the first item of each packaged task, as the model will be asked."""
     rows = []
     for task, items in tasks.items():
         item = read_rows(flow.workspace.data / f"{task}.jsonl")[0]
@@ -111,9 +112,7 @@ def sample_items(flow: Flow, tasks: dict[str, int]) -> pd.DataFrame:
 
 
 def model_record(flow: Flow) -> dict[str, Any]:
-    """The manifest's section `model`: name, digest and bytes of the weights,
-    where they come from, and what to know.
-    """
+    """Returns the manifest's section `model`: name, digest, bytes, source and note."""
     model = flow.config.model
     described = describe_model("base", flow.workspace.model("base"))
     return {

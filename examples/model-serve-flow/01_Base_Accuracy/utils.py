@@ -1,4 +1,4 @@
-"""What this lesson uses, a look at the questions, and the base compared with itself."""
+"""Provides what the notebook of 01_Base_Accuracy uses, and the views that only it shows."""
 
 import json
 
@@ -29,7 +29,10 @@ __all__ = [
 
 
 def sample_questions(flow: Flow) -> pd.DataFrame:
-    """The first item of every task; a task of lm-eval's own brings its data only when it runs."""
+    """Shows the first item of every task.
+
+    The items of lm-eval's own tasks are not here yet: lm-eval loads them when it runs.
+    """
     rows = []
     for task in flow.config.accuracy.tasks:
         path = flow.workspace.data / f"{task}.jsonl"
@@ -47,13 +50,14 @@ def sample_questions(flow: Flow) -> pd.DataFrame:
 
 
 def ways(result: AccuracyResult) -> str:
-    """How lm-eval's requests were asked, in one line."""
+    """Counts the requests by the way in which lm-eval asked them, in one line."""
     return "; ".join(f"{way}: {count:,}" for way, count in result.requests.items())
 
 
 def noise_table(first: AccuracyResult, second: AccuracyResult | None) -> pd.DataFrame:
-    """Task x metric of the items asked twice: answers that flipped,
-    or the largest change of other values.
+    """Compares the base with itself: the items that were asked twice.
+
+    Each task and metric shows the answers that flipped, or the largest change of other values.
     """
     rows = []
     for task, pairs in pairs_of_second(first, second).items() if second else ():

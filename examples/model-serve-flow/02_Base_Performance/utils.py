@@ -1,4 +1,4 @@
-"""What this lesson uses."""
+"""Provides what the notebook of 02_Base_Performance uses."""
 
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.measure.guidellm.commands import load_command

@@ -1,4 +1,4 @@
-"""What 03_Compress uses of the library, and the views that only it shows."""
+"""Provides what the notebook of 03_Compress uses, and the views that only it shows."""
 
 import pandas as pd
 import yaml
@@ -24,13 +24,13 @@ __all__ = [
     "verify_checkpoint",
 ]  # fmt: skip
 
-# while it works, its messages go to a log file
+# compress() writes llm-compressor's messages to a log file
 configure_logger(LoggerConfig(console_log_level="ERROR"))
 logging.set_verbosity_error()
 
 
 def calibration_table(facts: CalibrationFacts) -> pd.DataFrame:
-    """What the compressor will see, in one row."""
+    """Shows what the compressor will see, in one row."""
     row = {
         "source": facts.source,
         "texts": facts.samples,
@@ -41,7 +41,7 @@ def calibration_table(facts: CalibrationFacts) -> pd.DataFrame:
 
 
 def overlap_text(facts: CalibrationFacts) -> str:
-    """What the search for evaluation items in the calibration text found."""
+    """Says which evaluation items were found in the calibration text."""
     if (overlap := facts.overlap) is None:
         return "Not looked for: these tasks bring their items only when 01 has measured them."
     searched = f"{overlap.items} evaluation items of {SHORTEST} words or more were looked for"
@@ -59,14 +59,17 @@ def overlap_text(facts: CalibrationFacts) -> str:
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The modifiers as YAML: only what the recipe sets, the rest are llm-compressor's defaults."""
+    """Writes the recipe's modifiers as YAML.
+
+    Only values that the recipe sets are shown; the rest are llm-compressor's defaults.
+    """
     dumped = {"mode": "json", "exclude_unset": True, "exclude_none": True}
     modifiers = {type(m).__name__: m.model_dump(**dumped) for m in recipe_modifiers(recipe)}
     return yaml.safe_dump(modifiers, sort_keys=False)
 
 
 def cost_table(base_bytes: int, results: dict[str, CompressionResult]) -> pd.DataFrame:
-    """One row per model: what it became, and what that took."""
+    """Lists the models, one per row: size, scheme, and what compressing cost."""
     rows = [{"model": "base", "size": byte_text(base_bytes), "of base": "100 %"}]
     rows += [
         {

@@ -1,4 +1,4 @@
-"""What this lesson uses: the functions of 01, once more."""
+"""Provides what the notebook of 04_Compressed_Accuracy uses: the functions of 01 and the looks."""
 
 from model_serve_flow.compare.looks import interim_verdict
 from model_serve_flow.flow.flow import Flow

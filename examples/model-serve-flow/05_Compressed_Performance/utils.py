@@ -1,4 +1,4 @@
-"""What this lesson uses: the functions of 02, once more, and the measurement in blocks."""
+"""Provides what the notebook of 05_Compressed_Performance uses: the functions of 02 and blocks."""
 
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.measure.blocks import measure_in_blocks

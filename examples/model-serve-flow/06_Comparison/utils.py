@@ -1,6 +1,4 @@
-"""What this lesson uses: the comparison, its tables and charts, the ship record,
-the report and the model cards.
-"""
+"""Provides what the notebook of 06_Comparison uses: comparison, report, cards and ship record."""
 
 import json
 from collections.abc import Iterable
@@ -29,17 +27,17 @@ __all__ = [
 
 
 def show_table(table: Table) -> Markdown:
-    """A table of the report; what is no gain is struck through."""
+    """Shows a table of the report; values that are no gain are struck through."""
     return Markdown(template("tables.md.j2").module.table(table))
 
 
 def show_notes(notes: Iterable[Note]) -> Markdown:
-    """Sentences of the report; what is no gain is struck through."""
+    """Shows sentences of the report; values that are no gain are struck through."""
     return Markdown("\n\n".join(template("tables.md.j2").module.sentence(note) for note in notes))
 
 
 def show_verdict(comparison: Comparison) -> Markdown:
-    """Each candidate's verdict with its reasons."""
+    """Shows each candidate's verdict with its reasons."""
     parts = [
         f"### {markdown(candidate.name)}: {candidate.verdict}\n\n"
         + "\n".join(f"- {markdown(reason)}" for reason in candidate.reasons)
@@ -49,7 +47,7 @@ def show_verdict(comparison: Comparison) -> Markdown:
 
 
 def show_record(path: Path) -> DataFrame:
-    """Which checkpoint each verdict of the ship record is bound to."""
+    """Lists the candidates of the ship record: verdict, and the checkpoint it is bound to."""
     record = json.loads(path.read_text(encoding="utf-8"))
     rows = [
         (
@@ -67,7 +65,7 @@ def show_record(path: Path) -> DataFrame:
 
 
 def report_links(written: Report) -> HTML:
-    """Where the report lies, as links that work in JupyterLab's file system and as plain paths."""
+    """Shows where the report is stored: links that work in JupyterLab, and plain paths."""
     files = (written.html, written.markdown, *written.charts)
     rows = "".join(
         f'<li><a href="{file.as_uri()}">{file.name}</a> <code>{file}</code></li>' for file in files

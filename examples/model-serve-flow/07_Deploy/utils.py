@@ -1,4 +1,4 @@
-"""What this lesson uses, and the table of the endpoint's checks."""
+"""Provides what the notebook of 07_Deploy uses, and the views that only it shows."""
 
 from IPython.display import Markdown
 from pandas import DataFrame
@@ -19,7 +19,7 @@ __all__ = [
 
 
 def check_table(checks: tuple[EndpointCheck, ...]) -> DataFrame:
-    """One row per check: what was expected, what came, and how long it took."""
+    """Lists the endpoint's checks, one per row: expected, got, and milliseconds."""
     rows = [
         (c.name, c.expected, c.got, "passed" if c.ok else "FAILED", c.milliseconds, c.detail)
         for c in checks
@@ -29,7 +29,7 @@ def check_table(checks: tuple[EndpointCheck, ...]) -> DataFrame:
 
 
 def show_file(flow: Flow, name: str) -> Markdown:
-    """A file of the deploy folder, as highlighted text."""
+    """Shows a file of the deploy folder as highlighted text."""
     text = (flow.workspace.deploy / name).read_text(encoding="utf-8")
     return Markdown(
         text if name.endswith(".md") else f"**{name}**\n```{name.rpartition('.')[2]}\n{text}```"

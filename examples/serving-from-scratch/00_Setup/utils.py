@@ -1,4 +1,4 @@
-"""What this lesson uses."""
+"""Provides what the notebook of 00_Setup uses: measurements of this machine, and charts."""
 
 import statistics
 import time
@@ -40,18 +40,19 @@ __all__ = [
     "write_json",
 ]
 
-COPIES_BYTES = 512 * 2**20  # of one matrix: more than a processor's cache holds
+COPIES_BYTES = 512 * 2**20  # all copies of a matrix together: more than a processor's cache
 REPEATS = 5
 
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """What matrix products reach on this machine.
+    """The limits of matrix products on this machine.
 
     Attributes:
-        precision: of the numbers.
-        flops: multiplications and additions a second, by the number of tokens in the row.
-        bytes_a_second: of weights, read for a row of one token.
+        precision: of the numbers, for instance "bfloat16".
+        threads: of torch.
+        flops: multiplications and additions per second, by the number of tokens in the row.
+        bytes_a_second: bytes of weights read per second, for a row of one token.
     """
 
     precision: str
@@ -61,7 +62,7 @@ class MachineLimits:
 
     @property
     def roof(self) -> float:
-        """The most multiplications and additions a second."""
+        """The most multiplications and additions per second."""
         return max(self.flops.values())
 
     def as_dict(self) -> dict:
@@ -83,7 +84,7 @@ def weights_table(shape: LlamaShape) -> pd.DataFrame:
 
 
 def median_seconds(work: Callable[[], object]) -> float:
-    """Measures the median seconds of some work, after one run that does not count."""
+    """Measures the median seconds of `work`, after one warm-up run."""
     work()
     seconds = []
     for _ in range(REPEATS):
@@ -99,7 +100,7 @@ def measure_machine(
     row_lengths: Sequence[int],
     precision: str = "bfloat16",
 ) -> MachineLimits:
-    """Measures matrix products of the MLP's shape over rows of several lengths."""
+    """Measures matrix products of the MLP's shape with rows of several lengths."""
     dtype = PRECISIONS[precision]
     size = (2 * shape.inner, shape.hidden)
     copies = COPIES_BYTES // (size[0] * size[1] * dtype.itemsize)
@@ -117,7 +118,7 @@ def measure_machine(
 
 
 def machine_row(machine: MachineLimits) -> pd.DataFrame:
-    """Shows the limits in a table."""
+    """Shows the limits as a table."""
     one, *_ = machine.flops.values()
     row = {
         "threads": machine.threads,
@@ -130,7 +131,7 @@ def machine_row(machine: MachineLimits) -> pd.DataFrame:
 
 
 def roofline_chart(machine: MachineLimits) -> None:
-    """Draws arithmetic by tokens a row: the measured points under both limits."""
+    """Draws the measured arithmetic by tokens per row, under the limits of memory and processor."""
     lengths = list(machine.flops)
     itemsize = PRECISIONS[machine.precision].itemsize
     slope = [2 * length * machine.bytes_a_second / itemsize / 1e9 for length in lengths]
@@ -151,20 +152,20 @@ def roofline_chart(machine: MachineLimits) -> None:
 
 
 def plain_numbers(axis: Axes) -> None:
-    """Writes 10 and 100 on a logarithmic axis, not powers of ten."""
+    """Labels a logarithmic axis with 10 and 100 instead of powers of ten."""
     axis.minorticks_off()
     axis.yaxis.set_major_formatter("{x:g}")
 
 
 def token_cost(facts: ModelFacts, machine: MachineLimits) -> dict[int, float]:
-    """Computes the least seconds of a step by the number of its tokens."""
+    """Computes the shortest possible step in seconds, by its number of tokens."""
     itemsize = PRECISIONS[machine.precision].itemsize
     reading = facts.parameters * itemsize / machine.bytes_a_second
     return {n: max(reading, 2 * facts.parameters * n / machine.roof) for n in machine.flops}
 
 
 def step_seconds(runner: ModelRunner, row_lengths: Sequence[int]) -> dict[int, float]:
-    """Measures the median seconds of a step by the number of its tokens."""
+    """Measures the median seconds of a step, by its number of tokens."""
     found = {}
     for length in row_lengths:
         step = Step((Chunk("timed", 0, 0, tuple(range(5, 5 + length)), sample=True),))
@@ -173,7 +174,7 @@ def step_seconds(runner: ModelRunner, row_lengths: Sequence[int]) -> dict[int, f
 
 
 def bounds_chart(cost: dict[int, float], measured: dict[int, float]) -> None:
-    """Draws the measured seconds of a step beside the least possible ones."""
+    """Draws the measured seconds of a step beside the shortest possible ones."""
     with house_style():
         figure, axis = plt.subplots(figsize=(9.4, 3.4))
         for (name, values), colour in zip(
@@ -192,12 +193,12 @@ def bounds_chart(cost: dict[int, float], measured: dict[int, float]) -> None:
 
 
 def kv_bytes(shape: LlamaShape, precision: str) -> int:
-    """Counts the bytes of keys and values a token."""
+    """Counts the bytes of keys and values per token."""
     return shape.kv(PRECISIONS[precision]).token_bytes
 
 
 def users_chart(shape: LlamaShape, precision: str, gibibytes: float) -> pd.DataFrame:
-    """Counts and draws how many users of some text length fit into a cache."""
+    """Counts and draws how many users fit into a cache, by the length of their texts."""
     token = kv_bytes(shape, precision)
     lengths = (256, 512, 1024, 2048, 4096, 8192)
     users = {n: int(gibibytes * 2**30 // (token * n)) for n in lengths}

@@ -1,4 +1,4 @@
-"""What this lesson uses."""
+"""Provides what the notebook of 01_Generate uses: timings, charts, and a reference answer."""
 
 import statistics
 import time
@@ -55,7 +55,13 @@ def attention_maps(
     pieces: Sequence[str],
     shown: Sequence[tuple[int, int]],
 ) -> None:
-    """Draws the attention of some heads, each heads x tokens x tokens, as (layer, head)."""
+    """Draws the attention of some heads.
+
+    Args:
+        maps: for each layer, heads x tokens x tokens.
+        pieces: the text of each token.
+        shown: the heads to draw, as (layer, head).
+    """
     with house_style():
         figure, axes = plt.subplots(1, len(shown), figsize=(12, 3.9), sharey=True)
         for axis, (layer, head) in zip(axes, shown, strict=True):
@@ -91,7 +97,7 @@ def choices(
     tokenizer: Tokenizer,
     seeds: Iterable[int],
 ) -> pd.DataFrame:
-    """Draws one token a seed, twice."""
+    """Chooses one token per seed, twice."""
     rows = []
     for seed in seeds:
         drawn = [choose(logits, sampling, seed, position=1) for _ in range(2)]
@@ -100,7 +106,7 @@ def choices(
 
 
 def chunk_seconds(runner: ModelRunner, text: Sequence[int], start: int, end: int) -> float:
-    """Measures the step that computes one part of a text."""
+    """Measures the seconds of a step that computes the tokens from start to end."""
     step = Step((Chunk("timed", 0, start, tuple(text[start:end]), sample=True),))
     started = time.perf_counter()
     runner.run(step)
@@ -126,7 +132,7 @@ def seconds_by_row(
     lengths: Sequence[int],
     repeats: int = 5,
 ) -> dict[int, float]:
-    """Measures and draws the median seconds of a step by the number of its tokens."""
+    """Measures and draws the median seconds of a step, by its number of tokens."""
     long = (list(text) * (max(lengths) // len(text) + 1))[: max(lengths)]
     found = {}
     for length in lengths:
@@ -149,7 +155,7 @@ def seconds_by_row(
 
 @dataclass
 class Reference:
-    """What transformers computes: a greedy answer, and the logits of a sentence."""
+    """The results of transformers: a greedy answer, and the logits of a sentence."""
 
     answer: list[int]
     logits: Tensor
@@ -161,11 +167,11 @@ def by_transformers(
     new_tokens: int,
     sentence_ids: Sequence[int],
 ) -> Reference:
-    """Lets transformers answer a prompt greedily, in 32-bit numbers."""
+    """Computes a greedy answer and a sentence's logits with transformers, in 32-bit numbers."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.generation_config.eos_token_id = None  # goes on, as the stream above does
+    model.generation_config.eos_token_id = None  # does not stop at the end of an answer
     ids = torch.tensor([prompt])
     options = {"do_sample": False, "max_new_tokens": new_tokens, "pad_token_id": 0}
     output = model.generate(ids, attention_mask=torch.ones_like(ids), **options)

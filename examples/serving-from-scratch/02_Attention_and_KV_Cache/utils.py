@@ -1,4 +1,4 @@
-"""What this lesson uses."""
+"""Provides what the notebook of 02_Attention_and_KV_Cache uses: measurements and charts."""
 
 import random
 import statistics
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 BLOCK_TOKENS = 16
-USERS = 8  # who decode together
+USERS = 8  # requests that decode together
 WAYS = {
     "eager": (Eager, "slots"),
     "tiled": (Tiled, "slots"),
@@ -74,14 +74,14 @@ WAYS = {
 
 
 class Attending:
-    """One layer's attention over random numbers: `sequences` texts of `length` tokens.
+    """One layer's attention over random numbers.
 
     Args:
         shape: the model's heads.
         way: a key of `WAYS`.
         length: tokens of each text.
-        tokens: how many of them, at the end, attend.
-        sequences: how many texts.
+        tokens: how many tokens at the end of each text attend.
+        sequences: number of texts.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Attending:
         return row
 
     def write(self, tables: list[list[int]], start: int, end: int, size: KVShape) -> None:
-        """Fills the cache with the same random numbers for every way."""
+        """Fills the cache; the random numbers are the same for every way."""
         row = self.begin(tables, start, end)
         tokens = (len(row.ids), size.heads, size.width)
         generator = torch.Generator().manual_seed(1)
@@ -131,7 +131,7 @@ class Attending:
 
 
 def largest_difference(shape: LlamaShape, length: int = 300) -> dict[str, float]:
-    """Compares every way with the formula, decoding and in prefill."""
+    """Compares every way with the formula, in decoding and in prefill."""
     found = {}
     for way in WAYS:
         pairs = [
@@ -143,7 +143,7 @@ def largest_difference(shape: LlamaShape, length: int = 300) -> dict[str, float]
 
 
 def median_seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Measures the median seconds of some work, after one run that does not count."""
+    """Measures the median seconds of `work`, after one warm-up run."""
     work()
     seconds = []
     for _ in range(repeats):
@@ -157,7 +157,11 @@ def attention_seconds(
     shape: LlamaShape,
     lengths: Sequence[int],
 ) -> dict[str, dict[str, dict[int, float]]]:
-    """Measures one layer's attention: prefill or decode -> way -> length -> seconds."""
+    """Measures the seconds of one layer's attention.
+
+    Returns:
+        "prefill" or "decode" -> way -> length in tokens -> seconds.
+    """
     found: dict[str, dict[str, dict[int, float]]] = {"prefill": {}, "decode": {}}
     for way in WAYS:
         for length in lengths:
@@ -186,13 +190,13 @@ def seconds_chart(seconds: dict[str, dict[str, dict[int, float]]]) -> None:
 
 
 def plain_numbers(axis: Axes) -> None:
-    """Writes 10 and 100 on a logarithmic axis, not powers of ten."""
+    """Labels a logarithmic axis with 10 and 100 instead of powers of ten."""
     axis.minorticks_off()
     axis.yaxis.set_major_formatter("{x:g}")
 
 
 class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside it, and their largest sum."""
+    """Measures the peak bytes of the tensors that are made in the block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +224,7 @@ class PeakBytes(TorchDispatchMode):
 
 
 def peak_chart(shape: LlamaShape, lengths: Sequence[int]) -> dict[str, dict[int, int]]:
-    """Measures and draws what one layer's attention allocates for a prompt."""
+    """Measures and draws the memory that one layer's attention allocates for a prompt."""
     found: dict[str, dict[int, int]] = {}
     for way in ("eager", "tiled", "SDPA"):
         for length in lengths:
@@ -243,7 +247,7 @@ def peak_chart(shape: LlamaShape, lengths: Sequence[int]) -> dict[str, dict[int,
 
 
 def family(children: int, shared: int, own: int, answer: int) -> list[Request]:
-    """Makes requests that begin alike."""
+    """Makes requests with the same beginning."""
     draw = random.Random(2)
 
     def text(tokens: int) -> list[int]:
@@ -280,7 +284,7 @@ def answers_of(
 
 @dataclass
 class History:
-    """The owners of every page after each step, the answers, and how many places were lost."""
+    """The owners of every page after each step, the answers, and the number of preemptions."""
 
     owners: list[list[int]] = field(default_factory=list)
     answers: dict[str, list[int]] = field(default_factory=dict)
@@ -288,7 +292,10 @@ class History:
 
 
 def watch(executor: Executor, memory: Pages, requests: Sequence[Request], places: int) -> History:
-    """Serves requests, the first one alone until its prompt is computed, and watches the pages."""
+    """Serves requests and records the owners of the pages.
+
+    The first request runs alone until its prompt is computed.
+    """
     scheduler, history = Scheduler(Continuous(), memory, places), History()
     sequences = [scheduler.submit(requests[0])]
     while step := scheduler.schedule():
@@ -324,7 +331,7 @@ def blocks_chart(history: History) -> None:
 
 
 def prefix_chart(base: Path, shared: int, own: int) -> dict[str, float]:
-    """Measures and draws the wait for the first token of a prompt whose beginning is known."""
+    """Measures and draws the TTFT of prompts whose beginning is in the cache, and is not."""
     options = ModelOptions(str(base), "float32", places=2, length=1024)
     executor = InProcess(ModelManager().runner(options))
     requests = family(children=4, shared=shared, own=own, answer=2)
@@ -346,7 +353,7 @@ def prefix_chart(base: Path, shared: int, own: int) -> dict[str, float]:
 
 
 def users_chart(shape: LlamaShape, gibibytes: float, longest: int = 2048) -> pd.DataFrame:
-    """Counts and draws how many users fit into a cache of slots, and of pages of some sizes."""
+    """Counts and draws how many users fit into a cache of slots, and of pages of several sizes."""
     token = shape.kv(torch.bfloat16).token_bytes
     room = int(gibibytes * 2**30 // token)
     draw = random.Random(3)

@@ -1,4 +1,4 @@
-"""What this lesson uses."""
+"""Provides what the notebook of 03_Batching uses: loads, replays, and charts."""
 
 import itertools
 import random
@@ -57,7 +57,7 @@ LONG = "long"
 
 
 class Lesson:
-    """A model in this process, which serves loads with any strategy and cache.
+    """Serves loads with any strategy and cache, by a model in this process.
 
     Args:
         base: the checkpoint.
@@ -77,7 +77,7 @@ class Lesson:
         requests: Sequence[Request],
         cache: str = "slots",
     ) -> Timeline:
-        """Serves requests at their times of arrival, in 32-bit numbers."""
+        """Serves requests at their arrival times, in 32-bit numbers."""
         options = ModelOptions(
             str(self.base),
             "float32",
@@ -91,7 +91,10 @@ class Lesson:
 
 
 def some_requests(count: int = 9, seconds: float = 1.0, seed: int = 4) -> list[Request]:
-    """Makes requests of 8 to 100 tokens that want 4 to 36 tokens and arrive within some seconds."""
+    """Makes requests that arrive within `seconds`.
+
+    Prompts have 8 to 100 tokens, answers 4 to 36.
+    """
     draw = random.Random(seed)
     requests = []
     for number in range(count):
@@ -113,7 +116,7 @@ def streams_and_a_long_prompt(tokens: int) -> list[Request]:
 
 
 def request_table(requests: Sequence[Request]) -> pd.DataFrame:
-    """Lists requests."""
+    """Lists arrival time, prompt and answer of each request."""
     rows = {
         request.id: {
             "arrives, s": round(request.arrived, 2),
@@ -126,7 +129,7 @@ def request_table(requests: Sequence[Request]) -> pd.DataFrame:
 
 
 def timelines_chart(timelines: dict[str, Timeline]) -> None:
-    """Draws who waited and computed when: one panel a strategy, one line a request."""
+    """Draws when each request waited and computed: one panel per strategy, one line per request."""
     with house_style():
         lines = sum(len(timeline.sequences) for timeline in timelines.values())
         size = (9.4, 0.11 * lines + 0.6 * len(timelines))
@@ -140,7 +143,7 @@ def timelines_chart(timelines: dict[str, Timeline]) -> None:
 
 
 def draw_timeline(axis: Axes, timeline: Timeline, colour: str) -> None:
-    """Draws one strategy's requests, the first one at the top."""
+    """Draws the requests of one strategy, the first at the top."""
     lines = {id: place for place, id in enumerate(timeline.sequences)}
     for id, sequence in timeline.sequences.items():
         waits = timeline.tokens[id][-1] - sequence.request.arrived
@@ -157,7 +160,7 @@ def draw_timeline(axis: Axes, timeline: Timeline, colour: str) -> None:
 
 
 def figures(timelines: dict[str, Timeline], places: int) -> pd.DataFrame:
-    """Computes what users notice of each strategy, and why."""
+    """Computes speed, waiting times and the use of places for each strategy."""
     rows = {
         name: {
             "output tokens/s": round(timeline.output_tokens_per_second, 1),
@@ -174,12 +177,12 @@ def figures(timelines: dict[str, Timeline], places: int) -> pd.DataFrame:
 
 
 def places_used(timeline: Timeline) -> float:
-    """Counts the sequences of a mean step."""
+    """Computes the mean number of sequences per step."""
     return statistics.fmean(len(moment.step.chunks) for moment in timeline.moments)
 
 
 def padding_chart(requests: Sequence[Request]) -> dict[str, int]:
-    """Draws a static batch as a rectangle, and counts the tokens that it computes for nothing."""
+    """Draws a static batch as a rectangle, and counts the tokens that it wastes."""
     prompts = [len(request.prompt) for request in requests]
     answers = [request.sampling.max_tokens for request in requests]
     picture = np.zeros((len(requests), max(prompts) + max(answers)))
@@ -201,7 +204,7 @@ def padding_chart(requests: Sequence[Request]) -> dict[str, int]:
 
 
 def gap_chart(timelines: dict[str, Timeline]) -> None:
-    """Draws the silence before each token of the streams."""
+    """Draws the milliseconds before each token of the first stream."""
     with house_style():
         figure, axis = plt.subplots(figsize=(9.4, 3.2))
         for (name, timeline), colour in zip(timelines.items(), PALETTE, strict=False):
@@ -215,7 +218,7 @@ def gap_chart(timelines: dict[str, Timeline]) -> None:
 
 
 def gap_figures(timelines: dict[str, Timeline]) -> pd.DataFrame:
-    """Computes the streams' longest silence and the long prompt's wait."""
+    """Computes the longest gap of the streams, and the TTFT of the long prompt."""
     rows = {
         name: {
             "longest gap of a stream, ms": round(max(timeline.gaps()) * 1e3),
@@ -227,7 +230,7 @@ def gap_figures(timelines: dict[str, Timeline]) -> pd.DataFrame:
 
 
 def waits(timelines: dict[str, Timeline]) -> pd.DataFrame:
-    """Computes how long requests waited for their first token."""
+    """Computes the mean and the longest TTFT of each strategy."""
     rows = {
         name: {
             "TTFT mean, s": round(statistics.fmean(timeline.ttft()), 2),

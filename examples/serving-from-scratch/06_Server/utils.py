@@ -1,4 +1,4 @@
-"""What this lesson uses."""
+"""Provides what the notebook of 06_Server uses: a server to watch, overload and break."""
 
 import contextlib
 import json
@@ -45,11 +45,11 @@ COMMAND = (sys.executable, "-m", "serving_from_scratch.cli", "serve")
 
 
 class Server:
-    """The server of this sequence in processes of its own, on a free port.
+    """Runs our server in its own processes, on a free port.
 
     Args:
         base: the checkpoint.
-        options: of `serving-from-scratch serve`: `places=4` is `--places 4`.
+        options: of `serving-from-scratch serve`; `places=4` means `--places 4`.
     """
 
     def __init__(self, base: Path, **options: Any) -> None:
@@ -78,7 +78,7 @@ class Server:
         return self.api.children()[0]
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:
-        """Sends a request, and returns the answer as it came."""
+        """Sends a request and returns the JSON of the answer."""
         return self.client.post(path, json=body).json()
 
     def metric(self, name: str) -> float:
@@ -88,7 +88,7 @@ class Server:
         return float(next(line for line in lines if line.startswith(start)).split()[1])
 
     def stop(self) -> int:
-        """Ends the server as an operator would (SIGTERM); returns its exit code."""
+        """Ends the server with SIGTERM and returns its exit code."""
         self._process.terminate()
         code = self._process.wait(60)
         self.client.close()
@@ -107,7 +107,7 @@ class Server:
 
 
 def process_table(server: Server) -> pd.DataFrame:
-    """Shows both processes: what they hold and whether torch is in them."""
+    """Shows the memory of both processes, and whether torch is loaded in them."""
     rows = {
         name: {
             "memory, MB": round(process.memory_info().rss / 1e6),
@@ -119,19 +119,20 @@ def process_table(server: Server) -> pd.DataFrame:
 
 
 def raw_events(server: Server, prompt: str, tokens: int) -> str:
-    """Returns a stream as it comes over the wire: what `curl -N` shows."""
+    """Returns a stream as `curl -N` shows it."""
     body = {"prompt": prompt, "max_tokens": tokens}
     return server.client.post("/generate_stream", json=body).text.strip()
 
 
 @dataclass
 class Watched:
-    """One stream, as its reader saw it.
+    """A stream as its reader saw it.
 
     Attributes:
+        text: all pieces together.
         times: of each event, in seconds.
-        error: its last event, where that was an error.
-        done: whether it ended in [DONE].
+        error: message of the last event, if it was an error.
+        done: whether the stream ended in [DONE].
     """
 
     text: str = ""
@@ -157,7 +158,7 @@ def watch(server: Server, prompt: str, tokens: int) -> Watched:
 
 
 def streams_chart(streams: list[Watched], started: float) -> None:
-    """Draws when each reader got a token: one line a stream."""
+    """Draws when each reader received its tokens, one line per stream."""
     with house_style():
         figure, axis = plt.subplots(figsize=(9.4, 0.4 * len(streams) + 1))
         for line, (seen, colour) in enumerate(zip(streams, PALETTE * 9, strict=False)):
@@ -170,11 +171,11 @@ def streams_chart(streams: list[Watched], started: float) -> None:
 
 
 def after_leaving(server: Server, prompt: str) -> pd.DataFrame:
-    """Shows the cache before, during and just after a client that leaves."""
+    """Shows the cache's free tokens before, while and after a client reads a stream."""
     rows = {"before": server.metric("cache_free_tokens")}
     body = {"prompt": prompt, "max_tokens": 500, "ignore_eos": True}
     with server.client.stream("POST", "/generate_stream", json=body) as reply:
-        lines = reply.iter_lines()  # kept: without its reader, httpx closes the stream
+        lines = reply.iter_lines()  # kept, because httpx closes the stream without it
         next(lines)
         rows["while it reads"] = server.metric("cache_free_tokens")
     left = time.monotonic()
@@ -185,7 +186,7 @@ def after_leaving(server: Server, prompt: str) -> pd.DataFrame:
 
 
 def overload(server: Server, prompt: str, count: int) -> pd.DataFrame:
-    """Sends many requests at once; counts the answers by status, with their waits."""
+    """Sends many requests at once; counts the answers by status, with their seconds."""
 
     def ask(_: int) -> tuple[int, float]:
         started = time.monotonic()
@@ -201,7 +202,7 @@ def overload(server: Server, prompt: str, count: int) -> pd.DataFrame:
 
 @dataclass
 class Recovery:
-    """What was seen while a worker was killed; times in seconds after the kill."""
+    """The events around the kill of a worker; times in seconds of the monotonic clock."""
 
     stream: Watched
     whole_text: str
@@ -212,7 +213,7 @@ class Recovery:
 
 @contextlib.contextmanager
 def watched_health(server: Server, health: list[tuple[float, int]]) -> Iterator[None]:
-    """Asks for /health ten times a second."""
+    """Asks for /health ten times a second during the block."""
     ended = threading.Event()
 
     def look() -> None:
@@ -230,7 +231,7 @@ def watched_health(server: Server, health: list[tuple[float, int]]) -> Iterator[
 
 
 def kill_worker(server: Server, prompt: str, tokens: int) -> Recovery:
-    """Kills the worker under a stream and a whole request, and watches what happens."""
+    """Kills the worker during a stream and a whole request, and records what happens."""
     health: list[tuple[float, int]] = []
     body = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
     with watched_health(server, health), ThreadPoolExecutor() as pool:

@@ -1,4 +1,4 @@
-"""The calibration texts of a flow, packaged or from the hub, tokenised for llm-compressor."""
+"""Tokenises the calibration texts, packaged or from the hub, for llm-compressor."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ SHUFFLE_BUFFER = 10_000
 def calibration_dataset(
     flow: Flow, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Dataset, CalibrationFacts]:
-    """The tokenised calibration texts: `input_ids` and `attention_mask`, one row per text,
-    each of its own length.
+    """Tokenises the calibration texts.
 
-    Texts go through the tokenizer's chat template where it has one, are truncated to
-    `max_sequence_length` tokens and never padded: padding would count as activations of real text.
-    Their messages, whole, are searched for the evaluation items; an item found is recorded and no
-    error, because one phrase in common may be chance.
+    Texts go through the tokenizer's chat template if it has one. They are truncated to
+    `max_sequence_length` tokens and never padded, because padding would count as activations of
+    real text.
+
+    The whole messages are searched for evaluation items. An item that is found is recorded but is
+    no error, because a single common phrase may be chance.
+
+    Returns:
+        The dataset with `input_ids` and `attention_mask`, one row per text, and its facts.
 
     Raises:
         FlowError: fewer texts than `calibration.samples`, a row without text, padding, or the hub
@@ -61,7 +65,11 @@ def calibration_dataset(
 def calibration_facts(
     dataset: Dataset, calibration: Calibration, templated: bool, overlap: Overlap | None
 ) -> CalibrationFacts:
-    """What the compressor will see; FlowError if any of it is padding."""
+    """Describes what the compressor will see.
+
+    Raises:
+        FlowError: a token is padding.
+    """
     tokens = sum(len(row) for row in dataset["input_ids"])
     padding = tokens - sum(sum(mask) for mask in dataset["attention_mask"])
     if padding:
@@ -92,7 +100,7 @@ def _source_text(calibration: Calibration) -> str:
 
 
 def _messages(row: dict[str, Any]) -> list[dict[str, str]]:
-    """A row as a conversation; plain text is the user's turn."""
+    """Returns a row as a conversation; plain text becomes one turn of the user."""
     messages = row.get("messages") or [{"role": "user", "content": row.get("text")}]
     spoken = [
         _turn(message) for message in messages if isinstance(message, dict) and message.get("role")
@@ -108,8 +116,9 @@ def _messages(row: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _turn(message: dict[str, Any]) -> dict[str, str]:
-    """A message with its content as text: parts are joined,
-    and a tool call without content is empty.
+    """Returns a message with its content as one text.
+
+    Parts are joined. A tool call without content becomes an empty text.
     """
     content = message.get("content")
     if isinstance(content, list):
@@ -120,8 +129,10 @@ def _turn(message: dict[str, Any]) -> dict[str, str]:
 
 
 def _text(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A conversation as the model will read it; FlowError, which shows it,
-    where the chat template refuses it.
+    """Returns a conversation as the model will read it.
+
+    Raises:
+        FlowError: the chat template refuses the conversation; the message shows it.
     """
     from jinja2.exceptions import TemplateError
 
@@ -138,7 +149,7 @@ def _text(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _rows(flow: Flow) -> list[dict[str, Any]]:
-    """The first `samples` rows in an order that the seed decides."""
+    """Returns the first `samples` rows, in an order that depends on the seed only."""
     calibration = flow.config.calibration
     rows = (
         _packaged_rows(flow)
@@ -155,7 +166,7 @@ def _rows(flow: Flow) -> list[dict[str, Any]]:
 
 
 def _packaged_rows(flow: Flow) -> list[dict[str, Any]]:
-    """The rows that 00_Setup wrote, already in an order decided by the seed."""
+    """Reads the rows that 00_Setup wrote; it has already shuffled them with the seed."""
     path = flow.workspace.data / "calibration.jsonl"
     if not path.is_file():
         raise FlowError(f"{path} is missing.", f"00_Setup writes the calibration texts. {RERUN}")
@@ -163,9 +174,7 @@ def _packaged_rows(flow: Flow) -> list[dict[str, Any]]:
 
 
 def _hub_rows(source: HubDataset, samples: int, seed: int) -> list[dict[str, Any]]:
-    """Streams only as much of the dataset as the shuffle needs,
-    instead of downloading all of it.
-    """
+    """Streams only the part of the dataset that the shuffle needs."""
     return hub_rows(
         source,
         "calibration.dataset",

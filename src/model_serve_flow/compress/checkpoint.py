@@ -1,4 +1,4 @@
-"""Reads what a quantised checkpoint on disk says of itself and what its tensors show."""
+"""Reads a quantised checkpoint's configuration and the headers of its tensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a quantised checkpoint says of itself, and what its tensors show."""
+    """The facts of a quantised checkpoint, from its configuration and its tensor headers."""
 
     scheme: str
     quant_method: str
@@ -45,11 +45,10 @@ class Checkpoint:
 
 
 def inspect_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Reads configuration and tensor headers of a checkpoint made by any tool;
-    no weights are loaded.
+    """Reads configuration and tensor headers of a checkpoint made by any tool; loads no weights.
 
     Raises:
-        FlowError: not a whole checkpoint, or it holds no quantised layer.
+        FlowError: the checkpoint is not complete, or has no quantised layer.
     """
     from transformers import AutoConfig
 
@@ -88,7 +87,10 @@ def inspect_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Chec
 
 
 def _quantization_config(folder: Path) -> dict[str, Any]:
-    """What config.json says; of a checkpoint of an older ModelOpt, hf_quant_config.json."""
+    """Reads the quantisation settings from config.json.
+
+    Older versions of ModelOpt write them to hf_quant_config.json.
+    """
     config = read_json(folder / "config.json", finite=False).get("quantization_config") or {}
     older = folder / "hf_quant_config.json"
     if config or not older.is_file():
@@ -98,7 +100,7 @@ def _quantization_config(folder: Path) -> dict[str, Any]:
 
 
 def tensor_headers(folder: Path) -> dict[str, Tensor]:
-    """Name -> header of every tensor in the folder's safetensors files."""
+    """Reads the header of every tensor in the folder's safetensors files, by name."""
     from safetensors import safe_open
 
     headers = {}
@@ -113,7 +115,7 @@ def tensor_headers(folder: Path) -> dict[str, Tensor]:
 
 
 def _quantized_layers(tensors: dict[str, Tensor]) -> list[str]:
-    """Layers that have a scale beside their weight, in the order of the file."""
+    """Lists the layers that have a scale beside their weight, in natural order."""
     owners = {name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] in SCALES}
     return sorted(owners, key=natural_key)
 
@@ -121,7 +123,10 @@ def _quantized_layers(tensors: dict[str, Tensor]) -> list[str]:
 def _left_layers(
     layers: dict[str, tuple[int, int]], quantized: list[str], tensors: dict[str, Tensor], tied: bool
 ) -> tuple[str, ...]:
-    """Linear layers that are stored as they were; a tied lm_head has no tensor of its own."""
+    """Lists the linear layers that are not quantised.
+
+    A tied lm_head counts, although it has no tensor of its own.
+    """
     stored = {
         name for name in layers if f"{name}.weight" in tensors or (tied and name == "lm_head")
     }
@@ -129,15 +134,16 @@ def _left_layers(
 
 
 def natural_key(name: str) -> list[Any]:
-    """Sorts layer 10 after layer 9: the parts of a name, with numbers as numbers."""
+    """Returns a sort key that puts layer 10 after layer 9."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _bits_per_weight(
     quantized: list[str], tensors: dict[str, Tensor], layers: dict[str, tuple[int, int]]
 ) -> float:
-    """Bits of weights, scales and zero points, per weight,
-    over the quantised layers whose shape is known.
+    """Computes the stored bits per weight: weights, scales and zero points.
+
+    It covers the quantised layers whose shape is known.
     """
     known = [name for name in quantized if name in layers]
     if not known:

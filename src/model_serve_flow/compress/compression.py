@@ -1,6 +1,4 @@
-"""llm-compressor in, a verified checkpoint and a CompressionResult out;
-ready-made checkpoints are verified too.
-"""
+"""Makes a candidate with llm-compressor, or adopts a ready-made checkpoint, and verifies it."""
 
 from __future__ import annotations
 
@@ -57,20 +55,19 @@ def compress(
 ) -> CompressionResult:
     """Makes the candidate `name` by its recipe and writes its `compression.json`.
 
-    The checkpoint takes its place in `models/` only when it is verified; until then the old one
-    stays.
+    The checkpoint replaces the old one in `models/` only after it is verified.
 
     Args:
         flow: the profile and its workspace, with the base model in `models/base`.
         name: a candidate with a recipe.
         quantise: called with the loaded base model and the recipe; calls `oneshot` on the model.
-        calibration: what the calibration data were; recorded if the recipe uses them.
+        calibration: the facts of the calibration text; recorded if the recipe uses it.
 
     Raises:
-        FlowError: no base model, a group size that does not fit, no GPU for a GPU profile, a
-            checkpoint that is not what the recipe says or whose tokenizer is not the base's; memory
-            that runs out, with what to change in the profile; a disk that is full or may not be
-            written.
+        FlowError: there is no base model, the group size does not fit, or a GPU profile finds no
+            GPU; the checkpoint differs from its recipe, or its tokenizer from the base's; memory
+            runs out (the message says what to change in the profile); the disk is full or not
+            writable.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
@@ -99,8 +96,8 @@ def compress(
 def _save(model: PreTrainedModel, base: Path, folder: Path) -> None:
     """Saves the compressed model with the base's own generation settings.
 
-    transformers refuses to save settings that it accepts when it loads them, such as a temperature
-    beside `do_sample: false`.
+    transformers refuses to save some settings that it accepts when it loads them, such as a
+    temperature beside `do_sample: false`.
     """
     from transformers import GenerationConfig
 
@@ -115,17 +112,16 @@ def _save(model: PreTrainedModel, base: Path, folder: Path) -> None:
 def kept_candidate(
     flow: Flow, name: str, quantise: Quantise, calibration: CalibrationFacts | None = None
 ) -> CompressionResult | None:
-    """What an earlier, interrupted run made of the candidate `name`,
-    if `compress` would make the very same again.
+    """Returns the candidate `name` of an earlier run if `compress` would make the same again.
 
-    That is: its record is valid, its checkpoint and the base have the digests in it, and recipe,
-    calibration text, seed, versions of the tools and the source of `quantise` are those in it. The
-    arguments are those of `compress`. What is evaluated does not matter: an overlap with other
-    evaluation items is written into the record.
+    The arguments are those of `compress`. The candidate is kept if its record is valid, candidate
+    and base have the recorded digests, and recipe, calibration text, seed, tool versions and the
+    source of `quantise` are the recorded ones. The evaluation items may differ: their overlap with
+    the calibration text is recorded again.
 
     Returns:
-        None where there is none, or anything differs; always for a ready-made checkpoint, which
-        `adopt` keeps itself.
+        None if there is no such candidate or anything differs. Always None for a ready-made
+        checkpoint, which `adopt` keeps.
     """
     recipe = flow.config.candidate(name).recipe
     if recipe is None or not (flow.workspace.results(name) / "compression.json").is_file():
@@ -133,7 +129,7 @@ def kept_candidate(
     try:
         made = flow.workspace.compression(name)
     except FlowError:
-        # edited, or of another version: what it says does not count, and it is made again
+        # The record was edited or has another version: make the candidate again.
         return None
     asked: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
@@ -161,12 +157,11 @@ def _without_overlap(calibration: CalibrationFacts | None) -> CalibrationFacts |
 def _inputs(
     flow: Flow, recipe: Recipe, quantise: Quantise, calibration: CalibrationFacts | None
 ) -> dict[str, Any]:
-    """What decides the result besides base and recipe, by the fields of CompressionResult."""
+    """Returns what decides the result besides base and recipe, as fields of CompressionResult."""
     try:
         source = inspect.getsource(quantise)
     except (OSError, TypeError):
-        # typed into an interpreter that keeps no source: then nothing can tell whether it is the
-        # same
+        # An interpreter may keep no source. Then the candidate is never taken for the same.
         source = None
     return {
         "calibration": calibration if recipe.needs_calibration else None,
@@ -178,10 +173,10 @@ def _inputs(
 
 @contextlib.contextmanager
 def _layers_shown(name: str, model: PreTrainedModel, recipe: Recipe) -> Iterator[None]:
-    """Reports how many layers llm-compressor has calibrated: one is when the next is reached.
+    """Reports how many layers llm-compressor has calibrated.
 
-    It calibrates layer by layer, each with all texts. A recipe without calibration does not
-    compute with the model.
+    It calibrates layer by layer, each with all texts: a layer is finished when the next one starts.
+    A recipe without calibration never runs the model, so it reports nothing until the end.
     """
     kinds = recipe.sequential_targets or model._no_split_modules or ()
     layers = [module for module in model.modules() if type(module).__name__ in kinds]
@@ -202,8 +197,9 @@ def _layers_shown(name: str, model: PreTrainedModel, recipe: Recipe) -> Iterator
 
 @contextlib.contextmanager
 def _memory_errors(flow: Flow) -> Iterator[None]:
-    """Turns memory that runs out into a FlowError with the figures of this profile;
-    it is measured before the block.
+    """Turns an out-of-memory error into a FlowError with the figures of this profile.
+
+    The available memory is measured before the block starts.
     """
     available = available_memory()
     try:
@@ -217,8 +213,10 @@ def _memory_errors(flow: Flow) -> Iterator[None]:
 
 
 def _out_of_memory(error: BaseException | None) -> str:
-    """What the allocator said, if that is what failed: PyTorch has an exception for it on a GPU
-    only, and llm-compressor wraps it into others whose text begins with the code that it generated.
+    """Returns the allocator's message if memory ran out; empty if it did not.
+
+    PyTorch has its own exception for this on a GPU only. llm-compressor wraps it into exceptions
+    whose text begins with generated code.
     """
     while error is not None:
         lines = str(error).strip().splitlines()
@@ -233,13 +231,14 @@ def _out_of_memory(error: BaseException | None) -> str:
 
 
 def adopt(flow: Flow, name: str) -> CompressionResult:
-    """Takes over the ready-made checkpoint of the candidate `name`,
-    verifies it and writes its `compression.json`.
+    """Takes over the ready-made checkpoint of the candidate `name` and verifies it.
+
+    It writes the candidate's `compression.json`.
 
     Raises:
-        FlowError: the source cannot be had, its checkpoint is not quantised or not whole, its
-            tokenizer or chat template is not the base's, or the engine has no kernel for it on this
-            processor.
+        FlowError: the source cannot be fetched; its checkpoint is not quantised or not complete;
+            its tokenizer or chat template differs from the base's; or the engine has no kernel for
+            it on this processor.
     """
     candidate = flow.config.candidate(name)
     if candidate.source is None:
@@ -289,7 +288,7 @@ def _record(
     trust: dict[str, Any] = {"trust_remote_code": flow.config.model.trust_remote_code}
     checkpoint = inspect_checkpoint(folder, **trust)
     sample = ""
-    # transformers needs further packages for other formats
+    # transformers needs more packages to load other formats
     if checkpoint.quant_method == "compressed-tensors":
         with writing(_log(flow, name), "log"), _logged(_log(flow, name)):
             sample = generate_sample(folder, **trust)
@@ -316,8 +315,11 @@ def _record(
 
 @dataclass
 class Cost:
-    """What making a candidate took: wall seconds,
-    and peak resident (CPU) or device (GPU) memory in bytes.
+    """The cost of making a candidate.
+
+    Attributes:
+        seconds: wall time.
+        peak_memory_bytes: resident memory on a CPU, device memory on a GPU.
     """
 
     seconds: float = 0.0
@@ -326,8 +328,9 @@ class Cost:
 
 @contextlib.contextmanager
 def _measured(device: str) -> Iterator[Cost]:
-    """Fills in the cost of the block; resident memory is sampled,
-    as the system's own peak cannot be reset.
+    """Measures the cost of the block.
+
+    Resident memory is sampled, because the system's own peak cannot be reset.
     """
     import torch
 
@@ -361,8 +364,9 @@ def _log(flow: Flow, name: str) -> Path:
 
 @contextlib.contextmanager
 def _logged(log: Path, mode: str = "a") -> Iterator[None]:
-    """Sends llm-compressor's messages and progress bars to a file:
-    hundreds of lines that would bury the lesson.
+    """Sends llm-compressor's messages and progress bars to a file.
+
+    Its hundreds of lines would hide everything else in the notebook.
     """
     from llmcompressor.logger import LoggerConfig, configure_logger
 
@@ -384,10 +388,10 @@ def _logged(log: Path, mode: str = "a") -> Iterator[None]:
 def generate_sample(
     folder: Path, prompt: str = PROMPT, max_new_tokens: int = 32, *, trust_remote_code: bool = False
 ) -> str:
-    """The model's greedy answer to `prompt` with transformers: does it still speak?
+    """Generates the model's greedy answer to `prompt` with transformers.
 
-    compressed-tensors weights are decompressed on the way, so this shows the weights and not the
-    speed.
+    The answer shows whether the weights still work. It says nothing about speed, because
+    transformers decompresses compressed-tensors weights first.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,4 +1,4 @@
-"""Calibration text must not be evaluation text: the search for runs of words that both have."""
+"""Searches the calibration text for evaluation items, by runs of words that both contain."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from model_serve_flow.flow.results.measured import Overlap
 from model_serve_flow.system.files import read_rows
 
 NGRAM = 13  # words in a row, as in the contamination check of GPT-3 (Brown et al. 2020, appendix C)
-SHORTEST = 8  # their least: shorter runs are common phrases
+SHORTEST = 8  # the shortest n-gram of that check: shorter runs are common phrases
 
 
 def find_overlap(
     calibration: Iterable[str], items: Mapping[str, str], ngram: int = NGRAM
 ) -> Overlap:
-    """Which items share a run of `ngram` words with the calibration texts;
-    case and punctuation do not count.
+    """Finds the items that share a run of `ngram` words with the calibration texts.
 
-    An item shorter than that is looked for as a whole if it has at least 8 words, and is not looked
-    at otherwise.
+    Case and punctuation do not count. An item shorter than `ngram` is searched for as a whole if it
+    has at least 8 words; shorter items are skipped.
 
     Args:
         calibration: the texts shown to the compressor.
@@ -29,7 +28,7 @@ def find_overlap(
         ngram: words in a row.
     """
     texts = [words(text) for text in calibration]
-    runs: dict[int, set[str]] = {}  # by length; made when the first item of a length asks for them
+    runs: dict[int, set[str]] = {}  # by length; made for the first item of that length
     looked_at, overlapping = 0, []
     for name, text in items.items():
         item = words(text)
@@ -45,7 +44,7 @@ def find_overlap(
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation."""
+    """Returns the words of a text in lower case, without punctuation."""
     return re.findall(r"[^\W_]+", text.lower())
 
 
@@ -54,18 +53,17 @@ def _runs(text: list[str], length: int) -> Iterable[str]:
 
 
 def evaluation_texts(flow: Flow) -> dict[str, str] | None:
-    """ "task/id" -> text of every evaluation item: packaged rows,
-    and for lm-eval's own tasks the prompts of 01.
+    """Returns the text of every evaluation item, by "task/id".
 
-    Of a packaged question its choices do not count: they are single words or letters. A prompt of
-    lm-eval is all that the model was given, examples included. A text that lm-eval only scores has
-    no prompt and is left out.
+    For a packaged question, the text is the question without its choices, which are single words or
+    letters. For lm-eval's own tasks, it is the whole prompt that 01 recorded, examples included.
+    Texts that lm-eval only scores have no prompt and are left out.
 
     Returns:
         None if a task is lm-eval's own and 01 has not measured it yet.
 
     Raises:
-        FlowError: 01 measured other tasks than those of the profile.
+        FlowError: 01 measured other tasks than the profile names.
     """
     tasks = flow.config.accuracy.tasks
     packaged = [task for task in tasks if (flow.workspace.data / f"{task}.jsonl").is_file()]

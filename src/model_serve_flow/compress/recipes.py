@@ -1,6 +1,4 @@
-"""What a recipe means: its scheme written out, its llm-compressor modifiers,
-and the layers that it reaches.
-"""
+"""Turns a recipe into llm-compressor's modifiers, and checks it against the model's layers."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ FUSED = ("gate_up_proj", "down_proj")  # tensors with the weights of all experts
 # how transformers renames experts when it saves them
 SAVED_AS = {"mixtral": (".mlp.", ".block_sparse_moe.")}
 DEFAULT_GROUP_SIZE = 128
-SERVED_GROUP_SIZES = (32, 64, 128)  # the sizes vLLM's 4-bit kernels have in common
+SERVED_GROUP_SIZES = (32, 64, 128)  # sizes that all of vLLM's 4-bit kernels support
 
 _TOKEN_ACTIVATIONS = {"strategy": "token", "symmetric": True, "dynamic": True}
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -40,9 +38,9 @@ SCHEMES: dict[str, dict[str, Any]] = {
 
 
 def recipe_modifiers(recipe: Recipe) -> list[Any]:
-    """The llm-compressor modifiers of a recipe, in the order in which they act.
+    """Returns the llm-compressor modifiers of a recipe, in the order in which they act.
 
-    SmoothQuant and AWQ only move difficulty between activations and weights; the last modifier
+    SmoothQuant and AWQ only move difficulty between activations and weights. The last modifier
     quantises.
     """
     from llmcompressor.modifiers.gptq import GPTQModifier
@@ -61,8 +59,9 @@ def recipe_modifiers(recipe: Recipe) -> list[Any]:
 
 
 def config_groups(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """The recipe's scheme written out, as llm-compressor's `config_groups`: one group,
-    for all linear layers.
+    """Returns the recipe's scheme as llm-compressor's `config_groups`.
+
+    There is one group, for all linear layers.
     """
     scheme = SCHEMES[recipe.scheme]
     weights = dict(scheme["weights"])
@@ -74,11 +73,12 @@ def config_groups(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def check_group_size(recipe: Recipe, model_config: PreTrainedConfig) -> None:
-    """Checks the group size against every layer that will be quantised, before hours are spent.
+    """Checks that the group size divides the input columns of every layer to be quantised.
+
+    It runs before hours of computing are spent.
 
     Raises:
-        FlowError: it does not divide a layer's input columns; names the layer, its columns and the
-            sizes that would do.
+        FlowError: names a layer that does not fit, its columns, and the sizes that would fit.
     """
     group_size = config_groups(recipe)["group_0"]["weights"].get("group_size")
     if group_size is None:
@@ -101,10 +101,12 @@ def check_group_size(recipe: Recipe, model_config: PreTrainedConfig) -> None:
 
 
 def check_ignore(recipe: Recipe, model_config: PreTrainedConfig) -> None:
-    """Checks that every entry of `ignore` names a module of the model, before hours are spent.
+    """Checks that every entry of `ignore` names a layer of the model.
+
+    It runs before hours of computing are spent.
 
     Raises:
-        FlowError: names the entry, and modules with similar names.
+        FlowError: names the entry, and layers with similar names.
     """
     names = [name for name, _ in _meta_model(model_config).named_modules() if name]
     for entry in recipe.ignore:
@@ -122,10 +124,12 @@ def check_ignore(recipe: Recipe, model_config: PreTrainedConfig) -> None:
 
 
 def linear_layers(model_config: PreTrainedConfig) -> dict[str, tuple[int, int]]:
-    """Name -> (rows, columns) of the model's linear layers,
-    without its weights (nothing is allocated).
+    """Lists the model's linear layers with their shapes; allocates no weights.
 
-    Experts that are fused into one tensor count as the linear layers that they are.
+    Experts that are fused into one tensor count as separate linear layers.
+
+    Returns:
+        Name -> (rows, columns).
 
     Raises:
         FlowError: transformers does not know the architecture.
@@ -143,12 +147,14 @@ def linear_layers(model_config: PreTrainedConfig) -> dict[str, tuple[int, int]]:
 
 
 def _expert_layers(name: str, up: Sequence[int], down: Sequence[int]) -> dict[str, tuple[int, int]]:
-    """The linear layers of fused experts, as llm-compressor takes them apart and an engine reads
-    them.
+    """Splits fused experts into linear layers, named as llm-compressor and the engine name them.
+
+    Args:
+        up: shape (experts, 2 x intermediate, hidden).
+        down: shape (experts, hidden, intermediate).
 
     Raises:
-        FlowError: their shapes are not (experts, 2 x intermediate, hidden) and (experts, hidden,
-            intermediate).
+        FlowError: the shapes are different.
     """
     experts, doubled, hidden = up
     if tuple(down) != (experts, hidden, doubled // 2):
@@ -170,7 +176,7 @@ def _expert_layers(name: str, up: Sequence[int], down: Sequence[int]) -> dict[st
 
 
 def _meta_model(model_config: PreTrainedConfig) -> Any:
-    """The model without its weights."""
+    """Builds the model without its weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -186,14 +192,15 @@ def _meta_model(model_config: PreTrainedConfig) -> Any:
 
 
 def name_matches(name: str, patterns: Iterable[str]) -> bool:
-    """llm-compressor's `ignore`: a module's name,
-    or 're:' and a regular expression that matches from its beginning.
+    """Checks a layer's name against the patterns of llm-compressor's `ignore`.
+
+    A pattern is a name, or 're:' and a regular expression that matches from the beginning.
     """
     return any(re.match(p[3:], name) if p.startswith("re:") else p == name for p in patterns)
 
 
 def algorithm_text(recipe: Recipe) -> str:
-    """The algorithm as reports name it, for instance 'smoothquant+rtn'."""
+    """Names the algorithm for reports, for instance 'smoothquant+rtn'."""
     return (
         recipe.algorithm if recipe.smoothing_strength is None else f"smoothquant+{recipe.algorithm}"
     )

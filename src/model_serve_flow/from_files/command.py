@@ -1,4 +1,4 @@
-"""The command `model-serve-flow compare BASE CANDIDATE`."""
+"""Defines the command `model-serve-flow compare BASE CANDIDATE`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Context = click.Context | None
 
 
 class Margin(click.ParamType):
-    """An accepted loss: a number above 0."""
+    """Parses a margin: a number above 0."""
 
     name = "number"
 
@@ -33,7 +33,7 @@ class Margin(click.ParamType):
 
 
 class TaskMargin(click.ParamType):
-    """TASK=MARGIN."""
+    """Parses TASK=MARGIN."""
 
     name = "task=number"
 

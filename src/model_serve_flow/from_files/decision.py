@@ -1,4 +1,4 @@
-"""Two sides from files in, a verdict with its reasons out. The statistics are those of the flow."""
+"""Compares two sides from files and reaches a verdict, with the statistics of the flow."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ByMetric = Mapping[str, Difference]
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What the answers of both sides say."""
+    """The verdict from the answers of both sides."""
 
     verdict: Decision
     reasons: tuple[str, ...]
@@ -44,7 +44,7 @@ class _Outcome:
 
 
 def compare_sides(base: Side, candidate: Side, rules: Rules) -> FileComparison:
-    """Compares two sides: answers decide, speed is shown beside them.
+    """Compares two sides. The answers decide the verdict; speed is only reported.
 
     Raises:
         BadInput: the sides cannot be compared, or an option names an unknown task.
@@ -93,7 +93,14 @@ def _compare_answers(base: Side, candidate: Side, rules: Rules) -> _Outcome:
 def _differences(
     base: Answers, candidate: Answers, tasks: Iterable[str], rules: Rules
 ) -> tuple[dict[str, Pairs], dict[str, ByMetric]]:
-    """Task -> its pairs, and task -> metric -> difference; BadInput if a value is impossible."""
+    """Pairs the items of each task and computes the differences.
+
+    Returns:
+        Task -> its pairs, and task -> metric -> difference.
+
+    Raises:
+        BadInput: a value is impossible.
+    """
     with as_bad_input(VALUES):
         ours, theirs = base.tasks, candidate.tasks
         pairs = {t: pair(t, ours[t].accuracy, theirs[t].accuracy) for t in tasks}
@@ -104,13 +111,13 @@ def _differences(
 
 
 def _able(differences: Mapping[str, ByMetric]) -> list[str]:
-    """The tasks that can decide: the base is strong enough at them, and there are enough items."""
+    """Lists the tasks that can decide: the base is strong enough, and there are enough items."""
     primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
     return [task for task, d in primaries.items() if not d.silent and d.too_few is None]
 
 
 def _left_out(base: Side, candidate: Side, tiers: Tiers) -> Iterable[str]:
-    """Sentences on the advisory tasks that only one side has."""
+    """Yields a sentence for each advisory task that only one side has."""
     for task in tiers.advisory:
         if (task in base.answered.tasks) != (task in candidate.answered.tasks):
             yield f"Only one side has the advisory task {task}."
@@ -131,7 +138,7 @@ def _source(side: Side) -> Source:
 
 
 def _one_sided(base: Side, candidate: Side) -> Iterable[str]:
-    """What only one side holds, so that the reader does not take it for compared."""
+    """Yields a sentence for what only one side holds, so the reader knows it was not compared."""
     for side, other in ((base, candidate), (candidate, base)):
         if side.answers and not other.answers:
             yield f"Answers are not compared: only {side.path} holds them."

@@ -25,10 +25,10 @@ SAMPLES_HINT = (
 )
 AGAIN = "Compare files that lm-eval 0.4 wrote, as it wrote them."
 DATE = re.compile(r"_(\d{4}-\d{2}-\d{2}T[\d.:-]+)\.json$")
-SETTINGS = ("output_type", "repeats", "generation_kwargs")  # of a task's config, must be equal
+SETTINGS = ("output_type", "repeats", "generation_kwargs")  # of a task; equal on both sides
 ASKED = {"doc_id", "doc", "target", "arguments", "doc_hash", "prompt_hash", "target_hash"}
 NO_METRICS = ASKED | {"resps", "filtered_resps", "filter", "metrics"}  # keys of every sample
-CLUSTERS = ("subject", "category")  # keys of a document that the flow takes as its groups
+CLUSTERS = ("subject", "category")  # keys of a document that become the item's groups
 FIGURES = ("results", "higher_is_better")  # parts of a results file that have a value per task
 SAME_FIGURE = 1e-6
 
@@ -36,16 +36,16 @@ Sample = dict[str, Any]
 
 
 def is_lm_eval(document: Any) -> bool:
-    """Whether the JSON is lm-eval's results."""
+    """Checks whether the JSON is lm-eval's results."""
     parts = ("results", "configs", "versions")
     return isinstance(document, dict) and all(isinstance(document.get(p), dict) for p in parts)
 
 
 def read_lm_eval(paths: Iterable[Path]) -> Answers:
-    """Reads one or several results files with the samples of their tasks; they are one side.
+    """Reads the results files of one side, with the samples of their tasks.
 
     Raises:
-        BadInput: a file is missing or not as lm-eval writes it, or two files have the same task.
+        BadInput: a file is missing or has another format, or two files have the same task.
     """
     tasks: dict[str, Task] = {}
     places: dict[str, Path] = {}
@@ -71,11 +71,11 @@ class _Run:
 
     @property
     def model(self) -> str:
-        """The model's name, as lm-eval was told it."""
+        """The model's name, as given to lm-eval."""
         return str(self.document.get("model_name") or "")
 
     def tasks(self) -> Iterator[tuple[str, Task]]:
-        """The tasks that were asked for; a group with a figure of its own is one task."""
+        """Yields the tasks that were asked for; a group with a figure of its own is one task."""
         results = self.document["results"]
         members = {m for group, names in self.groups.items() if group in results for m in names}
         asked = [name for name in results if name not in members]
@@ -100,13 +100,13 @@ class _Run:
         return [leaf for member in members for leaf in self._leaves(member)] if members else [name]
 
     def _single(self, name: str) -> TaskAccuracy:
-        """The task as the flow reads it, under the name of its file, for the error."""
+        """Reads one task as the flow does; errors name its file."""
         label = f"{name} in {self._samples_path(name)}"
         parts = {p: {label: self.document.get(p, {}).get(name, {})} for p in FIGURES}
         return _read(label, {**self.document, **parts, "samples": {label: self._samples(name)}})
 
     def _pooled(self, group: str, leaves: list[str]) -> TaskAccuracy | None:
-        """The group as one task, if its figure is the mean over its items."""
+        """Reads the group as one task if its figure is the mean over its items; else None."""
         if not any("," in key for key in self.document["results"].get(group, {})):
             return None
         samples = {leaf: self._samples(leaf) for leaf in leaves}
@@ -119,7 +119,7 @@ class _Run:
         return found if same else None
 
     def _questions(self, leaves: list[str], *, in_group: bool = False) -> dict[str, str]:
-        """Item id, as the flow forms it, -> digest of what was asked."""
+        """Returns a digest of each item's question, by the item's id in the flow."""
         return {
             f"{leaf}/{sample['doc']['id']}" if in_group else sample["doc"]["id"]: sample["question"]
             for leaf in leaves
@@ -144,7 +144,7 @@ class _Run:
         return self.path.with_name(f"samples_{task}_{date[1]}.jsonl")
 
     def _samples(self, task: str) -> list[Sample]:
-        """The task's samples, as lm-eval holds them in memory, each with a stable id."""
+        """Returns the task's samples in lm-eval's own form, each with a stable id."""
         if task not in self.samples:
             path = self._samples_path(task)
             written = self.document["configs"].get(task, {}).get("output_type") == "generate_until"
@@ -186,11 +186,11 @@ def _sample(path: Path, number: int, line: str) -> Sample:
 
 
 def _restored(sample: Sample, written: bool) -> Sample:
-    """A sample as it was in memory: lm-eval writes tuples as mappings, and numbers as text."""
+    """Undoes lm-eval's changes for the file: tuples became mappings, and numbers text."""
     answers, arguments = sample["filtered_resps"], sample["arguments"]
     if isinstance(arguments, dict):
         arguments = [tuple(given.values()) for given in arguments.values()]
-    if written:  # text of the model, of which several may have been drawn
+    if written:  # text of the model; lm-eval may have drawn several
         answers = [drawn[0] if isinstance(drawn, list) and drawn else drawn for drawn in answers]
     metrics = sample.get("metrics") or [key for key in sample if key not in NO_METRICS]
     target = sample.get("target")
@@ -206,11 +206,11 @@ def _restored(sample: Sample, written: bool) -> Sample:
 
 
 def _identified(path: Path, samples: list[Sample]) -> list[Sample]:
-    """The samples in the order of their documents, each with an id that is the same in every run.
+    """Sorts the samples by document and gives each an id that is the same in every run.
 
-    The id is lm-eval's hash of the document, with a number where a dataset has a document twice.
-    Without that hash it is the number of the document, which is only safe because the prompt is
-    compared as well.
+    The id is lm-eval's hash of the document, plus a number if a dataset holds the document twice.
+    Without the hash, the id is the document's number. This is safe, because the prompts are
+    compared too.
     """
     seen: dict[tuple[str, str], int] = {}
     _require_once(path, samples)
@@ -240,7 +240,7 @@ def _place(sample: Sample) -> tuple[int, str]:
 
 
 def _asked(path: Path, sample: Sample) -> str:
-    """A digest of the prompt and of what was expected."""
+    """Computes a digest of the prompt and the expected answer."""
     prompt = sample.get("prompt_hash") or _digest(sample["arguments"], lambda given: given[0][0])
     if prompt is None:
         problem = f"{path}: document {sample['doc_id']} has neither prompt_hash nor arguments."

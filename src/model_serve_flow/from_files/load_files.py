@@ -1,4 +1,4 @@
-"""Reads the output tokens per second that GuideLLM 0.8 or `vllm bench serve` measured."""
+"""Reads the output tokens/s that GuideLLM 0.8 or `vllm bench serve` measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTHING = "no output tokens"
 
 
 class _Strategy(Part):
-    """How GuideLLM put the load on: so many requests at once, or so many a second."""
+    """GuideLLM's load: a concurrency, or requests per second."""
 
     type_: str
     streams: Annotated[int, Field(gt=0)] | None = None
@@ -91,32 +91,40 @@ class _VllmBench(Part):
 
 
 def is_guidellm(document: Any) -> bool:
-    """Whether the JSON is that of `guidellm run`."""
+    """Checks whether the JSON comes from `guidellm run`."""
     return isinstance(document, dict) and "benchmarks" in document and "metadata" in document
 
 
 def is_vllm_bench(document: Any) -> bool:
-    """Whether the JSON is that of `vllm bench serve`."""
+    """Checks whether the JSON comes from `vllm bench serve`."""
     return isinstance(document, dict) and document.keys() >= VLLM_KEYS
 
 
 def read_guidellm(path: Path) -> tuple[Load, ...]:
-    """Reads every load of a GuideLLM file; FlowError names the file and the field that is wrong."""
+    """Reads every load of a GuideLLM file.
+
+    Raises:
+        FlowError: names the file and the wrong field.
+    """
     report = read_document(path, _GuidellmReport, "a JSON output of GuideLLM 0.8", "Was it cut?")
     return tuple(load.load() for load in report.benchmarks)
 
 
 def read_vllm_bench(path: Path) -> tuple[Load, ...]:
-    """Reads a result file, which holds several results where --append-result was used.
+    """Reads a result file of vLLM; with --append-result it holds several results.
 
     Raises:
-        BadInput: names the file and the field that is wrong.
+        BadInput: names the file and the wrong field.
     """
     return tuple(_vllm_result(path, document).load() for document in json_documents(path))
 
 
 def json_documents(path: Path) -> Iterator[Any]:
-    """Every JSON document of a file; BadInput if it is not JSON."""
+    """Yields every JSON document of a file.
+
+    Raises:
+        BadInput: the file is not JSON.
+    """
     decoder, text, place = json.JSONDecoder(), _text(path), 0
     while place < len(text):
         try:

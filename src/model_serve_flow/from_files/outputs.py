@@ -1,4 +1,4 @@
-"""Writes a comparison from files: for the terminal, and as HTML, Markdown, JSON and JUnit."""
+"""Writes a comparison from files to the terminal, and as HTML, Markdown, JSON and JUnit."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from model_serve_flow.report.tables import Table
 from model_serve_flow.report.terminal import COLOUR
 from model_serve_flow.system.files import write_json, write_text
 
-LOG_WIDTH = 110  # columns of a log, where no terminal tells its own
-LEAST_WIDTH = 14  # of a column with longer text
+LOG_WIDTH = 110  # columns of a log, where there is no terminal
+LEAST_WIDTH = 14  # characters of a column with longer text
 XML = '<?xml version="1.0" encoding="UTF-8"?>'
 SUITE, SPEED = "compare", "compare: speed"
 
-Case = tuple[str, str | None, str]  # name; 'failure', 'skipped' or None; what is said of it
+Case = tuple[str, str | None, str]  # name; 'failure', 'skipped' or None; message
 
 
 def show(comparison: FileComparison, console: Console | None = None) -> None:
-    """Prints the sentence, the tables, and the notes."""
+    """Prints the sentence, the tables and the notes."""
     console = console or _console()
     console.print(Text(comparison.sentence, style=COLOUR[comparison.verdict]), soft_wrap=True)
     console.print()
@@ -40,12 +40,12 @@ def show(comparison: FileComparison, console: Console | None = None) -> None:
 
 
 def write_html(path: Path, comparison: FileComparison) -> None:
-    """Writes one self-contained page."""
+    """Writes the comparison as one self-contained page."""
     write_text(path, template("compare.html.j2", escaped=True).render(_facts(comparison)))
 
 
 def write_markdown(path: Path, comparison: FileComparison) -> None:
-    """Writes the same as Markdown, for a comment or a job's summary."""
+    """Writes the comparison as Markdown, for a comment or a job's summary."""
     write_text(path, template("compare.md.j2").render(_facts(comparison)))
 
 
@@ -76,7 +76,7 @@ def _shown(comparison: FileComparison) -> Iterator[Table]:
 
 
 def _facts(comparison: FileComparison) -> dict[str, object]:
-    """What both templates are given."""
+    """Collects what both templates need."""
     others, flipped = tables.metric_table(comparison), tables.answers_table(comparison)
     folded = [table for table in (others, flipped) if table.rows]
     return {"c": comparison, "tables": list(_shown(comparison)), "folded": folded}
@@ -93,7 +93,7 @@ def _console() -> Console:
 
 
 def _rich(table: Table, *, wraps: bool) -> RichTable:
-    """The table for a console; where there is room, only longer text wraps."""
+    """Converts the table for a console; with enough room, only long text wraps."""
     shown = RichTable(title=table.caption, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name, kind in table.headings:
         shown.add_column(
@@ -123,7 +123,10 @@ def _task_cases(comparison: FileComparison) -> Iterator[Case]:
 
 
 def _outcome(task: ComparedTask) -> str | None:
-    """A task that does not decide is skipped; one that is not surely within its margin fails."""
+    """Returns the JUnit outcome of a task.
+
+    A task that does not decide is skipped. A task that is not surely within its margin fails.
+    """
     difference = task.difference
     undecided = difference.silent or difference.too_few is not None
     if task.tier == "advisory" or (undecided and task.tier == "deciding"):

@@ -13,13 +13,17 @@ from model_serve_flow.system.files import read_result
 
 KIND = "model-serve-flow"
 ACCURACY, PERFORMANCE = "accuracy.json", "performance.json"
-PER_TASK = ("data_sha256", "task_definitions")  # parts of the protocol that have a value per task
-WHICH_TASKS = ("tasks", "packaged")  # parts of its section 'accuracy' that only say what is scored
-SURROUNDINGS = ("engine_version", "engine_arguments")  # of both sides, may differ and is told
+PER_TASK = ("data_sha256", "task_definitions")  # parts of the protocol with a value per task
+WHICH_TASKS = ("tasks", "packaged")  # keys of its section 'accuracy' that only name the tasks
+SURROUNDINGS = ("engine_version", "engine_arguments")  # may differ, and the reader is told
 
 
 def read_accuracy(path: Path) -> Answers:
-    """Reads an accuracy.json; FlowError names the file and the field that is wrong."""
+    """Reads an accuracy.json.
+
+    Raises:
+        FlowError: names the file and the wrong field.
+    """
     result = read_result(path, AccuracyResult)
     protocol = {key: value for key, value in result.protocol.items() if key not in SURROUNDINGS}
     tasks = {
@@ -31,7 +35,11 @@ def read_accuracy(path: Path) -> Answers:
 
 
 def read_performance(path: Path) -> tuple[Load, ...]:
-    """Reads every load point and repeat of a performance.json; FlowError names file and field."""
+    """Reads every load point and repeat of a performance.json.
+
+    Raises:
+        FlowError: names the file and the wrong field.
+    """
     result = read_result(path, PerformanceResult)
     return tuple(
         Load(
@@ -46,7 +54,7 @@ def read_performance(path: Path) -> tuple[Load, ...]:
 
 
 def _of_task(task: str, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the protocol concerns one task."""
+    """Returns the parts of the protocol that concern one task."""
     accuracy = protocol.get("accuracy", {})
     settings = {key: value for key, value in accuracy.items() if key not in WHICH_TASKS}
     rest = {key: value for key, value in protocol.items() if key not in (*PER_TASK, "accuracy")}

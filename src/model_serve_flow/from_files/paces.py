@@ -1,4 +1,4 @@
-"""Whether the candidate is faster, load by load: FASTER, NOT FASTER or UNSURE."""
+"""Decides load by load whether the candidate is faster: FASTER, NOT FASTER or UNSURE."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ONE_REPEAT = "one measurement of a side has no interval"
 
 
 def compare_loads(base: Iterable[Load], candidate: Iterable[Load]) -> tuple[ComparedLoad, ...]:
-    """Compares every load that a side has; the same load again is a repeat.
+    """Compares every load of the two sides; the same load again is a repeat.
 
-    FASTER: the 95 % interval of the speed-up lies above 1. NOT FASTER: it lies below 1. UNSURE:
-    neither, or there is no interval.
+    FASTER: the 95 % interval of the speed-up is above 1. NOT FASTER: it is below 1. UNSURE: it
+    contains 1, or there is no interval.
     """
     ours, theirs = _by_load(base), _by_load(candidate)
     names = dict.fromkeys([*ours, *theirs])
@@ -57,7 +57,7 @@ def _pace(interval: tuple[float, float] | None) -> Pace:
 
 
 def _not_comparable(base: Sequence[Load], candidate: Sequence[Load]) -> str:
-    """Why the load cannot be compared; empty if it can."""
+    """Says why the load cannot be compared; empty if it can."""
     for side, loads in (("base", base), ("candidate", candidate)):
         if not loads:
             return f"not measured for the {side}"

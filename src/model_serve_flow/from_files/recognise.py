@@ -1,4 +1,4 @@
-"""Finds out by their content which files make up a side, and reads them."""
+"""Recognises the files of a side by their content, and reads them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from model_serve_flow.from_files.score_files import is_score_file, read_scores
 from model_serve_flow.from_files.sides import EXPECTED, Answers, Load, Side, as_bad_input
 
 OWN_ANSWERS, OWN_SPEED = "accuracy of this flow", "performance of this flow"
-ANSWERS = (OWN_ANSWERS, LM_EVAL, SCORES)  # kinds that tell what was answered: a side has one
-SAMPLES = "samples_"  # how the names of lm-eval's samples begin
+ANSWERS = (OWN_ANSWERS, LM_EVAL, SCORES)  # kinds with answers; a side has only one of them
+SAMPLES = "samples_"  # beginning of the names of lm-eval's samples
 NAME_ONE = "Name one of these files."
 SUFFIXES = (".json", ".jsonl", ".csv")
 
@@ -38,7 +38,7 @@ def read_side(path: Path) -> Side:
     """Reads one side: a file, or a folder with files of one or several kinds.
 
     Raises:
-        BadInput: names the file that is wrong, or the folder in which nothing is known.
+        BadInput: names the file that is wrong, or the folder without a known file.
     """
     found = _look(path)
     answering = [kind for kind in ANSWERS if found.get(kind)]
@@ -51,10 +51,13 @@ def read_side(path: Path) -> Side:
 
 
 def kind_of(path: Path) -> str | None:
-    """What wrote the file, by its content; None if it is nothing that is read here.
+    """Recognises by its content which tool wrote the file.
+
+    Returns:
+        The kind; None if it is unknown.
 
     Raises:
-        BadInput: a .json file that is no JSON.
+        BadInput: a .json file is not JSON.
     """
     if path.suffix != ".json":
         return SCORES if path.suffix in SUFFIXES and is_score_file(path) else None
@@ -71,7 +74,7 @@ def _look(path: Path) -> Found:
         return _look_into(path)
     if path.name.startswith(SAMPLES):
         raise BadInput(f"{path} holds samples only.", "Name the results_*.json beside it.")
-    if path.suffix in (".csv", ".jsonl"):  # its reader says what is wrong with it
+    if path.suffix in (".csv", ".jsonl"):  # its reader reports what is wrong
         return {SCORES: [path]}
     kind = kind_of(path)
     if kind is None:
@@ -80,7 +83,10 @@ def _look(path: Path) -> Found:
 
 
 def _look_into(folder: Path) -> Found:
-    """The folder's files by kind, or those of its subfolders: lm-eval makes one per model."""
+    """Finds the folder's files by kind.
+
+    If it has none, looks into its subfolders: lm-eval makes one per model.
+    """
     own = [folder / name for name in (ACCURACY, PERFORMANCE) if (folder / name).is_file()]
     if found := _by_kind(own):
         return found
@@ -93,7 +99,7 @@ def _look_into(folder: Path) -> Found:
 def _by_kind(files: Iterable[Path]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = defaultdict(list)
     for path in files:
-        samples = path.name.startswith(SAMPLES)  # read with the results they belong to
+        samples = path.name.startswith(SAMPLES)  # read together with their results
         if path.is_file() and path.suffix in SUFFIXES and not samples and (kind := kind_of(path)):
             found[kind].append(path)
     return dict(found)

@@ -1,4 +1,4 @@
-"""What a comparison of two sides from files finds: the contract of `--json`."""
+"""Defines the result of a comparison from files: the contract of `--json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Pace = Literal["FASTER", "NOT FASTER", "UNSURE"]
 
 
 class Source(Record):
-    """Where one side comes from."""
+    """The files of one side."""
 
     path: str
     kinds: tuple[str, ...] = Field(description="what was recognised, e.g. 'lm-eval'")
@@ -21,7 +21,7 @@ class Source(Record):
 
 
 class ComparedTask(Record):
-    """One task of both sides."""
+    """One task that both sides have."""
 
     tier: Tier
     primary: str = Field(description="the metric that counts")
@@ -35,7 +35,7 @@ class ComparedTask(Record):
 
 
 class ComparedLoad(Record):
-    """Output tokens per second of both sides at one load."""
+    """Output tokens/s of both sides at one load."""
 
     load: str = Field(description="e.g. '8 concurrent requests'")
     repeats: tuple[Count, Count] = Field(description="measurements of base and candidate")
@@ -54,7 +54,7 @@ class ComparedLoad(Record):
 
 
 class FileComparison(Record):
-    """The verdict on two sides from files, with all it rests on."""
+    """The verdict on two sides from files, with everything that led to it."""
 
     kind: Literal["file-comparison"] = "file-comparison"
     schema_version: Literal["1.0"] = "1.0"

@@ -1,4 +1,4 @@
-"""What the user wants of a comparison: margins, and which tasks decide."""
+"""Holds the user's rules of a comparison: margins, and which tasks decide."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model_serve_flow.errors import BadInput
 from model_serve_flow.flow.profile import Verdict
 
 AVERAGE_SHARE = 0.5  # of the tasks' margins: an average varies less than its tasks
-TASK_MARGINS = ("task_margin_points", "perplexity_margin_percent")  # of which a task has one
+TASK_MARGINS = ("task_margin_points", "perplexity_margin_percent")  # a task uses one of them
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Rules:
     Attributes:
         margins: the accepted drop of a task in points, the accepted rise of a perplexity in
             percent, and the share of the base's score above guessing that must be kept.
-        average: the accepted drop of the average in points; none: half of the tasks' margins, or
-            the margin of the task if only one decides.
-        task_margins: task -> margin in its own unit, in place of the general one.
+        average: the accepted drop of the average in points. None: half of the tasks' mean margin,
+            or the margin of the task if only one decides.
+        task_margins: task -> margin in its own unit, instead of the general margin.
     """
 
     margins: Verdict = field(default_factory=Verdict)
@@ -34,14 +34,14 @@ class Rules:
     seed: int = 0
 
     def of_task(self, task: str) -> Verdict:
-        """The margins that hold for the task, whatever its unit."""
+        """Returns the margins for the task, whatever its unit."""
         if task not in self.task_margins:
             return self.margins
         own = dict.fromkeys(TASK_MARGINS, self.task_margins[task])
         return self.margins.model_copy(update=own)
 
     def of_average(self, differences: Differences) -> Verdict:
-        """The margins that hold for the average of the tasks that decide."""
+        """Returns the margins for the average of the tasks that decide."""
         margins = [difference.margin for difference in deciding(differences).values()]
         if self.average is None and not margins:
             return self.margins
@@ -50,7 +50,7 @@ class Rules:
         return self.margins.model_copy(update={"suite_margin_points": average})
 
     def require_known(self, tasks: Collection[str]) -> None:
-        """Refuses options that name a task of neither side; a required task may be missing.
+        """Refuses an option that names a task of neither side; a required task may be missing.
 
         Raises:
             BadInput: names the option and the task.

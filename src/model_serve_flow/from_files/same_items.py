@@ -1,4 +1,4 @@
-"""Refuses two sides whose items are not the same, or were not asked in the same way."""
+"""Refuses two sides with different items, prompts or settings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SAME_WORK = "Measure both sides with the same items, prompts and settings."
 
 
 def require_two_sides(base: Side, candidate: Side) -> None:
-    """Refuses sides that have nothing in common, or are one and the same.
+    """Refuses two sides that are the same path or have nothing to compare.
 
     Raises:
-        BadInput: names both, and what each of them is.
+        BadInput: names both sides and their kinds.
     """
     if base.path.resolve() == candidate.path.resolve():
         raise BadInput(f"Base and candidate are the same: {base.path}.", "Name two results.")
@@ -33,13 +33,13 @@ def require_two_sides(base: Side, candidate: Side) -> None:
 
 
 def shared_tasks(base: Side, candidate: Side, may_miss: Collection[str]) -> list[str]:
-    """The tasks of both sides, in the base's order.
+    """Lists the tasks of both sides, in the base's order.
 
     Args:
-        may_miss: tasks that one side need not have.
+        may_miss: tasks that one side may lack.
 
     Raises:
-        BadInput: another task is missing on one side.
+        BadInput: one side lacks another task.
     """
     ours, theirs = base.answered.tasks, candidate.answered.tasks
     for side, other in ((base, candidate), (candidate, base)):
@@ -53,10 +53,10 @@ def shared_tasks(base: Side, candidate: Side, may_miss: Collection[str]) -> list
 
 
 def require_same_items(task: str, base: Side, candidate: Side) -> None:
-    """Refuses a task whose items differ in id or prompt, or that was set up otherwise.
+    """Refuses a task if its items, prompts or settings differ.
 
     Raises:
-        BadInput: names the task, what differs, and items or values of both sides.
+        BadInput: names the task and the difference, with items or values of both sides.
     """
     ours, theirs = (side.answered.tasks[task] for side in (base, candidate))
     _require_same_protocol(task, ours, theirs)
@@ -71,7 +71,7 @@ def require_same_items(task: str, base: Side, candidate: Side) -> None:
 
 
 def other_surroundings(base: Answers, candidate: Answers) -> list[str]:
-    """Sentences on what else differs: allowed, but part of the difference that is found."""
+    """Lists other settings that differ: allowed, but they contribute to the difference."""
     keys = dict.fromkeys([*base.surroundings, *candidate.surroundings])
     values = {key: (base.surroundings.get(key), candidate.surroundings.get(key)) for key in keys}
     return [

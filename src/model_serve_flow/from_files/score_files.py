@@ -1,4 +1,4 @@
-"""Reads plain scores: a CSV or JSONL of `id, score`, with optional columns `task` and `cluster`."""
+"""Reads a CSV or JSONL of `id, score`, with optional columns `task` and `cluster`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model_serve_flow.flow.results.measured import Item, Metric, TaskAccuracy
 from model_serve_flow.from_files.sides import Answers, Task
 
 KIND = "scores"
-TASK = "scores"  # the name of the one task of a file without a column `task`
+TASK = "scores"  # name of the task in a file without a column `task`
 METRIC = "score"
 FORMAT = (
     "Expected a CSV with the columns id and score, or a JSONL with these keys, and optionally task "
@@ -26,7 +26,7 @@ Row = tuple[int, Mapping[str, Any]]  # the line of the file, and its values by n
 
 
 def is_score_file(path: Path) -> bool:
-    """Whether the file holds ids and scores, by its first line."""
+    """Checks by its first row that the file holds ids and scores."""
     try:
         first = next(_rows(path), None)
     except BadInput:
@@ -35,10 +35,13 @@ def is_score_file(path: Path) -> bool:
 
 
 def read_scores(paths: Iterable[Path]) -> Answers:
-    """Reads the scores of one side. Of several files, one without tasks is named by its name.
+    """Reads the score files of one side.
+
+    A file without a column `task` is one task. If there are several files, the task has the name of
+    its file.
 
     Raises:
-        BadInput: names the file, the line and the value that is wrong.
+        BadInput: names the file, the line and the wrong value.
     """
     files = list(paths)
     items: dict[str, dict[str, Item]] = {}
@@ -90,7 +93,7 @@ def _task(items: Mapping[str, Item]) -> TaskAccuracy:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    """Every row with the number of its line."""
+    """Yields every row with its line number."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from (_json_rows(path, file) if path.suffix == ".jsonl" else _csv_rows(file))

@@ -1,4 +1,4 @@
-"""The verdict in one plain sentence, for the first line of a log."""
+"""Words the verdict as one plain sentence, for the first line of a log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sentence(
     suite: Difference | None,
     blocks: Sequence[str],
 ) -> str:
-    """The verdict, and what decided it."""
+    """Words the verdict and what decided it."""
     counting = {name: task.difference for name, task in tasks.items() if task.tier != "advisory"}
     asked = {**({} if suite is None else {AVERAGE: suite}), **counting}
     if blocks and verdict == "INCONCLUSIVE":
@@ -70,13 +70,16 @@ def _nothing_decides(asked: Mapping[str, Difference]) -> str:
 
 
 def _lost(asked: Mapping[str, Difference]) -> str:
-    """The task that cannot decide and for which the verdict withholds SHIP."""
+    """Finds the task that cannot decide, but whose loss withholds SHIP."""
     silent = [(name, d.retention_p) for name, d in asked.items() if d.too_weak]
     return next(name for name, p in silent if p is not None and 1 - p <= ALPHA)
 
 
 def _p_values(difference: Difference) -> tuple[float, float]:
-    """Of a loss beyond the limit, and of one within it; a task that cannot decide has neither."""
+    """Returns the p-values of a loss beyond the limit and of a loss within the limit.
+
+    A task that cannot decide gets 0 and 1, so that it counts neither as failing nor as unsure.
+    """
     if difference.adjusted_p is not None:
         return difference.adjusted_p
     if difference.silent:
@@ -86,7 +89,10 @@ def _p_values(difference: Difference) -> tuple[float, float]:
 
 
 def _worst(asked: Mapping[str, Difference]) -> str:
-    """The task with the largest loss against its limit; the average only where it is alone."""
+    """Finds the task with the largest loss relative to its limit.
+
+    The average counts only if nothing else is there.
+    """
 
     def badness(name: str) -> tuple[bool, float]:
         return name != AVERAGE, _loss(asked[name]) / asked[name].limit
@@ -99,7 +105,7 @@ def _loss(difference: Difference) -> float:
 
 
 def _changed(name: str, difference: Difference) -> str:
-    """'gsm8k fell by 3.1 points'."""
+    """Words the change, for instance 'gsm8k fell by 3.1 points'."""
     subject = name if difference.unit != "percent" else f"the perplexity on {name}"
     verb = "fell" if difference.difference < 0 else "rose"
     return f"{subject} {verb} by {_amount(abs(difference.difference), difference)}"

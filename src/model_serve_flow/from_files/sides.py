@@ -1,4 +1,4 @@
-"""One side of a comparison, whatever tool wrote its files."""
+"""Defines one side of a comparison, independent of the tool that wrote its files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Task:
     """The scored items of one task.
 
     Attributes:
-        protocol: what must be equal on both sides to compare them, e.g. 'task version' -> 2.
-        questions: item id -> digest of what was asked and expected; items without one are missing.
+        protocol: settings that must be equal on both sides, e.g. 'task version' -> 2.
+        questions: item id -> digest of the question and the expected answer; may lack items.
     """
 
     accuracy: TaskAccuracy
@@ -34,11 +34,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one side answered.
+    """The answers of one side.
 
     Attributes:
-        kind: what wrote the file; both sides must have the same, because their ids differ.
-        surroundings: what may differ and is said to the reader, e.g. 'engine_version' -> '0.32.0'.
+        kind: the tool that wrote the file. Both sides must have the same kind, because tools give
+            different ids.
+        surroundings: settings that may differ; the reader is told, e.g. 'engine_version' ->
+            '0.32.0'.
     """
 
     kind: str
@@ -52,8 +54,8 @@ class Load:
     """One measurement at one load.
 
     Attributes:
-        load: what was put on the server, e.g. '8 concurrent requests'.
-        problem: why it must not be compared; empty if it may.
+        load: the load in words, e.g. '8 concurrent requests'.
+        problem: why the measurement cannot be compared; empty if it can.
     """
 
     load: str
@@ -65,7 +67,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Side:
-    """Base or candidate: its answers, its measurements of speed, or both."""
+    """Base or candidate: its answers, its speed measurements, or both."""
 
     path: Path
     answers: Answers | None = None
@@ -74,13 +76,13 @@ class Side:
 
     @property
     def answered(self) -> Answers:
-        """Its answers, of a side that has some."""
+        """The answers; the side must have some."""
         assert self.answers is not None
         return self.answers
 
 
 def concurrent(requests: int) -> str:
-    """The load of so many requests at once, in words."""
+    """Words the load of so many requests at once."""
     return f"{requests} concurrent request{'' if requests == 1 else 's'}"
 
 

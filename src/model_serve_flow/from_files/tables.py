@@ -1,4 +1,4 @@
-"""The tables of a comparison from files, in the plain form that the report's templates write."""
+"""Makes the tables of a comparison from files, in the form of the report's templates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HEADINGS = Table("", COLUMNS, ()).headings
 
 
 def task_table(comparison: FileComparison) -> Table:
-    """One row per task: scores, net difference, right answers that broke, and what follows."""
+    """Makes one row per task: scores, difference, right answers that became wrong, and reading."""
     rows = []
     if comparison.suite:
         rows.append(_row(Cell("average", "of deciding tasks"), comparison.suite))
@@ -44,7 +44,7 @@ def task_table(comparison: FileComparison) -> Table:
 
 
 def metric_table(comparison: FileComparison) -> Table:
-    """The metrics that do not decide."""
+    """Makes the table of the metrics that do not decide."""
     rows = tuple(
         _row(Cell(name, metric), difference)
         for name, task in comparison.tasks.items()
@@ -55,7 +55,7 @@ def metric_table(comparison: FileComparison) -> Table:
 
 
 def speed_table(comparison: FileComparison) -> Table:
-    """One row per load."""
+    """Makes one row per load."""
     columns = (
         "Load",
         "Repeats#",
@@ -71,12 +71,12 @@ def speed_table(comparison: FileComparison) -> Table:
 
 
 def answers_table(comparison: FileComparison) -> Table:
-    """The items whose answer became right or wrong."""
+    """Lists the items whose answer became right or wrong."""
     return flipped_table([item for task in comparison.tasks.values() for item in task.flipped])
 
 
 def task_row(name: str, task: ComparedTask) -> tuple[Cell, ...]:
-    """One task of `task_table`."""
+    """Makes one row of `task_table`."""
     return _row(_task_cell(name, task), task.difference)
 
 

@@ -1,4 +1,4 @@
-"""Which of our own source files a step runs, found by following the imports from its notebook."""
+"""Finds which of our own source files a step uses, by following imports from its notebook."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ _NAMED = re.compile(rf"{PACKAGE.name}(?:\.\w+)+")
 
 
 def code_digest(folder: Path, notebook: str) -> str:
-    """SHA-256 over every file of the library that a step's notebook or its `utils.py` uses,
-    directly or not.
+    """Computes the SHA-256 over every file of the library that a step uses, directly or not.
 
     Args:
-        folder: of the step.
-        notebook: the name of its notebook.
+        folder: of the step, with its notebook and `utils.py`.
+        notebook: the name of the notebook.
     """
     files = sorted(files_used(folder, notebook))
     lines = [
@@ -33,7 +32,7 @@ def code_digest(folder: Path, notebook: str) -> str:
 
 
 def files_used(folder: Path, notebook: str) -> set[Path]:
-    """The files that `code_digest` is about."""
+    """Lists the files that `code_digest` covers."""
     cells = json.loads((folder / notebook).read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     utils = (folder / "utils.py").read_text(encoding="utf-8")
@@ -55,9 +54,10 @@ def _used_by(path: Path) -> list[Path]:
 
 
 def _uses(code: str, folder: Path) -> Iterator[Path]:
-    """The files of the library that Python code in `folder` names.
+    """Yields the files of the library that Python code in `folder` names.
 
-    It names them in an import, in a text that starts a module, or as a folder of data beside it.
+    The code names them in an import, in a text that starts a module, or as a folder of data beside
+    it.
     """
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -82,7 +82,7 @@ def _files(*modules: str) -> Iterator[Path]:
 
 
 def _data(folder: Path) -> Iterator[Path]:
-    """The files beside the code in a folder of the library, such as `templates`."""
+    """Yields the files beside the code in a folder of the library, such as `templates`."""
     if folder != PACKAGE and folder.is_dir():
         yield from (
             path

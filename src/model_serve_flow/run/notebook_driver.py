@@ -1,8 +1,9 @@
-"""Papermill in a process that waits for jobs: its imports take longer than a kernel to start.
+"""Executes notebooks with papermill, in a process that waits for jobs.
 
-A job (see `worker`) has `arguments` (of `papermill.execute_notebook`) and `log` (where all output
-goes, also that of the kernel and all it starts). The answer is whether every cell succeeded; the
-log says why not.
+The process is kept between notebooks, because papermill's imports take longer than a kernel's
+start. A job (see `worker`) has `arguments` (of `papermill.execute_notebook`) and `log` (the file
+for all output, also of the kernel and its children). The answer says whether every cell succeeded;
+the log says why not.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ def main() -> None:
 
 
 def execute(arguments: dict[str, Any], log: str) -> bool:
-    """Executes a notebook; whether every cell succeeded.
+    """Executes a notebook and returns whether every cell succeeded.
 
-    Its kernel is killed after the last cell, when everything is written: to end by itself takes one
-    that has imported PyTorch three seconds.
+    The kernel is killed after the last cell, when everything is written. A kernel that has imported
+    PyTorch would take three seconds to end.
     """
     import papermill
 

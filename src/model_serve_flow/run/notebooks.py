@@ -1,4 +1,4 @@
-"""Executes notebooks, one after the other, so that nothing of one is left when the next begins."""
+"""Executes notebooks one after the other, and ends every process of a notebook before the next."""
 
 from __future__ import annotations
 
@@ -24,15 +24,13 @@ from model_serve_flow.system.worker import LEFTOVER_SECONDS, Ended, JobProcess
 POLL_SECONDS = 0.5
 QUIET = {
     "PYTHONUNBUFFERED": "1",
-    # nobody watches the bars, and each of their steps would be a line of the executed notebook
+    # Each move of a progress bar would become a line of the executed notebook.
     "TQDM_DISABLE": "1",
 }
 
 
 class Notebooks:
-    """The notebooks of one run of a workspace, executed by one `notebook_driver`,
-    which starts with the first.
-    """
+    """Executes the notebooks of one run with one `notebook_driver`, started with the first."""
 
     def __init__(self, workspace: Workspace, config: FlowConfig) -> None:
         self._workspace, self._config = workspace, config
@@ -46,16 +44,16 @@ class Notebooks:
         parameters: dict[str, Any],
         show: Callable[[int, int, Live | None], None],
     ) -> tuple[int, Path, Path]:
-        """Executes the module's notebook in the kernel of its environment.
+        """Executes the step's notebook in the kernel of its environment.
 
-        Whatever it started is ended before this returns or raises, and the driver too unless the
-        notebook succeeded.
+        Every process that the notebook started is ended before this returns or raises. The driver
+        is ended too unless the notebook succeeded.
 
         Args:
             python: the interpreter that has papermill.
             parameters: values of the notebook's parameters cell.
-            show: called while it runs, with the cell being executed, the number of cells, and what
-                takes long.
+            show: called while the notebook runs, with the number of the current cell, the number of
+                cells, and the long work in progress.
 
         Returns:
             Exit status (0: every cell succeeded), the executed notebook and its log.
@@ -78,7 +76,7 @@ class Notebooks:
 
     @property
     def _live(self) -> Path:
-        """Where the notebook's process says how far it is."""
+        """The file in which the notebook's process reports its progress."""
         return self._workspace.root / ".live.json"
 
     def _start(self, python: Path) -> JobProcess:
@@ -102,15 +100,13 @@ class Notebooks:
                     driver.stop()
 
     def stop(self) -> None:
-        """Ends the driver; nothing is left of the run."""
+        """Ends the driver and all processes of the run."""
         if self._driver is not None:
             with interrupts.ignored():
                 self._driver.stop()
 
     def _variables(self) -> dict[str, str]:
-        """Environment of all notebooks: no telemetry, no hub where nothing needs it,
-        and the kernels.
-        """
+        """Returns the variables of all notebooks: no telemetry, kernels, no hub unless needed."""
         variables = {**os.environ, **environments.process_variables(), **QUIET}
         variables["JUPYTER_PATH"] = environments.jupyter_path()
         variables["MODEL_SERVE_FLOW_PROFILES"] = str(profiles_folder().resolve())
@@ -127,7 +123,7 @@ class Notebooks:
 def papermill_arguments(
     step: Step, environment: Environment, parameters: dict[str, Any], output: Path
 ) -> dict[str, Any]:
-    """Arguments of `papermill.execute_notebook` for the module's notebook."""
+    """Returns the arguments of `papermill.execute_notebook` for the step's notebook."""
     return {
         "input_path": str(module_folder(step) / step.notebook),
         "output_path": str(output),
@@ -138,8 +134,10 @@ def papermill_arguments(
 
 
 def end_leftovers(workspace: Workspace) -> int:
-    """Ends what a run of the workspace that was killed could not end itself;
-    returns how many processes that were.
+    """Ends the processes of an earlier run of the workspace that was killed.
+
+    Returns:
+        The number of these processes.
     """
     mark = _mark(workspace)
     return processes.end(
@@ -154,8 +152,9 @@ def _mark(workspace: Workspace) -> str:
 
 @contextmanager
 def _whole(output: Path) -> Iterator[Path]:
-    """The path papermill writes to after each cell;
-    a notebook that it left whole takes the place of `output`.
+    """Gives papermill a path to write to after each cell, and moves it to `output` at the end.
+
+    The file is moved only if it is complete.
     """
     running = output.with_name(f".{output.stem}.running.ipynb")
     running.unlink(missing_ok=True)

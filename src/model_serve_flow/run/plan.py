@@ -1,6 +1,4 @@
-"""What a run would do, in words: every step with its environment and command lines,
-and what the profile needs.
-"""
+"""Describes what a run would do: every step, its environment, its command lines and its needs."""
 
 from __future__ import annotations
 
@@ -16,11 +14,11 @@ from model_serve_flow.system import environments
 from model_serve_flow.system.checkout import checkout
 from model_serve_flow.system.environments import Environment
 
-PORT = 8000  # stands for the free port that is chosen when a server starts
+PORT = 8000  # in place of the free port that is chosen when a server starts
 
 
 def plan(flow: Flow) -> str:
-    """The whole plan as text, for machines that can run the profile and for those that cannot."""
+    """Returns the whole plan as text; works on machines that cannot run the profile, too."""
     config, workspace = flow.config, flow.workspace
     lines = [
         f"{config.name}: {config.description}",
@@ -38,12 +36,12 @@ def plan(flow: Flow) -> str:
 
 
 def commands(step: Step, flow: Flow) -> list[list[str]]:
-    """The command lines of a step: papermill, and what its notebook starts for each model.
+    """Returns the command lines of a step: papermill, and what its notebook starts for each model.
 
-    Papermill, lm-eval and llm-compressor are called as libraries; the lines of the first two are
-    the commands that do the same. That of lm-eval asks every choice by itself: the scores are the
-    same, the tokens are more. The base's second measurement, of a sample of the items, has no line.
-    Tasks that are asked several times have one more line, with the first of their seeds.
+    The flow calls papermill, lm-eval and llm-compressor as libraries. For papermill and lm-eval,
+    the lines are commands that do the same. The lm-eval line asks every choice separately: same
+    scores, more tokens. The base's second measurement has no line. Tasks that are asked several
+    times have one more line, with their first seed.
     """
     config, workspace = flow.config, flow.workspace
     environment = environments.environment(step.environment)
@@ -68,7 +66,7 @@ def commands(step: Step, flow: Flow) -> list[list[str]]:
 def papermill_command(
     step: Step, environment: Environment, output: Path, python: Path
 ) -> list[str]:
-    """The command line that executes the module's notebook in the kernel of its environment."""
+    """Returns the command line that executes the step's notebook in its environment's kernel."""
     return [
         *(
             str(python),
@@ -108,8 +106,10 @@ def _measurement(
 def lm_eval_command(
     config: FlowConfig, folder: Path, name: str, python: Path, seed: int | None = None
 ) -> list[str]:
-    """The lm-eval command line that measures what the notebook measures; with a seed,
-    of the sampled answers.
+    """Returns the lm-eval command line that measures what the notebook measures.
+
+    Args:
+        seed: of the sampled answers; without it, the line covers the other tasks.
     """
     accuracy = config.accuracy
     several = repeated_tasks(config, accuracy.tasks)
@@ -138,7 +138,7 @@ def lm_eval_command(
 
 
 def needs(flow: Flow) -> list[str]:
-    """Estimated memory and disk, one line each."""
+    """Returns the estimated memory and disk, one line each."""
     from model_serve_flow.setup.fit import estimate
     from model_serve_flow.system.sizes import gib
 
@@ -150,5 +150,5 @@ def needs(flow: Flow) -> list[str]:
 
 
 def _in(python: Path, command: list[str]) -> list[str]:
-    """The command as the step's environment would run it, not this process."""
+    """Returns the command with the Python of the step's environment."""
     return [str(python), *command[1:]]

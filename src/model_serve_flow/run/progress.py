@@ -1,4 +1,4 @@
-"""What the terminal shows while notebooks run, and what it says when one fails."""
+"""Shows the progress of the steps on the terminal, and explains a failed notebook."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from rich.table import Column
 from model_serve_flow.system.live import Live
 
 PLAIN_SECONDS = 30.0  # between two lines of a step where there is no terminal
-# cells that papermill adds to the executed notebook
+# tags of the cells that papermill adds to the executed notebook
 ADDED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
 MESSAGE_LINES = 30
 
 
 class Progress:
-    """One line per module, live with its time on a terminal.
+    """Shows one line per step; on a terminal the line is live and shows the time.
 
-    Elsewhere: a line at its start, one every 30 s and one at its end.
+    Without a terminal, it prints a line when a step starts, every 30 s, and when it ends.
     """
 
     def __init__(self, console: Console, modules: Sequence[str]) -> None:
@@ -59,7 +59,7 @@ class Progress:
             self._print(f"{module}: started")
 
     def cells(self, number: int, total: int, doing: Live | None = None) -> None:
-        """Shows how far the notebook is (`total` is 0: not known) and what it is doing."""
+        """Shows the current cell (`total` is 0 if unknown) and the work in progress."""
         cell = f"cell {number} of {total}" if total else ""
         note = ", ".join(filter(None, [cell, str(doing or "")]))
         if self.live and note:
@@ -93,20 +93,21 @@ class Progress:
 
 
 def executed_cells(notebook: Path) -> tuple[int, int]:
-    """(cell being executed, number of cells) of a notebook that papermill is writing; (0,
-    0) if unknown.
+    """Returns the current cell and the number of cells of a notebook that papermill is writing.
+
+    Both are 0 if they are unknown.
     """
     try:
         cells = _own_cells(notebook)
     except (FileNotFoundError, json.JSONDecodeError):
-        # not there yet, or read in the middle of being written
+        # The file does not exist yet, or papermill is writing it.
         return 0, 0
     begun = [number for number, cell in enumerate(cells, 1) if _papermill(cell).get("start_time")]
     return max(begun, default=1), len(cells)
 
 
 def failure(module: str, notebook: Path, log: Path, status: int) -> str:
-    """Says which cell of a notebook failed and why; without a failed cell, the end of the log."""
+    """Says which cell of a notebook failed and why; if none did, returns the end of the log."""
     cells = _own_cells(notebook) if notebook.is_file() else []
     for number, cell in enumerate(cells, 1):
         for output in cell.get("outputs", []):

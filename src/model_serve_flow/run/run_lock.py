@@ -1,4 +1,4 @@
-"""One run at a time in one artifacts folder."""
+"""Allows one run at a time in an artifacts folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ NAME = ".run.lock"
 
 @contextlib.contextmanager
 def only_run(workspace: Workspace) -> Iterator[None]:
-    """Holds the workspace until the block ends;
-    the system lets go of it when this process ends, however it does.
+    """Locks the workspace until the block ends.
+
+    The system releases the lock when this process ends, however it ends.
 
     Raises:
-        FlowError: another run holds it; its process id and start time are named.
+        FlowError: another run holds the lock; the message names its process id and start time.
     """
     with (workspace.root / NAME).open("a+", encoding="utf-8") as file:
         try:
@@ -38,7 +39,10 @@ def only_run(workspace: Workspace) -> Iterator[None]:
 
 
 def _holder(descriptor: int) -> str:
-    """Who wrote the lock; it may have been taken a moment ago, and not be written yet."""
+    """Names the process that holds the lock.
+
+    A process that has just taken the lock may not have written its name yet.
+    """
     try:
         entry = json.loads(os.pread(descriptor, 1000, 0))
         return f"process {entry['pid']}, started at {entry['started_at']}"

@@ -1,6 +1,4 @@
-"""Runs the notebooks in order: each in its environment through papermill,
-skipped where nothing it reads changed.
-"""
+"""Runs the steps in order through papermill, and skips steps whose inputs have not changed."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ from model_serve_flow.system.environments import Environment
 from model_serve_flow.system.files import now, read_json, read_result, writing
 
 PERFORMANCE_RESULT = re.compile(r"results/([^/]+)/performance(?:_in_blocks)?\.json")
-# the model, and what tells its measurements apart
+# groups: the model, and the suffix of the measurement
 ACCURACY_RESULT = re.compile(r"results/([^/]+)/accuracy(.*)\.json")
 VERSIONED = (
     "vllm",
@@ -57,8 +55,10 @@ Provide = Callable[[str, environments.Device], Environment]
 
 
 def require_machine(flow: Flow) -> None:
-    """FlowError, before anything is downloaded or built,
-    where this machine cannot run the profile.
+    """Checks that this machine can run the profile, before anything is downloaded or built.
+
+    Raises:
+        FlowError: names what does not fit.
     """
     from model_serve_flow.setup.fit import check, require
     from model_serve_flow.system.hardware import inspect_machine
@@ -80,13 +80,12 @@ def run(
     require: Callable[[Flow], None] = require_machine,
     console: Console | None = None,
 ) -> None:
-    """Runs the flow, or the part of it named by `only` and `start`;
-    skips finished steps with unchanged inputs.
+    """Runs the steps named by `only` and `start`; skips finished steps with unchanged inputs.
 
     Raises:
-        FlowError: the machine cannot run the profile; another run works in the artifacts folder, or
-            it cannot be written; an environment cannot be built; an input is missing; a notebook
-            failed (module, cell, exception, executed notebook and log are named).
+        FlowError: the machine cannot run the profile; another run uses the artifacts folder, or the
+            folder is not writable; an environment cannot be built; an input is missing; or a
+            notebook failed (the message names step, cell, exception, executed notebook and log).
     """
     chosen, console = select(only, start, steps), console or Console()
     require(flow)
@@ -111,8 +110,9 @@ def run(
 
 
 def notebook_parameters(flow: Flow) -> dict[str, Any]:
-    """Values of the notebooks' parameters cell; paths are absolute,
-    because a notebook runs in its own folder.
+    """Returns the values of the notebooks' parameters cell.
+
+    Paths are absolute, because each notebook runs in its own folder.
     """
     profile = flow.profile
     by_path = profile is not None and profile.endswith((".yaml", ".yml"))
@@ -124,7 +124,7 @@ def notebook_parameters(flow: Flow) -> dict[str, Any]:
 
 
 def report_is_current(flow: Flow) -> bool:
-    """Whether 06 is finished, and nothing that it read or wrote has changed since."""
+    """Checks whether 06 is finished and nothing it read or wrote has changed since."""
     (comparison,) = select(["06"])
     return _Session(flow, environments.ensure).is_current(comparison)
 
@@ -137,7 +137,7 @@ class _Session:
         self.notebooks = Notebooks(self.flow.workspace, self.flow.config)
 
     def close(self) -> None:
-        """Leaves no process behind."""
+        """Ends all processes of the notebooks."""
         self.notebooks.stop()
 
     def step(self, step: Step, progress: Progress, force: bool) -> None:
@@ -164,7 +164,11 @@ class _Session:
         progress.finish(step.module)
 
     def fingerprint(self, step: Step) -> str:
-        """SHA-256 of everything the step's result depends on; FlowError if an input is missing."""
+        """Computes the SHA-256 of everything that the step's result depends on.
+
+        Raises:
+            FlowError: an input is missing.
+        """
         config = self.flow.config.model_dump(mode="json")
         folder = module_folder(step)
         facts = {
@@ -192,8 +196,9 @@ class _Session:
 
     @functools.cached_property
     def machine(self) -> dict[str, Any]:
-        """What of this machine decides how a model is served:
-        measurements of two machines are not compared.
+        """The parts of this machine that decide how a model is served.
+
+        Measurements of two machines are not compared.
         """
         from model_serve_flow.system.hardware import inspect_machine
 
@@ -201,9 +206,7 @@ class _Session:
         return inspect_machine(self.flow.workspace.root).model_dump(mode="json", include=parts)
 
     def is_done(self, step: Step, fingerprint: str) -> bool:
-        """Whether the step was finished from the same inputs and its outputs are as it left
-        them.
-        """
+        """Checks whether the step finished with these inputs and its outputs are unchanged."""
         done = self.steps_done().get(step.module)
         if done is None or done["fingerprint"] != fingerprint:
             return False
@@ -212,7 +215,7 @@ class _Session:
         }
 
     def unmeasured(self, step: Step) -> list[str]:
-        """What the finished step was asked to measure and could not: the next run tries again."""
+        """Lists what the finished step could not measure; the next run measures it again."""
         outputs = expand(step.outputs, self.flow.config)
         models = {path: found[1] for path in outputs if (found := PERFORMANCE_RESULT.match(path))}
         results = {
@@ -225,26 +228,26 @@ class _Session:
         ]
 
     def is_current(self, step: Step) -> bool:
-        """Whether the step is done; not where something that it reads is missing."""
+        """Checks whether the step is done; false if an input is missing."""
         inputs = expand(step.inputs, self.flow.config)
         return all(map(self.digest, inputs)) and self.is_done(step, self.fingerprint(step))
 
     def digest(self, path: str) -> str | None:
-        """Digest of a file or folder of the workspace; none if it is missing or an empty folder."""
+        """Digests a file or folder of the workspace; None if it is missing or an empty folder."""
         place = self.flow.workspace.root / path
         return record_digest(place) if path == SHIP_RECORD else digest_once(place)
 
     def steps_done(self) -> dict[str, Any]:
-        """The manifest's section `steps`."""
+        """Reads the manifest's section `steps`."""
         manifest = self.flow.workspace.manifest
         return read_json(manifest).get("steps", {}) if manifest.is_file() else {}
 
     def forget(self, step: Step, force: bool) -> None:
-        """A step that is interrupted must not look finished from an earlier run.
+        """Removes the step from the manifest, so that an interrupted step does not look finished.
 
-        Results that lie there and are of the same model and protocol are kept by the notebook, so
-        that an interrupted step goes on where it was. Those that changed since they were recorded
-        go first, and with `force` all.
+        The notebook keeps results of the same model and protocol, so that an interrupted step
+        continues where it was. Results that changed since they were recorded are deleted first;
+        with `force`, all results are.
         """
         from model_serve_flow.flow.manifest import update_manifest
 
@@ -261,8 +264,10 @@ class _Session:
     def record(
         self, step: Step, fingerprint: str, environment: Environment, seconds: float, busy: Busy
     ) -> None:
-        """Writes the finished step into the manifest;
-        FlowError if the notebook did not leave what it promises.
+        """Writes the finished step into the manifest.
+
+        Raises:
+            FlowError: the notebook did not write one of its outputs.
         """
         from model_serve_flow.flow.manifest import update_manifest
 
@@ -285,9 +290,10 @@ class _Session:
     def execute(
         self, step: Step, environment: Environment, python: Path, progress: Progress
     ) -> None:
-        """Executes the notebook; FlowError if it fails.
+        """Executes the notebook, and ends all its processes.
 
-        No process is left of it, however this ends.
+        Raises:
+            FlowError: the notebook failed.
         """
         parameters = notebook_parameters(self.flow)
         status, output, log = self.notebooks.execute(
@@ -300,8 +306,10 @@ class _Session:
             )
 
     def advice(self, step: Step, log: Path) -> str:
-        """What to change where the system may have ended the notebook's kernel for its memory;
-        else empty.
+        """Says what to change if the system may have killed the kernel for its memory.
+
+        Returns:
+            The advice; empty if there is no sign of it.
         """
         if step.environment != "compress" or "DeadKernelError" not in log.read_text(
             encoding="utf-8", errors="replace"
@@ -315,9 +323,9 @@ class _Session:
         )
 
 
-@functools.cache  # of this run: every step asks, and each answer starts an interpreter
+@functools.cache  # every step asks, and each answer starts an interpreter
 def installed_versions(environment: Environment) -> dict[str, str]:
-    """Python's version and those of the tools in an environment, read from its own metadata."""
+    """Returns the versions of Python and the tools in an environment, from its own metadata."""
     script = (
         "import importlib.metadata as m, json, platform, sys; "
         "found = {d.name.lower().replace('_', '-'): d.version for d in m.distributions()}; "
@@ -348,7 +356,7 @@ def _record_run(flow: Flow) -> None:
 
 
 def _commit() -> str | None:
-    """`git describe` of the checkout; none where this is not a git checkout or git is missing."""
+    """Returns `git describe` of the checkout; None without git or outside a git checkout."""
     command = ["git", "-C", str(checkout()), "describe", "--always", "--dirty", "--tags"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

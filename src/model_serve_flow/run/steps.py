@@ -1,4 +1,4 @@
-"""The eight steps: where each runs, what it reads and what it leaves."""
+"""Defines the eight steps: the environment of each, its inputs and its outputs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from model_serve_flow.system.checkout import MODULES, checkout
 
 @dataclass(frozen=True)
 class Step:
-    """One module: where it runs, what of the profile it depends on,
-    and the files it reads and leaves.
+    """One step: its environment, the profile sections it depends on, its inputs and outputs.
 
-    Paths are relative to the workspace; `{candidate}` stands for each candidate; without a suffix
-    it is a folder.
+    Paths are relative to the workspace. `{candidate}` stands for each candidate. A path without a
+    suffix is a folder.
     """
 
     module: str
@@ -86,7 +85,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "04_Compressed_Accuracy",
         "serve",
-        # which decides when no more items are asked
+        # `verdict` decides when no more items are asked
         (*SERVED, "candidates", "accuracy", "verdict"),
         (CANDIDATE, DATA, ACCURACY),
         (CANDIDATE_ACCURACY, CANDIDATE_DISTRIBUTION),
@@ -101,7 +100,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "06_Comparison",
         "notebook",
-        # The ship record binds the verdict to the whole profile but `deploy`.
+        # The ship record binds the verdict to the whole profile except `deploy`.
         (
             *(name for name in FlowConfig.model_fields if name != "deploy"),
             "deploy.hourly_price_usd",
@@ -122,7 +121,11 @@ STEPS: tuple[Step, ...] = (
 def select(
     only: Sequence[str] = (), start: str | None = None, steps: Sequence[Step] = STEPS
 ) -> list[Step]:
-    """The steps to run, by number or module name; FlowError names an unknown one."""
+    """Returns the steps to run, given by number or name.
+
+    Raises:
+        FlowError: names an unknown step.
+    """
     known = {key: step for step in steps for key in (step.number, step.module)}
     for name in [*only, *([start] if start else [])]:
         if name not in known:
@@ -135,19 +138,20 @@ def select(
 
 
 def module_folder(step: Step) -> Path:
-    """Where the module's notebook and utils.py lie: `MODEL_SERVE_FLOW_MODULES`,
-    or the example of this checkout.
+    """Returns the folder of the step's notebook and utils.py.
+
+    It is in `MODEL_SERVE_FLOW_MODULES`, by default the example of this checkout.
     """
     root = os.environ.get("MODEL_SERVE_FLOW_MODULES")
     return (Path(root) if root else checkout() / MODULES) / step.module
 
 
 def expand(paths: Sequence[str], config: FlowConfig) -> list[str]:
-    """Fills `{candidate}` in; leaves out what the profile does not have.
+    """Fills in `{candidate}`, and leaves out files that the profile does not produce.
 
-    A ready-made checkpoint has no folder here: its compression.json has the digest. Tasks and texts
-    of the hub have none either: lm-eval and datasets fetch them. A second measurement and
-    distributions are optional.
+    - A ready-made checkpoint has no folder here; its compression.json has the digest.
+    - Tasks and texts of the hub have no folder; lm-eval and datasets fetch them.
+    - The second measurement, the blocks and the distributions are optional.
     """
     made = [candidate.name for candidate in config.candidates if candidate.source is None]
     every = [candidate.name for candidate in config.candidates]
@@ -164,7 +168,7 @@ def expand(paths: Sequence[str], config: FlowConfig) -> list[str]:
 
 
 def _measured(path: str, config: FlowConfig) -> bool:
-    """Whether the profile asks for what this file would hold."""
+    """Checks whether the profile asks for the measurement in this file."""
     distribution = "/distribution" in path
     return not (
         (path == IN_BLOCKS and config.performance.blocks == 1)
@@ -174,9 +178,7 @@ def _measured(path: str, config: FlowConfig) -> bool:
 
 
 def needs_hub(config: FlowConfig) -> bool:
-    """Whether any part of the profile comes from the hub rather than from packages and local
-    folders.
-    """
+    """Checks whether any part of the profile comes from the hub."""
     packaged = (
         set(type(config.accuracy.packaged).model_fields) if config.accuracy.packaged else set()
     )

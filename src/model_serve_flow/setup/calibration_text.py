@@ -14,16 +14,16 @@ from model_serve_flow.system.files import write_rows
 
 
 def write_calibration(flow: Flow) -> Path | None:
-    """Writes `data/calibration.jsonl`: rows `{"messages": [user, assistant]}`,
-    one packaged news article each.
+    """Writes `data/calibration.jsonl`: one packaged news article per row, as a conversation.
 
-    News is neither encyclopedia nor quiz: no document is shared with the evaluation tasks.
+    A row is `{"messages": [user, assistant]}`. News is neither encyclopedia nor quiz, so the
+    evaluation tasks share no document with it.
 
     Returns:
-        The file; None if the calibration text is a dataset on the hub, which 03 loads by itself.
+        The file; None if the calibration text is a dataset on the hub, which 03 loads.
 
     Raises:
-        FlowError: too few articles, or the calibration file is also an evaluation file.
+        FlowError: there are too few articles, or the calibration file is also an evaluation file.
     """
     calibration = flow.config.calibration
     if calibration.packaged is None:
@@ -50,13 +50,14 @@ def write_calibration(flow: Flow) -> Path | None:
 
 
 def news_articles(data: bytes) -> list[str]:
-    """One article per line, each once, in the order of the file."""
+    """Returns the articles, one per line of the file, without repetitions."""
     return list(dict.fromkeys(line.strip() for line in data.decode().splitlines() if line.strip()))
 
 
 def conversation(article: str) -> list[dict[str, str]]:
-    """A request to continue the beginning of the article (about a fifth of it),
-    and the rest as the answer.
+    """Returns a request to continue the article's beginning, and the rest as the answer.
+
+    The beginning is about a fifth of the article.
     """
     beginning = cut(article, max(len(article) // 5, 200))
     rest = article[len(beginning) :].strip()

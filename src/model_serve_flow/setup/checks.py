@@ -1,4 +1,4 @@
-"""One thing that was looked at before a run, and what came of it."""
+"""Defines the result of one check of the machine against the profile."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from model_serve_flow.system.sizes import gib
 
 
 class Check(Record):
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        ok: whether the run may go on.
-        warning: whether it may go on, but not as well as the reader may think; the advice says why.
+        ok: whether the run may continue.
+        warning: whether the run continues with a disadvantage, which the advice explains.
     """
 
     name: str
@@ -29,14 +29,14 @@ class Check(Record):
         return "does not fit" if not self.ok else "warning" if self.warning else "ok"
 
     def __rich__(self) -> str:
-        """One line for the terminal, with the advice only where it is wanted."""
+        """Returns one line for the terminal; the advice is added if the check failed or warns."""
         word = "FAILED" if not self.ok else "WARNING" if self.warning else "ok"
         line = f"{word}  {self.name}: {self.value}; needed: {self.needed}"
         return escape(line if word == "ok" else f"{line}. {self.advice}")
 
 
 def fits(name: str, available: int, needed: int, advice: str) -> Check:
-    """A check that so many bytes are there."""
+    """Checks that enough bytes are available."""
     return Check(
         name=name, ok=available >= needed, value=gib(available), needed=gib(needed), advice=advice
     )

@@ -1,6 +1,4 @@
-"""Whether the device found can serve the profile: its GPUs, driver, dtype, memory, and a kernel for
-every scheme.
-"""
+"""Checks that the device can serve the profile: GPUs, driver, dtype, memory, and kernels."""
 
 from __future__ import annotations
 
@@ -22,11 +20,11 @@ if TYPE_CHECKING:
 
 GPU_SHARE = 0.9  # vLLM's own default of gpu_memory_utilization
 NOT_KNOWN = "not known"
-INT4 = "W4A16"  # a scheme that the check "CPU for INT4" looks at
+INT4 = "W4A16"  # schemes that begin so have the check "CPU for INT4"
 
 
 def gpu_checks(flow: Flow, machine: Machine) -> list[Check]:
-    """Everything about the GPUs of a profile for GPUs; one failed check where there are too few."""
+    """Runs all GPU checks of a GPU profile; only the failed count if there are too few GPUs."""
     used = machine.gpus[: flow.config.engine.gpus]
     count = _check_count(flow.config, machine)
     if not count.ok:
@@ -45,7 +43,10 @@ def gpu_checks(flow: Flow, machine: Machine) -> list[Check]:
 
 
 def cpu_checks(flow: Flow, machine: Machine) -> list[Check]:
-    """A kernel of vLLM's CPU build for every scheme, except W4A16, which has a check of its own."""
+    """Checks that vLLM's CPU build has a kernel for every scheme except W4A16.
+
+    W4A16 has a check of its own.
+    """
     features = (machine.architecture, machine.cpu_features)
     found = {scheme: schemes.on_cpu(scheme, *features, experts=_experts(flow))
              for scheme in _schemes(flow) if not scheme.startswith(INT4)}  # fmt: skip
@@ -53,9 +54,7 @@ def cpu_checks(flow: Flow, machine: Machine) -> list[Check]:
 
 
 def scheme_checks(flow: Flow, device: str, found: dict[str, Service | None]) -> list[Check]:
-    """One check for each scheme: refused where vLLM has no kernel, a warning where it falls
-    back.
-    """
+    """Checks each scheme: fails if vLLM has no kernel, warns if vLLM uses a fallback."""
     checks = []
     for scheme, service in found.items():
         names = ", ".join(c.name for c in flow.candidates if c.recipe and c.recipe.scheme == scheme)
@@ -85,7 +84,7 @@ ADVICE = {
 
 
 def scheme_lines(config: FlowConfig) -> list[str]:
-    """For each scheme of the profile, on which compute capabilities vLLM serves it in which way."""
+    """Lists for each scheme how vLLM serves it on which kinds of device."""
     wanted = dict.fromkeys(c.recipe.scheme for c in config.candidates if c.recipe)
     return [f"{scheme}: {_where(scheme, config)}" for scheme in wanted]
 
@@ -120,13 +119,13 @@ def _experts(flow: Flow) -> bool:
 
 
 def _served_dtype(flow: Flow) -> str:
-    """The dtype the engine will use: that of the profile, or with "auto" that of the checkpoint."""
+    """Returns the dtype that the engine will use: the profile's, or the checkpoint's for "auto"."""
     dtype = flow.config.engine.dtype
     if dtype != "auto":
         return dtype
     settings = base_settings(flow) or {}
     named = settings.get("dtype") or settings.get("torch_dtype") or "bfloat16"
-    # vLLM's choice for a checkpoint in float32
+    # vLLM serves a float32 checkpoint in float16
     return "float16" if named == "float32" else str(named)
 
 
@@ -161,7 +160,7 @@ def _check_driver(gpu: Gpu) -> Check:
 
 
 def _check_dtype(gpu: Gpu, dtype: str) -> Check | None:
-    """A failed check where vLLM refuses the dtype on this GPU."""
+    """Returns a failed check if vLLM refuses the dtype on this GPU."""
     if dtype != "bfloat16" or not 0 < _number(gpu.compute_capability) < 8:
         return None
     return Check(
@@ -174,7 +173,7 @@ def _check_dtype(gpu: Gpu, dtype: str) -> Check | None:
 
 
 def _check_memory(flow: Flow, used: Sequence[Gpu]) -> list[Check]:
-    """Whether vLLM starts, and whether all requests of the highest load have room at once."""
+    """Checks that vLLM starts, and that all requests of the highest load fit at once."""
     need = gpu_need(flow.config, shape_of(base_settings(flow) or {}))
     known = [gpu.memory_bytes for gpu in used if gpu.memory_bytes is not None]
     if not known:

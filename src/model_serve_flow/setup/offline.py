@@ -1,7 +1,7 @@
-"""Working from a mirror, with the network off: a folder that `model-serve-flow mirror` filled.
+"""Lets the tools work from a mirror, with the network off.
 
-Its layout is the hub's own: `<org>/<name>/` holds a model or dataset, `wheels/` the wheels whose
-files are data and `nltk_data/` what NLTK calls so.
+`model-serve-flow mirror` fills the mirror, a folder in the hub's own layout: `<org>/<name>/` holds
+a model or dataset, `wheels/` the wheels with data files, and `nltk_data/` NLTK's resources.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 def root() -> Path | None:
-    """The mirror in use (`MODEL_SERVE_FLOW_MIRROR`), absolute; FlowError if it is no folder."""
+    """Returns the mirror in use (`MODEL_SERVE_FLOW_MIRROR`) as an absolute path; None without.
+
+    Raises:
+        FlowError: it is not a folder.
+    """
     if not (value := os.environ.get(VARIABLE)):
         return None
     folder = Path(value).expanduser().resolve()
@@ -33,7 +37,7 @@ def root() -> Path | None:
 
 
 def local(source: str) -> str:
-    """`source`, or the folder of the mirror that holds this hub id."""
+    """Returns the folder of the mirror that holds this hub id; else `source` unchanged."""
     folder = root()
     if folder is None or not on_hub(source) or not (folder / source).is_dir():
         return source
@@ -41,7 +45,7 @@ def local(source: str) -> str:
 
 
 def variables() -> dict[str, str]:
-    """What keeps the tools of a child process off the network; nothing without a mirror."""
+    """Returns variables that keep a child process off the network; empty without a mirror."""
     if (folder := root()) is None:
         return {}
     nltk = os.pathsep.join(map(str, nltk_folders(folder)))
@@ -50,23 +54,22 @@ def variables() -> dict[str, str]:
 
 @contextlib.contextmanager
 def working_folder() -> Iterator[None]:
-    """Makes the mirror the working folder:
-    `datasets` takes a folder `org/name` there before it asks the hub.
+    """Makes the mirror the working folder of this process; does nothing without a mirror.
 
-    So lm-eval's stock tasks load from it unchanged. The working folder belongs to the whole
-    process: nothing else in it may use relative paths meanwhile. Does nothing without a mirror.
+    `datasets` looks for a folder `org/name` there before it asks the hub, so lm-eval's stock tasks
+    load from the mirror unchanged. Nothing else in the process may use relative paths meanwhile.
     """
     with contextlib.chdir(folder) if (folder := root()) else contextlib.nullcontext():
         yield
 
 
 def on_hub(source: str) -> bool:
-    """Whether this names a repository rather than a folder of this machine."""
+    """Checks whether a source names a hub repository and not a folder of this machine."""
     return HUB_ID.fullmatch(source) is not None and not Path(source).is_dir()
 
 
 def nltk_folders(folder: Path) -> list[Path]:
-    """Where NLTK is told to look: the mirror first, then where it was told to before."""
+    """Lists the folders in which NLTK looks: the mirror first, then those of `NLTK_DATA`."""
     inherited = [
         Path(place) for place in os.environ.get("NLTK_DATA", "").split(os.pathsep) if place
     ]

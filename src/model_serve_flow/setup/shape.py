@@ -1,6 +1,7 @@
-"""The shape of a model, read from its config.json: how many weights it has, and what a token costs.
+"""Reads the shape of a model from its config.json, and computes its number of weights.
 
-Covers decoders of the Llama family (Llama, Mistral, Qwen, Gemma, Phi-3, with or without experts).
+It covers decoders of the Llama family: Llama, Mistral, Qwen, Gemma and Phi-3, with or without
+experts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from model_serve_flow.setup.offline import local
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 FOREIGN = ("kv_lora_rank", "ssm_state_size", "mamba_d_state", "linear_num_key_heads", "ffn_dim")
 UNGATED = ("gpt_neox", "gpt2", "opt", "bloom", "falcon", "phi", "gptj", "starcoder2")
-# unless they say otherwise
+# models that tie their embeddings unless config.json says otherwise
 TIED = ("gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2")
 WITH_BIAS = ("qwen2", "qwen2_moe")  # on query, key and value, although no key says so
 
@@ -29,9 +30,9 @@ class Shape:
     """The sizes of a decoder that decide its memory.
 
     Attributes:
-        windows: for every layer, the tokens that it looks back on; 0: all of them.
-        experts: in a layer with experts; 0: none.
-        dense_layers: layers without experts, in a model that has experts in the others.
+        windows: for every layer, how many tokens it looks back; 0 for all.
+        experts: number of experts in a layer that has experts; 0 if no layer has.
+        dense_layers: number of layers without experts, in a model with experts.
     """
 
     layers: int
@@ -69,10 +70,10 @@ class Shape:
     def cache_bytes(
         self, tokens: int, *, width: int = 2, tensor: int = 1, pipeline: int = 1
     ) -> int:
-        """Bytes of KV cache on each GPU for one sequence.
+        """Computes the bytes of KV cache on each GPU for one sequence.
 
         Args:
-            tokens: of the sequence. A layer with a sliding window keeps no more than its window.
+            tokens: length of the sequence. A layer with a sliding window keeps only its window.
             width: bytes of a value: 2 in 16 bits, 1 in FP8.
             tensor: GPUs that share each layer. Each holds at least one KV head.
             pipeline: groups of GPUs that share the layers.
@@ -83,7 +84,7 @@ class Shape:
 
 
 def shape_of(settings: Mapping[str, Any]) -> Shape | None:
-    """The shape in the contents of a config.json; None for a model of another kind."""
+    """Reads the shape from the contents of a config.json; None for other kinds of model."""
     text = {**settings, **settings.get("text_config", {})}
     kind = str(text.get("model_type", ""))
     if kind in UNGATED or any(text.get(key) for key in FOREIGN):
@@ -130,7 +131,7 @@ def _experts(text: Mapping[str, Any], layers: int) -> dict[str, int]:
 
 
 def _windows(text: Mapping[str, Any], kind: str, layers: int) -> tuple[int, ...]:
-    """How far each layer looks back; 0: over all tokens."""
+    """Returns how many tokens each layer looks back; 0 for all tokens."""
     window = int(text.get("sliding_window") or 0)
     if not window or text.get("use_sliding_window") is False:
         return (0,) * layers
@@ -144,9 +145,12 @@ def _windows(text: Mapping[str, Any], kind: str, layers: int) -> tuple[int, ...]
 
 
 def base_settings(flow: Flow) -> dict[str, Any] | None:
-    """The base's config.json: of the workspace, of the local source, or of the hub's cache.
+    """Reads the base's config.json, without downloading anything.
 
-    Nothing is downloaded; None where it is in none of these places.
+    It looks in the workspace, in the local source, and in the hub's cache.
+
+    Returns:
+        The settings; None if the file is in none of these places.
     """
     model = flow.config.model
     places = [flow.workspace.model("base") / "config.json"]

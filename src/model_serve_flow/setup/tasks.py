@@ -1,4 +1,4 @@
-"""Writes the packaged evaluation tasks, whose data come out of wheels, as lm-eval reads them."""
+"""Writes the packaged evaluation tasks, whose data come from wheels, as lm-eval reads them."""
 
 from __future__ import annotations
 
@@ -65,17 +65,16 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def prepare_tasks(flow: Flow) -> dict[str, int]:
-    """Writes `data/<task>.jsonl` and `data/tasks/<task>.yaml` for the packaged tasks of the
-    profile.
+    """Writes `data/<task>.jsonl` and `data/tasks/<task>.yaml` for the profile's packaged tasks.
 
-    Every row has an `id`, the hash of its content, so that two models' answers can be paired
-    whatever the order.
+    Every row has an `id`, the hash of its content. It lets the answers of two models be paired in
+    any order.
 
     Returns:
         task -> number of items; empty if the profile names only lm-eval's own tasks.
 
     Raises:
-        FlowError: a packaged task without its data in the profile, or data that cannot be had.
+        FlowError: the profile has no data for a packaged task, or the data cannot be fetched.
     """
     known_tasks_check(flow)
     packaged = flow.config.accuracy.packaged
@@ -102,9 +101,12 @@ def prepare_tasks(flow: Flow) -> dict[str, int]:
 
 
 def known_tasks_check(flow: Flow) -> None:
-    """FlowError if a packaged task is named but the profile does not say where its data are.
+    """Checks that the profile says where the data of its packaged tasks are.
 
-    Names that are not packaged are lm-eval's to know: 01 asks it before it measures anything.
+    01 asks lm-eval whether it knows the other tasks, before it measures anything.
+
+    Raises:
+        FlowError: names the tasks without data.
     """
     if flow.config.accuracy.packaged is not None:
         return
@@ -118,7 +120,7 @@ def known_tasks_check(flow: Flow) -> None:
 
 
 def task_definition(task: str, data: Path) -> dict[str, Any]:
-    """The lm-eval task (its YAML as a mapping) that reads `data`."""
+    """Returns the lm-eval task that reads `data`, as the contents of its YAML file."""
     source = {
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},
@@ -128,7 +130,7 @@ def task_definition(task: str, data: Path) -> dict[str, Any]:
 
 
 def task_rows(task: str, packaged: PackagedTasks, seed: int) -> list[Row]:
-    """The items of a packaged task, in a fixed order."""
+    """Returns the items of a packaged task, in a fixed order."""
     data = fetch_packaged(getattr(packaged, task)).read_bytes()
     if task == "mmlu_dev":
         rows = mmlu_questions(data, packaged.mmlu_per_subject, packaged.mmlu_subjects)
@@ -136,17 +138,19 @@ def task_rows(task: str, packaged: PackagedTasks, seed: int) -> list[Row]:
         rows = word_analogies(data, packaged.analogies_per_category, seed)
     else:
         rows = wikipedia_articles(data, packaged.wikipedia_documents, packaged.wikipedia_characters)
-    # A question that MMLU holds twice would be one item with two results: it counts once.
+    # MMLU holds some questions twice. Each counts once, because their ids would be equal.
     return list({(identity := _identity(row)): {"id": identity, **row} for row in rows}.values())
 
 
 def mmlu_questions(data: bytes, per_subject: int, subjects: int) -> list[Row]:
-    """Question, four choices, index of the answer and subject,
-    from lm-eval's own chain-of-thought prompts of MMLU.
+    """Takes questions out of lm-eval's chain-of-thought prompts of MMLU.
 
-    The few questions whose options are not in the usual form are left out; of the rest, the first
-    `per_subject` of each of `subjects` subjects, which are taken at even distances, or of all where
-    there are fewer.
+    A row has the question, four choices, the index of the answer and the subject. Questions whose
+    choices have an unusual form are left out.
+
+    Args:
+        per_subject: the first so many questions of each subject are taken.
+        subjects: so many subjects are taken, at even distances, or all if there are fewer.
     """
     prompts = list(json.loads(data).items())
     taken = min(subjects, len(prompts))
@@ -170,10 +174,10 @@ def mmlu_questions(data: bytes, per_subject: int, subjects: int) -> list[Row]:
 
 
 def word_analogies(data: bytes, per_category: int, seed: int) -> list[Row]:
-    """'Athens is to Greece as Baghdad is to' with four choices; the wrong ones answer other
-    questions of the category.
+    """Makes word analogies such as 'Athens is to Greece as Baghdad is to', with four choices.
 
-    What is drawn depends on seed and category only, and an item's choices on seed and item only.
+    The wrong choices answer other questions of the category. The drawn items depend on seed and
+    category only, and an item's choices on seed and item only.
     """
     rows = []
     for category, quadruples in _analogy_categories(data).items():
@@ -201,7 +205,7 @@ def _analogy(quadruple: tuple[str, ...], answers: list[str], seed: int) -> Row:
     one, other, asked, answer = quadruple
     question = f"{one} is to {other} as {asked} is to"
     chooser = random.Random(f"{seed}/{question}")
-    # The words of the question itself would be a different, easier kind of wrong answer.
+    # Words of the question itself would be easier to reject than other wrong answers.
     choices = [
         *chooser.sample([word for word in answers if word not in quadruple], CHOICES - 1),
         answer,

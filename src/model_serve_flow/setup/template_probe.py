@@ -1,7 +1,6 @@
-"""Run as a program: why the chat template on its standard input is refused, or nothing.
+"""Reads a chat template on standard input and prints why it is refused, or nothing.
 
-It has a process of its own because a template is a program: it may never end, or ask for all
-memory.
+It runs as its own process because a template is a program: it may never end, or ask for all memory.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_BYTES = 1 << 30
-CHARACTERS = 1_000_000  # more than any conversation that fits into a context needs
+CHARACTERS = 1_000_000  # more than any conversation within a model's context
 OTHER_FILES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 CONVERSATION = [
     {"role": "user", "content": "Hello"},
@@ -31,8 +30,9 @@ CONVERSATION = [
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """A forbidden attribute ends the template at once;
-    Jinja itself waits until something is made of it.
+    """A sandbox that stops the template at a forbidden attribute.
+
+    Jinja's own sandbox stops only when the template uses the attribute's value.
     """
 
     def unsafe_undefined(self, obj: object, attribute: str) -> Undefined:
@@ -40,7 +40,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class Generation(Extension):
-    """transformers' tag around what the assistant says; here it changes nothing."""
+    """transformers' tag around the assistant's text; it changes nothing here."""
 
     tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
 
@@ -50,11 +50,10 @@ class Generation(Extension):
 
 
 def problem_of(template: str) -> str:
-    """Why a chat template is refused; empty if it is not.
+    """Says why a chat template is refused; empty if it is accepted.
 
-    What is found while rendering depends on the conversation, what stands in the text does not:
-    both are looked at.
-    A template that gives up on this conversation by itself is a sound one.
+    It searches the text and also renders a short conversation, because some problems appear only
+    while rendering. A template that rejects this conversation itself is accepted.
     """
     environment = sandbox()
     try:
@@ -82,7 +81,7 @@ def _json(value: Any, *, ensure_ascii: bool = False, **options: Any) -> str:
 
 
 def sandbox() -> ImmutableSandboxedEnvironment:
-    """The environment in which transformers renders chat templates."""
+    """Returns the environment in which transformers renders chat templates."""
     environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
@@ -109,9 +108,7 @@ def _variables() -> dict[str, object]:
 
 
 def _forbidden(tree: nodes.Template) -> Iterator[str]:
-    """Attributes that only Python's own machinery has, by whichever way they are asked for,
-    and other files.
-    """
+    """Yields every access to Python's internal attributes and to other files."""
     for node in tree.find_all(OTHER_FILES):
         yield f"line {node.lineno} reads another file"
     for node in tree.find_all(nodes.Getattr):

@@ -9,21 +9,19 @@ from typing import Any
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.setup.integrity import REMAKE
 
-# what tokenizers treat differently
+# text that tokenizers treat differently
 PROBE = "Grüße! 3.14 € for  two\n\ttabs, CamelCase, isn't 東京 🙂"
 
 
-# The tokenizer of a candidate
-
-
 def verify_same_tokenizer(base: Path, candidate: Path, *, trust_remote_code: bool = False) -> None:
-    """A candidate must read and be spoken to as its base: only its weights are compressed.
+    """Checks that a candidate has its base's tokenizer and chat template.
 
-    Files may be written differently by another tool; compared is what they mean once loaded.
+    Compression changes the weights only. The loaded tokenizers are compared and not their files,
+    because tools write the files differently.
 
     Raises:
-        FlowError: names what differs (chat template, vocabulary, added tokens, merges, the ids of a
-            sample text), or a tokenizer cannot be loaded.
+        FlowError: names what differs (chat template, vocabulary, added tokens, merges, or the ids
+            of a sample text), or a tokenizer cannot be loaded.
     """
     ours, theirs = (_tokenizer_facts(folder, trust_remote_code) for folder in (base, candidate))
     for what, expected in ours.items():
@@ -60,7 +58,7 @@ def _tokenizer_facts(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
 
 
 def _example(expected: Any, found: Any) -> str:
-    """The first entry, or the first place, in which the two differ."""
+    """Shows the first place at which two values differ."""
     if isinstance(expected, dict):
         key = next(key for key in [*expected, *found] if expected.get(key) != found.get(key))
         return f"{key!r}: {expected.get(key)!r} became {found.get(key)!r}"

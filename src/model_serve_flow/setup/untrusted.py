@@ -1,6 +1,4 @@
-"""A model folder that could run code, read other files or exhaust memory when loaded:
-refused before that.
-"""
+"""Refuses a model folder that could run code, read other files or exhaust memory when loaded."""
 
 from __future__ import annotations
 
@@ -16,22 +14,23 @@ from model_serve_flow.system.files import read_json
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 SHARD_INDEX = "model.safetensors.index.json"
-# of transformers' configuration files
+# keys of transformers' configuration files
 REMOTE_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
-VOCABULARIES = ("tokenizer.json", "vocab.json")  # long, and nothing in them is run
-# the index of a model of 100 000 tensors, the longest of them, has about 10 MB
+VOCABULARIES = ("tokenizer.json", "vocab.json")  # long, and contain no code
+# the longest settings file is a shard index: about 10 MB for 100 000 tensors
 SETTINGS_BYTES = 64 << 20
 HEADER_BYTES = 100_000_000  # safetensors' own limit
 TEMPLATE_SECONDS = 10
 
 
 def refuse_hostile(folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Checks what a model's author controls, without loading any of it: files, settings,
-    headers, chat templates.
+    """Checks what a model's author controls: files, settings, headers and chat templates.
+
+    It loads none of it.
 
     Args:
-        folder: the checkpoint; nothing in it has to be there.
-        trust_remote_code: Python code beside the weights is accepted.
+        folder: the checkpoint; every file in it is optional.
+        trust_remote_code: accept Python code beside the weights.
 
     Raises:
         FlowError: names the file and what is wrong with it.
@@ -53,10 +52,10 @@ def refuse_hostile(folder: Path, *, trust_remote_code: bool = False) -> None:
 
 
 def strict_json(path: Path) -> Any:
-    """The value in a settings file of a checkpoint.
+    """Reads a settings file of a checkpoint.
 
     Raises:
-        FlowError: too long, or not JSON.
+        FlowError: the file is too long or not JSON.
     """
     if path.stat().st_size > SETTINGS_BYTES:
         raise FlowError(
@@ -78,9 +77,7 @@ _AGAIN = "Copy or download the model again, from an author you trust."
 
 
 def _check_files(folder: Path) -> None:
-    """Nothing is pickled, nothing leads out of the folder,
-    and nothing but files and folders lies in it.
-    """
+    """Checks that the folder holds only files and folders: no pickles, and no links out of it."""
     for path in sorted(path for pattern in PICKLES for path in folder.glob(pattern)):
         raise FlowError(
             f"{path} may be a Python pickle, which can run code when it is loaded.",
@@ -102,8 +99,9 @@ def _check_files(folder: Path) -> None:
 
 
 def _tree(folder: Path) -> Path:
-    """The folder that links may stay in: the model's own,
-    which in the hub's cache holds snapshots and blobs.
+    """Returns the folder in which links must stay: the model's own folder.
+
+    In the hub's cache, the model's folder also holds its snapshots and blobs.
     """
     model = folder.parent.parent
     return (
@@ -120,11 +118,9 @@ def _remote_code(path: Path, what: str) -> FlowError:
 
 
 def _remote_code_key(value: Any) -> str | None:
-    """The first key of a nested value, with something in it,
-    that tells transformers to run code of the folder.
-    """
+    """Finds a non-empty key in nested settings that makes transformers run code of the folder."""
     waiting = [value]
-    while waiting:  # not recursive: how deeply it is nested is the author's choice
+    while waiting:  # not recursive, because the author chooses the depth
         node = waiting.pop()
         if isinstance(node, dict):
             for key in REMOTE_CODE_KEYS:
@@ -154,7 +150,7 @@ def _check_weight_map(path: Path, document: Any) -> None:
 
 
 def _check_header(path: Path) -> None:
-    """The length of a header is its first 8 bytes, which may claim anything."""
+    """Checks that the header fits into the file; its first 8 bytes claim its length."""
     size = path.stat().st_size
     with path.open("rb") as file:
         claimed = int.from_bytes(file.read(8), "little")
@@ -170,11 +166,11 @@ def _check_header(path: Path) -> None:
         )
 
 
-# Chat templates: programs in a sandbox
+# Chat templates are programs; they run in a sandbox.
 
 
 def _chat_templates(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Every template that transformers would find, with its file."""
+    """Yields every template that transformers would find, with its file."""
     for path in sorted(folder.glob("*.jinja")):
         yield path, _text(path)
     for name in ("tokenizer_config.json", "chat_template.json", "processor_config.json"):
@@ -199,8 +195,9 @@ def _text(path: Path) -> str:
 
 
 def _check_template(path: Path, template: str) -> None:
-    """Renders a short conversation with it in another process,
-    with more time and memory than a real one needs.
+    """Renders a short conversation with the template in another process.
+
+    The process has more time and memory than a real template needs.
     """
     if reason := _template_problem(template):
         raise FlowError(
@@ -211,7 +208,7 @@ def _check_template(path: Path, template: str) -> None:
 
 @functools.cache  # the same model is checked at several steps
 def _template_problem(template: str) -> str:
-    """Why a template is refused; empty if it is not."""
+    """Says why a template is refused; empty if it is accepted."""
     command = [sys.executable, "-I", str(Path(__file__).with_name("template_probe.py"))]
     try:
         child = subprocess.run(

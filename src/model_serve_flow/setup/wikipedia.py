@@ -1,4 +1,4 @@
-"""Takes running text of articles out of a Wikipedia dump."""
+"""Takes the running text of articles out of a Wikipedia dump."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ NOT_TEXT = ("file:", "image:", "category:")
 
 
 def wikipedia_articles(data: bytes, documents: int, characters: int) -> list[Row]:
-    """The first `documents` real articles that have `characters` of body text,
-    cut there at the end of a sentence.
+    """Returns the first `documents` articles that have `characters` of body text.
+
+    Each text is cut there, at the end of a sentence.
 
     Raises:
         FlowError: the dump has fewer such articles.
@@ -38,7 +39,7 @@ def wikipedia_articles(data: bytes, documents: int, characters: int) -> list[Row
 
 
 def _articles(data: bytes) -> Iterator[tuple[str, str]]:
-    """Title and wikitext of the articles: main namespace, no redirects.
+    """Yields title and wikitext of the articles: main namespace, no redirects.
 
     The pinned file ends inside its last page.
     """
@@ -53,11 +54,9 @@ def _articles(data: bytes) -> Iterator[tuple[str, str]]:
 
 
 def beginning(wikitext: str, characters: int) -> str:
-    """The running text of an article's first sections, as many as hold more than `characters`;
-    less if it is shorter.
+    """Returns the running text of an article's first sections, until it exceeds `characters`.
 
-    An article has ten times what is asked for, and to parse all of it would take a quarter of a
-    second.
+    Parsing a whole article, ten times longer, would take a quarter of a second.
     """
     text = ""
     for section in re.split(r"^(?==)", wikitext, flags=re.MULTILINE):
@@ -68,8 +67,9 @@ def beginning(wikitext: str, characters: int) -> str:
 
 
 def plain_text(wikitext: str) -> str:
-    """The running text of an article: no templates, tables, references, pictures,
-    headings or lists.
+    """Returns the running text of an article.
+
+    Templates, tables, references, pictures, headings and lists are removed.
     """
     import mwparserfromhell
 
@@ -83,15 +83,13 @@ def plain_text(wikitext: str) -> str:
     text = "\n\n".join(
         line for line in lines if line.endswith(SENTENCE_ENDS) and not line.startswith(LIST_MARK)
     )
-    # What a removed template leaves behind: "Connes (; born 1947)", "Aristotle ()".
+    # Removed templates leave traces: "Connes (; born 1947)", "Aristotle ()".
     text = re.sub(r"\((?:\s*[;,])+\s*", "(", re.sub(r" ?\([^\w)]*\)", "", text))
     return re.sub(r"[;,]?[^\S\n]+(?=[,;.)])", "", text)
 
 
 def _replacement(node: Any) -> Any:
-    """What stands for a node of an article: a mark for an item of a list,
-    nothing for what is not running text.
-    """
+    """Replaces a node of an article: a list item by a mark, other non-text by nothing."""
     from mwparserfromhell import nodes
 
     removed = nodes.Text("")
@@ -108,12 +106,13 @@ def _replacement(node: Any) -> Any:
 
 
 def cut(text: str, characters: int) -> str:
-    """The first `characters` of the text, shortened to the end of a sentence,
-    or of a word where none is near.
+    """Shortens the text to `characters`, at the end of a sentence.
+
+    If no sentence ends in the second half, it cuts at the end of a word.
     """
     if len(text) <= characters:
         return text
-    head = text[: characters + 1]  # one more, to see whether the last sentence or word ends here
+    head = text[: characters + 1]  # one more, to see if the last sentence or word ends here
     ends = [match.end() for match in re.finditer(r"[.!?](?=\s)", head)]
     if ends and ends[-1] >= characters // 2:
         return head[: ends[-1]]

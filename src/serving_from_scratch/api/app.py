@@ -1,4 +1,4 @@
-"""The FastAPI application: key, limits, errors, and what the server says of itself."""
+"""Builds the FastAPI application: API key, limits, errors, health, facts and metrics."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ STATUS = {
 
 
 def create_app(service: Service) -> FastAPI:
-    """Makes the application; its end ends the engine."""
+    """Makes the application; its shutdown closes the engine."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -62,7 +62,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 class Border:
-    """Bounds the size and the time of bodies, and counts responses by status."""
+    """Limits the size and the time of request bodies, and counts responses by status."""
 
     def __init__(self, app: Any, service: Service, responses: Any) -> None:
         self.app, self.service, self.responses = app, service, responses
@@ -81,7 +81,7 @@ class Border:
 
 
 class Body:
-    """One request's body as it comes. What is too much is read to its end, but not kept."""
+    """Reads one request's body; a body that is too long is read to its end, but not kept."""
 
     def __init__(self, receive: Any, service: Service) -> None:
         self._receive, self._limit = receive, service.body_bytes
@@ -109,7 +109,7 @@ class Body:
 
 
 def require_key(request: Request) -> None:
-    """Checks the key in constant time."""
+    """Checks the API key in constant time."""
     key = request.app.state.service.key
     sent = request.headers.get("authorization", "").encode()
     if key and not hmac.compare_digest(sent, f"Bearer {key}".encode()):
@@ -117,14 +117,14 @@ def require_key(request: Request) -> None:
 
 
 async def health(request: Request) -> Response:
-    """Says whether requests are served, and why not."""
+    """Says whether requests are served; if not, why."""
     problem = request.app.state.service.engine.health()
     body = {"status": "unavailable" if problem else "ok", "problem": problem or None}
     return Json(body, 503 if problem else 200, {"Retry-After": "1"} if problem else None)
 
 
 async def facts(request: Request) -> Response:
-    """Says what computes here, and how."""
+    """Reports the model, the engine and its options."""
     service: Service = request.app.state.service
     options = asdict(service.engine.options)
     options["model"].pop("folder")
@@ -135,13 +135,13 @@ async def facts(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Answers Prometheus."""
+    """Returns the numbers for Prometheus."""
     content = generate_latest(request.app.state.registry)
     return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def refused(request: Request, error: ServingError) -> Response:
-    """Words a refusal."""
+    """Answers a refused request with its status."""
     status = STATUS.get(type(error), 500)
     wait = getattr(error, "retry_after", None)
     headers = None if wait is None else {"Retry-After": str(max(1, round(wait)))}
@@ -149,7 +149,7 @@ async def refused(request: Request, error: ServingError) -> Response:
 
 
 async def invalid(request: Request, error: RequestValidationError) -> Response:
-    """Words what pydantic found: the field, the value and the limit."""
+    """Answers a body with a wrong field; names the field, the value and the limit."""
     first = error.errors()[0]
     places = [str(place) for place in first["loc"] if place not in ("body", "query", "str")]
     field = ".".join(place for place in places if "[" not in place) or "body"
@@ -159,11 +159,11 @@ async def invalid(request: Request, error: RequestValidationError) -> Response:
 
 
 async def http_error(request: Request, error: HTTPException) -> Response:
-    """Words what the framework refuses: unknown addresses, broken bodies, keys."""
+    """Answers what the framework refuses: unknown addresses, broken bodies, wrong keys."""
     body = error_body(ServingError(str(error.detail)), "HTTPError", error.status_code)
     return Json(body, error.status_code, error.headers)
 
 
 async def client_left(request: Request, error: ClientDisconnect) -> Response:
-    """Answers nobody."""
+    """Ends the request of a client that has left; nobody reads this answer."""
     return Response(status_code=499)

@@ -1,4 +1,4 @@
-"""The plain endpoints: one prompt, a batch, a stream, and the same question to vLLM."""
+"""Serves the plain endpoints: one prompt, a batch, a stream, and the same prompts to vLLM."""
 
 import os
 import uuid
@@ -19,14 +19,14 @@ HINT = "Start `vllm serve <folder>` and name its address with --vllm."
 
 
 class PredictorFailed(Refusal):
-    """A server behind this one did not answer as it should."""
+    """The vLLM behind this server did not answer as it should."""
 
 
 class PlainShape:
-    """Text, token ids and the reason of the end; one id a sequence.
+    """Answers with text, token ids and finish reason.
 
     Args:
-        single: whether the answer of one prompt stands alone.
+        single: whether there is one answer, which needs no list.
     """
 
     def __init__(self, model: str, single: bool) -> None:
@@ -45,7 +45,7 @@ class PlainShape:
         }
 
     def last(self) -> None:
-        """Adds nothing."""
+        """Returns nothing."""
 
 
 @router.post("/basic_generate")
@@ -62,7 +62,7 @@ async def generate(body: GenerateBody, request: Request) -> Response:
 
 @router.post("/generate_stream")
 async def generate_stream(body: GenerateBody, request: Request) -> Response:
-    """Streams the answer to one prompt, one event a token."""
+    """Streams the answer to one prompt, one event per token."""
     return await answer(body, request, single=True, stream=True)
 
 
@@ -75,14 +75,14 @@ async def predict(model: str, body: GenerateBody, request: Request) -> Response:
 
 @router.post("/stream")
 async def stream(model: str, body: GenerateBody, request: Request) -> Response:
-    """Streams what /predict answers."""
+    """Streams the answer of /predict."""
     body.model = model
     return await answer(body, request, single=True, stream=True)
 
 
 @router.post("/generate_vllm")
 async def generate_vllm(body: GenerateBody, request: Request) -> Response:
-    """Asks vLLM what /generate answers itself, in the same words."""
+    """Asks vLLM, and answers in the form of /generate."""
     service: Service = request.app.state.service
     service.check_model(body.model)
     if not service.vllm:
@@ -106,7 +106,7 @@ async def generate_vllm(body: GenerateBody, request: Request) -> Response:
 
 
 def vllm_client(url: str) -> httpx.AsyncClient:
-    """Makes a client of vLLM; its key is in the variable that vLLM itself reads."""
+    """Makes a client of vLLM, with the key from vLLM's own variable."""
     headers = {"Authorization": f"Bearer {os.environ.get('VLLM_API_KEY', '')}"}
     return httpx.AsyncClient(base_url=url, headers=headers, timeout=600, trust_env=False)
 
@@ -117,7 +117,7 @@ async def answer(
     single: bool = False,
     stream: bool = False,
 ) -> Response:
-    """Answers by this server's own engine."""
+    """Answers with this server's own engine."""
     service: Service = request.app.state.service
     service.check_model(body.model)
     prompts = encode_all(service.engine.text, body.prompt)

@@ -1,4 +1,4 @@
-"""What Prometheus reads: numbers only, never a text or a key."""
+"""Reports numbers to Prometheus, and never a text or a key."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ PREFIX = "serving_from_scratch_"
 
 
 class EngineNumbers:
-    """Reads an engine's own counts when they are asked for."""
+    """Reads an engine's counts when Prometheus asks for them."""
 
     def __init__(self, engine: LLMEngine) -> None:
         self.engine = engine

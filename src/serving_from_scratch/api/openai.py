@@ -1,4 +1,4 @@
-"""OpenAI's endpoints: the stock client, GuideLLM and lm-eval use them unchanged."""
+"""Serves OpenAI's endpoints; OpenAI's client, GuideLLM and lm-eval use them unchanged."""
 
 import base64
 import struct
@@ -36,7 +36,7 @@ async def models(request: Request) -> Response:
 
 @router.post("/completions")
 async def completions(body: CompletionBody, request: Request) -> Response:
-    """Goes on with one or more prompts."""
+    """Continues one or more prompts."""
     service: Service = request.app.state.service
     service.check_model(body.model)
     if body.max_tokens == 0 and not body.echo:
@@ -91,15 +91,13 @@ async def embeddings(body: EmbeddingBody, request: Request) -> Response:
 
 
 class OpenAIShape:
-    """What both kinds of completions share: the frame, the usage, the end of a stream.
+    """Shares the frame and the usage of completions and chat completions.
 
     Args:
-        service: names the model.
-        body: says what was asked for.
-        prompt_tokens: of all prompts.
+        prompt_tokens: tokens of all prompts together.
     """
 
-    kind = ""  # the name of the object
+    kind = ""  # of the JSON object
     prefix = ""
 
     def __init__(self, service: Service, body: OpenAISampling, prompt_tokens: int) -> None:
@@ -109,7 +107,7 @@ class OpenAIShape:
         self.wants_logprobs = body.logprobs not in (None, False)
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
-        self.begun: set[int] = set()  # jobs of which something was sent
+        self.begun: set[int] = set()  # jobs of which a piece was sent
         self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
 
     def whole(self, answers: list[Delta]) -> dict[str, Any]:
@@ -147,7 +145,7 @@ class OpenAIShape:
 
 
 class CompletionShape(OpenAIShape):
-    """Of /v1/completions; with echo, each answer begins with its prompt."""
+    """Answers /v1/completions; with echo, each answer begins with its prompt."""
 
     kind, prefix = "text_completion", "cmpl"
 
@@ -160,7 +158,7 @@ class CompletionShape(OpenAIShape):
     ) -> None:
         super().__init__(service, body, prompt_tokens)
         self.echoed = echoed
-        self._offsets: dict[int, int] = {}  # by job: characters of the tokens so far
+        self._offsets: dict[int, int] = {}  # job -> characters so far
 
     def choice(self, delta: Delta, whole: bool) -> dict[str, Any]:
         prompt = self.echoed[delta.job] if self.echoed and delta.job not in self.begun else []
@@ -180,7 +178,7 @@ class CompletionShape(OpenAIShape):
         for token in tokens:
             offsets.append(offsets[-1] + len(token))
         self._offsets[delta.job] = offsets.pop()
-        first = [None] * len(prompt[:1])  # nothing says how likely a text's first token is
+        first = [None] * len(prompt[:1])  # the first token of a text has no probability
         return {
             "tokens": tokens,
             "token_logprobs": [*first, *(entry.logprob for entry in entries)],
@@ -190,13 +188,13 @@ class CompletionShape(OpenAIShape):
 
     def _top(self, entry: TokenLogprob) -> dict[str, float]:
         likeliest = dict(entry.top) | {entry.token: entry.logprob}
-        # Two tokens may look alike: the likelier one stays.
+        # Two tokens may have the same text: the likelier one is kept.
         by_rank = sorted(likeliest.items(), key=lambda pair: pair[1])
         return {self.text.show(token): logprob for token, logprob in by_rank}
 
 
 class ChatShape(OpenAIShape):
-    """Of /v1/chat/completions."""
+    """Answers /v1/chat/completions."""
 
     kind, prefix = "chat.completion", "chatcmpl"
 
@@ -220,7 +218,7 @@ class ChatShape(OpenAIShape):
 
 
 def check_chat(body: ChatBody) -> None:
-    """Checks what the schema cannot: fields that depend on each other, and what is not built."""
+    """Checks what the schema cannot: fields that depend on each other, and missing features."""
     if body.tools or body.tool_choice not in (None, "none"):
         raise InvalidRequest("This server has no function calls.", "tools", "Leave tools out.")
     if body.max_tokens == 0:
@@ -237,5 +235,5 @@ def encode_all(text: Text, prompt: str | Ids | list[str] | list[Ids], field="pro
 
 
 def in_base64(vector: tuple[float, ...]) -> str:
-    """Codes a vector as OpenAI's client expects it: 32-bit numbers, little-endian."""
+    """Encodes a vector as OpenAI's client expects it: 32-bit numbers, little-endian."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

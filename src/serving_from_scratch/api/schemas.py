@@ -1,4 +1,4 @@
-"""What clients may send. A field that this server does not know is refused, never ignored."""
+"""Defines what clients may send. An unknown field is refused, never ignored."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,11 +8,11 @@ from serving_from_scratch.core.request import SamplingParameters
 
 Ids = Annotated[list[int], Field(min_length=1)]
 Prompts = Annotated[list[str] | list[Ids], Field(min_length=1, max_length=256)]
-Never = Annotated[float, Field(ge=0, le=0)]  # a technique that this server lacks
+Never = Annotated[float, Field(ge=0, le=0)]  # a feature that this server lacks
 
 
 class Body(BaseModel):
-    """What all bodies share: JSON's own types, and numbers that are numbers."""
+    """The base of all bodies: strict JSON types, finite numbers, no unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -22,14 +22,14 @@ class Body(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream adds: the usage at its end, or in every chunk."""
+    """Asks for the usage at the end of a stream, or in every chunk."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
 class Sampling(Body):
-    """How to answer; the ranges are checked by `core.limits`."""
+    """How to answer; `core.limits` checks the ranges."""
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -47,7 +47,7 @@ class Sampling(Body):
         logprobs: int | None = None,
         echo: bool = False,
     ) -> SamplingParameters:
-        """Fills in defaults; each choice of one prompt has a seed of its own."""
+        """Fills in defaults; each choice of a prompt gets its own seed."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return SamplingParameters(
             max_tokens=tokens if self.max_tokens is None else self.max_tokens,
@@ -63,13 +63,13 @@ class Sampling(Body):
 
 
 class GenerateBody(Sampling):
-    """Of the plain endpoints: greedy where no temperature is given."""
+    """The body of the plain endpoints; greedy without a temperature."""
 
     prompt: str | Ids | Prompts
 
 
 class OpenAISampling(Sampling):
-    """What OpenAI's completions and chat completions share."""
+    """The common fields of completions and chat completions."""
 
     n: int = Field(1, ge=1, le=4)
     stream: bool = False
@@ -80,7 +80,7 @@ class OpenAISampling(Sampling):
 
 
 class CompletionBody(OpenAISampling):
-    """Of /v1/completions."""
+    """The body of /v1/completions."""
 
     prompt: str | Ids | Prompts
     echo: bool = False
@@ -90,7 +90,7 @@ class CompletionBody(OpenAISampling):
 
 
 class TextPart(Body):
-    """A part of a message; this model reads text only."""
+    """A part of a message; this server reads text only."""
 
     type: Literal["text"]
     text: str
@@ -106,14 +106,14 @@ class Message(BaseModel):
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
-        """Returns what a chat template takes."""
+        """Returns the message as a chat template reads it."""
         whole = isinstance(self.content, str)
         parts = self.content if whole else "".join(part.text for part in self.content)
         return {"role": self.role, "content": parts}
 
 
 class ChatBody(OpenAISampling):
-    """Of /v1/chat/completions."""
+    """The body of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=1000)
     max_completion_tokens: int | None = None
@@ -125,7 +125,7 @@ class ChatBody(OpenAISampling):
 
 
 class EmbeddingBody(Body):
-    """Of /v1/embeddings."""
+    """The body of /v1/embeddings."""
 
     input: str | Ids | Prompts
     encoding_format: Literal["float", "base64"] = "float"

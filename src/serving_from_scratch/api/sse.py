@@ -1,4 +1,4 @@
-"""From pieces of answers to a response: whole, or as server-sent events."""
+"""Makes a response from the pieces of answers: whole, or as server-sent events."""
 
 import asyncio
 import json
@@ -28,11 +28,11 @@ class Service:
     Attributes:
         engine: answers prompts.
         name: of the model.
-        key: that clients must send; "": none.
-        write_seconds: a stream ends when its client reads nothing for so long.
+        key: that clients must send; "" for none.
+        write_seconds: a stream ends if its client reads nothing for this long.
         body_bytes: the longest body.
-        body_seconds: a body must be complete after so long.
-        vllm: the address of a vLLM beside this server; "": there is none.
+        body_seconds: the longest time to receive a body.
+        vllm: the address of a vLLM beside this server; "" for none.
     """
 
     engine: LLMEngine
@@ -50,20 +50,20 @@ class Service:
 
 
 class Shape(Protocol):
-    """How an endpoint words its answers."""
+    """The form of an endpoint's answers."""
 
     def whole(self, answers: list[Delta]) -> dict[str, Any]:
-        """Words the complete answers, one a job."""
+        """Makes the response from the complete answers, one per job."""
 
     def chunk(self, delta: Delta) -> dict[str, Any] | None:
-        """Words a piece of one answer; None: it says nothing yet."""
+        """Makes a chunk from a piece of one answer; None if the piece shows nothing."""
 
     def last(self) -> dict[str, Any] | None:
-        """Words what comes after all pieces."""
+        """Makes the chunk after all pieces; None if there is none."""
 
 
 class Json(Response):
-    """A response in JSON; ASCII only, so that any text can be quoted in it."""
+    """A JSON response in ASCII, so that it can quote any text."""
 
     media_type = "application/json"
 
@@ -72,9 +72,9 @@ class Json(Response):
 
 
 class EventStream(StreamingResponse):
-    """Sends chunks as server-sent events, and [DONE] at the end of a complete answer.
+    """Sends chunks as server-sent events, and [DONE] after a complete answer.
 
-    A fault becomes an error event, and no [DONE] follows.
+    An error becomes an error event, without [DONE].
     """
 
     media_type = "text/event-stream"
@@ -113,7 +113,7 @@ class EventStream(StreamingResponse):
 
 
 def event(content: dict[str, Any] | None) -> bytes:
-    """Makes a server-sent event; nothing of nothing."""
+    """Makes a server-sent event; empty for None."""
     return b"" if content is None else f"data: {json.dumps(content)}\n\n".encode()
 
 
@@ -124,9 +124,9 @@ async def respond(
     stream: bool,
     seconds: float | None,
 ) -> Response:
-    """Answers jobs; ends them as soon as the client has left.
+    """Answers jobs; ends them as soon as the client leaves.
 
-    A stream begins with its first token: what goes wrong before is an ordinary error response.
+    A stream begins with its first token. An error before it becomes an ordinary error response.
     """
     service: Service = request.app.state.service
     deltas = service.engine.generate(jobs, stream, seconds)
@@ -137,7 +137,7 @@ async def respond(
 
 
 async def collect(deltas: AsyncIterator[Delta], jobs: int) -> list[Delta]:
-    """Puts the pieces of each answer together."""
+    """Joins the pieces of each answer."""
     pieces: list[list[Delta]] = [[] for _ in range(jobs)]
     async for delta in deltas:
         pieces[delta.job].append(delta)
@@ -156,7 +156,7 @@ async def collect(deltas: AsyncIterator[Delta], jobs: int) -> list[Delta]:
 
 
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """Waits for work; gives it up, and raises ClientDisconnect, when the client leaves."""
+    """Waits for `work`; cancels it and raises ClientDisconnect when the client leaves."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -174,7 +174,7 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
 
 
 def error_body(error: ServingError, kind: str = "", code: int | None = None) -> dict[str, Any]:
-    """Words an error as OpenAI does."""
+    """Makes an error in OpenAI's format."""
     field = getattr(error, "field", "") or None
     kind = kind or type(error).__name__
     return {"error": {"message": str(error), "type": kind, "param": field, "code": code}}

@@ -1,6 +1,6 @@
-"""Who computes next: five batching strategies behind one method.
+"""Decides who computes next: five batching strategies behind one method.
 
-A reader adds a strategy in ten lines:
+A new strategy needs one method:
 
     class ShortestFirst(Continuous):
         def plan(self, waiting, running, budget):
@@ -16,7 +16,7 @@ from serving_from_scratch.core.errors import ServingError
 from serving_from_scratch.core.request import Sequence
 
 Sequences = abc.Sequence[Sequence]
-Plan = dict[Sequence, int]  # how many tokens of each sequence the next step computes
+Plan = dict[Sequence, int]  # tokens of each sequence that the next step computes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class Budget:
 
     Attributes:
         places: how many more sequences may run.
-        tokens: how many tokens one step should compute; a single longer prompt is allowed.
-        now: seconds of the clock that `Request.arrived` uses.
+        tokens: how many tokens a step should compute; a single longer prompt is allowed.
+        now: seconds of the clock of `Request.arrived`.
     """
 
     places: int
@@ -37,9 +37,10 @@ class Budget:
 class BatchingStrategy(Protocol):
     """Plans one step.
 
-    `waiting` and `running` are in the order of arrival. A planned sequence that waits is admitted,
-    in the plan's order; one that runs and is not planned pauses. An empty plan waits.
-    `chunks` says whether prompts are split: the cache must then remember what was computed.
+    - `waiting` and `running` are in the order of arrival.
+    - A planned sequence that waits is admitted, in the plan's order.
+    - A running sequence that is not planned pauses. An empty plan waits.
+    - `chunks`: whether prompts are split; the cache must then keep what was computed.
     """
 
     chunks: bool
@@ -58,7 +59,7 @@ class OneByOne:
 
 @dataclass(frozen=True)
 class Static:
-    """Takes up to `size` requests together; nobody joins until the last of them has ended."""
+    """Starts up to `size` requests together; none joins until all have ended."""
 
     size: int
     chunks = False
@@ -69,7 +70,7 @@ class Static:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Waits for a full batch, though no request longer than `max_wait` seconds; then as static."""
+    """Waits for a full batch, but at most `max_wait` seconds; then works like `Static`."""
 
     size: int
     max_wait: float
@@ -84,7 +85,7 @@ class Dynamic:
 
 
 class Continuous:
-    """Lets requests join and leave at every step; a prompt is computed whole."""
+    """Lets requests join and leave at every step; a prompt is computed in one step."""
 
     chunks = False
 
@@ -92,7 +93,7 @@ class Continuous:
         plan = whole(running)
         room = budget.tokens - sum(plan.values())
         for joined, sequence in enumerate(waiting[: budget.places]):
-            # The first one joins at any length: it would wait for ever otherwise.
+            # The first joins at any length: otherwise a long prompt would wait forever.
             if joined and sequence.pending > room:
                 break
             plan[sequence] = sequence.pending
@@ -102,9 +103,9 @@ class Continuous:
 
 @dataclass(frozen=True)
 class ChunkedPrefill:
-    """As continuous, but a step computes at most `tokens` tokens: a long prompt is cut into chunks.
+    """Works like `Continuous`, but cuts prompts so that a step computes at most `tokens` tokens.
 
-    Sequences that decode come first, so that a long prompt delays their next token by one chunk.
+    Decoding sequences come first: a long prompt delays their next token by one chunk only.
     """
 
     tokens: int
@@ -123,7 +124,7 @@ class ChunkedPrefill:
 
 
 def whole(sequences: abc.Iterable[Sequence]) -> Plan:
-    """Plans everything that each sequence lacks for its next token."""
+    """Plans all pending tokens of each sequence."""
     return {sequence: sequence.pending for sequence in sequences}
 
 
@@ -133,7 +134,11 @@ def make_strategy(
     chunk: int = 256,
     max_wait: float = 0.05,
 ) -> BatchingStrategy:
-    """Makes a strategy by its name; raises ServingError that lists the known ones."""
+    """Makes a strategy by its name.
+
+    Raises:
+        ServingError: lists the known names.
+    """
     known = {
         "one-by-one": OneByOne(),
         "static": Static(size),

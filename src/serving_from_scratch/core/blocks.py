@@ -1,4 +1,4 @@
-"""Pages of the cache: free blocks, reference counts, and which block holds which beginning."""
+"""Manages the pages of the cache: free blocks, reference counts, and shared beginnings."""
 
 import hashlib
 from array import array
@@ -10,11 +10,8 @@ from serving_from_scratch.core.step import Copy
 class BlockManager:
     """Hands out blocks of the cache.
 
-    A block that several sequences share is free when the last of them has given it back. A free
-    block keeps its content until it is handed out again, and may be found by its digest till then.
-
-    Args:
-        count: number of blocks.
+    A shared block is free when its last sequence has given it back. A free block keeps its content,
+    and can be found by its digest, until it is handed out again.
     """
 
     def __init__(self, count: int) -> None:
@@ -28,7 +25,7 @@ class BlockManager:
         return len(self._free)
 
     def take(self) -> int:
-        """Hands out the block that was unused for the longest time; its content is forgotten."""
+        """Hands out the block that was unused for the longest time; forgets its content."""
         block = next(iter(self._free))
         del self._free[block]
         self._blocks.pop(self._digests.pop(block, b""), None)
@@ -36,7 +33,7 @@ class BlockManager:
         return block
 
     def share(self, digest: bytes) -> int | None:
-        """Hands out the block with this content, or None."""
+        """Hands out the block with this content; None if there is none."""
         block = self._blocks.get(digest)
         if block is not None:
             self._free.pop(block, None)
@@ -44,18 +41,18 @@ class BlockManager:
         return block
 
     def remember(self, block: int, digest: bytes) -> None:
-        """Lets others find a block by its content; the first block of the same content stays."""
+        """Makes a block findable by its content; of equal blocks, the first counts."""
         if digest not in self._blocks and block not in self._digests:
             self._blocks[digest], self._digests[block] = block, digest
 
     def give_back(self, block: int) -> None:
-        """Takes back one reference."""
+        """Drops one reference to a block."""
         self.references[block] -= 1
         if not self.references[block]:
             self._free[block] = None
 
     def forget(self) -> None:
-        """Finds nothing any more."""
+        """Forgets the content of all blocks."""
         self._blocks.clear()
         self._digests.clear()
 
@@ -65,9 +62,9 @@ class Pages:
 
     Args:
         count: number of blocks.
-        block_tokens: tokens a block.
+        block_tokens: tokens per block.
         prefixes: whether equal beginnings share their blocks.
-        longest: tokens of the longest sequence; None: as many as there are.
+        longest: the longest sequence in tokens; None: all blocks.
     """
 
     keeps = True
@@ -112,7 +109,7 @@ class Pages:
                 self.manager.remember(block, digest)
 
     def release(self, sequence: Sequence) -> None:
-        # Backwards: the end of a text is forgotten before its beginning, which others may share.
+        # Backwards, so that blocks of a beginning, which others may share, are reused last.
         for block in reversed(sequence.blocks):
             self.manager.give_back(block)
         sequence.blocks.clear()
@@ -125,7 +122,7 @@ class Pages:
         self.manager.forget()
 
     def _share(self, sequence: Sequence) -> None:
-        """Takes the blocks of the longest beginning that the cache holds, but not of all tokens."""
+        """Takes the blocks of the longest known beginning, except the block of the last token."""
         if not self.prefixes or sequence.request.sampling.prompt_logprobs is not None:
             return
         for digest in digests(sequence.tokens[:-1], self.block_tokens):
@@ -137,9 +134,9 @@ class Pages:
 
 
 def digests(tokens: list[int], block_tokens: int) -> list[bytes]:
-    """Names the content of each full block by all tokens up to its end.
+    """Computes a digest of each full block and all tokens before it.
 
-    SHA-256 over a chain: two beginnings of equal length and other content never meet.
+    It is a chain of SHA-256, so different beginnings never have the same digest.
     """
     found, digest = [], b""
     for start in range(0, len(tokens) - block_tokens + 1, block_tokens):

@@ -1,11 +1,11 @@
-"""Errors that say what was wrong, with which value, and what to do next."""
+"""Defines errors that say what was wrong, with which value, and what to do next."""
 
 
 class ServingError(Exception):
-    """A failure that its reader can act on.
+    """A failure that the reader can act on.
 
     Args:
-        problem: what was wrong, with the value that was wrong.
+        problem: what was wrong, with the value.
         hint: what to do next.
     """
 
@@ -16,12 +16,10 @@ class ServingError(Exception):
 
 
 class Refusal(ServingError):
-    """A request that is not taken.
+    """A request that is refused.
 
     Args:
-        problem: what was wrong, with the value that was wrong.
-        field: the field of the request, "" where no field is to blame.
-        hint: what to do next.
+        field: the wrong field of the request; "" if no field is wrong.
     """
 
     def __init__(self, problem: str, field: str = "", hint: str = "") -> None:
@@ -30,11 +28,11 @@ class Refusal(ServingError):
 
 
 class InvalidRequest(Refusal):
-    """A value that no server of this model could serve."""
+    """A request that this model cannot serve on any server."""
 
 
 class TryLater(Refusal):
-    """Not now: the sender may try again after `retry_after` seconds."""
+    """The sender may try again after `retry_after` seconds."""
 
     def __init__(self, problem: str, retry_after: float) -> None:
         super().__init__(problem, hint=f"Try again in {retry_after:g} seconds.")
@@ -42,12 +40,12 @@ class TryLater(Refusal):
 
 
 class QueueFull(TryLater):
-    """Too many requests wait."""
+    """Too many requests are waiting."""
 
 
 class Unavailable(TryLater):
-    """Nothing is computed now: the worker is starting or down, or the server ends."""
+    """The worker is starting or down, or the server is ending."""
 
 
 class DeadlinePassed(Refusal):
-    """The request's deadline passed before its answer was complete."""
+    """The deadline passed before the answer was complete."""

@@ -1,4 +1,4 @@
-"""What a server accepts. A refusal names the field, the value and the limit."""
+"""Checks what a server accepts. A refusal names the field, the value and the limit."""
 
 import math
 from dataclasses import dataclass
@@ -12,12 +12,11 @@ class Limits:
     """The limits of a server.
 
     Attributes:
-        vocabulary: token ids are below it.
-        max_length: the longest prompt and answer together, in tokens: what the model was made
-            for and what the cache can hold of one request.
+        vocabulary: number of token ids.
+        max_length: the longest prompt and answer together, in tokens; limited by model and cache.
         max_waiting: how many requests may wait.
         retry_after: seconds after which a refused sender may try again.
-        max_stops: how many stop texts one request may name.
+        max_stops: how many stop texts a request may have.
         max_logprobs: how many of the likeliest tokens are reported at most.
     """
 

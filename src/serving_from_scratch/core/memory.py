@@ -1,4 +1,4 @@
-"""Who holds which part of the cache. The tensors themselves belong to the model."""
+"""Gives sequences their places in the cache. The tensors belong to the model."""
 
 from typing import Protocol
 
@@ -10,9 +10,9 @@ class Memory(Protocol):
     """Gives sequences their places in the cache.
 
     Attributes:
-        capacity: the longest sequence it can hold, in tokens.
-        keeps: whether computed tokens need not be computed again.
-        free_tokens: how many tokens it could still hold.
+        capacity: the longest sequence, in tokens.
+        keeps: whether computed tokens are kept.
+        free_tokens: how many more tokens fit.
     """
 
     capacity: int
@@ -22,29 +22,29 @@ class Memory(Protocol):
     def free_tokens(self) -> int: ...
 
     def admit(self, sequence: Sequence, tokens: int) -> bool:
-        """Gives a waiting sequence a place with room for its next tokens, or says there is none.
+        """Gives a waiting sequence a place with room for its next tokens; False if there is none.
 
-        What the cache holds of the sequence already counts as computed from now on.
+        Tokens of the sequence that the cache already holds count as computed.
         """
 
     def grow(self, sequence: Sequence, tokens: int) -> bool:
-        """Makes room for the next tokens of a running sequence, or says there is none."""
+        """Makes room for the next tokens of a running sequence; False if there is none."""
 
     def advance(self, sequence: Sequence, computed: int) -> None:
-        """Notes that the first `computed` tokens are in the cache."""
+        """Records that the first `computed` tokens are in the cache."""
 
     def release(self, sequence: Sequence) -> None:
         """Takes the place back."""
 
     def take_copies(self) -> tuple[Copy, ...]:
-        """Returns what the next step must copy first; each copy once."""
+        """Returns the copies that the next step must make first; each is returned once."""
 
     def forget(self) -> None:
-        """Trusts nothing that the cache holds: its process was restarted."""
+        """Forgets the content of the cache, because its process was restarted."""
 
 
 class NoMemory:
-    """Remembers nothing: every step computes whole texts."""
+    """Keeps nothing: every step computes whole texts."""
 
     keeps = False
 
@@ -76,23 +76,23 @@ class NoMemory:
         return ()
 
     def forget(self) -> None:
-        """Holds nothing that could be wrong."""
+        """Has nothing to forget."""
 
 
 class PrefixStore:
-    """Knows which tokens each slot holds, also after its sequence has ended."""
+    """Knows which tokens each slot holds, even after its sequence has ended."""
 
     def __init__(self) -> None:
         self._held: dict[int, tuple[list[int], int]] = {}
 
     def note(self, slot: int, tokens: list[int], computed: int) -> None:
-        """Notes that a slot holds the first `computed` of these tokens."""
+        """Records that a slot holds the first `computed` of these tokens."""
         self._held[slot] = (tokens, computed)
 
     def longest(self, tokens: list[int]) -> tuple[int | None, int]:
-        """Finds the slot that holds the longest beginning of a text, and its length in tokens.
+        """Finds the slot with the longest common beginning, and the beginning's length in tokens.
 
-        The text's last token never counts: it must be computed to find the next one.
+        The text's last token never counts: it must be computed to find the next token.
         """
         best: tuple[int | None, int] = (None, 0)
         for slot, (held, computed) in self._held.items():
@@ -106,13 +106,13 @@ class PrefixStore:
 
 
 class Slots:
-    """Gives every sequence one contiguous slot, as long as the longest sequence.
+    """Gives every sequence one contiguous slot for the longest possible sequence.
 
     Args:
-        places: how many slots.
-        capacity: tokens a slot.
-        prefixes: copies what another slot holds of the same beginning instead of computing it.
-        shortest: prefixes below this number of tokens are not worth a copy.
+        places: number of slots.
+        capacity: tokens per slot.
+        prefixes: whether to copy equal beginnings from other slots instead of computing them.
+        shortest: the shortest beginning that is worth a copy, in tokens.
     """
 
     keeps = True
@@ -138,7 +138,7 @@ class Slots:
         if not self._free:
             return False
         source, length = self._prefix(sequence)
-        if source in self._free:  # goes on in the slot of a sequence that has ended
+        if source in self._free:  # reuses the slot of an ended sequence
             self._free.remove(source)
             sequence.slot = source
         else:

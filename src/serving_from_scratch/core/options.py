@@ -1,4 +1,4 @@
-"""How a model is loaded, and what the loaded model says of itself. Plain values only."""
+"""Defines the options for loading a model, and the facts of the loaded model, as plain values."""
 
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ class ModelOptions:
         cache: "slots", "paged" or "none".
         attention: "sdpa", "eager", "tiled" or "paged".
         places: how many sequences may run at once.
-        length: the longest sequence in tokens: prompt and answer.
-        blocks: how many pages the paged cache has; 0: enough for every place at full length.
-        block_tokens: tokens a page.
-        threads: of torch; 0 leaves torch's own number.
+        length: the longest prompt and answer together, in tokens.
+        blocks: pages of the paged cache; 0: enough for every place at full length.
+        block_tokens: tokens per page.
+        threads: of torch; 0: torch's own number.
     """
 
     folder: str
@@ -35,7 +35,7 @@ class ModelOptions:
 
     @property
     def pages(self) -> int:
-        """How many pages the paged cache has."""
+        """Number of pages of the paged cache."""
         return self.blocks or self.places * -(-self.length // self.block_tokens)
 
     def memory(self, prefixes: bool = False) -> Memory:
@@ -54,15 +54,15 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What the loaded model says of itself.
+    """Facts of the loaded model.
 
     Attributes:
         vocabulary: number of token ids.
-        max_length: the longest sequence that the model was made for, in tokens.
+        max_length: the longest sequence that the model supports, in tokens.
         eos: the end-of-sequence tokens.
-        hidden: the width of a hidden state.
+        hidden: width of a hidden state.
         parameters: number of weights.
-        kv_bytes: bytes of keys and values a token.
+        kv_bytes: bytes of keys and values per token.
     """
 
     vocabulary: int

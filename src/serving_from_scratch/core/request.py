@@ -1,4 +1,4 @@
-"""What a client asks for (`Request`) and how far its answer has come (`Sequence`)."""
+"""Defines what a client asks for (`Request`) and the state of its answer (`Sequence`)."""
 
 import secrets
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # max_tokens
     ABORT = "abort"  # the client left
     DEADLINE = "deadline"
-    ERROR = "error"  # the model could not go on with it
+    ERROR = "error"  # the server could not complete it
 
 
 class Status(StrEnum):
-    """Where a sequence is."""
+    """The state of a sequence."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -28,14 +28,14 @@ class SamplingParameters:
     """How the next token is chosen, and when to stop.
 
     Attributes:
-        max_tokens: the longest answer, in tokens. 0 computes the prompt only.
+        max_tokens: the longest answer, in tokens; 0 computes the prompt only.
         temperature: 0 takes the likeliest token.
-        top_k: draws from the k likeliest tokens; 0 from all.
+        top_k: draws from the k likeliest tokens; 0: from all.
         top_p: draws from the likeliest tokens that together reach this probability.
-        seed: the same seed gives the same text, whatever else the server computes. None: any.
+        seed: the same seed gives the same text, whatever else the server computes; None: any.
         stop: texts that end the answer.
-        ignore_eos: goes on after an end-of-sequence token, until max_tokens.
-        logprobs: how many of the likeliest tokens to report for each new token. None: nothing.
+        ignore_eos: continues after an end-of-sequence token, until max_tokens.
+        logprobs: how many of the likeliest tokens to report per new token; None: no report.
         prompt_logprobs: the same for the tokens of the prompt.
     """
 
@@ -55,15 +55,15 @@ GREEDY = SamplingParameters()
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt and what is wanted of it.
+    """One prompt, and how to answer it.
 
     Attributes:
         id: unique among the requests that a server holds.
         prompt: token ids.
         sampling: how to answer.
         arrived: seconds of the caller's monotonic clock.
-        deadline: seconds of the same clock after which nobody waits for the answer. None: never.
-        embed: wants the prompt's last hidden state instead of an answer.
+        deadline: seconds of the same clock after which the answer is not needed; None: never.
+        embed: whether to return the prompt's last hidden state instead of an answer.
     """
 
     id: str
@@ -76,7 +76,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The natural logarithm of a token's probability, and the likeliest tokens beside it."""
+    """The natural logarithm of a token's probability, and the likeliest tokens at its position."""
 
     token: int
     logprob: float
@@ -85,17 +85,17 @@ class TokenLogprob:
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """A request on its way: waiting -> running -> finished; preempted, it waits again.
+    """A request in progress: waiting -> running -> finished; when preempted, it waits again.
 
     Attributes:
-        tokens: the prompt and what was generated after it.
-        computed: how many of the tokens have their keys and values in the cache.
+        tokens: the prompt and the generated tokens.
+        computed: how many tokens have their keys and values in the cache.
         slot: its place in the cache while it runs.
-        blocks: its pages, in order, where the cache has pages.
-        seed: of its own random numbers.
-        logprobs: one entry a generated token, where they were asked for.
-        prompt_logprobs: one entry a token of the prompt except the first.
-        embedding: the last hidden state of the prompt, where it was asked for.
+        blocks: its pages, in order, if the cache has pages.
+        seed: of its random numbers.
+        logprobs: one entry per generated token, if requested.
+        prompt_logprobs: one entry per prompt token except the first, if requested.
+        embedding: the last hidden state of the prompt, if requested.
         preemptions: how often it lost its place in the cache.
     """
 
@@ -119,7 +119,7 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """How many tokens must be computed before the next one can be chosen: decoding, 1."""
+        """How many tokens to compute before the next can be chosen; 1 in decoding."""
         return len(self.tokens) - self.computed
 
     @property
@@ -132,5 +132,5 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        """Whether its prompt is computed: the next step gives a token."""
+        """Whether its prompt is computed and it has generated a token."""
         return len(self.tokens) > len(self.request.prompt)

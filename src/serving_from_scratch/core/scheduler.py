@@ -1,4 +1,4 @@
-"""Which request runs, waits, loses its place, or has ended."""
+"""Decides which request runs, waits, loses its place, or has ended."""
 
 from collections.abc import Collection
 
@@ -21,15 +21,15 @@ class Scheduler:
             for sequence in scheduler.update(step, executor.step(step)):
                 ...  # has a new token, or has ended
 
-    One thread uses it. `finish` may be called between a step and its update.
+    Only one thread may use it. `finish` may be called between a step and its update.
 
     Args:
         strategy: decides who computes next.
         memory: gives places in the cache.
         places: how many sequences may run at once.
-        step_tokens: how many tokens one step should compute.
+        step_tokens: how many tokens a step should compute.
         eos: the end-of-sequence tokens.
-        proposer: guesses tokens of sequences that decode.
+        proposer: guesses tokens of decoding sequences.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Scheduler:
         self.running: list[Sequence] = []
 
     def submit(self, request: Request) -> Sequence:
-        """Puts a request into the queue; raises InvalidRequest where the cache cannot hold it."""
+        """Queues a request; raises InvalidRequest if the cache cannot hold it."""
         total = len(request.prompt) + request.sampling.max_tokens
         if total > self.memory.capacity:
             raise InvalidRequest(
@@ -69,12 +69,12 @@ class Scheduler:
         return sequence
 
     def schedule(self, now: float = 0.0) -> Step | None:
-        """Plans the next step; None where nothing runs or the strategy prefers to wait."""
+        """Plans the next step; None if nothing runs or the strategy prefers to wait."""
         budget = Budget(self.places - len(self.running), self.step_tokens, now)
         plan = self.strategy.plan(tuple(self.waiting), tuple(self.running), budget)
         joining = [sequence for sequence in plan if sequence.status is Status.WAITING]
         chosen = self._grow_running(plan)
-        if chosen.keys() | joining == plan.keys():  # who just lost a place is not overtaken
+        if chosen.keys() | joining == plan.keys():  # nobody overtakes a preempted sequence
             self._admit_waiting(plan, joining, chosen)
         chunks = tuple(self._chunk(*pair) for pair in chosen.items())
         return Step(chunks, self.memory.take_copies()) if chunks else None
@@ -84,13 +84,13 @@ class Scheduler:
         running = {sequence.request.id: sequence for sequence in self.running}
         changed = []
         for chunk, outcome in zip(step.chunks, result.outcomes, strict=True):
-            sequence = running.get(chunk.request)  # None: it ended during the step
+            sequence = running.get(chunk.request)  # None if it ended during the step
             if sequence is not None and self._take(sequence, chunk, outcome):
                 changed.append(sequence)
         return changed
 
     def finish(self, request_id: str, reason: FinishReason) -> Sequence | None:
-        """Ends a request at once: its client left, or its text has met a stop text."""
+        """Ends a request at once: its client left, or its text contains a stop text."""
         for sequence in (*self.running, *self.waiting):
             if sequence.request.id == request_id:
                 self._end(sequence, reason)
@@ -109,13 +109,13 @@ class Scheduler:
         return late
 
     def restart(self) -> None:
-        """Lets every running request compute again from its first token: the cache was lost."""
+        """Preempts all running requests, because the cache was lost."""
         while self.running:
             self._preempt(self.running[-1])
         self.memory.forget()
 
     def _grow_running(self, plan: Plan) -> Plan:
-        """Makes room for the planned tokens of running sequences; the youngest give up theirs."""
+        """Makes room for running sequences; if there is none, preempts the youngest."""
         chosen: Plan = {}
         for sequence, tokens in plan.items():
             while sequence.status is Status.RUNNING:
@@ -127,7 +127,7 @@ class Scheduler:
         return chosen
 
     def _admit_waiting(self, plan: Plan, joining: list[Sequence], chosen: Plan) -> None:
-        """Admits waiting sequences in the plan's order until the first that finds no place."""
+        """Admits waiting sequences in the plan's order, until there is no place for one."""
         for sequence in joining:
             if not self.memory.admit(sequence, plan[sequence]):
                 break
@@ -137,7 +137,7 @@ class Scheduler:
             chosen[sequence] = min(plan[sequence], sequence.pending)
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Takes a sequence's place; it waits in front of all others and computes again."""
+        """Takes a sequence's place; the sequence then waits in front and computes again."""
         self.running.remove(sequence)
         self.memory.release(sequence)
         if not sequence.decoding:
@@ -152,7 +152,7 @@ class Scheduler:
         whole = end == len(sequence.tokens)
         guesses = self._guess(sequence) if whole and sequence.decoding else ()
         wanted = request.sampling.prompt_logprobs is not None
-        missing = len(sequence.prompt_logprobs) <= start  # not known from before a preemption
+        missing = len(sequence.prompt_logprobs) <= start  # else known from before a preemption
         return Chunk(
             request=request.id,
             slot=sequence.slot,
@@ -168,15 +168,15 @@ class Scheduler:
         )
 
     def _guess(self, sequence: Sequence) -> tuple[int, ...]:
-        """Guesses tokens, as many as the answer may still have and the cache has room for."""
+        """Guesses tokens, at most as many as the answer may have and the cache has room for."""
         left = sequence.request.sampling.max_tokens - len(sequence.generated) - 1
         guesses = tuple(self.proposer.propose(sequence.tokens))[: max(0, left)]
         return guesses if self.memory.grow(sequence, sequence.pending + len(guesses)) else ()
 
     def _take(self, sequence: Sequence, chunk: Chunk, outcome: Outcome) -> bool:
-        """Adds an outcome to its sequence; says whether the sequence has news for its client."""
+        """Adds an outcome to its sequence; returns whether the client gets anything new."""
         sequence.prompt_logprobs.extend(outcome.prompt_logprobs)
-        if chunk.end < len(sequence.tokens):  # in the middle of its prompt
+        if chunk.end < len(sequence.tokens):  # inside its prompt
             self.memory.advance(sequence, chunk.end)
             return False
         sequence.logprobs.extend(outcome.logprobs)

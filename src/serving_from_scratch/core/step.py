@@ -1,4 +1,4 @@
-"""One step of computation: what goes to the model and what comes back. Plain values only."""
+"""Defines the input and the result of one step of computation, as plain values."""
 
 from dataclasses import dataclass
 
@@ -7,20 +7,20 @@ from serving_from_scratch.core.request import GREEDY, SamplingParameters, TokenL
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens of one sequence that one step computes: a prompt, a part of it, or one new token.
+    """Tokens of one sequence for one step: a prompt, a part of it, or one new token.
 
     Attributes:
         request: the id of the request.
         slot: the sequence's place in the cache.
         start: the position of the first token.
         tokens: token ids at the positions start, start + 1, ...
-        sample: whether the token after the last one is wanted.
+        sample: whether to choose the next token.
         sampling: how to choose it.
-        seed: of the request's own random numbers.
-        targets: the tokens that follow each of `tokens`, where their log probabilities are wanted.
-        blocks: the sequence's pages, where the cache has pages.
+        seed: of the request's random numbers.
+        targets: the tokens that follow each of `tokens`, if their log probabilities are wanted.
+        blocks: the sequence's pages, if the cache has pages.
         embed: whether the hidden state of the last token is wanted.
-        guesses: how many of the last tokens are guesses; they are checked one after the other.
+        guesses: how many of the last tokens are guesses, to be checked in order.
     """
 
     request: str
@@ -52,26 +52,26 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward pass over chunks of several sequences; the copies come first, in order."""
+    """One forward pass over chunks of several sequences; its copies are made first, in order."""
 
     chunks: tuple[Chunk, ...]
     copies: tuple[Copy, ...] = ()
 
     @property
     def tokens(self) -> int:
-        """The length of the row that the model computes."""
+        """The number of tokens in the row that the model computes."""
         return sum(len(chunk.tokens) for chunk in self.chunks)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step found for one chunk.
+    """The result of a step for one chunk.
 
     Attributes:
-        tokens: the new tokens: none in mid-prompt, one, or more where guesses were right.
-        logprobs: one entry a new token, where they were asked for.
-        prompt_logprobs: one entry a target.
-        embedding: the hidden state of the last token, of length one.
+        tokens: new tokens: none inside a prompt, one, or more if guesses were right.
+        logprobs: one entry per new token, if requested.
+        prompt_logprobs: one entry per target.
+        embedding: the hidden state of the last token, scaled to length one.
     """
 
     tokens: tuple[int, ...] = ()
@@ -82,7 +82,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One outcome a chunk, in the order of the step, and the seconds that the step took."""
+    """One outcome per chunk, in the order of the step, and the step's seconds."""
 
     outcomes: tuple[Outcome, ...]
     seconds: float

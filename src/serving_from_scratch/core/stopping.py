@@ -1,4 +1,4 @@
-"""When an answer ends: end-of-sequence, max_tokens, and stop texts across token borders."""
+"""Decides when an answer ends: end-of-sequence, max_tokens, or a stop text."""
 
 from collections.abc import Collection
 
@@ -6,7 +6,7 @@ from serving_from_scratch.core.request import FinishReason, Sequence
 
 
 def finish_reason(sequence: Sequence, eos: Collection[int]) -> FinishReason | None:
-    """Says why a sequence ends after its newest token, or None where it goes on."""
+    """Says why a sequence ends after its newest token; None if it continues."""
     sampling = sequence.request.sampling
     generated = len(sequence.tokens) - len(sequence.request.prompt)
     if generated and sequence.tokens[-1] in eos and not sampling.ignore_eos:
@@ -17,16 +17,16 @@ def finish_reason(sequence: Sequence, eos: Collection[int]) -> FinishReason | No
 class StopTexts:
     """Cuts a growing text before the first of its stop texts.
 
-    Text that may be the beginning of a stop text is held back until that is decided:
+    It holds back text that may be the beginning of a stop text:
 
         stops = StopTexts(("\\n\\n",))
-        stops.feed("one\\n")   # "one": the line break may be half of the stop text
-        stops.feed("two")     # "\\ntwo": it was not
+        stops.feed("one\\n")   # "one": the line break may begin the stop text
+        stops.feed("two")     # "\\ntwo": it did not
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops = stops
-        self.stopped: str | None = None  # the stop text that was met
+        self.stopped: str | None = None  # the stop text that was found
         self._held = ""
 
     def feed(self, text: str) -> str:
@@ -44,7 +44,7 @@ class StopTexts:
         return text[: len(text) - held]
 
     def end(self) -> str:
-        """Returns what was held back: the answer has ended in another way."""
+        """Returns the held text, because the answer has ended without a stop text."""
         held, self._held = self._held, ""
         return held
 

@@ -1,4 +1,4 @@
-"""Where a step is computed: `Executor` is the interface, `InProcess` the simplest one."""
+"""Runs steps: `Executor` is the interface, `InProcess` and `WorkerProcess` implement it."""
 
 import contextlib
 import os
@@ -19,11 +19,11 @@ MODULE = "serving_from_scratch.engine.worker"
 
 
 class WorkerDied(ServingError):
-    """What computed the steps is gone; its cache is lost."""
+    """The process that computes the steps has ended; its cache is lost."""
 
 
 class Runner(Protocol):
-    """Computes steps: `serving_from_scratch.model.runner.ModelRunner`."""
+    """Computes steps; see `serving_from_scratch.model.runner.ModelRunner`."""
 
     facts: ModelFacts
 
@@ -31,7 +31,7 @@ class Runner(Protocol):
 
 
 class Executor(Protocol):
-    """Computes one step after the other, somewhere.
+    """Computes one step after the other.
 
     `step` and `ready` raise WorkerDied; after it, only `restart` and `close` are allowed.
     """
@@ -41,16 +41,16 @@ class Executor(Protocol):
     def step(self, step: Step) -> StepResult: ...
 
     def ready(self, seconds: float) -> bool:
-        """Waits for the model at most so long; says whether it can compute."""
+        """Waits at most `seconds` for the model; returns whether it can compute."""
 
     def restart(self) -> None:
-        """Begins again with an empty cache; does not wait until that is ready."""
+        """Starts again with an empty cache; does not wait for the model."""
 
     def close(self) -> None: ...
 
 
 class InProcess:
-    """Computes steps in the caller's own process: for notebooks and tests."""
+    """Computes steps in the caller's process, for notebooks and tests."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -65,10 +65,10 @@ class InProcess:
         return True
 
     def restart(self) -> None:
-        """Has nothing to begin again."""
+        """Has nothing to restart."""
 
     def close(self) -> None:
-        """Has nothing to end."""
+        """Has nothing to close."""
 
 
 class WorkerProcess:
@@ -76,8 +76,8 @@ class WorkerProcess:
 
     Args:
         options: of the model.
-        step_seconds: a worker that is silent for longer during a step is ended.
-        start_seconds: the same for loading the model.
+        step_seconds: a worker that is silent for longer during a step is killed.
+        start_seconds: the same while it loads the model.
     """
 
     facts: ModelFacts
@@ -103,7 +103,7 @@ class WorkerProcess:
 
     def ready(self, seconds: float) -> bool:
         if self._loaded:
-            # Between steps it says nothing: whatever can be read then is its end.
+            # The worker says nothing between steps: anything to read means that it has ended.
             if self._pipe.poll(seconds):
                 self._receive()
             return True
@@ -119,7 +119,7 @@ class WorkerProcess:
         self._start()
 
     def close(self) -> None:
-        """Ends the process and waits until it is gone."""
+        """Kills the process and waits until it has ended."""
         self._pipe.close()
         self._process.kill()
         self._process.wait()
@@ -136,7 +136,7 @@ class WorkerProcess:
                 env=variables,
                 pass_fds=[theirs.fileno()],
             )
-        # A blocking read or write ends after step_seconds, also in the middle of a message.
+        # Reads and writes time out after step_seconds, even in the middle of a message.
         limit = struct.pack("ll", int(self.step_seconds), int(self.step_seconds % 1 * 1e6))
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, option, limit)
@@ -168,14 +168,14 @@ class WorkerProcess:
         return f"A step was not computed within {self.step_seconds:g} seconds."
 
     def _last_words(self) -> str:
-        """What a worker that takes no more messages has said before."""
+        """Reads what the worker said before it stopped taking messages."""
         try:
             return str(self._pipe.recv())
         except (EOFError, OSError):
             return ""
 
     def _died(self, problem: str, hint: str = "") -> WorkerDied:
-        """Ends what is left of the worker, and says how it ended."""
+        """Kills what remains of the worker, and says how it ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0 if problem else 1)
         self._process.kill()

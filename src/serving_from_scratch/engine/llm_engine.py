@@ -1,4 +1,4 @@
-"""The engine as the API sees it: prompts in, pieces of text out; the event loop never waits."""
+"""Answers the API's prompts with pieces of text, without blocking the event loop."""
 
 import asyncio
 import contextlib
@@ -30,12 +30,12 @@ class EngineOptions:
 
     Attributes:
         model: how the model is loaded.
-        strategy: who computes next.
+        strategy: decides who computes next.
         prefixes: whether equal beginnings of texts are computed once.
-        step_tokens: how many tokens one step should compute.
-        step_seconds: a worker that is silent for longer is ended.
+        step_tokens: how many tokens a step should compute.
+        step_seconds: a worker that is silent for longer is killed.
         max_waiting: how many requests may wait.
-        request_seconds: the longest time that a request may take.
+        request_seconds: the longest time of a request.
     """
 
     model: ModelOptions
@@ -49,7 +49,7 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One answer that is wanted: a prompt and how to go on; `embed` wants its embedding instead."""
+    """One wanted answer: a prompt and how to continue it; with `embed`, its embedding instead."""
 
     prompt: list[int]
     sampling: SamplingParameters
@@ -61,8 +61,8 @@ class Delta:
     """A piece of one answer.
 
     Attributes:
-        job: the place of its job.
-        text: what is new; may be empty while a character or a stop text is not decided.
+        job: the number of its job.
+        text: the new text; may be empty until a character or a stop text is complete.
         tokens: the new token ids.
         finish_reason: in the last piece: "stop" or "length".
     """
@@ -83,8 +83,7 @@ class LLMEngine:
             print(delta.text, end="")
 
     Args:
-        options: how it runs.
-        executor: computes the steps; none: a worker process.
+        executor: computes the steps; None: a worker process.
 
     Raises:
         ServingError: the model cannot be loaded.
@@ -114,15 +113,15 @@ class LLMEngine:
     async def generate(
         self, jobs: list[Job], stream: bool = False, seconds: float | None = None
     ) -> AsyncIterator[Delta]:
-        """Answers all jobs side by side; closing the iterator ends what still runs.
+        """Answers all jobs side by side; closing the iterator ends the jobs that still run.
 
         Args:
-            jobs: what is wanted.
+            jobs: the wanted answers.
             stream: whether the caller shows every piece at once.
-            seconds: after which the caller gives up.
+            seconds: the caller's time limit.
 
         Raises:
-            Refusal: the jobs are not taken, or cannot be completed.
+            Refusal: the jobs are refused or cannot be completed.
         """
         news: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
         tickets = [self._ticket(*pair, news, stream, seconds) for pair in enumerate(jobs)]
@@ -134,7 +133,7 @@ class LLMEngine:
                 place, item = await news.get()
                 if item.error:
                     raise item.error
-                if place not in running:  # a step was under way when its stop text was met
+                if place not in running:  # its stop text was found during a step
                     continue
                 delta = writers[place].write(place, item)
                 if delta.finish_reason:
@@ -146,15 +145,15 @@ class LLMEngine:
                 self.abort(ticket.request.id)
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> None:
-        """Ends a request; nothing happens where it has ended."""
+        """Ends a request; does nothing if it has ended."""
         self.workload.finish(request_id, reason)
 
     def health(self) -> str:
-        """Says why no request would be served now; "": they are."""
+        """Says why no request is served now; "" if requests are served."""
         return self.workload.unavailable or ("The server ends." if self.workload.draining else "")
 
     def close(self, drain_seconds: float = 0.0) -> None:
-        """Lets running requests end for so long, then ends the worker. Blocks."""
+        """Waits at most `drain_seconds` for running requests, then ends the worker; blocks."""
         self.workload.close(drain_seconds)
 
     def _ticket(
@@ -196,11 +195,11 @@ class Writer:
 
 
 def into(news: asyncio.Queue, place: int) -> Callable[[News], None]:
-    """Makes a function that other threads call to put news into a queue of this event loop."""
+    """Makes a function with which other threads put news into a queue of this event loop."""
     loop = asyncio.get_running_loop()
 
     def deliver(item: News) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and its clients with it
+        with contextlib.suppress(RuntimeError):  # the event loop has ended, so no client waits
             loop.call_soon_threadsafe(news.put_nowait, (place, item))
 
     return deliver

@@ -1,4 +1,4 @@
-"""What crosses the pipe to a worker process: the core's plain values, under one name."""
+"""Names what crosses the pipe to a worker process: plain values of the core."""
 
 from serving_from_scratch.core.options import ModelFacts, ModelOptions
 from serving_from_scratch.core.step import Chunk, Copy, Outcome, Step, StepResult

@@ -1,4 +1,4 @@
-"""Serves requests at their times of arrival, in the caller's thread, and keeps a record."""
+"""Serves requests at their arrival times, in the caller's thread, and records every step."""
 
 import itertools
 import statistics
@@ -13,7 +13,7 @@ from serving_from_scratch.engine.executor import Executor
 
 @dataclass(frozen=True)
 class Moment:
-    """One step, and the seconds from the start at which it began and ended."""
+    """One step; it began and ended at these seconds from the start."""
 
     step: Step
     started: float
@@ -22,12 +22,12 @@ class Moment:
 
 @dataclass
 class Timeline:
-    """Who computed when. All times are seconds from the start.
+    """When each request computed. All times are seconds from the start.
 
     Attributes:
         moments: the steps in order.
-        sequences: what was served, by the request's id.
-        tokens: when each token of a request was there, by the request's id.
+        sequences: the sequences, by the request's id.
+        tokens: when each token was ready, by the request's id.
     """
 
     moments: list[Moment] = field(default_factory=list)
@@ -43,21 +43,21 @@ class Timeline:
         return sum(map(len, self.tokens.values())) / self.moments[-1].ended
 
     def ttft(self) -> list[float]:
-        """Seconds from each request's arrival to its first token."""
+        """Returns the seconds from each request's arrival to its first token."""
         return [self.tokens[id][0] - s.request.arrived for id, s in self.sequences.items()]
 
     def gaps(self) -> list[float]:
-        """Seconds between two tokens of the same answer: what a reader of a stream waits."""
+        """Returns the seconds between each two tokens of the same answer."""
         pairs = itertools.chain.from_iterable(map(itertools.pairwise, self.tokens.values()))
         return [later - earlier for earlier, later in pairs]
 
     def row_length(self) -> float:
-        """The mean number of tokens a step."""
+        """Computes the mean number of tokens per step."""
         return statistics.fmean(moment.step.tokens for moment in self.moments)
 
 
 def replay(scheduler: Scheduler, executor: Executor, requests: list[Request]) -> Timeline:
-    """Serves requests; `arrived` counts from the start. Returns when the last one has ended."""
+    """Serves all requests; `Request.arrived` counts from the start."""
     timeline, start = Timeline(), time.perf_counter()
     coming = sorted(requests, key=lambda request: request.arrived)
     while coming or scheduler.waiting or scheduler.running:
@@ -72,6 +72,6 @@ def replay(scheduler: Scheduler, executor: Executor, requests: list[Request]) ->
             timeline.moments.append(Moment(step, now, ended))
             for sequence in scheduler.update(step, result):
                 timeline.tokens[sequence.request.id].append(ended)
-        else:  # nobody has come, or the strategy waits for more
+        else:  # no request has arrived, or the strategy waits for more
             time.sleep(0.001)
     return timeline

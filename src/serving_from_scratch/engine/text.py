@@ -1,6 +1,6 @@
-"""From text to tokens and back: no special token comes in through a user's text.
+"""Converts text to tokens and back; a user's text cannot contain special tokens.
 
-Uses `tokenizers` and jinja2's sandbox; transformers would import torch.
+Uses `tokenizers` and jinja2's sandbox, because transformers would import torch.
 """
 
 import json
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from serving_from_scratch.core.errors import InvalidRequest, ServingError
 
-HALF = "\ufffd"  # what half a character decodes to
+HALF = "\ufffd"  # half a character decodes to this
 
 
 class Text:
@@ -28,7 +28,7 @@ class Text:
 
     def __init__(self, folder: Path, length: int) -> None:
         self.tokenizer = read_tokenizer(folder)
-        # "<|im_end|>" in a text becomes ordinary tokens; `chat` adds the template's own by hand.
+        # "<|im_end|>" in a text becomes ordinary tokens; `chat` encodes the template's separately.
         self.tokenizer.encode_special_tokens = True
         added = self.tokenizer.get_added_tokens_decoder()
         self._special = {t.content: id for id, t in added.items() if t.special and t.content[1:]}
@@ -38,7 +38,7 @@ class Text:
         self._template, self._variables = read_template(folder)
 
     def encode(self, text: str, field: str = "prompt", begin: bool = True) -> list[int]:
-        """Turns text into token ids; `begin` adds what the tokenizer puts before a text."""
+        """Turns text into token ids; `begin` adds the tokenizer's tokens for the beginning."""
         if len(text) > self._longest:
             problem = f"{field} has {len(text)} characters; the limit is {self._longest}."
             raise InvalidRequest(problem, field)
@@ -47,10 +47,10 @@ class Text:
         return self.tokenizer.encode(text, add_special_tokens=begin).ids
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Renders messages by the model's template, and turns them into token ids.
+        """Renders messages with the model's template, and turns them into token ids.
 
-        A special token in a message is split by a mark before it is rendered. Those that are whole
-        afterwards are the template's.
+        Before rendering, a mark splits each special token in the messages. So the special tokens
+        that are whole in the result are the template's.
         """
         if self._template is None:
             raise InvalidRequest("This model has no chat template.", "messages")
@@ -79,19 +79,15 @@ class Text:
 
 
 class Detokenizer:
-    """Turns tokens into text as they come; holds back half characters.
-
-    Args:
-        tokenizer: of the model.
-    """
+    """Turns tokens into text one by one; holds back half characters."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._start = self._read = 0  # a token may look different without the one before it
+        self._start = self._read = 0  # a token's text may depend on the token before it
 
     def feed(self, token: int) -> str:
-        """Takes the next token, and returns the text that is now certain."""
+        """Takes the next token and returns the text that is now certain."""
         self._ids.append(token)
         text = self._new()
         if not text or text.endswith(HALF):
@@ -100,7 +96,7 @@ class Detokenizer:
         return text
 
     def end(self) -> str:
-        """Returns what was held back."""
+        """Returns the held text."""
         return self._new()
 
     def _new(self) -> str:
@@ -109,10 +105,10 @@ class Detokenizer:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """Reads tokenizer.json; raises ServingError where there is none."""
+    """Reads tokenizer.json; raises ServingError if it cannot be read."""
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing more exact
+    except Exception as error:  # the library raises only Exception
         problem = f"{folder / 'tokenizer.json'} cannot be read: {error}."
         raise ServingError(problem, "Name the folder of a checkpoint.") from error
     tokenizer.no_truncation()
@@ -121,7 +117,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def read_template(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """Reads the chat template and its variables; None where the model has none."""
+    """Reads the chat template and its variables; None if the model has no template."""
     config_file, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     sandbox.globals["raise_exception"] = refuse

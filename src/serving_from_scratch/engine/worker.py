@@ -1,7 +1,7 @@
-"""The process that owns torch: `python -m serving_from_scratch.engine.worker FD`.
+"""Computes steps in the process that owns torch: `… -m serving_from_scratch.engine.worker FD`.
 
-It takes `ModelOptions` from the pipe, answers with `ModelFacts`, then computes one `Step` after the
-other. Whatever fails is sent as a ServingError, and the process ends: a fresh one is started.
+It receives `ModelOptions` through the pipe, answers with `ModelFacts`, then computes one `Step`
+after the other. It sends any failure as a ServingError and ends; the API process starts a new one.
 """
 
 import os
@@ -19,17 +19,13 @@ from serving_from_scratch.model.loading import ModelManager
 
 
 class ModelWorker:
-    """Computes the steps that come through a pipe.
-
-    Args:
-        pipe: to the API process.
-    """
+    """Computes the steps that come through a pipe from the API process."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
 
     def serve(self) -> None:
-        """Computes until the pipe ends."""
+        """Computes until the pipe is closed."""
         runner = ModelManager().runner(self.pipe.recv())
         self.pipe.send(runner.facts)
         while True:
@@ -40,7 +36,7 @@ class ModelWorker:
 
 
 def main() -> int:
-    """Serves, and says through the pipe why it cannot go on."""
+    """Serves; sends the reason through the pipe if it fails."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the API process, which ends us
     pipe = Connection(int(sys.argv[1]))
     threading.Thread(target=end_with, args=(pipe,), daemon=True).start()
@@ -57,7 +53,7 @@ def main() -> int:
 
 
 def end_with(pipe: Connection) -> None:
-    """Ends this process as soon as the API process is gone, also in the middle of a step."""
+    """Ends this process as soon as the API process has ended, even in the middle of a step."""
     poll = select.poll()
     poll.register(pipe.fileno(), 0)  # the hang-up is always reported
     poll.poll()

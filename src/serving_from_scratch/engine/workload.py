@@ -1,4 +1,4 @@
-"""Which requests a server holds: one queue, one thread that computes, and what faults mean."""
+"""Holds the requests of a server: one queue, one computing thread, and recovery from faults."""
 
 import threading
 import time
@@ -13,14 +13,14 @@ from serving_from_scratch.core.scheduler import Scheduler
 from serving_from_scratch.engine.executor import Executor, WorkerDied
 from serving_from_scratch.engine.messages import Step, StepResult
 
-IDLE_SECONDS = 0.1  # how often an idle worker is looked at
-PATIENCE_SECONDS = 0.005  # how often a strategy that waits for more requests is asked again
-DEATHS, DEATHS_SECONDS = 3, 60.0  # so many deaths in so many seconds, and the worker stays down
+IDLE_SECONDS = 0.1  # between two checks of an idle worker
+PATIENCE_SECONDS = 0.005  # before a strategy that waits for more requests is asked again
+DEATHS, DEATHS_SECONDS = 3, 60.0  # after this many deaths in this time, the worker stays down
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What is new of one request: tokens, its end, or why it failed."""
+    """What is new of one request: tokens, its end, or an error."""
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -32,13 +32,13 @@ class News:
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A request, and who wants its news.
+    """A request, and who receives its news.
 
     Attributes:
-        deliver: takes the news; called by the thread that computes.
-        streams: whether the client sees every token at once: then nothing can be run again.
-        sent: how many tokens were delivered.
-        retried: whether a worker died under it.
+        deliver: takes the news; called by the computing thread.
+        streams: whether the client sees every token at once; then it cannot be run again.
+        sent: number of delivered tokens.
+        retried: whether a worker died while it ran.
     """
 
     request: Request
@@ -58,19 +58,14 @@ class Counts:
     step_tokens: int = 0
     generated_tokens: int = 0
     worker_deaths: int = 0
-    finished: dict[str, int] = field(default_factory=dict)  # requests by their end
+    finished: dict[str, int] = field(default_factory=dict)  # finish reason -> requests
 
 
 class WorkloadManager:
-    """Holds the requests of a server and drives the scheduler in a thread of its own.
+    """Holds the requests of a server and drives the scheduler in its own thread.
 
-    `submit` and `finish` may be called from any thread. Streams and whole requests wait in the
-    same queue, in the order of their arrival.
-
-    Args:
-        scheduler: decides what is computed next.
-        executor: computes it.
-        limits: what is accepted.
+    Any thread may call `submit` and `finish`. Streams and whole requests wait in the same queue, in
+    the order of arrival.
     """
 
     def __init__(self, scheduler: Scheduler, executor: Executor, limits: Limits) -> None:
@@ -78,7 +73,7 @@ class WorkloadManager:
         self.executor = executor
         self.limits = limits
         self.counts = Counts()
-        self.unavailable = ""  # why no request is served at the moment
+        self.unavailable = ""  # why no request is served now; "" if requests are
         self.draining = False
         self._tickets: dict[str, Ticket] = {}
         self._deaths: list[float] = []
@@ -89,16 +84,16 @@ class WorkloadManager:
 
     @property
     def held(self) -> int:
-        """How many requests wait or run."""
+        """Number of requests that wait or run."""
         return len(self._tickets)
 
     def submit(self, *tickets: Ticket) -> None:
-        """Takes requests, all or none.
+        """Takes all requests or none.
 
         Raises:
             InvalidRequest: this server cannot serve one of them.
-            QueueFull: too many wait.
-            Unavailable: the worker is not there, or the server ends.
+            QueueFull: too many requests wait.
+            Unavailable: the worker is down, or the server is ending.
         """
         for ticket in tickets:
             self.limits.check(ticket.request)
@@ -107,7 +102,7 @@ class WorkloadManager:
                 problem = self.unavailable or "The server ends."
                 raise Unavailable(problem, self.limits.retry_after)
             places = self.scheduler.places - len(self.scheduler.running)
-            waiting = len(self.scheduler.waiting) - places  # who gets a free place does not wait
+            waiting = len(self.scheduler.waiting) - places  # a free place means no wait
             self.limits.check_queue(waiting + len(tickets) - 1)
             for ticket in tickets:
                 ticket.sequence = self.scheduler.submit(ticket.request)
@@ -115,14 +110,14 @@ class WorkloadManager:
             self._changed.notify()
 
     def finish(self, request_id: str, reason: FinishReason) -> None:
-        """Ends a request, if it has not ended: its place is free from the next step on."""
+        """Ends a request unless it has ended; its place is free from the next step."""
         with self._changed:
             if self._tickets.pop(request_id, None):
                 self.scheduler.finish(request_id, reason)
                 self._count(reason)
 
     def close(self, drain_seconds: float = 0.0) -> None:
-        """Takes no more requests, lets those it holds end for so long, then ends everything."""
+        """Refuses new requests, waits at most `drain_seconds` for the others, then ends all."""
         self.draining = True
         deadline = time.monotonic() + drain_seconds
         while self._tickets and time.monotonic() < deadline and self._thread.is_alive():
@@ -140,7 +135,7 @@ class WorkloadManager:
                 self._turn()
             except WorkerDied as death:
                 self._recover(death)
-            except Exception as error:  # a fault of ours: nobody may wait for ever because of it
+            except Exception as error:  # a fault of ours: no client may wait forever
                 traceback.print_exc()
                 self._recover(error, final=True)
 
@@ -166,7 +161,7 @@ class WorkloadManager:
                 self._tell(sequence)
 
     def _look(self) -> None:
-        """Looks after an idle worker: it may have died, need a restart, or have become ready."""
+        """Checks an idle worker: it may have died, need a restart, or have become ready."""
         if self._lost:
             self._lost = False
             self.executor.restart()
@@ -174,7 +169,7 @@ class WorkloadManager:
             self.unavailable = ""
 
     def _recover(self, error: Exception, final: bool = False) -> None:
-        """Ends what cannot be run again; everything else waits for the next worker."""
+        """Ends the requests that cannot be run again; the others wait for the next worker."""
         now = time.monotonic()
         with self._changed:
             self._deaths = [then for then in self._deaths if now - then < DEATHS_SECONDS] + [now]
@@ -206,7 +201,7 @@ class WorkloadManager:
             self._end(ticket, News(error=error), FinishReason.ERROR)
 
     def _tell(self, sequence: Sequence) -> None:
-        """Delivers what is new of a sequence."""
+        """Delivers the news of a sequence."""
         ticket = self._tickets[sequence.request.id]
         tokens = tuple(sequence.tokens[len(sequence.request.prompt) + ticket.sent :])
         news = News(

@@ -1,4 +1,4 @@
-"""Four ways to compute attention. They agree; they differ in time and memory."""
+"""Computes attention in four ways, which agree but differ in time and memory."""
 
 import math
 from typing import Protocol
@@ -20,7 +20,7 @@ class AttentionBackend(Protocol):
 
 
 class Dense:
-    """What backends over contiguous keys share: they take one group after the other."""
+    """Shares the loop over groups among backends that read contiguous keys."""
 
     def attend(self, queries: Tensor, cache: KVCache, layer: int, row: Row) -> Tensor:
         outputs = []
@@ -33,12 +33,20 @@ class Dense:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def group(self, q: Tensor, k: Tensor, v: Tensor, group: Group) -> Tensor:
-        """Takes n x heads x m x width and n x kv_heads x length x width; returns q's shape."""
+        """Computes the attention of one group.
+
+        Args:
+            q: n x heads x m x width.
+            k: n x kv_heads x length x width; `v` alike.
+
+        Returns:
+            The same shape as q.
+        """
         raise NotImplementedError
 
 
 class Eager(Dense):
-    """The formula as it is written: all scores of a group are in memory at once."""
+    """Computes the formula literally: all scores of a group are in memory at once."""
 
     def group(self, q: Tensor, k: Tensor, v: Tensor, group: Group) -> Tensor:
         k, v = spread(k, q.shape[1]), spread(v, q.shape[1])
@@ -48,14 +56,14 @@ class Eager(Dense):
 
 
 class Tiled(Dense):
-    """Online softmax: keys come in tiles, and only one tile's scores are in memory.
+    """Computes an online softmax: keys come in tiles, with one tile's scores in memory.
 
     For each query it keeps the largest score so far, the sum of exponentials and the weighted sum
-    of values; a larger score shrinks what was summed before (Milakov and Gimelshein, 2018, the
-    idea of FlashAttention).
+    of values. A larger score scales down the earlier sums (Milakov and Gimelshein, 2018; the idea
+    of FlashAttention).
 
     Args:
-        tile: keys a tile.
+        tile: keys per tile.
     """
 
     def __init__(self, tile: int = 128) -> None:
@@ -71,7 +79,7 @@ class Tiled(Dense):
             tile = slice(start, start + self.tile)
             scores = q32 @ k[:, :, tile].float().transpose(2, 3)
             scores = scores.masked_fill(~group.mask[..., tile], -math.inf)
-            # Every token sees the first tile, so `largest` is a number from then on.
+            # Every token sees a key of the first tile, so `largest` is finite after it.
             new_largest = torch.maximum(largest, scores.amax(-1, keepdim=True))
             shrink, weights = (largest - new_largest).exp(), (scores - new_largest).exp()
             total = total * shrink + weights.sum(-1, keepdim=True)
@@ -81,7 +89,7 @@ class Tiled(Dense):
 
 
 class Sdpa(Dense):
-    """PyTorch's fused kernel."""
+    """Calls PyTorch's fused kernel."""
 
     def group(self, q: Tensor, k: Tensor, v: Tensor, group: Group) -> Tensor:
         if group.tokens > 1:
@@ -94,17 +102,17 @@ class Sdpa(Dense):
                 is_causal=group.causal,
                 enable_gqa=True,
             )
-        # One token each: the heads that share keys become the tokens of one head. Nothing repeats.
+        # One token each: heads that share keys become tokens of one head, so nothing is repeated.
         shape = (q.shape[0], k.shape[1], -1, q.shape[-1])
         output = functional.scaled_dot_product_attention(q.reshape(shape), k, v, group.mask)
         return output.reshape(q.shape)
 
 
 class PagedNumba:
-    """Reads the pages where they are, by a kernel that numba compiles; in 32-bit numbers."""
+    """Reads the pages in place, with a kernel that numba compiles, in 32-bit numbers."""
 
     def __init__(self) -> None:
-        # numba takes a second to import; only this backend needs it.
+        # Imported here, because numba takes a second and only this backend needs it.
         from serving_from_scratch.model.paged_kernel import paged_attention
 
         self._kernel = paged_attention

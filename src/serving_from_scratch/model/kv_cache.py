@@ -1,4 +1,4 @@
-"""What is remembered of the tokens before: nothing, contiguous slots, or pages."""
+"""Keeps the keys and values of earlier tokens: not at all, in contiguous slots, or in pages."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +13,7 @@ from serving_from_scratch.model.row import Group, Row
 
 @dataclass(frozen=True)
 class KVShape:
-    """The shape of one token's keys: layers x heads x width; its values have the same."""
+    """The shape of one token's keys, and of its values: layers x heads x width."""
 
     layers: int
     heads: int
@@ -22,15 +22,15 @@ class KVShape:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of keys and values of one token."""
+        """Bytes of keys and values per token."""
         return 2 * self.layers * self.heads * self.width * self.dtype.itemsize
 
 
 class KVCache(Protocol):
-    """Keeps keys and values. `write` and `read` are called once a layer, `begin` once a step."""
+    """Keeps keys and values; `begin` is called once per step, `write` and `read` once per layer."""
 
     def begin(self, row: Row) -> None:
-        """Looks up where the tokens of this row belong."""
+        """Finds where the tokens of this row are stored."""
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Stores the row's keys and values, each tokens x heads x width."""
@@ -38,7 +38,7 @@ class KVCache(Protocol):
     def read(self, layer: int, group: Group) -> tuple[Tensor, Tensor]:
         """Returns keys and values of a group's sequences, each n x heads x length x width.
 
-        Shorter sequences are padded with whatever lies there: the group's mask hides it.
+        Shorter sequences are padded with arbitrary values, which the group's mask hides.
         """
 
     def copy(self, copy: Copy) -> None:
@@ -46,7 +46,7 @@ class KVCache(Protocol):
 
 
 class NoCache:
-    """Keeps the row's own keys and values until the next layer: texts must come whole."""
+    """Keeps only the current layer's keys and values, so texts must come whole."""
 
     def begin(self, row: Row) -> None:
         split = next((chunk for chunk in row.chunks if chunk.start), None)
@@ -70,17 +70,16 @@ class NoCache:
 
 
 class SlotCache:
-    """One contiguous slot a sequence: attention reads it where it lies.
+    """Stores each sequence in one contiguous slot, which attention reads in place.
 
     Args:
         shape: of one token.
-        slots: number of slots.
-        length: tokens a slot.
+        length: tokens per slot.
     """
 
     def __init__(self, shape: KVShape, slots: int, length: int) -> None:
         size = (shape.layers, slots, shape.heads, length, shape.width)
-        # Zeros, not whatever lies in memory: 0 times NaN is NaN, also behind a mask.
+        # Zeros, because unset memory may hold NaN, and 0 times NaN is NaN even behind a mask.
         self.keys = torch.zeros(size, dtype=shape.dtype)
         self.values = torch.zeros(size, dtype=shape.dtype)
 
@@ -95,7 +94,7 @@ class SlotCache:
     def read(self, layer: int, group: Group) -> tuple[Tensor, Tensor]:
         slots = [chunk.slot for chunk in group.chunks]
         first, last = slots[0], slots[-1]
-        dense = last - first + 1 == len(slots)  # a view; otherwise a copy
+        dense = last - first + 1 == len(slots)  # then a view, else a copy
         place = slice(first, last + 1) if dense else slots
         keys = self.keys[layer][place, :, : group.length]
         return keys, self.values[layer][place, :, : group.length]
@@ -106,12 +105,11 @@ class SlotCache:
 
 
 class PagedCache:
-    """Blocks of a few tokens each; a sequence's table says where its blocks lie.
+    """Stores sequences in blocks of a few tokens; a table per sequence lists its blocks.
 
     Args:
         shape: of one token.
-        blocks: number of blocks.
-        block_tokens: tokens a block.
+        block_tokens: tokens per block.
     """
 
     def __init__(self, shape: KVShape, blocks: int, block_tokens: int) -> None:

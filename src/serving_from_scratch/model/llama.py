@@ -1,7 +1,7 @@
-"""Llama: one forward pass over a flat row of tokens of many sequences.
+"""Computes Llama: one forward pass over a flat row of tokens of many sequences.
 
-Prompts, parts of prompts and single new tokens of different sequences lie next to each other in the
-row. Every layer treats its tokens alike; only attention asks which sequence a token belongs to.
+The row holds prompts, parts of prompts and single new tokens of different sequences, one after the
+other. Every layer treats all tokens alike; only attention separates the sequences.
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,12 @@ class LlamaShape:
     Attributes:
         hidden: width of a token's hidden state.
         inner: width of the MLP.
-        heads: of queries; `kv_heads` of keys and values.
+        heads: number of query heads.
+        kv_heads: number of heads of keys and values.
         width: of a head.
         epsilon: of the norms.
-        theta: the base of the rotary position embedding.
-        max_length: the longest text it was made for, in tokens.
+        theta: base of the rotary position embedding.
+        max_length: the longest supported text, in tokens.
     """
 
     vocabulary: int
@@ -46,7 +47,7 @@ class LlamaShape:
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one layer; what multiplies the same input lies in one matrix."""
+    """The weights of one layer; matrices with the same input are joined."""
 
     attention_norm: Tensor
     qkv: Tensor
@@ -60,11 +61,9 @@ class Llama:
     """A decoder of Llama's architecture.
 
     Args:
-        shape: its numbers.
         embedding: vocabulary x hidden.
-        layers: the weights of each layer.
         norm: of the last hidden state.
-        head: vocabulary x hidden; often the embedding itself.
+        head: vocabulary x hidden; often the same tensor as the embedding.
     """
 
     def __init__(
@@ -127,6 +126,6 @@ def rotations(shape: LlamaShape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair of a head's numbers by its position's angle (RoPE, Su et al., 2021)."""
+    """Rotates each pair of a head's numbers by its position's angle (RoPE, Su et al., 2021)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -1,4 +1,4 @@
-"""Loads checkpoints: what is checked before, what is kept, what is evicted."""
+"""Loads and checks checkpoints, and keeps the most recent models in memory."""
 
 import json
 from collections import OrderedDict
@@ -35,7 +35,7 @@ class ModelManager:
         runner = ModelManager().runner(ModelOptions(folder, precision="float32"))
 
     Args:
-        keep: how many models' weights stay in memory; the least recently used one is evicted.
+        keep: how many models stay in memory; the least recently used is evicted.
     """
 
     def __init__(self, keep: int = 1) -> None:
@@ -48,7 +48,7 @@ class ModelManager:
         return tuple(self._models)
 
     def runner(self, options: ModelOptions) -> ModelRunner:
-        """Loads a model, or takes the one in memory, and gives it a cache of its own."""
+        """Loads a model, or takes it from memory, and gives it a new cache."""
         config = read_config(Path(options.folder))
         shape = read_shape(config)
         check_length(options, shape)
@@ -73,11 +73,11 @@ class ModelManager:
 
 
 class Weights:
-    """The tensors of a checkpoint, by name; each is read, checked and converted when it is asked.
+    """Reads a checkpoint's tensors by name; checks and converts each when it is read.
 
     Args:
         folder: the checkpoint.
-        dtype: what the tensors become.
+        dtype: of the converted tensors.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
@@ -91,11 +91,11 @@ class Weights:
                 raise ServingError(problem, "Fetch it again.") from error
             self._files.update(dict.fromkeys(file.keys(), file))
         stored = sum(path.stat().st_size for path in weight_files(folder))
-        # Checkpoints are stored in two bytes a weight.
+        # A checkpoint stores two bytes per weight.
         check_memory("The weights", stored * dtype.itemsize // 2)
 
     def take(self, name: str, *size: int) -> Tensor:
-        """Reads one tensor; raises ServingError where it is missing, misshapen or not finite."""
+        """Reads one tensor; raises ServingError if it is missing, misshapen or not finite."""
         if name not in self._files:
             raise ServingError(f"The checkpoint has no tensor {name}.", "Fetch it again.")
         tensor = self._files[name].get_tensor(name)
@@ -110,7 +110,7 @@ class Weights:
 
 
 def read_config(folder: Path) -> dict:
-    """Reads config.json; refuses other architectures and code of the checkpoint's own."""
+    """Reads config.json; refuses other architectures, and checkpoints with their own code."""
     path = folder / "config.json"
     if not path.is_file():
         raise ServingError(f"{folder} has no config.json.", "Name the folder of a checkpoint.")
@@ -148,7 +148,7 @@ def read_shape(config: dict) -> LlamaShape:
 
 
 def check_arithmetic(config: dict, rope: dict) -> None:
-    """Refuses what the forward pass does not compute."""
+    """Refuses settings that the forward pass does not support."""
     computed = {
         "hidden_act": (config.get("hidden_act"), "silu"),
         "attention_bias": (config.get("attention_bias", False), False),
@@ -163,7 +163,7 @@ def check_arithmetic(config: dict, rope: dict) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Lists the safetensors files; refuses a folder whose weights are pickles: those run code."""
+    """Lists the safetensors files; refuses pickles, because they can run code."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
@@ -173,7 +173,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_length(options: ModelOptions, shape: LlamaShape) -> None:
-    """Checks that the model was made for texts of the wanted length."""
+    """Checks that the model supports texts of the wanted length."""
     if options.length > shape.max_length:
         raise ServingError(
             f"length is {options.length} tokens; the model was made for {shape.max_length}.",
@@ -182,7 +182,7 @@ def check_length(options: ModelOptions, shape: LlamaShape) -> None:
 
 
 def check_memory(what: str, needed: int) -> None:
-    """Checks that so many bytes are free."""
+    """Checks that this many bytes of memory are free."""
     free = psutil.virtual_memory().available
     if needed > free:
         raise ServingError(
@@ -192,7 +192,7 @@ def check_memory(what: str, needed: int) -> None:
 
 
 def build(shape: LlamaShape, weights: Weights, tied: bool) -> Llama:
-    """Puts a checkpoint's tensors together."""
+    """Builds the model from a checkpoint's tensors."""
     table = (shape.vocabulary, shape.hidden)
     embedding = weights.take("model.embed_tokens.weight", *table)
     return Llama(
@@ -205,7 +205,7 @@ def build(shape: LlamaShape, weights: Weights, tied: bool) -> Llama:
 
 
 def build_layer(shape: LlamaShape, weights: Weights, number: int) -> Layer:
-    """Puts one layer together; matrices that multiply the same input become one."""
+    """Builds one layer; joins matrices with the same input."""
     hidden, inner = shape.hidden, shape.inner
     q, kv = shape.heads * shape.width, shape.kv_heads * shape.width
 
@@ -232,7 +232,7 @@ def build_layer(shape: LlamaShape, weights: Weights, number: int) -> Layer:
 def make_cache(options: ModelOptions, shape: LlamaShape) -> KVCache:
     """Makes the tensors of the cache."""
     dtype = pick("precision", options.precision, PRECISIONS)
-    # The paged kernel computes in 32-bit numbers: numba knows no bfloat16.
+    # The paged kernel uses 32-bit numbers, because numba has no bfloat16.
     token = shape.kv(torch.float32 if options.attention == "paged" else dtype)
     if options.cache == "slots":
         check_memory("The cache", options.places * options.length * token.token_bytes)
@@ -244,7 +244,7 @@ def make_cache(options: ModelOptions, shape: LlamaShape) -> KVCache:
 
 
 def facts(options: ModelOptions, model: Llama, config: dict) -> ModelFacts:
-    """Says what clients and the scheduler need to know of a model."""
+    """Collects the facts that clients and the scheduler need."""
     eos = config.get("eos_token_id")
     generation = Path(options.folder) / "generation_config.json"
     if generation.is_file():
@@ -262,7 +262,7 @@ def facts(options: ModelOptions, model: Llama, config: dict) -> ModelFacts:
 
 
 def pick(field: str, value: str, known: dict[str, Known]) -> Known:
-    """Looks a name up; raises ServingError that lists the known ones."""
+    """Looks a name up; raises ServingError that lists the known names."""
     if value not in known:
         raise ServingError(f"{field} is {value!r}.", f"Choose one of {', '.join(known)}.")
     return known[value]

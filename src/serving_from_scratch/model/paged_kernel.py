@@ -1,4 +1,4 @@
-"""Attention over pages, compiled by numba: one thread takes some tokens of the row."""
+"""Computes attention over pages, compiled by numba; each thread takes some tokens and heads."""
 
 import math
 
@@ -13,10 +13,10 @@ def paged_attention(queries, keys, values, tables, owners, positions, output):
     Args:
         queries: tokens x heads x width, float32.
         keys: blocks x block_tokens x kv_heads x width; `values` alike.
-        tables: sequences x blocks: where each sequence's pages are.
+        tables: sequences x blocks: the pages of each sequence.
         owners: the sequence of each token.
-        positions: the position of each token: it sees the keys up to there.
-        output: as queries; written.
+        positions: of each token; a token sees the keys up to its position.
+        output: same shape as queries; written.
     """
     tokens, heads = queries.shape[:2]
     for task in numba.prange(tokens * heads):

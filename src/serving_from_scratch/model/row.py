@@ -1,4 +1,4 @@
-"""The flat row of tokens that one step computes, and what attention needs to know about it."""
+"""Lays out the tokens of one step in a flat row, and describes the row to attention."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +11,14 @@ from serving_from_scratch.core.step import Chunk, Step
 
 @dataclass(frozen=True)
 class Group:
-    """Chunks of equally many tokens, next to each other in the row: attention takes them together.
+    """Neighbouring chunks of the same number of tokens, which attention computes together.
 
-    All single tokens (decoding) make one group; every longer chunk is a group of its own.
+    All single tokens (decoding) form one group. Every longer chunk is its own group.
 
     Attributes:
         chunks: n chunks of m tokens each.
-        first: the place of the first one among the row's chunks.
-        rows: the n * m places of their tokens in the row.
+        first: index of the first chunk among the row's chunks.
+        rows: the n * m positions of their tokens in the row.
     """
 
     chunks: tuple[Chunk, ...]
@@ -37,12 +37,12 @@ class Group:
 
     @property
     def causal(self) -> bool:
-        """Whether it is one text from its beginning: the plain triangle of attention."""
+        """Whether the group is one text from its beginning: attention's mask is a triangle."""
         return len(self.chunks) == 1 and self.chunks[0].start == 0
 
     @cached_property
     def mask(self) -> Tensor:
-        """Which keys each token may see: n x 1 x m x length, true where it may."""
+        """Which keys each token may see: n x 1 x m x length, true if it may."""
         starts = torch.tensor([chunk.start for chunk in self.chunks])
         positions = starts[:, None] + torch.arange(self.tokens)
         return (torch.arange(self.length) <= positions[..., None])[:, None]
@@ -53,10 +53,10 @@ class Row:
 
     Attributes:
         chunks: the step's chunks in the row's order: single tokens first, by slot.
-        order: the place of each chunk of the row in the step.
+        order: the index in the step of each chunk of the row.
         ids: the tokens.
-        positions: the position of each token in its own text.
-        groups: what attention takes together.
+        positions: of each token in its own text.
+        groups: the groups that attention computes together.
     """
 
     def __init__(self, step: Step) -> None:
@@ -72,12 +72,12 @@ class Row:
 
     @cached_property
     def ends(self) -> list[int]:
-        """For each chunk, the place of its last token in the row."""
+        """The index in the row of each chunk's last token."""
         lengths = torch.tensor([len(chunk.tokens) for chunk in self.chunks])
         return (lengths.cumsum(0) - 1).tolist()
 
     def per_token(self, values: list[int]) -> Tensor:
-        """Repeats one value a chunk for each of its tokens."""
+        """Repeats one value per chunk for each of its tokens."""
         lengths = torch.tensor([len(chunk.tokens) for chunk in self.chunks])
         return torch.tensor(values).repeat_interleave(lengths)
 

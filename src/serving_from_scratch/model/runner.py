@@ -1,4 +1,4 @@
-"""Computes steps: from chunks of tokens to new tokens."""
+"""Computes steps: chunks of tokens in, new tokens out."""
 
 import torch
 from torch import Tensor
@@ -14,18 +14,11 @@ from serving_from_scratch.model.row import Row
 from serving_from_scratch.model.sampling import choose, logprob
 
 Chosen = tuple[tuple[int, ...], tuple[TokenLogprob, ...]]  # new tokens and their logprobs
-ROWS = 128  # logits of so many prompt tokens are in memory at once: 25 MB for 49,152 tokens
+ROWS = 128  # prompt tokens whose logits are in memory at once: 25 MB for 49,152 token ids
 
 
 class ModelRunner:
-    """A model with its cache: what an executor runs.
-
-    Args:
-        model: the weights and the forward pass.
-        cache: what it remembers.
-        backend: how it computes attention.
-        facts: what it says of itself.
-    """
+    """A model with its cache and its attention, as an executor runs it."""
 
     def __init__(
         self,
@@ -40,7 +33,7 @@ class ModelRunner:
         self.facts = facts
 
     def run(self, step: Step) -> tuple[Outcome, ...]:
-        """Computes a step; returns one outcome a chunk, in the step's order."""
+        """Computes a step; returns one outcome per chunk, in the step's order."""
         for copy in step.copies:
             self.cache.copy(copy)
         row = Row(step)
@@ -60,7 +53,7 @@ class ModelRunner:
         return tuple(outcomes)
 
     def _choose(self, row: Row, hidden: Tensor) -> dict[int, Chosen]:
-        """Chooses the next tokens of each chunk that wants one, by the chunk's place in the row."""
+        """Chooses the next tokens of each chunk with `sample`, by the chunk's index in the row."""
         places = [place for place, chunk in enumerate(row.chunks) if chunk.sample]
         if not places:
             return {}
@@ -76,9 +69,12 @@ class ModelRunner:
         return {place: self._next(row.chunks[place], scores) for place, scores in found}
 
     def _next(self, chunk: Chunk, scores: Tensor) -> Chosen:
-        """Chooses tokens up to the first that was not guessed: 1 + guesses rows of scores.
+        """Chooses tokens up to the first wrong guess.
 
-        Each is the token that would have been chosen without guesses, sampled or greedy.
+        Each is the token that would be chosen without guesses, sampled or greedy.
+
+        Args:
+            scores: (1 + guesses) x vocabulary.
         """
         first = chunk.end - chunk.guesses
         guesses = chunk.tokens[len(chunk.tokens) - chunk.guesses :]

@@ -1,4 +1,4 @@
-"""How the next token is chosen, and how likely it was."""
+"""Chooses the next token and computes its log probability."""
 
 import numpy as np
 import torch
@@ -10,11 +10,11 @@ from serving_from_scratch.core.request import SamplingParameters, TokenLogprob
 def choose(logits: Tensor, sampling: SamplingParameters, seed: int, position: int) -> int:
     """Chooses the token for a position of a text.
 
-    The random number depends on the request's seed and the position alone: the same seed gives the
-    same text in any batch, after a preemption and after a restart.
+    The random number depends only on the request's seed and the position. So the same seed gives
+    the same text in any batch, after a preemption and after a restart.
 
     Args:
-        logits: one number a token of the vocabulary.
+        logits: one number per token of the vocabulary.
         sampling: temperature, top_k, top_p.
         seed: of the request.
         position: of the token in its text.
@@ -28,7 +28,7 @@ def choose(logits: Tensor, sampling: SamplingParameters, seed: int, position: in
 
 
 def distribution(logits: Tensor, sampling: SamplingParameters) -> Tensor:
-    """Computes the probabilities from which a token is drawn; those of excluded tokens are 0."""
+    """Computes the probabilities from which a token is drawn; excluded tokens have 0."""
     probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1)
     if sampling.top_k == 0 and sampling.top_p == 1:
         return probabilities
@@ -42,7 +42,7 @@ def distribution(logits: Tensor, sampling: SamplingParameters) -> Tensor:
 
 
 def logprob(logits: Tensor, token: int, alternatives: int) -> TokenLogprob:
-    """Finds a token's log probability and the likeliest tokens, before temperature and limits."""
+    """Computes a token's log probability and the likeliest tokens, from the unscaled logits."""
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     values, ids = logprobs.topk(alternatives)
     top = tuple(zip(ids.tolist(), values.tolist(), strict=True))

@@ -39,6 +39,7 @@ test-fast: lint   ## lint and every test that starts no engine, in the notebook 
 	$(FAST)
 
 serving: environments   ## the notebooks of serving from scratch, executed into artifacts/serving
+	$(BIN)/model-serve-flow run $(addprefix --profile ,$(PROFILE)) --only 00
 	@mkdir -p artifacts/serving
 	@for notebook in examples/serving-from-scratch/*/*.ipynb; do \
 	    JUPYTER_PATH=$(abspath $(ENVIRONMENTS))/serve/share/jupyter $(BIN)/papermill $$notebook artifacts/serving/$$(basename $$notebook) \

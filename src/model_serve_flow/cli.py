@@ -234,7 +234,7 @@ def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
         environments.ensure(name, device)
     python = str(environments.environment("notebook").python)
     os.environ.update(environments.process_variables(), JUPYTER_PATH=environments.jupyter_path())
-    folder = str(checkout() / MODULES)
+    folder = str((checkout() / MODULES).parent)  # both sequences of notebooks
     os.execv(python, [python, "-m", "jupyterlab", "--notebook-dir", folder, *QUIET_LAB, *arguments])
 
 

@@ -26,6 +26,6 @@ def test_questions_choices_and_written_answers_go_through_the_template(folder): 
     assert (analogies.n, free.n) == (30, 8)
     for item in (*analogies.items, *free.items):
         assert item.prompt.startswith("(user) ") and item.prompt.endswith("(assistant)\n")
-    assert all(0 < item.value(RIGHT_CHOICE) < 1 for item in analogies.items)
+    assert all(0 < item.values[RIGHT_CHOICE] < 1 for item in analogies.items)
     asked = {tokenizer.decode(prompt) for prompt in endpoint.asked if len(prompt) > 1}
     assert all("u s e r" in text or "(user)" in text.replace(" ", "") for text in asked)

@@ -107,14 +107,15 @@ def compare(ctx: click.Context, base: Path, candidate: Path, **options: Any) -> 
     Exit code: 0 SHIP, 10 DO NOT SHIP, 20 INCONCLUSIVE, 1 an error, 2 bad input or usage.
     """
     from model_serve_flow.from_files.decision import compare_sides
-    from model_serve_flow.from_files.outputs import WRITERS, show
+    from model_serve_flow.from_files.outputs import WRITERS, require_outputs, show
     from model_serve_flow.from_files.recognise import read_side
 
+    outputs = {name: options[name] for name in WRITERS if options[name]}
+    require_outputs(outputs, (base, candidate))
     found = compare_sides(read_side(base), read_side(candidate), _rules(options))
     show(found)
-    for name, write in WRITERS.items():
-        if path := options[name]:
-            write(path, found)
+    for name, path in outputs.items():
+        WRITERS[name](path, found)
     ctx.exit(found.exit_code)
 
 

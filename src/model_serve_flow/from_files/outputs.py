@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,7 +14,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from model_serve_flow.compare.stats.paired import ALPHA
+from model_serve_flow.errors import BadInput
 from model_serve_flow.from_files import tables
+from model_serve_flow.from_files.recognise import is_read
 from model_serve_flow.from_files.records import ComparedLoad, ComparedTask, FileComparison
 from model_serve_flow.report.report import template
 from model_serve_flow.report.tables import Table
@@ -24,6 +27,8 @@ LOG_WIDTH = 110  # columns of a log, where there is no terminal
 LEAST_WIDTH = 14  # characters of a column with longer text
 XML = '<?xml version="1.0" encoding="UTF-8"?>'
 SUITE, SPEED = "compare", "compare: speed"
+
+OTHER_FILE = "Name another file."
 
 Case = tuple[str, str | None, str]  # name; 'failure', 'skipped' or None; message
 
@@ -66,6 +71,36 @@ WRITERS: dict[str, Callable[[Path, FileComparison], object]] = {
     "json": write_json,
     "junit": write_junit,
 }
+
+
+def require_outputs(outputs: Mapping[str, Path], sides: Iterable[Path]) -> None:
+    """Refuses outputs that would overwrite a file of a side, one another, or no regular file.
+
+    Args:
+        outputs: name of the option, without dashes -> the file it names.
+
+    Raises:
+        BadInput: names the option and the file.
+    """
+    sides, taken = tuple(sides), dict[str, str]()
+    for name, path in outputs.items():
+        if _is_special(path):
+            problem = f"--{name}: {path} exists, and is not a regular file."
+            raise BadInput(problem, OTHER_FILE)
+        if side := next((side for side in sides if is_read(path, side)), None):
+            problem = f"--{name}: {path} would overwrite what is compared, {side}."
+            raise BadInput(problem, OTHER_FILE)
+        other = taken.setdefault(os.path.realpath(path), name)
+        if other != name:
+            raise BadInput(f"--{other} and --{name} name the same file: {path}.", OTHER_FILE)
+
+
+def _is_special(path: Path) -> bool:
+    """Checks whether the path exists and is no regular file: a folder, a device or a pipe."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # it does not exist, or writing it will tell why not
+        return False
 
 
 def _shown(comparison: FileComparison) -> Iterator[Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -48,6 +49,22 @@ def read_side(path: Path) -> Side:
     with as_bad_input():
         answers = _answers(answering[0], found[answering[0]]) if answering else None
         return Side(path, answers, _loads(found), tuple(kind for kind in found if found[kind]))
+
+
+def is_read(path: Path, side: Path) -> bool:
+    """Checks whether a file is the side, or a file of its folder that is read.
+
+    Raises:
+        BadInput: the file is a .json file of the folder and not JSON.
+    """
+    place = os.path.realpath(path)
+    if not side.is_dir():
+        return place == os.path.realpath(side)
+    inside = (file for pattern in ("*", "*/*") for file in side.glob(pattern))
+    same = next((file for file in inside if os.path.realpath(file) == place), None)
+    if same is None or not same.is_file():
+        return False
+    return same.name.startswith(SAMPLES) or kind_of(same) is not None
 
 
 def kind_of(path: Path) -> str | None:

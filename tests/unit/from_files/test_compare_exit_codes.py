@@ -178,6 +178,37 @@ def test_a_task_that_only_one_side_has_is_refused(invoke, tmp_path):
     assert invoke(one, two, "--advisory", "hella").exit_code != 2
 
 
+# --- Outputs ---
+
+
+def test_an_output_never_overwrites_what_is_compared(invoke, base, tmp_path):
+    other, before = candidate(tmp_path, 1, 1), base.read_text()
+    (tmp_path / "link.csv").symlink_to(base)
+    for path in ("./base.csv", "./link.csv"):
+        refused(invoke(base, other, "--json", path), "--json", path[2:], "another file")
+    assert base.read_text() == before
+
+
+def test_an_output_never_overwrites_a_file_of_a_folder_that_is_compared(invoke, tmp_path):
+    one, two = (files.lm_eval(tmp_path / n, {"arc": files.binary(100, 60)}) for n in ("one", "two"))
+    for file in [*one.iterdir(), *two.iterdir()]:
+        refused(invoke(one, two, "--html", file), "--html", file.name)
+    for _ in range(2):  # the second time it overwrites its own output
+        assert invoke(one, two, "--json", one / "compared.json").exit_code != 2
+
+
+def test_two_outputs_in_one_file_are_refused(invoke, base, tmp_path):
+    result = invoke(base, candidate(tmp_path, 1, 1), "--json", "o", "--junit", "./o")
+    refused(result, "--json", "--junit", " o.")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "folder"])
+def test_an_output_that_is_no_regular_file_is_refused(invoke, base, tmp_path, path):
+    (tmp_path / "folder").mkdir()
+    refused(invoke(base, candidate(tmp_path, 1, 1), "--json", path), path)
+
+
 # --- Tiers ---
 
 

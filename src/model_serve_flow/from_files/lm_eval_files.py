@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from model_serve_flow.compare.reading import primary_metric
+from model_serve_flow.compare.reading import PRIMARY_METRICS, primary_metric
 from model_serve_flow.errors import BadInput, FlowError
 from model_serve_flow.flow.results.measured import TaskAccuracy
 from model_serve_flow.from_files.sides import Answers, Task
@@ -24,6 +24,7 @@ SAMPLES_HINT = (
     "Run it with --log_samples and --output_path."
 )
 AGAIN = "Compare files that lm-eval 0.4 wrote, as it wrote them."
+PROPORTION = "Is the score in percent? Divide it by 100, or drop the task."
 DATE = re.compile(r"_(\d{4}-\d{2}-\d{2}T[\d.:-]+)\.json$")
 SETTINGS = ("output_type", "repeats", "generation_kwargs")  # of a task; equal on both sides
 ASKED = {"doc_id", "doc", "target", "arguments", "doc_hash", "prompt_hash", "target_hash"}
@@ -103,7 +104,10 @@ class _Run:
         """Reads one task as the flow does; errors name its file."""
         label = f"{name} in {self._samples_path(name)}"
         parts = {p: {label: self.document.get(p, {}).get(name, {})} for p in FIGURES}
-        return _read(label, {**self.document, **parts, "samples": {label: self._samples(name)}})
+        raw = {**self.document, **parts, "samples": {label: self._samples(name)}}
+        found = _read(label, raw)
+        _require_proportions(label, found)
+        return found
 
     def _pooled(self, group: str, leaves: list[str]) -> TaskAccuracy | None:
         """Reads the group as one task if its figure is the mean over its items; else None."""
@@ -111,6 +115,7 @@ class _Run:
             return None
         samples = {leaf: self._samples(leaf) for leaf in leaves}
         found = _read(group, {**self.document, "samples": samples})
+        _require_proportions(f"{group} in {self.path}", found)
         metric = primary_metric(found.metrics)
         values = [item.values[metric] for item in found.items if metric in item.values]
         if len(values) < len(found.items):
@@ -162,6 +167,23 @@ def _read(name: str, raw: dict[str, Any]) -> TaskAccuracy:
         return lm_eval_results.read_task(name, raw)
     except FlowError as error:
         raise BadInput(error.problem, AGAIN) from error
+
+
+def _require_proportions(label: str, task: TaskAccuracy) -> None:
+    """Refuses a score outside 0 to 1 of a metric that counts as a share of right answers.
+
+    Raises:
+        BadInput: names the task, its file, the item and the value.
+    """
+    shares = {name for name in task.metrics if name.partition(",")[0] in PRIMARY_METRICS}
+    primary = primary_metric(task.metrics)
+    if task.metrics[primary].higher_is_better:  # a perplexity is not
+        shares.add(primary)
+    for item in task.items:
+        for metric in sorted(shares & item.values.keys()):
+            if not 0 <= (score := item.values[metric]) <= 1:
+                place = f"Task {label}: {metric} of the item {item.id}"
+                raise BadInput(f"{place} is {score:g}, not in the range of 0 to 1.", PROPORTION)
 
 
 def _lines(path: Path) -> Iterator[Sample]:

@@ -142,6 +142,18 @@ def test_results_of_other_samples_are_refused_by_their_figure(tmp_path):
         compare_sides(read_side(one), read_side(two), Rules())
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("score", [100.0, -1.0])
+def test_a_score_that_is_no_proportion_is_named(tmp_path, grouped, score):
+    groups = {"both": ["arc"]} if grouped else {}
+    folder = files.lm_eval(tmp_path / "one", {"arc": [0.0, score]}, groups=groups)
+    with pytest.raises(
+        BadInput,
+        match=rf"(arc|both) in .*\.json.*: acc of the item \S+ is {score:g}, not .* 0 to 1",
+    ):
+        read_side(folder)
+
+
 def test_a_text_that_the_model_wrote_is_read(tmp_path):
     folder = files.lm_eval(tmp_path / "one", {"gsm8k": [1.0, 0.0]}, metric="exact_match")
     (path,) = folder.glob("results_*")

@@ -30,6 +30,7 @@ SETTINGS = ("output_type", "repeats", "generation_kwargs")  # of a task; equal o
 ASKED = {"doc_id", "doc", "target", "arguments", "doc_hash", "prompt_hash", "target_hash"}
 NO_METRICS = ASKED | {"resps", "filtered_resps", "filter", "metrics"}  # keys of every sample
 CLUSTERS = ("subject", "category")  # keys of a document that become the item's groups
+PARTS = ("results", "configs", "versions", "group_subtasks", "n-shot", "higher_is_better")
 FIGURES = ("results", "higher_is_better")  # parts of a results file that have a value per task
 SAME_FIGURE = 1e-6
 
@@ -67,6 +68,7 @@ class _Run:
 
     def __init__(self, path: Path) -> None:
         self.path, self.document = path, read_json(path, AGAIN)
+        _require_form(path, self.document)
         self.groups: Mapping[str, list[str]] = self.document.get("group_subtasks", {})
         self.samples: dict[str, list[Sample]] = {}
 
@@ -160,6 +162,36 @@ class _Run:
                 problem = f"{path} is not as lm-eval 0.4 writes it: {error!r}."
                 raise BadInput(problem, AGAIN) from error
         return self.samples[task]
+
+
+def _require_form(path: Path, document: dict[str, Any]) -> None:
+    """Refuses results whose parts are no mappings, or whose groups are no lists of tasks.
+
+    Raises:
+        BadInput: names the file and the part.
+    """
+    for part in PARTS:
+        found = document.get(part, {})
+        _require(path, part, found, isinstance(found, dict))
+        for name, value in found.items() if part in ("results", "configs") else ():
+            _require(path, f"{part}.{name}", value, isinstance(value, dict))
+    groups = document.get("group_subtasks", {})
+    for name, members in groups.items():
+        are_names = isinstance(members, list) and all(isinstance(one, str) for one in members)
+        _require(path, f"group_subtasks.{name}", members, are_names)
+    left = {name: set(members) for name, members in groups.items()}
+    while ended := [name for name, members in left.items() if not members & left.keys()]:
+        for name in ended:
+            del left[name]
+    if left:
+        name = min(left)
+        raise BadInput(f"{path}: the group {name!r} of group_subtasks holds itself.", AGAIN)
+
+
+def _require(path: Path, part: str, value: Any, fits: bool) -> None:
+    if not fits:
+        problem = f"{path} is not as lm-eval 0.4 writes it: {part!r} is {value!r:.80}."
+        raise BadInput(problem, AGAIN)
 
 
 def _read(name: str, raw: dict[str, Any]) -> TaskAccuracy:

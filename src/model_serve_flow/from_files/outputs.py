@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from model_serve_flow.compare.stats.paired import ALPHA
-from model_serve_flow.errors import BadInput
+from model_serve_flow.errors import BadInput, FlowError
 from model_serve_flow.from_files import tables
 from model_serve_flow.from_files.recognise import is_read
 from model_serve_flow.from_files.records import ComparedLoad, ComparedTask, FileComparison
@@ -29,6 +29,10 @@ XML = '<?xml version="1.0" encoding="UTF-8"?>'
 SUITE, SPEED = "compare", "compare: speed"
 
 OTHER_FILE = "Name another file."
+KEPT = (
+    "What was there before is as it was. Make the folder writable for this user and free space "
+    "there, or name a file elsewhere with --{}."
+)
 
 Case = tuple[str, str | None, str]  # name; 'failure', 'skipped' or None; message
 
@@ -71,6 +75,24 @@ WRITERS: dict[str, Callable[[Path, FileComparison], object]] = {
     "json": write_json,
     "junit": write_junit,
 }
+
+
+def write(name: str, path: Path, comparison: FileComparison) -> None:
+    """Writes the output of one option.
+
+    Args:
+        name: the option without dashes, a key of `WRITERS`.
+
+    Raises:
+        FlowError: the file cannot be written; names it and the option.
+    """
+    try:
+        WRITERS[name](path, comparison)
+    except FlowError as error:
+        raise FlowError(error.problem, KEPT.format(name)) from error
+    except OSError as error:
+        problem = f"The file {path} cannot be written: {error.strerror}."
+        raise FlowError(problem, KEPT.format(name)) from error
 
 
 def require_outputs(outputs: Mapping[str, Path], sides: Iterable[Path]) -> None:

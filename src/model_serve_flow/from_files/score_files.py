@@ -11,7 +11,7 @@ from typing import Any
 
 from model_serve_flow.errors import BadInput
 from model_serve_flow.flow.results.measured import Item, Metric, TaskAccuracy
-from model_serve_flow.from_files.sides import Answers, Task
+from model_serve_flow.from_files.sides import Answers, Task, require_plain
 
 KIND = "scores"
 TASK = "scores"  # name of the task in a file without a column `task`
@@ -57,6 +57,8 @@ def _read_file(path: Path, name: str, items: dict[str, dict[str, Item]]) -> None
         if lacking := sorted({"id", "score"} - row.keys()):
             raise BadInput(f"{place}: {' and '.join(lacking)} is missing.", FORMAT)
         task, item = str(row.get("task") or name), _item(place, row)
+        require_plain(place, "task", task)
+        require_plain(place, "id", item.id)
         if item.id in items.setdefault(task, {}):
             raise BadInput(f"{place}: the id {item.id!r} occurs twice in {task}.", FORMAT)
         items[task][item.id] = item
@@ -78,10 +80,10 @@ def _score(place: str, value: Any) -> float:
     try:
         score = BOOLEANS.get(value.strip().lower(), value) if isinstance(value, str) else value
         number = float(score)
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"{place}: the score {value!r} is not a number.", FORMAT) from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadInput(f"{place}: the score {value!r:.80} is not a number.", FORMAT) from error
     if not math.isfinite(number) or not 0 <= number <= 1:
-        raise BadInput(f"{place}: the score {value!r} is not in the range of 0 to 1.", FORMAT)
+        raise BadInput(f"{place}: the score {value!r:.80} is not in the range of 0 to 1.", FORMAT)
     return number
 
 

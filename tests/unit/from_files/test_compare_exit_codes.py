@@ -79,6 +79,23 @@ def test_speed_alone_never_ships(invoke, tmp_path):
     assert "UNSURE" in result.stdout  # one repeat has no interval
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--retention", "nan", "nan is not a share, above 0 and below 1"),
+        ("--retention", "1", "1 is not a share, above 0 and below 1"),
+        ("--margin", "200", "200 is not a drop in points, above 0 and at most 100."),
+        ("--average-margin", "150", "150 is not a drop in points, above 0 and at most 100."),
+        ("--perplexity-margin", "1e308", "1e308 is not a rise in percent, above 0 and at most 100"),
+        ("--task-margin", "scores=150", "150 is not a loss in points, or in percent"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_named_with_its_option(
+    invoke, base, tmp_path, option, value, words
+):
+    refused(invoke(base, candidate(tmp_path, 1, 1), option, value), option, words)
+
+
 # --- Refusals: what cannot be compared is named ---
 
 
@@ -207,6 +224,20 @@ def test_two_outputs_in_one_file_are_refused(invoke, base, tmp_path):
 def test_an_output_that_is_no_regular_file_is_refused(invoke, base, tmp_path, path):
     (tmp_path / "folder").mkdir()
     refused(invoke(base, candidate(tmp_path, 1, 1), "--json", path), path)
+
+
+@pytest.mark.parametrize("option", ["--html", "--json", "--markdown", "--junit"])
+def test_an_output_where_no_file_can_be_made_is_an_error_with_its_option(
+    invoke, base, tmp_path, option
+):
+    result = invoke(base, candidate(tmp_path, 1, 1), option, "/proc/x.html")
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "/proc/x.html cannot be written" in result.stderr and option in result.stderr
+    assert "artifacts" not in result.stderr
+
+
+def test_an_output_without_a_name_is_refused(invoke, base, tmp_path):
+    refused(invoke(base, candidate(tmp_path, 1, 1), "--json", ""), "--json")
 
 
 # --- Tiers ---

@@ -154,6 +154,28 @@ def test_a_score_that_is_no_proportion_is_named(tmp_path, grouped, score):
         read_side(folder)
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("group_subtasks", None, "'group_subtasks' is None"),
+        ("group_subtasks", [], r"'group_subtasks' is \[\]"),
+        ("group_subtasks", {"both": None}, r"'group_subtasks\.both' is None"),
+        ("group_subtasks", {"a": ["b"], "b": ["a"]}, "the group 'a' .* holds itself"),
+        ("group_subtasks", {"arc": ["arc"]}, "the group 'arc' .* holds itself"),
+        ("configs", {"arc": None}, r"'configs\.arc' is None"),
+        ("results", {"arc": None}, r"'results\.arc' is None"),
+        ("n-shot", [0], r"'n-shot' is \[0\]"),
+        ("higher_is_better", None, "'higher_is_better' is None"),
+    ],
+)
+def test_a_part_of_lm_evals_results_of_another_form_is_named(tmp_path, part, value, words):
+    folder = files.lm_eval(tmp_path / "one", {"arc": [1.0, 0.0]})
+    (path,) = folder.glob("results_*")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {part: value}))
+    with pytest.raises(BadInput, match=rf"results_.*json.*{words}"):
+        read_side(folder)
+
+
 def test_a_text_that_the_model_wrote_is_read(tmp_path):
     folder = files.lm_eval(tmp_path / "one", {"gsm8k": [1.0, 0.0]}, metric="exact_match")
     (path,) = folder.glob("results_*")
@@ -202,6 +224,21 @@ def test_scores_of_a_jsonl(tmp_path):
         ("1", 1),
         ("2", 0.5),
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"id": "a", "score": 10**400}, r"the score 10+ is not a number"),
+        ({"id": "\ud800", "score": 1}, r"the id '\\ud800' holds a control character"),
+        ({"id": "a", "score": 1, "task": "\ud800"}, r"the task '\\ud800' holds"),
+    ],
+)
+def test_a_value_of_a_jsonl_that_cannot_be_used_is_named_with_its_line(tmp_path, row, words):
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(BadInput, match=rf"s\.jsonl, line 1: {words}"):
+        read_side(path)
 
 
 def test_a_folder_of_score_files_is_a_task_each(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 from model_serve_flow.compare.reading import PRIMARY_METRICS, primary_metric
 from model_serve_flow.errors import BadInput, FlowError
 from model_serve_flow.flow.results.measured import TaskAccuracy
-from model_serve_flow.from_files.sides import Answers, Task
+from model_serve_flow.from_files.sides import Answers, Task, require_plain
 from model_serve_flow.measure import lm_eval_results
 from model_serve_flow.system.files import read_json
 
@@ -29,6 +29,7 @@ DATE = re.compile(r"_(\d{4}-\d{2}-\d{2}T[\d.:-]+)\.json$")
 SETTINGS = ("output_type", "repeats", "generation_kwargs")  # of a task; equal on both sides
 ASKED = {"doc_id", "doc", "target", "arguments", "doc_hash", "prompt_hash", "target_hash"}
 NO_METRICS = ASKED | {"resps", "filtered_resps", "filter", "metrics"}  # keys of every sample
+SHOWN = ("doc_id", "doc_hash", "filter")  # keys of a sample that are printed
 CLUSTERS = ("subject", "category")  # keys of a document that become the item's groups
 PARTS = ("results", "configs", "versions", "group_subtasks", "n-shot", "higher_is_better")
 FIGURES = ("results", "higher_is_better")  # parts of a results file that have a value per task
@@ -165,7 +166,7 @@ class _Run:
 
 
 def _require_form(path: Path, document: dict[str, Any]) -> None:
-    """Refuses results whose parts are no mappings, or whose groups are no lists of tasks.
+    """Refuses results whose parts are no mappings, or whose groups cannot be used.
 
     Raises:
         BadInput: names the file and the part.
@@ -174,11 +175,18 @@ def _require_form(path: Path, document: dict[str, Any]) -> None:
         found = document.get(part, {})
         _require(path, part, found, isinstance(found, dict))
         for name, value in found.items() if part in ("results", "configs") else ():
+            require_plain(path, "task", name)
             _require(path, f"{part}.{name}", value, isinstance(value, dict))
-    groups = document.get("group_subtasks", {})
+    _require_groups(path, document.get("group_subtasks", {}))
+
+
+def _require_groups(path: Path, groups: Mapping[str, Any]) -> None:
+    """Refuses groups that are no lists of tasks, or that hold themselves."""
     for name, members in groups.items():
         are_names = isinstance(members, list) and all(isinstance(one, str) for one in members)
         _require(path, f"group_subtasks.{name}", members, are_names)
+        for task in (name, *members):
+            require_plain(path, "task", task)
     left = {name: set(members) for name, members in groups.items()}
     while ended := [name for name, members in left.items() if not members & left.keys()]:
         for name in ended:
@@ -236,6 +244,8 @@ def _sample(path: Path, number: int, line: str) -> Sample:
             raise ValueError("it is not a sample of lm-eval")
     except (ValueError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path}, line {number}: {error}.", AGAIN) from error
+    for key in SHOWN:
+        require_plain(f"{path}, line {number}", key, str(sample.get(key)))
     return sample
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from model_serve_flow.errors import BadInput
-from model_serve_flow.from_files.sides import Answers, Side, Task
+from model_serve_flow.from_files.sides import Answers, Side, Task, escaped
 
 SHOWN = 3  # items named in a message
 SAME_WORK = "Measure both sides with the same items, prompts and settings."
@@ -118,5 +118,5 @@ def _names(ids: list[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = escaped(str(value))
     return text if len(text) <= 200 else f"{text[:200]}…"

@@ -97,6 +97,11 @@ def is_plain(text: str) -> bool:
     return not any(unicodedata.category(c) in CONTROL or c in NO_CHARACTERS for c in text)
 
 
+def escaped(text: str) -> str:
+    """Writes the characters that are not plain as escapes, e.g. a new line as '\\n'."""
+    return "".join(c if is_plain(c) else ascii(c)[1:-1] for c in text)
+
+
 def require_plain(place: Path | str, what: str, text: str) -> None:
     """Refuses a name that would forge lines of a log, or that a file cannot hold.
 
@@ -123,4 +128,4 @@ def as_bad_input(hint: str = EXPECTED) -> Iterator[None]:
     except BadInput:
         raise
     except FlowError as error:
-        raise BadInput(error.problem, hint) from error
+        raise BadInput(escaped(error.problem), hint) from error

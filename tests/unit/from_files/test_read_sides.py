@@ -254,6 +254,47 @@ def test_answers_of_several_kinds_in_a_folder_are_refused(tmp_path):
         read_side(tmp_path)
 
 
+# --- Names that would forge a log ---
+
+FORGED = ["x\n::error::forged", "x\x1b[2J", "x\u2028y", "x\x85y", "x\ud800", "x\uffff"]
+
+
+@pytest.mark.parametrize("name", FORGED)
+@pytest.mark.parametrize("key", ["id", "task"])
+def test_control_characters_in_a_file_of_scores_are_refused(tmp_path, key, name):
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps({"id": "a", "score": 1, key: name}) + "\n")
+    with pytest.raises(BadInput) as refusal:
+        read_side(path)
+    assert f"s.jsonl, line 1: the {key} {name!a} holds" in refusal.value.problem
+
+
+@pytest.mark.parametrize("name", FORGED)
+@pytest.mark.parametrize("key", ["doc_id", "doc_hash", "filter"])
+def test_control_characters_in_samples_of_lm_eval_are_refused(tmp_path, key, name):
+    folder = files.lm_eval(tmp_path / "one", {"arc": [1.0, 0.0]})
+    edited(folder, lambda lines: [lines[0] | {key: name}, lines[1]])
+    with pytest.raises(BadInput) as refusal:
+        read_side(folder)
+    assert f".jsonl, line 1: the {key} {name!a} holds" in refusal.value.problem
+
+
+def test_control_characters_in_names_of_lm_evals_results_are_refused(tmp_path):
+    folder = files.lm_eval(tmp_path / "one", {"arc": [1.0, 0.0]})
+    (path,) = folder.glob("results_*")
+    before = path.read_text()
+    for old in ("arc", "some-model"):
+        path.write_text(before.replace(f'"{old}"', json.dumps(FORGED[0])))
+        with pytest.raises(BadInput, match=r"results_.*holds a control character"):
+            read_side(folder)
+
+
+def test_signs_and_letters_of_any_language_are_names(tmp_path):
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps({"id": "Frage 1 – ü, 問\u200d", "score": 1}) + "\n")
+    assert task(read_side(path), "scores").n == 1
+
+
 # --- Speed ---
 
 

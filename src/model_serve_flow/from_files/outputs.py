@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -19,12 +20,13 @@ from model_serve_flow.from_files import tables
 from model_serve_flow.from_files.recognise import is_read
 from model_serve_flow.from_files.records import ComparedLoad, ComparedTask, FileComparison
 from model_serve_flow.report.report import template
-from model_serve_flow.report.tables import Table
+from model_serve_flow.report.tables import Cell, Table
 from model_serve_flow.report.terminal import COLOUR
 from model_serve_flow.system.files import write_json, write_text
 
 LOG_WIDTH = 110  # columns of a log, where there is no terminal
 LEAST_WIDTH = 14  # characters of a column with longer text
+GAP = 3  # characters between two columns
 XML = '<?xml version="1.0" encoding="UTF-8"?>'
 SUITE, SPEED = "compare", "compare: speed"
 
@@ -43,7 +45,7 @@ def show(comparison: FileComparison, console: Console | None = None) -> None:
     console.print(Text(comparison.sentence, style=COLOUR[comparison.verdict]), soft_wrap=True)
     console.print()
     for table in _shown(comparison):
-        console.print(_rich(table, wraps=console.width < LOG_WIDTH))
+        _print_table(console, table)
     for note in comparison.notes:
         console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
 
@@ -144,9 +146,21 @@ def _facts(comparison: FileComparison) -> dict[str, object]:
 
 def _console() -> Console:
     console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if _is_log(console):
         console.width = LOG_WIDTH
     return console
+
+
+def _is_log(console: Console) -> bool:
+    return not console.is_terminal and "COLUMNS" not in os.environ
+
+
+def _print_table(console: Console, table: Table) -> None:
+    """Prints the whole table: a log has lines as long as needed, a terminal wraps every column."""
+    needed = _needed_width(table)
+    if _is_log(console):
+        console.width = max(console.width, needed)
+    console.print(_rich(table, wraps=console.width < needed))
 
 
 def _rich(table: Table, *, wraps: bool) -> RichTable:
@@ -154,15 +168,33 @@ def _rich(table: Table, *, wraps: bool) -> RichTable:
     shown = RichTable(title=table.caption, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name, kind in table.headings:
         shown.add_column(
-            name.replace(", ", ",\n").replace("→ ", "→\n"),
+            _heading(name),
             justify="right" if kind == "n" else "left",
             no_wrap=kind != "long" and not wraps,
-            min_width=LEAST_WIDTH if kind == "long" else None,
+            min_width=LEAST_WIDTH if kind == "long" and not wraps else None,
             overflow="fold",
         )
     for row in table.rows:
-        shown.add_row(*(Text("\n".join(filter(None, (cell.text, cell.sub)))) for cell in row))
+        shown.add_row(*(Text(_lines(cell)) for cell in row))
     return shown
+
+
+def _needed_width(table: Table) -> int:
+    """Computes the width in which only long text wraps."""
+    widths = []
+    for number, (name, kind) in enumerate(table.headings):
+        texts = [_heading(name), *(_lines(row[number]) for row in table.rows)]
+        lines = [line for text in texts for line in text.splitlines()]
+        widths.append(LEAST_WIDTH if kind == "long" else max(map(cell_len, lines), default=0))
+    return sum(widths) + GAP * len(widths) - 1
+
+
+def _heading(name: str) -> str:
+    return name.replace(", ", ",\n").replace("→ ", "→\n")
+
+
+def _lines(cell: Cell) -> str:
+    return "\n".join(filter(None, (cell.text, cell.sub)))
 
 
 # --- JUnit ---

@@ -116,6 +116,44 @@ def test_clusters_widen_the_interval(tmp_path):
     assert together.tasks["scores"].difference.clusters.decide
 
 
+def clustered(path, clusters):
+    columns = {} if clusters is None else {"cluster": clusters}
+    return files.scores(path, files.binary(100, 60), **columns)
+
+
+TENS = [f"c{number // 10}" for number in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("base", "candidate", "reason"),
+    [
+        (["a", "b"] * 50, ["a", "b"] * 50, "it has 2 values, and at least 10 are needed"),
+        (["", *TENS[1:]], ["", *TENS[1:]], "1 of 100 items of the base have none"),
+        (range(100), range(100), "it has 100 values for 100 items, fewer than 2 items each"),
+        (None, TENS, "only the candidate has it"),
+    ],
+)
+def test_clusters_that_are_ignored_are_told_with_the_reason(tmp_path, base, candidate, reason):
+    found = compared(clustered(tmp_path / "a.csv", base), clustered(tmp_path / "b.csv", candidate))
+    assert found.tasks["scores"].difference.clusters is None
+    (note,) = found.notes
+    assert note.startswith("Task scores: the column cluster is ignored") and reason in note
+
+
+def test_clusters_that_are_used_need_no_note(tmp_path):
+    base = clustered(tmp_path / "a.csv", TENS)
+    for candidate in (TENS, None):  # the base's column counts
+        found = compared(base, clustered(tmp_path / "b.csv", candidate))
+        assert found.tasks["scores"].difference.clusters.count == 10
+        assert not found.notes
+
+
+def test_other_clusters_of_the_candidate_are_refused(tmp_path):
+    base, other = clustered(tmp_path / "a.csv", TENS), ["c7", *TENS[1:]]
+    with pytest.raises(BadInput, match="item q0 is c0 for the base and c7 for the candidate"):
+        compared(base, clustered(tmp_path / "b.csv", other))
+
+
 def test_an_identical_candidate_is_never_rejected(tmp_path):
     shutil.copytree(BASE, tmp_path / "same")
     found = compared(BASE, tmp_path / "same")

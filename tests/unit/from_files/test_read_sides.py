@@ -328,12 +328,25 @@ def test_loads_are_named_by_what_was_put_on(tmp_path):
     [
         ({"failed": 3}, "3 requests failed"),
         ({"output_throughput": 0.0}, "no output tokens"),
-        ({"completed": 0, "output_throughput": 0.0}, "no output tokens"),
+        ({"completed": 0, "num_prompts": 0, "output_throughput": 0.0}, "no output tokens"),
+        ({"completed": 60}, "40 requests failed"),
+        ({"completed": 0, "output_throughput": 0.0}, "100 requests failed"),
     ],
 )
 def test_a_load_with_failures_is_not_compared(tmp_path, changes, problem):
     side = read_side(files.vllm_bench(tmp_path / "bench.json", 40.0, **changes))
     assert side.loads[0].problem == problem
+
+
+def test_requests_that_did_not_complete_failed_even_if_the_file_does_not_count_them(tmp_path):
+    path = files.vllm_bench(tmp_path / "bench.json", 40.0, completed=97)
+    document = json.loads(path.read_text())
+    del document["failed"]
+    path.write_text(json.dumps(document))
+    assert read_side(path).loads[0].problem == "3 requests failed"
+    del document["num_prompts"]
+    path.write_text(json.dumps(document))
+    assert not read_side(path).loads[0].problem
 
 
 @pytest.mark.parametrize("field", ["completed", "output_throughput", "total_input_tokens"])

@@ -59,6 +59,17 @@ class TaskMargin(click.ParamType):
         return task, LOSS.convert(number, param, ctx)
 
 
+class TaskName(click.ParamType):
+    """Parses the name of a task, which is not empty."""
+
+    name = "task"
+
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> str:
+        if not value.strip():
+            self.fail(f"{value!r} is no task; name one, or leave the option out.", param, ctx)
+        return value
+
+
 def _output(name: str, what: str) -> Any:
     return click.option(f"--{name}", type=FILE, metavar="FILE", help=f"Writes {what}.")
 
@@ -103,11 +114,18 @@ def _output(name: str, what: str) -> Any:
 )
 @click.option(
     "--required",
+    type=TaskName(),
     multiple=True,
     metavar="TASK",
     help="Blocks SHIP if it is missing or cannot decide.",
 )
-@click.option("--advisory", multiple=True, metavar="TASK", help="Is compared, and does not decide.")
+@click.option(
+    "--advisory",
+    type=TaskName(),
+    multiple=True,
+    metavar="TASK",
+    help="Is compared, and does not decide.",
+)
 @_output("html", "one self-contained page")
 @_output("markdown", "the same as Markdown")
 @_output("json", "everything that was found")

@@ -20,6 +20,7 @@ FORMAT = (
     "Expected a CSV with the columns id and score, or a JSONL with these keys, and optionally task "
     "and cluster. A score is a number from 0 to 1, or true or false. Higher is better."
 )
+OTHER_SIGNS = (";", "\t", "|")  # that some programs write between columns instead of commas
 BOOLEANS = {"true": 1.0, "false": 0.0}
 
 Row = tuple[int, Mapping[str, Any]]  # the line of the file, and its values by name
@@ -98,13 +99,19 @@ def _rows(path: Path) -> Iterator[Row]:
     """Yields every row with its line number."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from (_json_rows(path, file) if path.suffix == ".jsonl" else _csv_rows(file))
+            yield from (
+                _json_rows(path, file) if path.suffix == ".jsonl" else _csv_rows(path, file)
+            )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read: {error}.", FORMAT) from error
 
 
-def _csv_rows(file: Iterable[str]) -> Iterator[Row]:
+def _csv_rows(path: Path, file: Iterable[str]) -> Iterator[Row]:
     reader = csv.DictReader(file, skipinitialspace=True)
+    header = ",".join(reader.fieldnames or ())
+    if "," not in header and (sign := next((s for s in OTHER_SIGNS if s in header), None)):
+        problem = f"{path}, line 1: the columns are {header!r}, with {sign!r} between them."
+        raise BadInput(problem, "Separate id and score with commas.")
     for row in reader:
         yield (
             reader.line_num,

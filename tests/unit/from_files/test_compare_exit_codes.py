@@ -53,6 +53,7 @@ def test_a_missing_file_is_usage(invoke, base):
 
 @pytest.mark.parametrize("option",
                          [("--margin", "-1"), ("--margin", "nan"), ("--task-margin", "gsm8k"),
+                                    ("--required", ""), ("--advisory", " "),
                                     ("--task-margin", "items=x"), ("--speed", "1")])  # fmt: skip
 def test_a_bad_option_is_usage(invoke, base, tmp_path, option):
     assert invoke(base, candidate(tmp_path, 1, 1), *option).exit_code == 2
@@ -127,6 +128,8 @@ def test_a_repeated_id_is_named_with_its_line(invoke, base, tmp_path):
         ("id,score\n,1\n", ("line 2", "id")),
         ("name,value\na,1\n", ("id", "score")),
         ("", ("empty",)),
+        ("id;score\na;1\n", ("line 1", "'id;score'", "with commas")),
+        ("id\tscore\na\t1\n", ("line 1", "id\\tscore", "with commas")),
     ],
 )
 def test_a_file_of_scores_that_is_none_is_named(invoke, base, tmp_path, text, words):

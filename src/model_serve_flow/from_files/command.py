@@ -17,19 +17,34 @@ Parameter = click.Parameter | None
 Context = click.Context | None
 
 
-class Margin(click.ParamType):
-    """Parses a margin: a number above 0."""
+class Number(click.ParamType):
+    """Parses a number above 0 and at most `most`, or below 1 for a share.
+
+    Attributes:
+        what: what the number is, for the message.
+    """
 
     name = "number"
+
+    def __init__(self, what: str, most: float | None = 100) -> None:
+        self.what, self.most = what, most
 
     def convert(self, value: Any, param: Parameter, ctx: Context) -> float:
         try:
             number = float(value)
         except ValueError:
             number = math.nan
-        if not (math.isfinite(number) and number > 0):
-            self.fail(f"{value!r} is not a number above 0.", param, ctx)
+        fits = number < 1 if self.most is None else number <= self.most
+        if not (math.isfinite(number) and number > 0 and fits):
+            end = "below 1" if self.most is None else f"at most {self.most:g}"
+            self.fail(f"{value} is not {self.what}, above 0 and {end}.", param, ctx)
         return number
+
+
+DROP = Number("a drop in points")
+RISE = Number("a rise in percent")
+LOSS = Number("a loss in points, or in percent of a perplexity")
+SHARE = Number("a share", most=None)
 
 
 class TaskMargin(click.ParamType):
@@ -41,7 +56,18 @@ class TaskMargin(click.ParamType):
         task, equals, number = value.rpartition("=")
         if not equals or not task:
             self.fail(f"{value!r} is not of the form TASK=MARGIN.", param, ctx)
-        return task, Margin().convert(number, param, ctx)
+        return task, LOSS.convert(number, param, ctx)
+
+
+class TaskName(click.ParamType):
+    """Parses the name of a task, which is not empty."""
+
+    name = "task"
+
+    def convert(self, value: Any, param: Parameter, ctx: Context) -> str:
+        if not value.strip():
+            self.fail(f"{value!r} is no task; name one, or leave the option out.", param, ctx)
+        return value
 
 
 def _output(name: str, what: str) -> Any:
@@ -53,20 +79,20 @@ def _output(name: str, what: str) -> Any:
 @click.argument("candidate", type=SIDE)
 @click.option(
     "--margin",
-    type=Margin(),
+    type=DROP,
     default=2.0,
     show_default=True,
     help="Accepted drop of each task, in points.",
 )
 @click.option(
     "--average-margin",
-    type=Margin(),
+    type=DROP,
     show_default="half of --margin, or all of it for one task",
     help="Accepted drop of the average over the tasks, in points.",
 )
 @click.option(
     "--perplexity-margin",
-    type=Margin(),
+    type=RISE,
     default=2.0,
     show_default=True,
     help="Accepted rise of each perplexity, in percent.",
@@ -81,18 +107,25 @@ def _output(name: str, what: str) -> Any:
 )
 @click.option(
     "--retention",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=SHARE,
     default=0.95,
     show_default=True,
     help="Share of the base's score above guessing that must be kept.",
 )
 @click.option(
     "--required",
+    type=TaskName(),
     multiple=True,
     metavar="TASK",
     help="Blocks SHIP if it is missing or cannot decide.",
 )
-@click.option("--advisory", multiple=True, metavar="TASK", help="Is compared, and does not decide.")
+@click.option(
+    "--advisory",
+    type=TaskName(),
+    multiple=True,
+    metavar="TASK",
+    help="Is compared, and does not decide.",
+)
 @_output("html", "one self-contained page")
 @_output("markdown", "the same as Markdown")
 @_output("json", "everything that was found")
@@ -107,14 +140,15 @@ def compare(ctx: click.Context, base: Path, candidate: Path, **options: Any) -> 
     Exit code: 0 SHIP, 10 DO NOT SHIP, 20 INCONCLUSIVE, 1 an error, 2 bad input or usage.
     """
     from model_serve_flow.from_files.decision import compare_sides
-    from model_serve_flow.from_files.outputs import WRITERS, show
+    from model_serve_flow.from_files.outputs import WRITERS, require_outputs, show, write
     from model_serve_flow.from_files.recognise import read_side
 
+    outputs = {name: options[name] for name in WRITERS if options[name]}
+    require_outputs(outputs, (base, candidate))
     found = compare_sides(read_side(base), read_side(candidate), _rules(options))
     show(found)
-    for name, write in WRITERS.items():
-        if path := options[name]:
-            write(path, found)
+    for name, path in outputs.items():
+        write(name, path, found)
     ctx.exit(found.exit_code)
 
 

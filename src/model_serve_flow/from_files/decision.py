@@ -16,6 +16,7 @@ from model_serve_flow.from_files.paces import compare_loads
 from model_serve_flow.from_files.records import ComparedTask, FileComparison, Source
 from model_serve_flow.from_files.rules import Rules
 from model_serve_flow.from_files.same_items import (
+    ignored_clusters,
     other_surroundings,
     require_same_items,
     require_two_sides,
@@ -85,7 +86,7 @@ def _compare_answers(base: Side, candidate: Side, rules: Rules) -> _Outcome:
         {task: _compared(pairs[task], metrics, tiers.of(task)) for task, metrics in every.items()},
         suite,
         tuple(task for task in tiers.required if task not in shared),
-        (*_left_out(base, candidate, tiers), *other_surroundings(ours, theirs)),
+        (*_left_out(base, candidate, tiers), *_remarks(ours, theirs, shared)),
         tuple(tiers.blockers(shared, _able(counting))),
     )
 
@@ -121,6 +122,13 @@ def _left_out(base: Side, candidate: Side, tiers: Tiers) -> Iterable[str]:
     for task in tiers.advisory:
         if (task in base.answered.tasks) != (task in candidate.answered.tasks):
             yield f"Only one side has the advisory task {task}."
+
+
+def _remarks(base: Answers, candidate: Answers, tasks: Iterable[str]) -> Iterable[str]:
+    """Yields a sentence for each setting that differs and each column that is ignored."""
+    yield from other_surroundings(base, candidate)
+    ignored = (ignored_clusters(t, base.tasks[t], candidate.tasks[t]) for t in tasks)
+    yield from filter(None, ignored)
 
 
 def _compared(pairs: Pairs, metrics: ByMetric, tier: Tier) -> ComparedTask:

@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from model_serve_flow.compare.reading import primary_metric
+from model_serve_flow.compare.reading import PRIMARY_METRICS, primary_metric
 from model_serve_flow.errors import BadInput, FlowError
 from model_serve_flow.flow.results.measured import TaskAccuracy
-from model_serve_flow.from_files.sides import Answers, Task
+from model_serve_flow.from_files.sides import Answers, Task, require_plain
 from model_serve_flow.measure import lm_eval_results
 from model_serve_flow.system.files import read_json
 
@@ -24,11 +24,14 @@ SAMPLES_HINT = (
     "Run it with --log_samples and --output_path."
 )
 AGAIN = "Compare files that lm-eval 0.4 wrote, as it wrote them."
+PROPORTION = "Is the score in percent? Divide it by 100, or drop the task."
 DATE = re.compile(r"_(\d{4}-\d{2}-\d{2}T[\d.:-]+)\.json$")
 SETTINGS = ("output_type", "repeats", "generation_kwargs")  # of a task; equal on both sides
 ASKED = {"doc_id", "doc", "target", "arguments", "doc_hash", "prompt_hash", "target_hash"}
 NO_METRICS = ASKED | {"resps", "filtered_resps", "filter", "metrics"}  # keys of every sample
+SHOWN = ("doc_id", "doc_hash", "filter")  # keys of a sample that are printed
 CLUSTERS = ("subject", "category")  # keys of a document that become the item's groups
+PARTS = ("results", "configs", "versions", "group_subtasks", "n-shot", "higher_is_better")
 FIGURES = ("results", "higher_is_better")  # parts of a results file that have a value per task
 SAME_FIGURE = 1e-6
 
@@ -66,6 +69,7 @@ class _Run:
 
     def __init__(self, path: Path) -> None:
         self.path, self.document = path, read_json(path, AGAIN)
+        _require_form(path, self.document)
         self.groups: Mapping[str, list[str]] = self.document.get("group_subtasks", {})
         self.samples: dict[str, list[Sample]] = {}
 
@@ -103,7 +107,10 @@ class _Run:
         """Reads one task as the flow does; errors name its file."""
         label = f"{name} in {self._samples_path(name)}"
         parts = {p: {label: self.document.get(p, {}).get(name, {})} for p in FIGURES}
-        return _read(label, {**self.document, **parts, "samples": {label: self._samples(name)}})
+        raw = {**self.document, **parts, "samples": {label: self._samples(name)}}
+        found = _read(label, raw)
+        _require_proportions(label, found)
+        return found
 
     def _pooled(self, group: str, leaves: list[str]) -> TaskAccuracy | None:
         """Reads the group as one task if its figure is the mean over its items; else None."""
@@ -111,6 +118,7 @@ class _Run:
             return None
         samples = {leaf: self._samples(leaf) for leaf in leaves}
         found = _read(group, {**self.document, "samples": samples})
+        _require_proportions(f"{group} in {self.path}", found)
         metric = primary_metric(found.metrics)
         values = [item.values[metric] for item in found.items if metric in item.values]
         if len(values) < len(found.items):
@@ -157,11 +165,65 @@ class _Run:
         return self.samples[task]
 
 
+def _require_form(path: Path, document: dict[str, Any]) -> None:
+    """Refuses results whose parts are no mappings, or whose groups cannot be used.
+
+    Raises:
+        BadInput: names the file and the part.
+    """
+    for part in PARTS:
+        found = document.get(part, {})
+        _require(path, part, found, isinstance(found, dict))
+        for name, value in found.items() if part in ("results", "configs") else ():
+            require_plain(path, "task", name)
+            _require(path, f"{part}.{name}", value, isinstance(value, dict))
+    _require_groups(path, document.get("group_subtasks", {}))
+
+
+def _require_groups(path: Path, groups: Mapping[str, Any]) -> None:
+    """Refuses groups that are no lists of tasks, or that hold themselves."""
+    for name, members in groups.items():
+        are_names = isinstance(members, list) and all(isinstance(one, str) for one in members)
+        _require(path, f"group_subtasks.{name}", members, are_names)
+        for task in (name, *members):
+            require_plain(path, "task", task)
+    left = {name: set(members) for name, members in groups.items()}
+    while ended := [name for name, members in left.items() if not members & left.keys()]:
+        for name in ended:
+            del left[name]
+    if left:
+        name = min(left)
+        raise BadInput(f"{path}: the group {name!r} of group_subtasks holds itself.", AGAIN)
+
+
+def _require(path: Path, part: str, value: Any, fits: bool) -> None:
+    if not fits:
+        problem = f"{path} is not as lm-eval 0.4 writes it: {part!r} is {value!r:.80}."
+        raise BadInput(problem, AGAIN)
+
+
 def _read(name: str, raw: dict[str, Any]) -> TaskAccuracy:
     try:
         return lm_eval_results.read_task(name, raw)
     except FlowError as error:
         raise BadInput(error.problem, AGAIN) from error
+
+
+def _require_proportions(label: str, task: TaskAccuracy) -> None:
+    """Refuses a score outside 0 to 1 of a metric that counts as a share of right answers.
+
+    Raises:
+        BadInput: names the task, its file, the item and the value.
+    """
+    shares = {name for name in task.metrics if name.partition(",")[0] in PRIMARY_METRICS}
+    primary = primary_metric(task.metrics)
+    if task.metrics[primary].higher_is_better:  # a perplexity is not
+        shares.add(primary)
+    for item in task.items:
+        for metric in sorted(shares & item.values.keys()):
+            if not 0 <= (score := item.values[metric]) <= 1:
+                place = f"Task {label}: {metric} of the item {item.id}"
+                raise BadInput(f"{place} is {score:g}, not in the range of 0 to 1.", PROPORTION)
 
 
 def _lines(path: Path) -> Iterator[Sample]:
@@ -182,6 +244,8 @@ def _sample(path: Path, number: int, line: str) -> Sample:
             raise ValueError("it is not a sample of lm-eval")
     except (ValueError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path}, line {number}: {error}.", AGAIN) from error
+    for key in SHOWN:
+        require_plain(f"{path}, line {number}", key, str(sample.get(key)))
     return sample
 
 

@@ -70,6 +70,7 @@ class _VllmBench(Part):
 
     completed: Count
     failed: Count = 0
+    num_prompts: Count = 0
     total_input_tokens: Count
     total_output_tokens: Count
     output_throughput: NonNegative
@@ -86,7 +87,7 @@ class _VllmBench(Part):
             self.output_throughput,
             self.total_input_tokens / completed,
             self.total_output_tokens / completed,
-            _problem(self.failed, self.output_throughput),
+            _problem(max(self.failed, self.num_prompts - self.completed), self.output_throughput),
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,14 @@ from model_serve_flow.from_files.load_files import (
 from model_serve_flow.from_files.own_results import ACCURACY, PERFORMANCE
 from model_serve_flow.from_files.score_files import KIND as SCORES
 from model_serve_flow.from_files.score_files import is_score_file, read_scores
-from model_serve_flow.from_files.sides import EXPECTED, Answers, Load, Side, as_bad_input
+from model_serve_flow.from_files.sides import (
+    EXPECTED,
+    Answers,
+    Load,
+    Side,
+    as_bad_input,
+    require_plain,
+)
 
 OWN_ANSWERS, OWN_SPEED = "accuracy of this flow", "performance of this flow"
 ANSWERS = (OWN_ANSWERS, LM_EVAL, SCORES)  # kinds with answers; a side has only one of them
@@ -47,7 +55,38 @@ def read_side(path: Path) -> Side:
         raise BadInput(f"{path} holds answers of several kinds: {files}.", NAME_ONE)
     with as_bad_input():
         answers = _answers(answering[0], found[answering[0]]) if answering else None
-        return Side(path, answers, _loads(found), tuple(kind for kind in found if found[kind]))
+        side = Side(path, answers, _loads(found), tuple(kind for kind in found if found[kind]))
+    for file, what, name in _names(side, found, answering):
+        require_plain(file, what, name)
+    return side
+
+
+def _names(side: Side, found: Found, answering: list[str]) -> Iterator[tuple[Path, str, str]]:
+    """Yields every name that is printed: the file it is of, what it names, and the name."""
+    if side.answers:
+        path = found[answering[0]][0] if len(found[answering[0]]) == 1 else side.path
+        yield path, "model", side.answers.model
+        for name, task in side.answers.tasks.items():
+            yield path, "task", name
+            yield from ((path, "metric", metric) for metric in task.accuracy.metrics)
+            yield from ((path, "id", item.id) for item in task.accuracy.items)
+    yield from ((side.path, "load", load.load) for load in side.loads)
+
+
+def is_read(path: Path, side: Path) -> bool:
+    """Checks whether a file is the side, or a file of its folder that is read.
+
+    Raises:
+        BadInput: the file is a .json file of the folder and not JSON.
+    """
+    place = os.path.realpath(path)
+    if not side.is_dir():
+        return place == os.path.realpath(side)
+    inside = (file for pattern in ("*", "*/*") for file in side.glob(pattern))
+    same = next((file for file in inside if os.path.realpath(file) == place), None)
+    if same is None or not same.is_file():
+        return False
+    return same.name.startswith(SAMPLES) or kind_of(same) is not None
 
 
 def kind_of(path: Path) -> str | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from model_serve_flow.compare.stats.bootstrap import LEAST_UNITS
+from model_serve_flow.compare.stats.clusters import ITEMS_PER_CLUSTER
 from model_serve_flow.errors import BadInput
-from model_serve_flow.from_files.sides import Answers, Side, Task
+from model_serve_flow.from_files.sides import Answers, Side, Task, escaped
 
+CLUSTER = "cluster"  # the column of a file of scores
 SHOWN = 3  # items named in a message
 SAME_WORK = "Measure both sides with the same items, prompts and settings."
 
@@ -62,6 +65,7 @@ def require_same_items(task: str, base: Side, candidate: Side) -> None:
     _require_same_protocol(task, ours, theirs)
     _require_same_ids(task, base, candidate)
     _require_same_questions(task, ours, theirs)
+    _require_same_clusters(task, ours, theirs)
     if ours.accuracy.chance != theirs.accuracy.chance:
         chances = f"{ours.accuracy.chance} for the base, {theirs.accuracy.chance} for the candidate"
         raise BadInput(f"Task {task}: guessing scores {chances}.", SAME_WORK)
@@ -80,6 +84,42 @@ def other_surroundings(base: Answers, candidate: Answers) -> list[str]:
         for key, (one, other) in values.items()
         if one != other
     ]
+
+
+def ignored_clusters(task: str, base: Task, candidate: Task) -> str:
+    """Says why the column `cluster` of a task is ignored; empty if it is used or not there.
+
+    The base's column counts for both sides, because a cluster belongs to the item.
+    """
+    ours, n = _clusters(base), base.accuracy.n
+    count = len(set(ours.values()))
+    if not ours and not _clusters(candidate):
+        return ""
+    if not ours:
+        reason = "only the candidate has it; the base's column counts"
+    elif len(ours) < n:
+        reason = f"{n - len(ours)} of {n} items of the base have none"
+    elif count < LEAST_UNITS:
+        reason = f"it has {count} values, and at least {LEAST_UNITS} are needed"
+    elif count > n / ITEMS_PER_CLUSTER:
+        reason = f"it has {count} values for {n} items, fewer than {ITEMS_PER_CLUSTER} items each"
+    else:
+        return ""
+    return f"Task {task}: the column cluster is ignored, and each item counts as single: {reason}."
+
+
+def _require_same_clusters(task: str, base: Task, candidate: Task) -> None:
+    ours, theirs = _clusters(base), _clusters(candidate)
+    for id in sorted(ours.keys() & theirs.keys()):
+        if ours[id] != theirs[id]:
+            values = f"{_short(ours[id])} for the base and {_short(theirs[id])} for the candidate"
+            raise BadInput(f"Task {task}: the cluster of the item {id} is {values}.", SAME_WORK)
+
+
+def _clusters(task: Task) -> dict[str, str]:
+    """Returns item id -> cluster; an item without one is not there."""
+    items = task.accuracy.items
+    return {item.id: item.groups[CLUSTER] for item in items if CLUSTER in item.groups}
 
 
 def _require_same_protocol(task: str, base: Task, candidate: Task) -> None:
@@ -118,5 +158,5 @@ def _names(ids: list[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = escaped(str(value))
     return text if len(text) <= 200 else f"{text[:200]}…"

@@ -11,7 +11,7 @@ from typing import Any
 
 from model_serve_flow.errors import BadInput
 from model_serve_flow.flow.results.measured import Item, Metric, TaskAccuracy
-from model_serve_flow.from_files.sides import Answers, Task
+from model_serve_flow.from_files.sides import Answers, Task, require_plain
 
 KIND = "scores"
 TASK = "scores"  # name of the task in a file without a column `task`
@@ -20,6 +20,7 @@ FORMAT = (
     "Expected a CSV with the columns id and score, or a JSONL with these keys, and optionally task "
     "and cluster. A score is a number from 0 to 1, or true or false. Higher is better."
 )
+OTHER_SIGNS = (";", "\t", "|")  # that some programs write between columns instead of commas
 BOOLEANS = {"true": 1.0, "false": 0.0}
 
 Row = tuple[int, Mapping[str, Any]]  # the line of the file, and its values by name
@@ -57,6 +58,8 @@ def _read_file(path: Path, name: str, items: dict[str, dict[str, Item]]) -> None
         if lacking := sorted({"id", "score"} - row.keys()):
             raise BadInput(f"{place}: {' and '.join(lacking)} is missing.", FORMAT)
         task, item = str(row.get("task") or name), _item(place, row)
+        require_plain(place, "task", task)
+        require_plain(place, "id", item.id)
         if item.id in items.setdefault(task, {}):
             raise BadInput(f"{place}: the id {item.id!r} occurs twice in {task}.", FORMAT)
         items[task][item.id] = item
@@ -78,10 +81,10 @@ def _score(place: str, value: Any) -> float:
     try:
         score = BOOLEANS.get(value.strip().lower(), value) if isinstance(value, str) else value
         number = float(score)
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"{place}: the score {value!r} is not a number.", FORMAT) from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadInput(f"{place}: the score {value!r:.80} is not a number.", FORMAT) from error
     if not math.isfinite(number) or not 0 <= number <= 1:
-        raise BadInput(f"{place}: the score {value!r} is not in the range of 0 to 1.", FORMAT)
+        raise BadInput(f"{place}: the score {value!r:.80} is not in the range of 0 to 1.", FORMAT)
     return number
 
 
@@ -96,13 +99,19 @@ def _rows(path: Path) -> Iterator[Row]:
     """Yields every row with its line number."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from (_json_rows(path, file) if path.suffix == ".jsonl" else _csv_rows(file))
+            yield from (
+                _json_rows(path, file) if path.suffix == ".jsonl" else _csv_rows(path, file)
+            )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read: {error}.", FORMAT) from error
 
 
-def _csv_rows(file: Iterable[str]) -> Iterator[Row]:
+def _csv_rows(path: Path, file: Iterable[str]) -> Iterator[Row]:
     reader = csv.DictReader(file, skipinitialspace=True)
+    header = ",".join(reader.fieldnames or ())
+    if "," not in header and (sign := next((s for s in OTHER_SIGNS if s in header), None)):
+        problem = f"{path}, line 1: the columns are {header!r}, with {sign!r} between them."
+        raise BadInput(problem, "Separate id and score with commas.")
     for row in reader:
         yield (
             reader.line_num,

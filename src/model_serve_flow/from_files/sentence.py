@@ -39,7 +39,7 @@ def _ships(asked: Mapping[str, Difference]) -> str:
 def _fails(asked: Mapping[str, Difference]) -> str:
     failing = {name: d for name, d in asked.items() if _p_values(d)[1] <= ALPHA}
     name = _worst(failing)
-    others = len(failing) - 1
+    others = len(failing.keys() - {name, AVERAGE})  # the average is of these very tasks
     more = f"; so is the loss on {others} other{'s' if others > 1 else ''}" if others else ""
     d = failing[name]
     return f"{_changed(name, d)}, surely more than the accepted {_amount(d.limit, d)}{more}."
@@ -107,8 +107,13 @@ def _loss(difference: Difference) -> float:
 def _changed(name: str, difference: Difference) -> str:
     """Words the change, for instance 'gsm8k fell by 3.1 points'."""
     subject = name if difference.unit != "percent" else f"the perplexity on {name}"
+    if difference.difference == 0:
+        return f"{subject} did not change"
     verb = "fell" if difference.difference < 0 else "rose"
-    return f"{subject} {verb} by {_amount(abs(difference.difference), difference)}"
+    change = abs(difference.difference)
+    if round(change, 1) == 0:
+        return f"{subject} {verb} by less than {_amount(0.1, difference)}"
+    return f"{subject} {verb} by {_amount(change, difference)}"
 
 
 def _amount(value: float, difference: Difference) -> str:

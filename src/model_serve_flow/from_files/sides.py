@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,11 @@ EXPECTED = (
     "this flow; results_*.json of lm-eval 0.4 beside its samples_*.jsonl (--log_samples); a CSV or "
     "JSONL of id and score; the JSON of GuideLLM 0.8 or of vllm bench serve."
 )
+
+
+CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # categories: control, half a character, new line or paragraph
+NO_CHARACTERS = "\ufffe\uffff"  # XML cannot hold them
+RENAME = "Write it with letters, digits and signs only, on both sides."
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,30 @@ def concurrent(requests: int) -> str:
     return f"{requests} concurrent request{'' if requests == 1 else 's'}"
 
 
+def is_plain(text: str) -> bool:
+    """Checks that no character ends a line, controls a terminal, or cannot be written to a file."""
+    return not any(unicodedata.category(c) in CONTROL or c in NO_CHARACTERS for c in text)
+
+
+def escaped(text: str) -> str:
+    """Writes the characters that are not plain as escapes, e.g. a new line as '\\n'."""
+    return "".join(c if is_plain(c) else ascii(c)[1:-1] for c in text)
+
+
+def require_plain(place: Path | str, what: str, text: str) -> None:
+    """Refuses a name that would forge lines of a log, or that a file cannot hold.
+
+    Args:
+        place: the file, for the message, and its line if known.
+        what: what the name is of, e.g. 'task'.
+
+    Raises:
+        BadInput: names the place and the name, with its characters escaped.
+    """
+    if not is_plain(text):
+        raise BadInput(f"{place}: the {what} {text!a} holds a control character.", RENAME)
+
+
 @contextlib.contextmanager
 def as_bad_input(hint: str = EXPECTED) -> Iterator[None]:
     """Turns a FlowError of the block into BadInput: the user's files are wrong, not the program.
@@ -98,4 +128,4 @@ def as_bad_input(hint: str = EXPECTED) -> Iterator[None]:
     except BadInput:
         raise
     except FlowError as error:
-        raise BadInput(error.problem, hint) from error
+        raise BadInput(escaped(error.problem), hint) from error

@@ -53,6 +53,7 @@ def test_a_missing_file_is_usage(invoke, base):
 
 @pytest.mark.parametrize("option",
                          [("--margin", "-1"), ("--margin", "nan"), ("--task-margin", "gsm8k"),
+                                    ("--required", ""), ("--advisory", " "),
                                     ("--task-margin", "items=x"), ("--speed", "1")])  # fmt: skip
 def test_a_bad_option_is_usage(invoke, base, tmp_path, option):
     assert invoke(base, candidate(tmp_path, 1, 1), *option).exit_code == 2
@@ -77,6 +78,23 @@ def test_speed_alone_never_ships(invoke, tmp_path):
     assert result.exit_code == 20
     assert result.stdout.startswith("INCONCLUSIVE: ")
     assert "UNSURE" in result.stdout  # one repeat has no interval
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--retention", "nan", "nan is not a share, above 0 and below 1"),
+        ("--retention", "1", "1 is not a share, above 0 and below 1"),
+        ("--margin", "200", "200 is not a drop in points, above 0 and at most 100."),
+        ("--average-margin", "150", "150 is not a drop in points, above 0 and at most 100."),
+        ("--perplexity-margin", "1e308", "1e308 is not a rise in percent, above 0 and at most 100"),
+        ("--task-margin", "scores=150", "150 is not a loss in points, or in percent"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_named_with_its_option(
+    invoke, base, tmp_path, option, value, words
+):
+    refused(invoke(base, candidate(tmp_path, 1, 1), option, value), option, words)
 
 
 # --- Refusals: what cannot be compared is named ---
@@ -110,6 +128,8 @@ def test_a_repeated_id_is_named_with_its_line(invoke, base, tmp_path):
         ("id,score\n,1\n", ("line 2", "id")),
         ("name,value\na,1\n", ("id", "score")),
         ("", ("empty",)),
+        ("id;score\na;1\n", ("line 1", "'id;score'", "with commas")),
+        ("id\tscore\na\t1\n", ("line 1", "id\\tscore", "with commas")),
     ],
 )
 def test_a_file_of_scores_that_is_none_is_named(invoke, base, tmp_path, text, words):
@@ -176,6 +196,51 @@ def test_a_task_that_only_one_side_has_is_refused(invoke, tmp_path):
     two = files.lm_eval(tmp_path / "two", {"arc": files.binary(100, 60)})
     refused(invoke(one, two), "hella", "two")
     assert invoke(one, two, "--advisory", "hella").exit_code != 2
+
+
+# --- Outputs ---
+
+
+def test_an_output_never_overwrites_what_is_compared(invoke, base, tmp_path):
+    other, before = candidate(tmp_path, 1, 1), base.read_text()
+    (tmp_path / "link.csv").symlink_to(base)
+    for path in ("./base.csv", "./link.csv"):
+        refused(invoke(base, other, "--json", path), "--json", path[2:], "another file")
+    assert base.read_text() == before
+
+
+def test_an_output_never_overwrites_a_file_of_a_folder_that_is_compared(invoke, tmp_path):
+    one, two = (files.lm_eval(tmp_path / n, {"arc": files.binary(100, 60)}) for n in ("one", "two"))
+    for file in [*one.iterdir(), *two.iterdir()]:
+        refused(invoke(one, two, "--html", file), "--html", file.name)
+    for _ in range(2):  # the second time it overwrites its own output
+        assert invoke(one, two, "--json", one / "compared.json").exit_code != 2
+
+
+def test_two_outputs_in_one_file_are_refused(invoke, base, tmp_path):
+    result = invoke(base, candidate(tmp_path, 1, 1), "--json", "o", "--junit", "./o")
+    refused(result, "--json", "--junit", " o.")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "folder"])
+def test_an_output_that_is_no_regular_file_is_refused(invoke, base, tmp_path, path):
+    (tmp_path / "folder").mkdir()
+    refused(invoke(base, candidate(tmp_path, 1, 1), "--json", path), path)
+
+
+@pytest.mark.parametrize("option", ["--html", "--json", "--markdown", "--junit"])
+def test_an_output_where_no_file_can_be_made_is_an_error_with_its_option(
+    invoke, base, tmp_path, option
+):
+    result = invoke(base, candidate(tmp_path, 1, 1), option, "/proc/x.html")
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "/proc/x.html cannot be written" in result.stderr and option in result.stderr
+    assert "artifacts" not in result.stderr
+
+
+def test_an_output_without_a_name_is_refused(invoke, base, tmp_path):
+    refused(invoke(base, candidate(tmp_path, 1, 1), "--json", ""), "--json")
 
 
 # --- Tiers ---

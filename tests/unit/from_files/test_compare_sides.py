@@ -116,6 +116,44 @@ def test_clusters_widen_the_interval(tmp_path):
     assert together.tasks["scores"].difference.clusters.decide
 
 
+def clustered(path, clusters):
+    columns = {} if clusters is None else {"cluster": clusters}
+    return files.scores(path, files.binary(100, 60), **columns)
+
+
+TENS = [f"c{number // 10}" for number in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("base", "candidate", "reason"),
+    [
+        (["a", "b"] * 50, ["a", "b"] * 50, "it has 2 values, and at least 10 are needed"),
+        (["", *TENS[1:]], ["", *TENS[1:]], "1 of 100 items of the base have none"),
+        (range(100), range(100), "it has 100 values for 100 items, fewer than 2 items each"),
+        (None, TENS, "only the candidate has it"),
+    ],
+)
+def test_clusters_that_are_ignored_are_told_with_the_reason(tmp_path, base, candidate, reason):
+    found = compared(clustered(tmp_path / "a.csv", base), clustered(tmp_path / "b.csv", candidate))
+    assert found.tasks["scores"].difference.clusters is None
+    (note,) = found.notes
+    assert note.startswith("Task scores: the column cluster is ignored") and reason in note
+
+
+def test_clusters_that_are_used_need_no_note(tmp_path):
+    base = clustered(tmp_path / "a.csv", TENS)
+    for candidate in (TENS, None):  # the base's column counts
+        found = compared(base, clustered(tmp_path / "b.csv", candidate))
+        assert found.tasks["scores"].difference.clusters.count == 10
+        assert not found.notes
+
+
+def test_other_clusters_of_the_candidate_are_refused(tmp_path):
+    base, other = clustered(tmp_path / "a.csv", TENS), ["c7", *TENS[1:]]
+    with pytest.raises(BadInput, match="item q0 is c0 for the base and c7 for the candidate"):
+        compared(base, clustered(tmp_path / "b.csv", other))
+
+
 def test_an_identical_candidate_is_never_rejected(tmp_path):
     shutil.copytree(BASE, tmp_path / "same")
     found = compared(BASE, tmp_path / "same")
@@ -151,6 +189,64 @@ def test_an_edited_result_of_ours_is_refused(tmp_path):
     path.write_text(path.read_text().replace('"acc": 0.0', '"acc": 1.0', 30))
     with pytest.raises(BadInput, match="but its items give"):
         compared(BASE, tmp_path / "other")
+
+
+def test_the_average_of_one_task_is_no_other_loss(tmp_path):
+    one = files.scores(tmp_path / "a.csv", files.binary(N, 1400))
+    found = compared(one, files.scores(tmp_path / "b.csv", files.binary(N, 1400, 300)))
+    assert found.sentence.endswith("surely more than the accepted 2.0 points.")
+    for name, broken in (("one", 0), ("two", 300)):
+        for task in ("x", "y"):
+            files.scores(tmp_path / name / f"{task}.csv", files.binary(N, 1400, broken))
+    assert "so is the loss on 1 other." in compared(tmp_path / "one", tmp_path / "two").sentence
+
+
+@pytest.mark.parametrize(
+    ("n", "right", "repaired", "words"),
+    [(60, 3, 3, "did not change"), (6000, 1000, 1001, "rose by less than 0.1 points")],
+)
+def test_a_change_that_rounds_to_nothing_is_not_given_as_0(tmp_path, n, right, repaired, words):
+    base = files.scores(tmp_path / "a.csv", files.binary(n, n // 2))
+    other = files.scores(tmp_path / "b.csv", files.binary(n, n // 2, right, repaired))
+    found = compared(base, other, average=0.5)
+    assert found.verdict == "INCONCLUSIVE"
+    assert f" {words} (" in found.sentence
+
+
+# --- The terminal ---
+
+
+def printed(monkeypatch, columns, base, candidate):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    return CliRunner().invoke(main, ["compare", str(base), str(candidate)]).stdout
+
+
+def column(text, start):
+    """The words of the column that starts at the place, without the spaces of its lines."""
+    return "".join(line[start:].strip() for line in text.splitlines())
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 110, 200])
+def test_a_narrow_terminal_wraps_the_tables_and_cuts_nothing(monkeypatch, sample, columns):
+    text = printed(monkeypatch, columns, BASE, CANDIDATE)
+    table = text.partition("\n\n")[2].partition("Speed,")[0]
+    assert max(map(len, table.splitlines())) <= columns
+    (heading,) = (line for line in table.splitlines() if "Reading" in line or "Readin" in line)
+    readings = column(table, heading.index("Readin"))
+    for words in ("about1,557itemswouldsettleit", "nearchance:decidesnothing", "beyondmargin"):
+        assert words in readings.replace(" ", "")
+
+
+def test_a_log_shows_the_whole_of_a_long_name_and_its_reading(monkeypatch, tmp_path):
+    name = "a_task_with_" + "a_very_" * 8 + "long_name"
+    for side in ("one", "two"):
+        rows = files.binary(N, 1400)
+        files.scores(tmp_path / side / "s.csv", rows, task=[name] * N)
+    text = printed(monkeypatch, None, tmp_path / "one", tmp_path / "two")
+    assert any(line.startswith(f" {name} ") for line in text.splitlines())
+    assert "within margin" in text
 
 
 # --- Speed ---

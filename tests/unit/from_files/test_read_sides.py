@@ -142,6 +142,40 @@ def test_results_of_other_samples_are_refused_by_their_figure(tmp_path):
         compare_sides(read_side(one), read_side(two), Rules())
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("score", [100.0, -1.0])
+def test_a_score_that_is_no_proportion_is_named(tmp_path, grouped, score):
+    groups = {"both": ["arc"]} if grouped else {}
+    folder = files.lm_eval(tmp_path / "one", {"arc": [0.0, score]}, groups=groups)
+    with pytest.raises(
+        BadInput,
+        match=rf"(arc|both) in .*\.json.*: acc of the item \S+ is {score:g}, not .* 0 to 1",
+    ):
+        read_side(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("group_subtasks", None, "'group_subtasks' is None"),
+        ("group_subtasks", [], r"'group_subtasks' is \[\]"),
+        ("group_subtasks", {"both": None}, r"'group_subtasks\.both' is None"),
+        ("group_subtasks", {"a": ["b"], "b": ["a"]}, "the group 'a' .* holds itself"),
+        ("group_subtasks", {"arc": ["arc"]}, "the group 'arc' .* holds itself"),
+        ("configs", {"arc": None}, r"'configs\.arc' is None"),
+        ("results", {"arc": None}, r"'results\.arc' is None"),
+        ("n-shot", [0], r"'n-shot' is \[0\]"),
+        ("higher_is_better", None, "'higher_is_better' is None"),
+    ],
+)
+def test_a_part_of_lm_evals_results_of_another_form_is_named(tmp_path, part, value, words):
+    folder = files.lm_eval(tmp_path / "one", {"arc": [1.0, 0.0]})
+    (path,) = folder.glob("results_*")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {part: value}))
+    with pytest.raises(BadInput, match=rf"results_.*json.*{words}"):
+        read_side(folder)
+
+
 def test_a_text_that_the_model_wrote_is_read(tmp_path):
     folder = files.lm_eval(tmp_path / "one", {"gsm8k": [1.0, 0.0]}, metric="exact_match")
     (path,) = folder.glob("results_*")
@@ -192,6 +226,21 @@ def test_scores_of_a_jsonl(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"id": "a", "score": 10**400}, r"the score 10+ is not a number"),
+        ({"id": "\ud800", "score": 1}, r"the id '\\ud800' holds a control character"),
+        ({"id": "a", "score": 1, "task": "\ud800"}, r"the task '\\ud800' holds"),
+    ],
+)
+def test_a_value_of_a_jsonl_that_cannot_be_used_is_named_with_its_line(tmp_path, row, words):
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(BadInput, match=rf"s\.jsonl, line 1: {words}"):
+        read_side(path)
+
+
 def test_a_folder_of_score_files_is_a_task_each(tmp_path):
     files.scores(tmp_path / "gsm8k.csv", [1, 0])
     files.scores(tmp_path / "arc.csv", [1, 1])
@@ -203,6 +252,47 @@ def test_answers_of_several_kinds_in_a_folder_are_refused(tmp_path):
     files.scores(tmp_path / "scores.csv", [1, 0])
     with pytest.raises(BadInput, match=r"results_.*json, .*scores\.csv"):
         read_side(tmp_path)
+
+
+# --- Names that would forge a log ---
+
+FORGED = ["x\n::error::forged", "x\x1b[2J", "x\u2028y", "x\x85y", "x\ud800", "x\uffff"]
+
+
+@pytest.mark.parametrize("name", FORGED)
+@pytest.mark.parametrize("key", ["id", "task"])
+def test_control_characters_in_a_file_of_scores_are_refused(tmp_path, key, name):
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps({"id": "a", "score": 1, key: name}) + "\n")
+    with pytest.raises(BadInput) as refusal:
+        read_side(path)
+    assert f"s.jsonl, line 1: the {key} {name!a} holds" in refusal.value.problem
+
+
+@pytest.mark.parametrize("name", FORGED)
+@pytest.mark.parametrize("key", ["doc_id", "doc_hash", "filter"])
+def test_control_characters_in_samples_of_lm_eval_are_refused(tmp_path, key, name):
+    folder = files.lm_eval(tmp_path / "one", {"arc": [1.0, 0.0]})
+    edited(folder, lambda lines: [lines[0] | {key: name}, lines[1]])
+    with pytest.raises(BadInput) as refusal:
+        read_side(folder)
+    assert f".jsonl, line 1: the {key} {name!a} holds" in refusal.value.problem
+
+
+def test_control_characters_in_names_of_lm_evals_results_are_refused(tmp_path):
+    folder = files.lm_eval(tmp_path / "one", {"arc": [1.0, 0.0]})
+    (path,) = folder.glob("results_*")
+    before = path.read_text()
+    for old in ("arc", "some-model"):
+        path.write_text(before.replace(f'"{old}"', json.dumps(FORGED[0])))
+        with pytest.raises(BadInput, match=r"results_.*holds a control character"):
+            read_side(folder)
+
+
+def test_signs_and_letters_of_any_language_are_names(tmp_path):
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps({"id": "Frage 1 – ü, 問\u200d", "score": 1}) + "\n")
+    assert task(read_side(path), "scores").n == 1
 
 
 # --- Speed ---
@@ -238,12 +328,25 @@ def test_loads_are_named_by_what_was_put_on(tmp_path):
     [
         ({"failed": 3}, "3 requests failed"),
         ({"output_throughput": 0.0}, "no output tokens"),
-        ({"completed": 0, "output_throughput": 0.0}, "no output tokens"),
+        ({"completed": 0, "num_prompts": 0, "output_throughput": 0.0}, "no output tokens"),
+        ({"completed": 60}, "40 requests failed"),
+        ({"completed": 0, "output_throughput": 0.0}, "100 requests failed"),
     ],
 )
 def test_a_load_with_failures_is_not_compared(tmp_path, changes, problem):
     side = read_side(files.vllm_bench(tmp_path / "bench.json", 40.0, **changes))
     assert side.loads[0].problem == problem
+
+
+def test_requests_that_did_not_complete_failed_even_if_the_file_does_not_count_them(tmp_path):
+    path = files.vllm_bench(tmp_path / "bench.json", 40.0, completed=97)
+    document = json.loads(path.read_text())
+    del document["failed"]
+    path.write_text(json.dumps(document))
+    assert read_side(path).loads[0].problem == "3 requests failed"
+    del document["num_prompts"]
+    path.write_text(json.dumps(document))
+    assert not read_side(path).loads[0].problem
 
 
 @pytest.mark.parametrize("field", ["completed", "output_throughput", "total_input_tokens"])

@@ -88,15 +88,24 @@ def test_every_answer_is_that_of_the_candidate_it_is(flow, judged):
     assert "Int8" in " ".join(ours.workspace.accuracy(NAME).engine.kernels)
 
 
+CORRECTED = {"adjusted_p", "simultaneous_ci95", "items_to_settle"}  # over all candidates of a run
+
+
+def by_itself(candidate):
+    """What is found of a candidate whatever other candidates there are."""
+    found = candidate.model_dump(include={"accuracy", "suite", "kl"})
+    differences = [d for task in found["accuracy"].values() for d in task.values()]
+    for difference in (*differences, found["suite"]):
+        for field in CORRECTED:
+            difference.pop(field)
+    return found
+
+
 def test_it_is_judged_as_the_candidate_it_is(flow, judged):
     _, ours = judged
     (found,) = ours.workspace.comparison().candidates
     original = next(c for c in flow.workspace.comparison().candidates if c.name == ORIGINAL)
-    assert (found.accuracy, found.suite, found.kl) == (
-        original.accuracy,
-        original.suite,
-        original.kl,
-    )
+    assert by_itself(found) == by_itself(original)
     assert (found.verdict, found.scheme) == (original.verdict, original.scheme)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 from support import many
+from support.paired_calls import mean_noninferiority_p, paired_loss_change
 
 from model_serve_flow.compare.differences import Differences, compare_suite, compare_task
 from model_serve_flow.compare.pairs import pair
@@ -251,7 +252,7 @@ def text_coverage(documents: int, draws: int = DRAWS, true: float = 0.02) -> tup
     low, high = many.ratio_intervals(words * change, words, SEED)
     for row in range(CHECKED):
         candidate = base[row] - words[row] * change[row]
-        found = paired.paired_loss_change(base[row], candidate, words[row], SEED)
+        found = paired_loss_change(base[row], candidate, words[row], SEED)
         assert [low[row], high[row]] == pytest.approx([found.low, found.high], rel=1e-9)
     return float(np.mean((low <= true) & (true <= high))), float(np.mean(high < true))
 
@@ -426,7 +427,7 @@ def rare_loss_rate(n: int, noise: float) -> float:
     for lost in range(12):
         candidate = 0.9 + noise * np.random.default_rng(lost).standard_normal(n) / 2
         candidate[:lost] = 0
-        p = paired.mean_noninferiority_p(np.full(n, 0.9), candidate, 0.9 * MARGIN, seed=lost)
+        p = mean_noninferiority_p(np.full(n, 0.9), candidate, 0.9 * MARGIN, seed=lost)
         rate += binom.pmf(lost, n, MARGIN) * (p <= ALPHA)
     return rate
 

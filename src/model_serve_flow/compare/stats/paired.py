@@ -272,26 +272,6 @@ class PairedLoss:
         return 1 - self.rise.p_at_most(_positive(margin))
 
 
-def paired_loss_change(
-    base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int
-) -> Interval:
-    """Computes candidate minus base in nats per unit of text, over the same documents.
-
-    See `PairedLoss`.
-    """
-    return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).interval()
-
-
-def paired_ratio_change(
-    base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int
-) -> Interval:
-    """Computes the change of corpus perplexity, in percent of the base's perplexity.
-
-    Above 0 the candidate is worse.
-    """
-    return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).percent()
-
-
 def share_at_most(count: int, n: int) -> float:
     """Computes the upper 95 % confidence bound of a share of which `count` of n units were seen.
 
@@ -377,27 +357,6 @@ def binary_noninferiority_p(base: ArrayLike, candidate: ArrayLike, margin: float
     if not 0 < margin < 1:
         raise ValueError(f"the margin of a proportion must be between 0 and 1, not {margin}")
     return _upper_tail((gained - lost + n * margin) / _score_deviation(gained, lost, n, -margin))
-
-
-def mean_noninferiority_p(base: ArrayLike, candidate: ArrayLike, margin: float, seed: int) -> float:
-    """Computes the one-sided p-value of "the mean falls by `margin` or more", see `PairedMean`.
-
-    It is between 1/100000 and 1 - 1/100000, which is as fine as the bootstrap can tell.
-
-    Raises:
-        ValueError: as `paired_mean_difference`, or a margin that is not above 0.
-    """
-    return PairedMean.of(base, candidate, seed).noninferiority_p(margin)
-
-
-def loss_noninferiority_p(
-    base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, margin: float, seed: int
-) -> float:
-    """Computes the one-sided p-value of "the loss per unit of text rises by `margin` nats or more".
-
-    See `PairedLoss`.
-    """
-    return PairedLoss.of(base_loglik, candidate_loglik, sizes, seed).noninferiority_p(margin)
 
 
 def binary_retention_p(

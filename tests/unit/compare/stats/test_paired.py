@@ -12,6 +12,12 @@ import scipy.stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
+from support.paired_calls import (
+    loss_noninferiority_p,
+    mean_noninferiority_p,
+    paired_loss_change,
+    paired_ratio_change,
+)
 from support.score_test import assert_interval
 
 from model_serve_flow.compare.stats import bootstrap, paired
@@ -118,9 +124,7 @@ def test_without_a_fall_the_p_is_at_least_its_probability(n, margin):
     assert (1 - margin) ** n <= p <= 2 * (1 - margin) ** n
     base = np.full(n, 0.7)
     rising = base + 1e-4 * (np.arange(n) % 3)
-    assert (
-        paired.mean_noninferiority_p(base, rising, margin, seed=0) >= 0.9 * (1 - margin) ** n - 1e-5
-    )
+    assert mean_noninferiority_p(base, rising, margin, seed=0) >= 0.9 * (1 - margin) ** n - 1e-5
 
 
 @pytest.mark.parametrize("losses", [[-1, 1], [0, 0, 0, 1], [-0.3, 0, 0.2, 0.5, 1]])
@@ -138,7 +142,7 @@ def test_the_p_of_scores_that_hardly_fall_and_the_interval_decide_alike():
     for rise in (rng.uniform(0.0, 0.1, 60), rng.uniform(-0.02, 0.02, 60), lost):
         low = paired.paired_mean_difference(base, base + rise, seed=5).low
         inside, outside = (
-            paired.mean_noninferiority_p(base, base + rise, margin=-low + step, seed=5)
+            mean_noninferiority_p(base, base + rise, margin=-low + step, seed=5)
             for step in (-1e-6, 1e-6)
         )
         assert outside < 0.025 < inside
@@ -146,7 +150,7 @@ def test_the_p_of_scores_that_hardly_fall_and_the_interval_decide_alike():
 
 def test_a_loss_beyond_the_margin_without_spread_is_as_sure_as_its_items_are_many():
     base = np.full(40, 0.9)
-    p = paired.mean_noninferiority_p(base, base - 0.5, margin=0.1, seed=0)
+    p = mean_noninferiority_p(base, base - 0.5, margin=0.1, seed=0)
     assert (1.1 / 1.5) ** 40 <= 1 - p <= 2 * (1.1 / 1.5) ** 40
 
 
@@ -159,7 +163,7 @@ def test_a_spread_that_is_only_rounding_is_none(n):
     interval = paired.paired_mean_difference(base, base + 0.05, seed=0)
     assert interval.low < interval.difference == pytest.approx(0.05)
     assert interval.difference < interval.high
-    p = paired.loss_noninferiority_p(-base * 3.1, -base * 3.3, base, 0.1, seed=0)
+    p = loss_noninferiority_p(-base * 3.1, -base * 3.3, base, 0.1, seed=0)
     assert p == 1 - 0.5**n
 
 
@@ -190,9 +194,7 @@ def test_the_monte_carlo_error_is_the_spread_over_seeds(monkeypatch):
     monkeypatch.setattr(bootstrap, "RESAMPLES", 999)
     pairs = scores(40, 0.02)
     margin = -paired.paired_mean_difference(pairs[0], pairs[1] - 1, seed=0).low
-    found = [
-        paired.mean_noninferiority_p(pairs[0], pairs[1] - 1, margin, seed) for seed in range(200)
-    ]
+    found = [mean_noninferiority_p(pairs[0], pairs[1] - 1, margin, seed) for seed in range(200)]
     assert np.std(found) == pytest.approx(
         bootstrap.monte_carlo_error(float(np.mean(found))), rel=0.5
     )
@@ -215,7 +217,7 @@ def test_perplexity_change_weighs_documents_by_length():
         np.array([-420.0, -40.0, -80.0]),
         np.array([100.0, 10, 20]),
     )
-    change = paired.paired_ratio_change(base, candidate, words, seed=0)
+    change = paired_ratio_change(base, candidate, words, seed=0)
     before, after = math.exp(520 / 130), math.exp(540 / 130)
     assert change.difference == pytest.approx(100 * (after / before - 1))
     assert change.low <= change.difference <= change.high
@@ -226,7 +228,7 @@ def test_perplexity_interval_agrees_with_the_delta_method():
     words = rng.integers(50, 400, 200).astype(float)
     base = -words * rng.normal(4, 0.5, 200)
     candidate = base - words * rng.normal(0.02, 0.01, 200)
-    interval = paired.paired_loss_change(base, candidate, words, seed=0)
+    interval = paired_loss_change(base, candidate, words, seed=0)
     residual = (base - candidate) - interval.difference * words
     half = paired.Z * math.sqrt(np.sum(residual**2)) / words.sum()
     assert interval.low == pytest.approx(interval.difference - half, abs=0.1 * half)
@@ -235,7 +237,7 @@ def test_perplexity_interval_agrees_with_the_delta_method():
 
 def test_equal_models_have_equal_perplexity():
     values = -np.array([400.0, 50.0, 90.0])
-    assert paired.paired_ratio_change(values, values, [100, 10, 20], seed=0) == Interval(0, 0, 0)
+    assert paired_ratio_change(values, values, [100, 10, 20], seed=0) == Interval(0, 0, 0)
 
 
 def test_mean_of_independent_keeps_asymmetric_bounds():
@@ -308,8 +310,7 @@ def test_the_mean_p_and_its_interval_decide_alike(n):
     low, high = interval.low, interval.high
     for bound, level in ((low, 0.025), (high, 0.975)):
         inside, outside = (
-            paired.mean_noninferiority_p(*moved, margin=-bound + step, seed=5)
-            for step in (-1e-7, 1e-7)
+            mean_noninferiority_p(*moved, margin=-bound + step, seed=5) for step in (-1e-7, 1e-7)
         )
         assert outside < level < inside
 
@@ -320,10 +321,10 @@ def test_the_loss_p_and_its_interval_decide_alike(documents):
     words = rng.integers(60, 400, documents).astype(float)
     base = -words * rng.normal(3.6, 0.4, documents)
     candidate = base - words * rng.gamma(2, 0.02, documents)
-    interval = paired.paired_loss_change(base, candidate, words, seed=8)
+    interval = paired_loss_change(base, candidate, words, seed=8)
     for bound, level in ((interval.low, 0.975), (interval.high, 0.025)):
         below, above = (
-            paired.loss_noninferiority_p(base, candidate, words, bound + step, seed=8)
+            loss_noninferiority_p(base, candidate, words, bound + step, seed=8)
             for step in (-1e-7, 1e-7)
         )
         assert above < level < below
@@ -335,7 +336,7 @@ def test_the_mean_p_agrees_with_the_t_test():
     candidate = base + rng.normal(-0.1, 1, 400)
     for margin in (0.1, 0.15, 0.2, 0.25):
         _, expected, _ = DescrStatsW(candidate - base).ttest_mean(-margin, alternative="larger")
-        assert paired.mean_noninferiority_p(base, candidate, margin, seed=1) == pytest.approx(
+        assert mean_noninferiority_p(base, candidate, margin, seed=1) == pytest.approx(
             expected, abs=0.015
         )
 
@@ -346,15 +347,12 @@ def test_without_spread_the_p_is_not_certain():
     """
     for change, score, sign in ((0.0, 0.55, 0.5**3), (-0.25, 1.0, 0.5), (-0.5, 0.3, 1 - 0.5**3)):
         base = np.array([0.5, 0.75, 1.0])
-        assert paired.mean_noninferiority_p(
-            base, base + change, margin=0.25, seed=0
-        ) == pytest.approx(score, abs=0.05)
+        assert mean_noninferiority_p(base, base + change, margin=0.25, seed=0) == pytest.approx(
+            score, abs=0.05
+        )
         words = np.array([64.0, 128.0, 256.0])
         loglik = -3 * words
-        assert (
-            paired.loss_noninferiority_p(loglik, loglik + change * words, words, 0.25, seed=0)
-            == sign
-        )
+        assert loss_noninferiority_p(loglik, loglik + change * words, words, 0.25, seed=0) == sign
         assert paired.average_noninferiority_p(Interval(change, change, change), margin=0.25) == 0.5
 
 
@@ -539,7 +537,7 @@ def test_the_speedup_of_single_or_equal_repeats():
 PAIRED = [
     paired.paired_binary_difference,
     lambda a, b: paired.paired_mean_difference(a, b, seed=0),
-    lambda a, b: paired.paired_ratio_change(a, b, np.ones(len(a)), seed=0),
+    lambda a, b: paired_ratio_change(a, b, np.ones(len(a)), seed=0),
 ]
 
 
@@ -565,11 +563,14 @@ def test_impossible_data_is_refused(function, base, candidate, reason):
         (lambda: paired.paired_binary_difference([0, 0.5], [0, 1]), "0 or 1"),
         (lambda: paired.paired_mean_difference([0.5], [0.6], seed=0), "at least 2"),
         (
-            lambda: paired.paired_ratio_change([-1, -2], [-1, -2], [3, 0], seed=0),
+            lambda: paired_ratio_change([-1, -2], [-1, -2], [3, 0], seed=0),
             "size is not above 0",
         ),
-        (lambda: paired.paired_ratio_change([-1, -2], [-1, -2], [3, math.nan], seed=0), "NaN"),
-        (lambda: paired.paired_ratio_change([-1, 2], [-1, -2], [3, 4], seed=0), "above 0"),
+        (
+            lambda: paired_ratio_change([-1, -2], [-1, -2], [3, math.nan], seed=0),
+            "NaN",
+        ),
+        (lambda: paired_ratio_change([-1, 2], [-1, -2], [3, 4], seed=0), "above 0"),
         (lambda: paired.wilson_interval(5, 4), "5 successes of 4"),
         (lambda: paired.wilson_interval(0, 0), "0 successes of 0"),
         (lambda: paired.share_at_most(3, 2), "3 of 2"),
@@ -579,15 +580,15 @@ def test_impossible_data_is_refused(function, base, candidate, reason):
         (lambda: paired.binary_noninferiority_p([0, 1], [0, 1], margin=0), "between 0 and 1"),
         (lambda: paired.binary_noninferiority_p([0, 1], [0, 1], margin=2), "between 0 and 1"),
         (
-            lambda: paired.mean_noninferiority_p([0.1, 0.2], [0.1, 0.3], margin=-1, seed=0),
+            lambda: mean_noninferiority_p([0.1, 0.2], [0.1, 0.3], margin=-1, seed=0),
             "margin must be above 0",
         ),
         (
-            lambda: paired.loss_noninferiority_p([-1, -2], [-1, -2], [3, 4], 0, seed=0),
+            lambda: loss_noninferiority_p([-1, -2], [-1, -2], [3, 4], 0, seed=0),
             "margin must be above 0",
         ),
         (
-            lambda: paired.loss_noninferiority_p([-1, 2], [-1, -2], [3, 4], 0.1, seed=0),
+            lambda: loss_noninferiority_p([-1, 2], [-1, -2], [3, 4], 0.1, seed=0),
             "log-likelihood is above 0",
         ),
         (

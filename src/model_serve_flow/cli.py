@@ -112,14 +112,14 @@ def run(
     a finished step whose inputs are unchanged is skipped.
     """
     from model_serve_flow.run import runner
-    from model_serve_flow.run.steps import select
+    from model_serve_flow.run.steps import select, steps_of
 
     if mirror:
         os.environ[VARIABLE] = mirror
     names = [name.strip() for name in only.split(",") if name.strip()]
     with _refusing_bad_input(gate):
         flow = _open(profile, assignments, artifacts)
-        select(names, start)
+        select(names, start, steps_of(flow.config))
     runner.run(flow, names, start, force)
     if runner.report_is_current(flow):
         _show_result(flow)

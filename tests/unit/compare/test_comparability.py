@@ -149,7 +149,7 @@ def other_settings(kind="performance", **more):
 
 def test_other_engine_settings_are_refused_unless_the_profile_lets_them_differ():
     changed = {"performance": other_settings()}
-    with pytest.raises(FlowError, match="engine_arguments is .*kv-cache-dtype"):
+    with pytest.raises(FlowError, match=r"engine_arguments is .*kv-cache-dtype"):
         declaring("checkpoint", **changed)
     reasons = " ".join(declaring("checkpoint", "engine_settings", **changed).reasons)
     assert "settings differ, as the profile lets them (performance)" in reasons

@@ -35,7 +35,7 @@ PROFILE = click.option(
     show_default=f"{default_profile()}, by the processor of this machine",
     help="Name of a profile, or a YAML file.",
 )
-GPU_PROFILE = "gpu-llama-3.1-8b"
+GPU_PROFILES = ("gpu-h200-llama-3.1-8b", "gpu-llama-3.1-8b", "colab-t4")  # largest load first
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Sets a value of the profile."
 )
@@ -239,7 +239,7 @@ def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
 
 
 def gpu_note(flow: Flow, machine: Machine) -> str:
-    """Recommends the GPU profile if this machine fits it and the user chose another profile.
+    """Recommends the largest GPU profile that fits this machine, if the user chose a CPU profile.
 
     Returns:
         The note; empty if there is nothing to recommend.
@@ -247,17 +247,21 @@ def gpu_note(flow: Flow, machine: Machine) -> str:
     from model_serve_flow.setup.fit import check, estimate
     from model_serve_flow.system.sizes import gib
 
-    known = (profiles_folder() / f"{GPU_PROFILE}.yaml").is_file()
-    if flow.config.device == "gpu" or not machine.gpus or not known:
+    if flow.config.device == "gpu" or not machine.gpus:
         return ""
-    larger = Flow.open(GPU_PROFILE, artifacts=flow.workspace.root.parent)
-    if not all(item.ok for item in check(larger, machine)):
-        return ""
-    return (
-        f"This machine has a GPU ({machine.gpus[0].name}) and fits the profile {GPU_PROFILE}. "
-        f"It is not the default, because it downloads a model of "
-        f"{gib(estimate(larger).weights_bytes)}: model-serve-flow run --profile {GPU_PROFILE}"
-    )
+    for name in GPU_PROFILES:
+        if not (profiles_folder() / f"{name}.yaml").is_file():
+            continue
+        larger = Flow.open(name, artifacts=flow.workspace.root.parent)
+        checks = check(larger, machine)
+        waits = any(item.warning and item.name.startswith("GPU memory") for item in checks)
+        if all(item.ok for item in checks) and not waits:
+            return (
+                f"This machine has a GPU ({machine.gpus[0].name}) and fits the profile {name}. It "
+                f"is not the default, because it downloads a model of "
+                f"{gib(estimate(larger).weights_bytes)}: model-serve-flow run --profile {name}"
+            )
+    return ""
 
 
 def _open(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> Flow:

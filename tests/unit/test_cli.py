@@ -10,6 +10,7 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.manifest import update_manifest
 from model_serve_flow.run import runner
+from model_serve_flow.run.due import Due
 from model_serve_flow.run.steps import expand, select
 from model_serve_flow.system import environments, hardware
 from model_serve_flow.system.files import write_json, write_text
@@ -98,7 +99,7 @@ def test_options_reach_the_runner(invoke, monkeypatch):
 def reported(monkeypatch, tmp_path):
     """A workspace whose report is of the results in it; nothing is run."""
     monkeypatch.setattr(runner, "run", lambda *_: None)
-    session = runner._Session(Flow.open("cpu-smollm2", {}, tmp_path), environments.ensure)
+    session = Due(Flow.open("cpu-smollm2", {}, tmp_path))
     (step,), space = select(["06"]), session.flow.workspace
     for path in [
         *expand(step.inputs, session.flow.config),

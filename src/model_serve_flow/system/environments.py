@@ -22,6 +22,7 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.system.checkout import MODULES, checkout
 from model_serve_flow.system.index import has_other_files, hint, indexes
 from model_serve_flow.system.streams import show_what_can_be_shown
+from model_serve_flow.system.variables import value
 
 Device = Literal["cpu", "gpu"]
 NAMES = ("notebook", "serve", "compress")
@@ -85,9 +86,8 @@ class Environment:
 
 def environments_folder() -> Path:
     """Returns `MODEL_SERVE_FLOW_ENVIRONMENTS`, or `.environments` of the checkout."""
-    return Path(
-        os.environ.get("MODEL_SERVE_FLOW_ENVIRONMENTS") or checkout() / ".environments"
-    ).resolve()
+    named = value("environments")
+    return (Path(named).expanduser() if named else checkout() / ".environments").resolve()
 
 
 def environment(name: str) -> Environment:

@@ -43,7 +43,8 @@ class BatchingStrategy(Protocol):
     - `chunks`: whether prompts are split; the cache must then keep what was computed.
     """
 
-    chunks: bool
+    @property
+    def chunks(self) -> bool: ...
 
     def plan(self, waiting: Sequences, running: Sequences, budget: Budget) -> Plan: ...
 
@@ -139,7 +140,7 @@ def make_strategy(
     Raises:
         ServingError: lists the known names.
     """
-    known = {
+    known: dict[str, BatchingStrategy] = {
         "one-by-one": OneByOne(),
         "static": Static(size),
         "dynamic": Dynamic(size, max_wait),

@@ -15,6 +15,7 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.system.checkout import checkout
 
 NOBODY = "user"  # name for a user id without a name
+REPLACED_HOME = ".home"  # folder that takes the place of a home that cannot be written
 ARTIFACTS = "MODEL_SERVE_FLOW_ARTIFACTS"
 
 
@@ -41,7 +42,7 @@ def home_variables(surrounding: Mapping[str, str], places: Iterable[Path]) -> di
     tried = [*places, Path(tempfile.gettempdir())]
     for place in tried:
         if writable(place):
-            folder = place / ".home"
+            folder = place / REPLACED_HOME
             folder.mkdir(parents=True, exist_ok=True)
             return {**variables, "HOME": str(folder)}
     raise FlowError(

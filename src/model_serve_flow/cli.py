@@ -1,4 +1,4 @@
-"""Runs the commands `model-serve-flow compare | run | plan | doctor | mirror | report | lab | kernels`."""
+"""Runs the commands of `model-serve-flow`, such as `run` and `compare`."""
 
 from __future__ import annotations
 

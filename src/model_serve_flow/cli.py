@@ -1,4 +1,4 @@
-"""Runs the commands `model-serve-flow compare | run | plan | doctor | mirror | report | lab`."""
+"""Runs the commands of `model-serve-flow`, such as `run` and `compare`."""
 
 from __future__ import annotations
 
@@ -51,6 +51,9 @@ GATE = click.option(
     "--gate",
     is_flag=True,
     help="Ends with 0 SHIP, 10 DO NOT SHIP, 20 INCONCLUSIVE; 1 an error, 2 bad input.",
+)
+DEVICE = click.option(
+    "--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True
 )
 ARTIFACTS = click.option(
     "--artifacts", type=click.Path(path_type=Path), help="Folder of all results."
@@ -260,7 +263,7 @@ def report(profile: str, assignments: tuple[str, ...], artifacts: Path | None, g
 
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
+@DEVICE
 def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
     """Opens JupyterLab with a kernel for each environment.
 
@@ -271,7 +274,25 @@ def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
     python = str(environments.environment("notebook").python)
     os.environ.update(environments.process_variables(), JUPYTER_PATH=environments.jupyter_path())
     folder = str((checkout() / MODULES).parent)  # both sequences of notebooks
-    os.execv(python, [python, "-m", "jupyterlab", "--notebook-dir", folder, *QUIET_LAB, *arguments])
+    root = ["--allow-root"] if os.getuid() == 0 else []
+    given = ["--notebook-dir", folder, *root, *QUIET_LAB, *arguments]
+    os.execv(python, [python, "-m", "jupyterlab", *given])
+
+
+@main.command()
+@DEVICE
+def kernels(device: environments.Device) -> None:
+    """Installs the kernels for a JupyterLab that already runs, such as that of a workbench."""
+    from model_serve_flow.system import jupyter_kernels
+
+    folder = jupyter_kernels.user_kernels(os.environ)
+    for name in environments.NAMES:
+        environments.ensure(name, device)
+    written = [str(kernel) for kernel in jupyter_kernels.install(folder)]
+    click.echo("Installed these kernels. Reload the page of JupyterLab, then open a notebook:")
+    for kernel in written:
+        click.echo(f"    {kernel}")
+    click.echo(f"To remove them: {shlex.join(['rm', '-r', *written])}")
 
 
 def gpu_note(flow: Flow, machine: Machine) -> str:

@@ -220,3 +220,13 @@ def test_lab_asks_nothing_of_any_host(invoke, monkeypatch):
     assert argv[-2:] == ["--no-browser", "--port=8890"]
     assert environ["OMP_WAIT_POLICY"] == "passive"
     assert environ["DO_NOT_TRACK"] == "1" and environ["JUPYTER_PATH"] == kernels
+
+
+@pytest.mark.parametrize(("user", "allowed"), [(0, True), (1001, False)])
+def test_lab_starts_for_root_too(invoke, monkeypatch, user, allowed):
+    started = []
+    monkeypatch.setattr(environments, "ensure", lambda *_: None)
+    monkeypatch.setattr(cli.os, "getuid", lambda: user)
+    monkeypatch.setattr(cli.os, "execv", lambda _, argv: started.extend(argv))
+    assert invoke("lab").exit_code == 0
+    assert ("--allow-root" in started) == allowed

@@ -76,6 +76,10 @@ class Environment:
         return self.folder / "share" / "jupyter"
 
     @property
+    def kernel_file(self) -> Path:
+        return self.jupyter_path / "kernels" / self.kernel / "kernel.json"
+
+    @property
     def marker(self) -> Path:
         """Returns the file with the digest of the environment's sources.
 
@@ -311,10 +315,9 @@ def _uv(built: Environment, log: Path, variables: dict[str, str], *arguments: st
 
 
 def _register_kernel(built: Environment) -> None:
-    folder = built.jupyter_path / "kernels" / built.kernel
-    folder.mkdir(parents=True, exist_ok=True)
+    built.kernel_file.parent.mkdir(parents=True, exist_ok=True)
     specification = json.dumps(_kernel_specification(built), indent=1)
-    (folder / "kernel.json").write_text(f"{specification}\n", encoding="utf-8")
+    built.kernel_file.write_text(f"{specification}\n", encoding="utf-8")
 
 
 def _kernel_specification(built: Environment) -> dict[str, Any]:

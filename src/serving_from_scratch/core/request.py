@@ -4,6 +4,8 @@ import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from serving_from_scratch.core.proposers import Guessing
+
 
 class FinishReason(StrEnum):
     """Why a sequence ended."""
@@ -37,6 +39,7 @@ class SamplingParameters:
         ignore_eos: continues after an end-of-sequence token, until max_tokens.
         logprobs: how many of the likeliest tokens to report per new token; None: no report.
         prompt_logprobs: the same for the tokens of the prompt.
+        grammar: what the answer must look like, as an xgrammar structural tag in JSON; "": anything.
     """
 
     max_tokens: int = 16
@@ -48,6 +51,7 @@ class SamplingParameters:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str = ""
 
 
 GREEDY = SamplingParameters()
@@ -97,6 +101,8 @@ class Sequence:
         prompt_logprobs: one entry per prompt token except the first, if requested.
         embedding: the last hidden state of the prompt, if requested.
         preemptions: how often it lost its place in the cache.
+        guessing: its guessed tokens, right and wrong.
+        error: why the model refuses it; "" if it does not.
     """
 
     request: Request
@@ -111,6 +117,8 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     embedding: tuple[float, ...] | None = None
     preemptions: int = 0
+    guessing: Guessing = field(default_factory=Guessing)
+    error: str = ""
 
     def __post_init__(self) -> None:
         seed = self.request.sampling.seed

@@ -20,7 +20,8 @@ print(sys.argv[1:], flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         key = self.headers["Authorization"] == "Bearer " + os.environ["PROGRAM_KEY"]
-        known = {"/ready": {}, "/about": {"build": {"version": " 1.2 ", "empty": ""}} if key else {}}
+        about = {"build": {"version": " 1.2 ", "empty": ""}} if key else {}
+        known = {"/ready": {}, "/about": about}
         self.send_response(200 if self.path in known else 404); self.end_headers()
         self.wfile.write(json.dumps(known.get(self.path)).encode())
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
@@ -95,9 +96,8 @@ def test_a_program_that_prints_its_version_is_asked_by_its_command(flow):
 def test_a_program_without_a_version_is_not_measured(flow, version, problem):
     with serve(flow(version=version), "base") as server, pytest.raises(FlowError) as refused:
         server.facts()
-    assert problem in refused.value.problem and "Tiny does not say its version" in str(
-        refused.value
-    )
+    assert refused.value.problem.startswith("Tiny does not say its version")
+    assert problem in refused.value.problem
 
 
 @pytest.mark.parametrize("key", ["command", "version.command"])

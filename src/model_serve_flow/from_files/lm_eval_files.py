@@ -246,7 +246,21 @@ def _sample(path: Path, number: int, line: str) -> Sample:
         raise BadInput(f"{path}, line {number}: {error}.", AGAIN) from error
     for key in SHOWN:
         require_plain(f"{path}, line {number}", key, str(sample.get(key)))
-    return sample
+    return _writable(sample)
+
+
+def _writable(value: Any) -> Any:
+    """Writes half characters as '\\ud83d', because no file and no terminal takes them.
+
+    JSON allows them. A model that stops in the middle of an emoji can write one.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="backslashreplace").decode()
+    if isinstance(value, list):
+        return [_writable(part) for part in value]
+    if isinstance(value, dict):
+        return {_writable(key): _writable(part) for key, part in value.items()}
+    return value
 
 
 def _restored(sample: Sample, written: bool) -> Sample:

@@ -297,3 +297,37 @@ def test_a_task_has_its_own_margin(invoke, tmp_path):
     options = ("--margin", "1", "--retention", "0.8")
     assert invoke(one, two, *options).exit_code == 10
     assert invoke(one, two, *options, "--task-margin", "soft=8").exit_code == 0
+
+
+@pytest.mark.parametrize("key", ["prompt", "answer", "target"])
+def test_half_a_character_in_a_sample_of_lm_eval_is_shown_escaped(invoke, tmp_path, key):
+    half = "\ud83d"  # a model can stop in the middle of a pair; lm-eval writes it as \ud83d
+    sides = []
+    for name, broken in (("base", 0), ("candidate", 30)):
+        folder = files.lm_eval(tmp_path / name, {"arc": files.binary(100, 80, broken)})
+        (path,) = folder.glob("samples_*.jsonl")
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            if key == "prompt":
+                line["arguments"]["gen_args_0"]["arg_0"] += half
+                del line["prompt_hash"]
+            elif key == "target":
+                line["target"] = f"A{half}"
+                del line["target_hash"]
+            else:
+                line["filtered_resps"] = [f"A{half}"]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if key != "prompt":
+            (results,) = folder.glob("results_*.json")
+            text = results.read_text().replace("multiple_choice", "generate_until")
+            results.write_text(text)
+        sides.append(str(folder))
+    names = {"json": "c.json", "html": "c.html", "markdown": "c.md", "junit": "c.xml"}
+    outputs = {option: tmp_path / name for option, name in names.items()}
+    options = [part for option, path in outputs.items() for part in (f"--{option}", str(path))]
+    result = invoke(*sides, *options)
+    assert result.exit_code == 10, result.output
+    if key != "prompt":
+        flipped = json.loads(outputs["json"].read_text())["tasks"]["arc"]["flipped"]
+        assert all("\\ud83d" in str(item) for item in flipped) and len(flipped) == 30
+        assert "\\ud83d" in outputs["html"].read_text(encoding="utf-8")

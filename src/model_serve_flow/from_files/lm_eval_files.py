@@ -27,11 +27,20 @@ AGAIN = "Compare files that lm-eval 0.4 wrote, as it wrote them."
 PROPORTION = "Is the score in percent? Divide it by 100, or drop the task."
 DATE = re.compile(r"_(\d{4}-\d{2}-\d{2}T[\d.:-]+)\.json$")
 SETTINGS = ("output_type", "repeats", "generation_kwargs")  # of a task; equal on both sides
+# model_args that change what the model reads or may write, though the prompt's hash is the same
+READ_BY_MODEL = (
+    "max_gen_toks",
+    "add_bos_token",
+    "truncation",
+    "truncate",
+    "prefix_token_id",
+    "think_end_token",
+)
 ASKED = {"doc_id", "doc", "target", "arguments", "doc_hash", "prompt_hash", "target_hash"}
 NO_METRICS = ASKED | {"resps", "filtered_resps", "filter", "metrics"}  # keys of every sample
 SHOWN = ("doc_id", "doc_hash", "filter")  # keys of a sample that are printed
 CLUSTERS = ("subject", "category")  # keys of a document that become the item's groups
-PARTS = ("results", "configs", "versions", "group_subtasks", "n-shot", "higher_is_better")
+PARTS = ("results", "configs", "versions", "group_subtasks", "n-shot", "higher_is_better", "config")
 FIGURES = ("results", "higher_is_better")  # parts of a results file that have a value per task
 SAME_FIGURE = 1e-6
 
@@ -60,7 +69,7 @@ def read_lm_eval(paths: Iterable[Path]) -> Answers:
                 problem = f"{places[name]} and {path} both hold the task {name}."
                 raise BadInput(problem, "Name one of the two files in place of the folder.")
             tasks[name], places[name] = task, path
-        model, around = run.model, {"lm_eval_version": run.document.get("lm_eval_version")}
+        model, around = run.model, run.surroundings()
     return Answers(KIND, tasks, model, around)
 
 
@@ -77,6 +86,23 @@ class _Run:
     def model(self) -> str:
         """The model's name, as given to lm-eval."""
         return str(self.document.get("model_name") or "")
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """What was given as --model_args, which lm-eval stores as text or as a mapping."""
+        given = self.document.get("config", {}).get("model_args") or {}
+        if isinstance(given, str):
+            pairs = (part.partition("=") for part in given.split(",") if part)
+            given = {key.strip(): value.strip() for key, _, value in pairs}
+        return {key: str(value) for key, value in given.items()}
+
+    def surroundings(self) -> dict[str, Any]:
+        """Returns the settings that may differ."""
+        return {
+            "lm_eval_version": self.document.get("lm_eval_version"),
+            "lm-eval's --model": self.document.get("config", {}).get("model"),
+            "dtype": self.arguments.get("dtype"),
+        }
 
     def tasks(self) -> Iterator[tuple[str, Task]]:
         """Yields the tasks that were asked for; a group with a figure of its own is one task."""
@@ -135,7 +161,8 @@ class _Run:
         }
 
     def _protocol(self, leaves: list[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {key: self.arguments.get(key) for key in READ_BY_MODEL}
+        found["max_length"] = self.document.get("max_length", self.arguments.get("max_length"))
         for leaf in leaves:
             of = f" of {leaf}" if len(leaves) > 1 else ""
             config = self.document["configs"].get(leaf, {})

@@ -175,12 +175,24 @@ def test_scores_against_lm_eval_are_refused(invoke, base, tmp_path):
         ({"shots": 5}, ("arc", "few-shot", "0", "5")),
         ({"prompt": "Please answer {}"}, ("arc", "prompt", "100 of 100")),
         ({"generation": {"temperature": 1.0}}, ("arc", "generation_kwargs", "temperature")),
+        ({"max_length": 512}, ("arc", "max_length", "2048", "512")),
+        ({"model_args": "model=m,add_bos_token=True"}, ("arc", "add_bos_token", "True")),
+        ({"model_args": {"max_gen_toks": 64}}, ("arc", "max_gen_toks", "64")),
     ],
 )
 def test_lm_eval_results_measured_otherwise_are_refused(invoke, tmp_path, changes, words):
     one = files.lm_eval(tmp_path / "one", {"arc": files.binary(100, 60)})
     two = files.lm_eval(tmp_path / "two", {"arc": files.binary(100, 60)}, **changes)
     refused(invoke(one, two), *words)
+
+
+def test_another_dtype_of_lm_eval_is_told(invoke, tmp_path):
+    one = files.lm_eval(tmp_path / "one", {"arc": files.binary(100, 60)})
+    arguments = "pretrained=/models/w8a8,dtype=bfloat16"
+    two = files.lm_eval(tmp_path / "two", {"arc": files.binary(100, 60)}, model_args=arguments)
+    result = invoke(one, two)
+    assert result.exit_code in (0, 20) and "Note: dtype differs" in result.output
+    assert "/models/w8a8" not in result.output
 
 
 def test_lm_eval_without_samples_is_refused(invoke, tmp_path):

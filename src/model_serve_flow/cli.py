@@ -1,4 +1,4 @@
-"""Runs the commands `model-serve-flow compare | run | plan | doctor | mirror | report | lab`."""
+"""Runs the commands of `model-serve-flow`, such as `run` and `compare`."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ PROFILE = click.option(
     show_default=f"{default_profile()}, by the processor of this machine",
     help="Name of a profile, or a YAML file.",
 )
+GPU_PROFILES = ("gpu-h200-llama-3.1-8b", "gpu-llama-3.1-8b", "colab-t4")  # largest load first
 SETTINGS = Settings.model_fields
-GPU_PROFILE = "gpu-llama-3.1-8b"
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Sets a value of the profile."
 )
@@ -51,6 +51,9 @@ GATE = click.option(
     "--gate",
     is_flag=True,
     help="Ends with 0 SHIP, 10 DO NOT SHIP, 20 INCONCLUSIVE; 1 an error, 2 bad input.",
+)
+DEVICE = click.option(
+    "--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True
 )
 ARTIFACTS = click.option(
     "--artifacts", type=click.Path(path_type=Path), help="Folder of all results."
@@ -260,7 +263,7 @@ def report(profile: str, assignments: tuple[str, ...], artifacts: Path | None, g
 
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
+@DEVICE
 def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
     """Opens JupyterLab with a kernel for each environment.
 
@@ -271,11 +274,29 @@ def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
     python = str(environments.environment("notebook").python)
     os.environ.update(environments.process_variables(), JUPYTER_PATH=environments.jupyter_path())
     folder = str((checkout() / MODULES).parent)  # both sequences of notebooks
-    os.execv(python, [python, "-m", "jupyterlab", "--notebook-dir", folder, *QUIET_LAB, *arguments])
+    root = ["--allow-root"] if os.getuid() == 0 else []
+    given = ["--notebook-dir", folder, *root, *QUIET_LAB, *arguments]
+    os.execv(python, [python, "-m", "jupyterlab", *given])
+
+
+@main.command()
+@DEVICE
+def kernels(device: environments.Device) -> None:
+    """Installs the kernels for a JupyterLab that already runs, such as that of a workbench."""
+    from model_serve_flow.system import jupyter_kernels
+
+    folder = jupyter_kernels.user_kernels(os.environ)
+    for name in environments.NAMES:
+        environments.ensure(name, device)
+    written = [str(kernel) for kernel in jupyter_kernels.install(folder)]
+    click.echo("Installed these kernels. Reload the page of JupyterLab, then open a notebook:")
+    for kernel in written:
+        click.echo(f"    {kernel}")
+    click.echo(f"To remove them: {shlex.join(['rm', '-r', *written])}")
 
 
 def gpu_note(flow: Flow, machine: Machine) -> str:
-    """Recommends the GPU profile if this machine fits it and the user chose another profile.
+    """Recommends the largest GPU profile that fits this machine, if the user chose a CPU profile.
 
     Returns:
         The note; empty if there is nothing to recommend.
@@ -283,17 +304,21 @@ def gpu_note(flow: Flow, machine: Machine) -> str:
     from model_serve_flow.setup.fit import check, estimate
     from model_serve_flow.system.sizes import gib
 
-    known = (profiles_folder() / f"{GPU_PROFILE}.yaml").is_file()
-    if flow.config.device == "gpu" or not machine.gpus or not known:
+    if flow.config.device == "gpu" or not machine.gpus:
         return ""
-    larger = Flow.open(GPU_PROFILE, artifacts=flow.workspace.root.parent)
-    if not all(item.ok for item in check(larger, machine)):
-        return ""
-    return (
-        f"This machine has a GPU ({machine.gpus[0].name}) and fits the profile {GPU_PROFILE}. "
-        f"It is not the default, because it downloads a model of "
-        f"{gib(estimate(larger).weights_bytes)}: model-serve-flow run --profile {GPU_PROFILE}"
-    )
+    for name in GPU_PROFILES:
+        if not (profiles_folder() / f"{name}.yaml").is_file():
+            continue
+        larger = Flow.open(name, artifacts=flow.workspace.root.parent)
+        checks = check(larger, machine)
+        waits = any(item.warning and item.name.startswith("GPU memory") for item in checks)
+        if all(item.ok for item in checks) and not waits:
+            return (
+                f"This machine has a GPU ({machine.gpus[0].name}) and fits the profile {name}. It "
+                f"is not the default, because it downloads a model of "
+                f"{gib(estimate(larger).weights_bytes)}: model-serve-flow run --profile {name}"
+            )
+    return ""
 
 
 def _open(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> Flow:

@@ -18,7 +18,10 @@ from model_serve_flow.system.gpus import Gpu
 from model_serve_flow.system.hardware import inspect_machine
 from model_serve_flow.system.sizes import GIB
 
-PROFILES = ("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "gpu-llama-3.1-8b")
+PROFILES = (
+    *("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "colab-t4"),
+    *("gpu-llama-3.1-8b", "gpu-h200-llama-3.1-8b", "gpu-llama-3.3-70b"),
+)
 
 
 @pytest.fixture
@@ -176,8 +179,17 @@ def test_doctor_names_the_gpu_profile_where_it_fits_and_no_default_downloads_it(
     assert "NVIDIA L40S) and" not in invoke("doctor", "--profile", "gpu-llama-3.1-8b").output
 
 
+@pytest.mark.parametrize(
+    ("memory_gib", "profile"),
+    [(141, "gpu-h200-llama-3.1-8b"), (80, "gpu-llama-3.1-8b"), (15, "colab-t4")],
+)
+def test_doctor_names_the_largest_profile_whose_load_fits(tmp_path, memory_gib, profile):
+    note = cli.gpu_note(Flow.open("ci", {}, tmp_path), gpu_machine(memory_gib, tmp_path))
+    assert note.endswith(f"run --profile {profile}")
+
+
 def test_doctor_names_no_profile_for_a_gpu_that_is_too_small(tmp_path):
-    assert cli.gpu_note(Flow.open("ci", {}, tmp_path), gpu_machine(16, tmp_path)) == ""
+    assert cli.gpu_note(Flow.open("ci", {}, tmp_path), gpu_machine(4, tmp_path)) == ""
     assert (
         cli.gpu_note(
             Flow.open("ci", {}, tmp_path), inspect_machine(tmp_path).model_copy(update={"gpus": ()})
@@ -208,3 +220,13 @@ def test_lab_asks_nothing_of_any_host(invoke, monkeypatch):
     assert argv[-2:] == ["--no-browser", "--port=8890"]
     assert environ["OMP_WAIT_POLICY"] == "passive"
     assert environ["DO_NOT_TRACK"] == "1" and environ["JUPYTER_PATH"] == kernels
+
+
+@pytest.mark.parametrize(("user", "allowed"), [(0, True), (1001, False)])
+def test_lab_starts_for_root_too(invoke, monkeypatch, user, allowed):
+    started = []
+    monkeypatch.setattr(environments, "ensure", lambda *_: None)
+    monkeypatch.setattr(cli.os, "getuid", lambda: user)
+    monkeypatch.setattr(cli.os, "execv", lambda _, argv: started.extend(argv))
+    assert invoke("lab").exit_code == 0
+    assert ("--allow-root" in started) == allowed

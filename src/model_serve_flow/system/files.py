@@ -166,7 +166,7 @@ def replacing_folder(
         FlowError: the disk is full or cannot be written. The old folder stays, and the sibling is
             deleted unless it is resumable.
     """
-    partial = partial or destination.with_name(f".{destination.name}.partial")
+    partial = partial or partial_folder(destination)
     with writing(destination, what):
         if not resumable:
             shutil.rmtree(partial, ignore_errors=True)
@@ -177,6 +177,11 @@ def replacing_folder(
         finally:
             if not resumable:
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_folder(destination: Path) -> Path:
+    """Returns the hidden sibling folder in which `replacing_folder` prepares `destination`."""
+    return destination.with_name(f".{destination.name}.partial")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from model_serve_flow.system.checkout import checkout
 from model_serve_flow.system.variables import value
 
 NOBODY = "user"  # name for a user id without a name
+REPLACED_HOME = ".home"  # folder that takes the place of a home that cannot be written
 
 
 def home_variables(surrounding: Mapping[str, str], places: Iterable[Path]) -> dict[str, str]:
@@ -41,7 +42,7 @@ def home_variables(surrounding: Mapping[str, str], places: Iterable[Path]) -> di
     tried = [*places, Path(tempfile.gettempdir())]
     for place in tried:
         if writable(place):
-            folder = place / ".home"
+            folder = place / REPLACED_HOME
             folder.mkdir(parents=True, exist_ok=True)
             return {**variables, "HOME": str(folder)}
     raise FlowError(

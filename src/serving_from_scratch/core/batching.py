@@ -41,6 +41,7 @@ class BatchingStrategy(Protocol):
     - A planned sequence that waits is admitted, in the plan's order.
     - A running sequence that is not planned pauses. An empty plan waits.
     - `chunks`: whether prompts are split; the cache must then keep what was computed.
+    - A strategy may have `tokens`: the most that a step computes, guesses included.
     """
 
     @property

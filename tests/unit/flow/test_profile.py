@@ -5,7 +5,10 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.load import load_profile, parse_set, profiles_folder
 from model_serve_flow.flow.profile import Recipe
 
-PROFILES = ("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "gpu-llama-3.1-8b")
+PROFILES = (
+    *("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "colab-t4"),
+    *("gpu-llama-3.1-8b", "gpu-h200-llama-3.1-8b", "gpu-llama-3.3-70b"),
+)
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -282,7 +282,7 @@ def _require_distinct(names: list[str]) -> None:
 
 
 def _require_same_checkpoint(first: CompressionResult | Measured, second: Measured) -> None:
-    if first.model != second.model:
+    if first.model.sha256 != second.model.sha256:
         raise FlowError(
             f"The {first.kind} result of {first.model.name} is of checkpoint "
             f"{first.model.sha256[:12]} ({first.model.size_bytes} bytes), its {second.kind} result "

@@ -33,7 +33,7 @@ from model_serve_flow.compare.margins import PLAN, check_seal
 from model_serve_flow.compare.pairs import flipped_items
 from model_serve_flow.compare.ranking import rankable, ranked
 from model_serve_flow.compare.reading import primary_metric
-from model_serve_flow.compare.roofline import diagnose, held_in_float32
+from model_serve_flow.compare.roofline import diagnose
 from model_serve_flow.compare.secondary import secondary_readings, speed_verdict
 from model_serve_flow.compare.slices import compare_slices
 from model_serve_flow.compare.soft import soft_scores, soft_sentence
@@ -160,7 +160,7 @@ def _evidence(
     tasks = [
         task for task in base.accuracy.tasks if common and all(task in found for found in common)
     ]
-    sizes = {name: results.accuracy.model.size_bytes for name, results in measured.items()}
+    sizes = {name: _held(results) for name, results in measured.items()}
     return Evidence(
         score_gaps({name: results.accuracy for name, results in measured.items()}, tasks),
         economy_gaps({name: results.performance for name, results in measured.items()}, sizes),
@@ -179,6 +179,12 @@ def _base(config: FlowConfig, base: BaseResults) -> BaseComparison:
         cost_per_million_output_tokens=cost(config.deploy.hourly_price_usd, capacity),
         cost_ci95=cost_interval(config.deploy.hourly_price_usd, capacity),
     )
+
+
+def _held(results: BaseResults | CandidateResults) -> int:
+    """Returns the bytes of weights that the engine held, in its own dtype."""
+    performance = results.performance
+    return performance.model.held_bytes(performance.engine.dtype)
 
 
 def _others(answers: Answers, everyone: Sequence[Answers]) -> list[float]:
@@ -217,7 +223,7 @@ def _compare_one(
         kernel=", ".join(candidate.performance.engine.kernels),
         sha256=made.model.sha256,
         size_bytes=made.model.size_bytes,
-        size_ratio=made.model.size_bytes / size,
+        size_ratio=_held(candidate) / _held(base),
         verdict=verdict,
         reasons=(*reasons, *looks_sentence(answered.looks), *_secondary(answers, noise), *closing),
         noise_floor=noise,
@@ -262,11 +268,9 @@ def _answers(config: FlowConfig, answered: Answers, others: Sequence[float]) -> 
 
 def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> dict[str, Any]:
     """Builds the fields on serving the candidate: speed, capacity, cost, memory and diagnosis."""
-    performance, made = candidate.performance, candidate.compression
+    performance = candidate.performance
     compared, unmeasured = speed_points(base.performance, performance)
-    sizes = (base.accuracy.model.size_bytes, made.model.size_bytes)
-    if base.performance.engine.dtype == "float32":
-        sizes = held_in_float32(*sizes, made.bits_per_weight)
+    sizes = (_held(base), _held(candidate))
     return {
         "performance": compared,
         "speed": speed_verdict(config.verdict.secondary, compared),

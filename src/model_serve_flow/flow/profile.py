@@ -7,7 +7,7 @@ import operator
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -100,7 +100,10 @@ Algorithm = Literal["rtn", "gptq", "awq", "autoround"]
 GROUPED = ("W4A16", "W4A16_ASYM", "W8A16")  # schemes whose group size the recipe may choose
 STATIC_ACTIVATIONS = ("FP8", "NVFP4")  # their activation scales come from calibration
 # What llm-compressor's algorithm can make; rtn and gptq make every scheme.
-ALGORITHM_SCHEMES: dict[Algorithm, tuple[Scheme, ...]] = {}
+ALGORITHM_SCHEMES: dict[Algorithm, tuple[Scheme, ...]] = {
+    "awq": tuple(scheme for scheme in get_args(Scheme) if scheme != "FP8"),
+    "autoround": tuple(scheme for scheme in get_args(Scheme) if scheme != "FP8_BLOCK"),
+}
 
 
 class Recipe(Section):
@@ -164,6 +167,8 @@ class Recipe(Section):
             raise ValueError(
                 f"{self.algorithm} makes {', '.join(makes)}, not {self.scheme}: choose rtn or gptq"
             )
+        if self.algorithm == "autoround" and self.observer is not None:
+            raise ValueError("autoround finds the scales itself: remove observer")
         return self
 
     @property

@@ -82,14 +82,14 @@ def card_data(flow: Flow, base_name: str, candidate: CandidateComparison) -> Mod
 
     model = flow.config.model
     from_hub = model.source is not None and on_hub(model.source)
-    scheme = candidate.scheme.lower().replace("_", "-")
+    schemes = candidate.scheme.lower().replace("_", "-").split("+")
     engine = engine_of(flow.config).name.lower()
     return ModelCardData(
         base_model=model.source if from_hub else base_name,
         license=_license(flow),
         library_name=engine,
         pipeline_tag="text-generation",
-        tags=["compressed-tensors", engine, "quantized", scheme],
+        tags=["compressed-tensors", engine, "quantized", *schemes],
         model_name=f"{base_name}-{candidate.name}",
         eval_results=_eval_results(candidate) or None,
         base_model_relation="quantized",

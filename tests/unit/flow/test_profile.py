@@ -48,6 +48,14 @@ def test_unknown_profile_names_the_known():
         ),
         ({"candidates.0.recipe.group_size": 64}, ["group_size is for W4A16"]),
         ({"calibration.data_parallel": 2}, ["data_parallel is for GPUs"]),
+        (
+            {"candidates.0.recipe.algorithm": "awq", "candidates.0.recipe.scheme": "FP8"},
+            ["awq makes W8A8, W4A16", "not FP8"],
+        ),
+        (
+            {"candidates.1.recipe.algorithm": "autoround"},
+            ["autoround finds the scales itself: remove observer"],
+        ),
         ({"candidates.0.name": "base"}, ["'base' is the name of the base model"]),
         ({"candidates.0.name": "../up"}, ["candidates.0.name", "pattern"]),
         ({"candidates.0.name": "w4a16-int4"}, ["two candidates have the same name"]),

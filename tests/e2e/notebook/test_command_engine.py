@@ -30,9 +30,22 @@ def measured(flow, tmp_path_factory):
     """The finished run's base, served by that program: (what the run said, its flow)."""
     profile = tmp_path_factory.mktemp("profile") / "own-server.yaml"
     absent = dict.fromkeys(("candidates", "calibration", "accuracy", "deploy"))
-    load = {**LOAD, "warmup_seconds": 0.5, "min_requests": 1, "repeats": 1, "blocks": 1, "slo": None}
+    load = {
+        **LOAD,
+        "warmup_seconds": 0.5,
+        "min_requests": 1,
+        "repeats": 1,
+        "blocks": 1,
+        "slo": None,
+    }
     engine = {**VLLM, "kind": "command", "program": PROGRAM, "max_model_len": 64}
-    document = {"extends": CI, "name": "own-server", "performance": load, "engine": engine, **absent}
+    document = {
+        "extends": CI,
+        "name": "own-server",
+        "performance": load,
+        "engine": engine,
+        **absent,
+    }
     document["model"] = {"wheel": None, "source": str(flow.workspace.model("base"))}
     profile.write_text(yaml.safe_dump(document))
     shutil.rmtree(ARTIFACTS, ignore_errors=True)

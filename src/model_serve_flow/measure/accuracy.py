@@ -385,7 +385,7 @@ def evaluate(
         return _alone(run, log), dict(ways)
     except (aiohttp.ClientError, requests.RequestException, httpx.HTTPError, TimeoutError) as error:
         raise FlowError(
-            f"vLLM did not answer lm-eval: {error!r:.500}",
+            f"{server.engine.name} did not answer lm-eval: {error!r:.500}",
             f"See {log} and {server.log}. What was answered is kept: run again to go on.",
         ) from error
 

@@ -382,7 +382,11 @@ def _text_difference(
 ) -> Difference:
     for result, value in zip((pairs.base, pairs.candidate), values, strict=True):
         _require_figure(pairs.task, metric, result, value)
-    figures: dict[str, Any] = {"method": CAUTIOUS.format("documents"), **_bounds(interval), **fields}
+    figures: dict[str, Any] = {
+        "method": CAUTIOUS.format("documents"),
+        **_bounds(interval),
+        **fields,
+    }
     return Difference(
         n=pairs.base.n,
         base=values[0],

@@ -22,12 +22,13 @@ from model_serve_flow.setup.fit import memory_advice
 from model_serve_flow.system import processes
 from model_serve_flow.system.files import writing
 from model_serve_flow.system.hardware import available_memory
+from model_serve_flow.system.variables import variable
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 MODULE = "model_serve_flow.compress.main"
-VARIABLE = "MODEL_SERVE_FLOW_COMPRESSION"  # marks the process and all that it starts
+VARIABLE = variable("compression")  # marks the process and all that it starts
 LEFTOVER_SECONDS = 4  # time for the processes to clean up, before they are killed
 
 

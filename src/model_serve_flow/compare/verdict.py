@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from model_serve_flow.compare.differences import Differences, asked, deciding, oriented
-from model_serve_flow.compare.intervals import Key, simultaneous
+from model_serve_flow.compare.differences import Differences, asked, deciding
+from model_serve_flow.compare.intervals import Key, one_look_interval, simultaneous
 from model_serve_flow.compare.reading import clusters, p_statement, primary_metric
 from model_serve_flow.compare.repeats import advice
 from model_serve_flow.compare.stats import paired
@@ -79,7 +79,7 @@ class _Check:
         if not self.unsure or d.too_few is not None:
             return d.too_few
         if d.flips is None or (d.clusters is not None and d.clusters.decide):
-            return paired.items_to_settle(d.n, oriented(d), d.limit, self.tests)
+            return paired.items_to_settle(d.n, one_look_interval(d), d.limit, self.tests)
         flips = (d.flips.wrong_to_right, d.flips.right_to_wrong)
         return paired.binary_items_to_settle(*flips, d.n, d.limit / 100, self.tests)
 

@@ -10,16 +10,11 @@ from pathlib import Path
 from model_serve_flow.errors import FlowError
 from model_serve_flow.system.environments import NAMES, environment
 from model_serve_flow.system.places import NOBODY, REPLACED_HOME
+from model_serve_flow.system.variables import variable
 
 DATA_FOLDER = "JUPYTER_DATA_DIR"
 # Folders that the user chose for the command line hold for the notebooks too. No key is among them.
-FOLDERS = (
-    "MODEL_SERVE_FLOW_ARTIFACTS",
-    "MODEL_SERVE_FLOW_CACHE",
-    "MODEL_SERVE_FLOW_ENVIRONMENTS",
-    "MODEL_SERVE_FLOW_MIRROR",
-    "MODEL_SERVE_FLOW_PROFILES",
-)
+FOLDERS = tuple(map(variable, ("artifacts", "cache", "environments", "mirror", "profiles")))
 
 
 def user_kernels(surrounding: Mapping[str, str]) -> Path:

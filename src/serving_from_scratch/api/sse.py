@@ -81,9 +81,9 @@ class EventStream(StreamingResponse):
 
     def __init__(
         self,
-        first: Delta,
-        deltas: AsyncIterator[Delta],
-        shape: Shape,
+        first: Any,  # pieces of an answer, as `shape.chunk` takes them
+        deltas: AsyncIterator[Any],
+        shape: Any,
         write_seconds: float,
     ) -> None:
         self.first, self.deltas, self.shape = first, deltas, shape

@@ -27,7 +27,8 @@ class Proposer(Protocol):
         cost: of one guess, to make it and to check it, in plain steps.
     """
 
-    cost: float
+    @property
+    def cost(self) -> float: ...
 
     def propose(self, tokens: Sequence[int]) -> Sequence[int]:
         """Returns the likely next tokens of a text; may be empty."""
@@ -104,7 +105,7 @@ def make_proposer(name: str, guesses: int = 5) -> Proposer:
     Raises:
         ServingError: lists the known names.
     """
-    known = {"none": NoProposer(), "ngram": NGram(k=guesses)}
+    known: dict[str, Proposer] = {"none": NoProposer(), "ngram": NGram(k=guesses)}
     if name not in known:
         raise ServingError(f"proposer is {name!r}.", f"Choose one of {', '.join(known)}.")
     if guesses < 1:

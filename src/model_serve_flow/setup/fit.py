@@ -102,7 +102,7 @@ def _kv_cache_bytes(config: FlowConfig) -> int:
     if config.engine.kv_cache_gib is not None:
         return config.engine.kv_cache_gib * GIB
     load = config.performance
-    tokens = (load.prompt_tokens + load.output_tokens) * max(load.concurrency)
+    tokens = (load.prompt_tokens + load.output_tokens) * max(load.concurrency, default=0)
     return int(8 * config.model.parameters**0.425 * tokens) * _width(config)
 
 
@@ -125,18 +125,21 @@ def check(flow: Flow, machine: Machine) -> list[Check]:
 
     need = estimate(flow)
     int4 = [c.name for c in flow.candidates if c.recipe and is_int4(c.recipe.scheme)]
-    if flow.config.device == "cpu":
+    memory = fits(
+        "memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE
+    )
+    if flow.config.engine.kind != "vllm":  # what another program needs of a processor is not known
+        checks = [memory] if flow.config.device == "cpu" else []
+    elif flow.config.device == "cpu":
         checks = [
             _check_cpu(machine),
             *([check_int4(int4, machine)] if int4 else []),
             *cpu_checks(flow, machine),
-            fits(
-                "memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE
-            ),
+            memory,
         ]
     else:
         checks = gpu_checks(flow, machine)
-    if not flow.config.engine.enforce_eager:
+    if flow.config.engine.kind == "vllm" and not flow.config.engine.enforce_eager:
         checks.append(_check_compiler(flow.config))
     if any(candidate.recipe for candidate in flow.candidates):
         available = machine.memory_available_bytes

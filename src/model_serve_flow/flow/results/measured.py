@@ -57,8 +57,13 @@ class Model(Record):
 
 
 class EngineFacts(Record):
-    """What the engine's log says about its version, kernels and KV cache."""
+    """What the engine says about its version, kernels and KV cache."""
 
+    name: str = Field(
+        default="vLLM",
+        exclude_if=lambda name: name == "vLLM",  # results keep the form they had with one engine
+        description="of the program that serves",
+    )
     version: str
     quantization: str | None = Field(
         description="the engine's quantisation method; none: served unquantised"
@@ -68,6 +73,11 @@ class EngineFacts(Record):
     )
     kernels: tuple[str, ...] = Field(
         description="quantised linear kernels named in the log, e.g. 'X for Y'"
+    )
+    names_kernels: bool = Field(
+        default=True,
+        exclude_if=bool,
+        description="false: the engine does not tell its kernels, so `kernels` proves nothing",
     )
     kv_cache_tokens: Count | None
     start_seconds: NonNegative

@@ -171,6 +171,11 @@ class AccuracyResult(Measurement):
         default={}, description="how lm-eval's requests were asked -> how many"
     )
 
+    @property
+    def comparable_hash(self) -> str:
+        """Returns the hash of the protocol without the looks made: equal where results compare."""
+        return protocol_hash({key: part for key, part in self.protocol.items() if key != LOOK})
+
 
 class TokenTops(Record):
     """One document: its tokens, and the model's likeliest tokens from the second position on."""

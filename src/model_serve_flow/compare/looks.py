@@ -82,7 +82,7 @@ def decided(
     Secondary margins add warnings. With `action: withhold` in the profile they also turn SHIP into
     INCONCLUSIVE.
     """
-    verdict, reasons = decide(answers.differences, answers.suite, tiers_of(margins), others)
+    verdict, reasons, _ = decide(answers.differences, answers.suite, tiers_of(margins), others)
     told = warnings(margins.secondary, secondary)
     if margins.secondary.action == "withhold" and told and verdict == "SHIP":
         return withheld(verdict, told), (*(f"{sentence} {WITHHELD}" for sentence in told), *reasons)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from model_serve_flow.compare.differences import Differences, asked, deciding
 from model_serve_flow.compare.intervals import Key, one_look_interval, simultaneous
@@ -124,13 +125,27 @@ def _tail_sentence(difference: Difference) -> str:
     )
 
 
+class Judgement(NamedTuple):
+    """The verdict on a candidate.
+
+    Attributes:
+        verdict: SHIP, DO NOT SHIP or INCONCLUSIVE.
+        reasons: plain sentences, the deciding reason first.
+        blocked: the sentences among them on required tasks that withhold SHIP.
+    """
+
+    verdict: Decision
+    reasons: tuple[str, ...]
+    blocked: tuple[str, ...] = ()
+
+
 def decide(
     differences: Differences,
     suite: Difference | None,
     tiers: Tiers = EVERY_TASK_DECIDES,
     others: Sequence[float] = (),
-) -> tuple[Decision, tuple[str, ...]]:
-    """Returns the verdict by non-inferiority, and its reasons, the deciding reason first.
+) -> Judgement:
+    """Decides by non-inferiority.
 
     SHIP: the macro average, every deciding task and every perplexity surely lose less than their
     margins.
@@ -166,7 +181,7 @@ def decide(
         )
     first = [*blocked, *withheld] if not (failing or unsure) else []
     rest = [sentence for sentence in (*blocked, *withheld, *silent) if sentence not in first]
-    return verdict, (*first, *reasons, *rest)
+    return Judgement(verdict, (*first, *reasons, *rest), tuple(blocked))
 
 
 def loss_p_values(differences: Differences, suite: Difference | None) -> list[float]:

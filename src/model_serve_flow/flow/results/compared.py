@@ -400,7 +400,9 @@ class CandidateComparison(Record):
     kernel: str
     sha256: str
     size_bytes: Count
-    size_ratio: Positive
+    size_ratio: Positive = Field(
+        description="bytes of weights that the engine holds, over those of the base"
+    )
     accuracy: dict[str, dict[str, Difference]]
     suite: Difference | None = Field(
         default=None, description="mean over the tasks that decide; none: no task can"

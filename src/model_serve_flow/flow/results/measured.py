@@ -105,7 +105,8 @@ class Busy(Record):
     )
     throttled_share: Probability | None = Field(
         default=None,
-        description="in which the cores were slowed by heat or stopped by a quota; none: not told",
+        description="in which the cores were slowed by heat or stopped by a quota, or a GPU was "
+        "slowed by heat or a power brake, the larger; none: not told",
     )
     seconds: NonNegative = Field(description="length of the time that was looked at")
 

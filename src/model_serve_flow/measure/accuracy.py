@@ -181,7 +181,11 @@ def _measure(
         if not look:
             forget_answers(workspace, f"{name}{suffix}")
         return before
-    scored = {} if before is None or look else _scored_before(before, protocol)
+    scored = {} if before is None else _scored_before(before, protocol)
+    if scored and look and before is not None:  # new tasks are asked up to the look already made
+        look = before.protocol[LOOK][0]
+        protocol[LOOK] = before.protocol[LOOK]
+    kept = frozenset(scored)
     asked = [task for task in flow.config.accuracy.tasks if task not in scored]
     ways = collections.Counter(before.requests if before and scored else {})
     spent = before.seconds if before is not None and (scored or (look or 1) > 1) else 0.0
@@ -198,7 +202,7 @@ def _measure(
             _manner(protocol),
             caches,
             ways,
-            frozenset(scored),
+            kept,
         )
         several = repeated_tasks(flow.config, asked)
         found = ask([task for task in asked if task not in several])
@@ -210,7 +214,9 @@ def _measure(
             requests=dict(ways),
         )
         if look:
-            result = result.model_copy(update={"looks": _looks(before, result)})
+            looks = _looks(before, result, kept)
+            requests = result.requests if kept else _requests(before, result)
+            result = result.model_copy(update={"looks": looks, "requests": requests})
         write_json(path, result)
     return result
 
@@ -277,15 +283,25 @@ def _looked_already(before: AccuracyResult, protocol: dict[str, Any]) -> bool:
 
 
 def _looks(
-    before: AccuracyResult | None, result: AccuracyResult
+    before: AccuracyResult | None, result: AccuracyResult, kept: frozenset[str]
 ) -> tuple[dict[str, tuple[str, ...]], ...]:
-    """Lists the items of every look; the last look has the items that are new in this result."""
-    look, planned = result.protocol[LOOK]
-    earlier_looks = (
-        before.looks
-        if before is not None and before.protocol.get(LOOK) == [look - 1, planned]
-        else ()
-    )
+    """Lists the items of every look; the last look has the items that are new in this result.
+
+    A task that was added after some looks is asked up to the last of them at once. Its items count
+    as those of the first look, so it is looked at once.
+
+    Args:
+        kept: tasks whose items are those of `before`.
+    """
+    if before is not None and kept:
+        added = {
+            task: tuple(item.id for item in scored.items)
+            for task, scored in result.tasks.items()
+            if task not in kept
+        }
+        looks = [{task: one[task] for task in one.keys() & kept} for one in before.looks]
+        return ({**looks[0], **added}, *looks[1:])
+    earlier_looks = before.looks if before is not None and _follows(before, result) else ()
     known = {(task, key) for one in earlier_looks for task, keys in one.items() for key in keys}
     new = {
         name: tuple(item.id for item in task.items if (name, item.id) not in known)
@@ -294,8 +310,37 @@ def _looks(
     return (*earlier_looks, new)
 
 
+def _follows(before: AccuracyResult, result: AccuracyResult) -> bool:
+    """Checks whether `before` is the look before the result's."""
+    look, planned = result.protocol[LOOK]
+    return before.protocol.get(LOOK) == [look - 1, planned]
+
+
+def _requests(before: AccuracyResult | None, result: AccuracyResult) -> dict[str, int]:
+    """Counts how the requests of all looks were asked.
+
+    lm-eval takes the answers of earlier looks from its cache, where they look like answers from
+    before an interruption.
+    """
+    from model_serve_flow.measure.lm_eval_client import EARLIER
+
+    if before is None or not _follows(before, result):
+        return result.requests
+    known, new = collections.Counter(before.requests), collections.Counter(result.requests)
+    new[EARLIER] = max(0, new[EARLIER] - known.total())
+    return dict(+(known + new))
+
+
 def _scored_before(before: AccuracyResult, protocol: dict[str, Any]) -> dict[str, TaskAccuracy]:
-    """Returns and prints the tasks of an earlier result whose protocol has not changed."""
+    """Returns and prints the tasks of an earlier result whose protocol has not changed.
+
+    With looks, the earlier result must be of the same number of planned looks, and of this look or
+    a later one. Without looks, it must have all items.
+    """
+    made, planned = before.protocol.get(LOOK, (1, 1))
+    look, looks = protocol.get(LOOK, (planned, planned))
+    if made < look or planned != looks:
+        return {}
     wanted = protocol["accuracy"]["tasks"]
     same = [
         task

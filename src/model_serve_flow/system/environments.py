@@ -22,6 +22,7 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.system.checkout import MODULES, checkout
 from model_serve_flow.system.index import has_other_files, hint, indexes
 from model_serve_flow.system.streams import show_what_can_be_shown
+from model_serve_flow.system.variables import value
 
 Device = Literal["cpu", "gpu"]
 NAMES = ("notebook", "serve", "compress")
@@ -78,6 +79,10 @@ class Environment:
         return self.folder / "share" / "jupyter"
 
     @property
+    def kernel_file(self) -> Path:
+        return self.jupyter_path / "kernels" / self.kernel / "kernel.json"
+
+    @property
     def marker(self) -> Path:
         """Returns the file with the digest of the environment's sources.
 
@@ -88,9 +93,8 @@ class Environment:
 
 def environments_folder() -> Path:
     """Returns `MODEL_SERVE_FLOW_ENVIRONMENTS`, or `.environments` of the checkout."""
-    return Path(
-        os.environ.get("MODEL_SERVE_FLOW_ENVIRONMENTS") or checkout() / ".environments"
-    ).resolve()
+    named = value("environments")
+    return (Path(named).expanduser() if named else checkout() / ".environments").resolve()
 
 
 def environment(name: str) -> Environment:
@@ -326,10 +330,9 @@ def _uv(built: Environment, log: Path, variables: dict[str, str], *arguments: st
 
 
 def _register_kernel(built: Environment) -> None:
-    folder = built.jupyter_path / "kernels" / built.kernel
-    folder.mkdir(parents=True, exist_ok=True)
+    built.kernel_file.parent.mkdir(parents=True, exist_ok=True)
     specification = json.dumps(_kernel_specification(built), indent=1)
-    (folder / "kernel.json").write_text(f"{specification}\n", encoding="utf-8")
+    built.kernel_file.write_text(f"{specification}\n", encoding="utf-8")
 
 
 def _kernel_specification(built: Environment) -> dict[str, Any]:

@@ -234,8 +234,8 @@ HANDLERS: dict[type[Exception], Any] = {
 class Unchanged:
     """Leaves a predictor's answer as it is."""
 
-    def chunk(self, piece: Answer) -> Answer | None:
-        return piece
+    def chunk(self, delta: Answer) -> Answer | None:
+        return delta
 
     def last(self) -> Answer | None:
         """Returns nothing."""
@@ -244,12 +244,12 @@ class Unchanged:
 class Plain(Unchanged):
     """Takes out of a completion what /predict answers."""
 
-    def chunk(self, piece: Answer) -> Answer | None:
-        if not piece.get("choices"):
+    def chunk(self, delta: Answer) -> Answer | None:
+        if not delta.get("choices"):
             return None
-        choice = piece["choices"][0]
+        choice = delta["choices"][0]
         shown = {"text": choice.get("text", ""), "finish_reason": choice.get("finish_reason")}
-        return {"model": piece.get("model"), **shown}
+        return {"model": delta.get("model"), **shown}
 
 
 async def plain(model: Model, request: Request, stream: bool) -> Response:

@@ -6,7 +6,12 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from serving_from_scratch.core.errors import DeadlinePassed, ServingError, Unavailable
+from serving_from_scratch.core.errors import (
+    DeadlinePassed,
+    InvalidRequest,
+    ServingError,
+    Unavailable,
+)
 from serving_from_scratch.core.limits import Limits
 from serving_from_scratch.core.request import FinishReason, Request, Sequence, TokenLogprob
 from serving_from_scratch.core.scheduler import Scheduler
@@ -57,6 +62,8 @@ class Counts:
     step_seconds: float = 0.0
     step_tokens: int = 0
     generated_tokens: int = 0
+    guessed_tokens: int = 0
+    right_guesses: int = 0
     worker_deaths: int = 0
     finished: dict[str, int] = field(default_factory=dict)  # finish reason -> requests
 
@@ -210,6 +217,7 @@ class WorkloadManager:
             prompt_logprobs=tuple(sequence.prompt_logprobs) if not ticket.sent else (),
             embedding=sequence.embedding,
             finish_reason=sequence.finish_reason,
+            error=InvalidRequest(sequence.error) if sequence.error else None,
         )
         ticket.sent += len(tokens)
         self.counts.generated_tokens += len(tokens)
@@ -222,6 +230,8 @@ class WorkloadManager:
         """Forgets a request that the scheduler has ended, and delivers its last news."""
         del self._tickets[ticket.request.id]
         self._count(reason)
+        self.counts.guessed_tokens += ticket.sequence.guessing.guessed
+        self.counts.right_guesses += ticket.sequence.guessing.right
         ticket.deliver(news)
 
     def _count(self, reason: FinishReason) -> None:

@@ -46,9 +46,9 @@ __all__ = [
 
 LENGTH = 512
 TEXTS = {
-    "copying": "Repeat this text word for word: The old lighthouse keeper climbed the narrow stairs "
-    "every evening, lit the lamp, and wrote the weather into his book. The narrow stairs were cold, "
-    "the lamp was warm, and the book was almost full.",
+    "copying": "Repeat this text word for word: The old lighthouse keeper climbed the narrow "
+    "stairs every evening, lit the lamp, and wrote the weather into his book. The narrow stairs "
+    "were cold, the lamp was warm, and the book was almost full.",
     "counting": "Continue the list: 1. one apple 2. two apples 3. three apples 4. four apples",
     "chat": "Why is the sky blue? Explain it to a child.",
 }
@@ -210,7 +210,9 @@ def cost_chart(ms: dict[int, float]) -> None:
         axis.plot(list(ms), list(ms.values()), "o-", color=PALETTE[0], label="one step")
         proportional = [ms[1] * tokens for tokens in ms]
         axis.plot(list(ms), proportional, "--", color=PALETTE[3], label="one step per token")
-        axis.set(xlabel="Tokens of one sequence in a step", ylabel="ms", ylim=(0, max(ms.values()) * 3))
+        axis.set(
+            xlabel="Tokens of one sequence in a step", ylabel="ms", ylim=(0, max(ms.values()) * 3)
+        )
         axis.legend()
         figure.tight_layout()
         plt.show()
@@ -221,7 +223,10 @@ def speed_chart(table: pd.DataFrame) -> None:
     places = np.arange(len(table))
     with house_style():
         figure, axis = plt.subplots(figsize=(9.4, 0.55 * len(table) + 1.1))
-        for shift, column, colour in ((-0.18, "predicted", "#c3c9d1"), (0.18, "measured", PALETTE[0])):
+        for shift, column, colour in (
+            (-0.18, "predicted", "#c3c9d1"),
+            (0.18, "measured", PALETTE[0]),
+        ):
             axis.barh(places + shift, table[column], height=0.34, color=colour, label=column)
         axis.axvline(1, color="black", linewidth=1)
         axis.set_yticks(places, table.index)

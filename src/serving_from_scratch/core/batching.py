@@ -44,7 +44,8 @@ class BatchingStrategy(Protocol):
     - A strategy may have `tokens`: the most that a step computes, guesses included.
     """
 
-    chunks: bool
+    @property
+    def chunks(self) -> bool: ...
 
     def plan(self, waiting: Sequences, running: Sequences, budget: Budget) -> Plan: ...
 
@@ -140,7 +141,7 @@ def make_strategy(
     Raises:
         ServingError: lists the known names.
     """
-    known = {
+    known: dict[str, BatchingStrategy] = {
         "one-by-one": OneByOne(),
         "static": Static(size),
         "dynamic": Dynamic(size, max_wait),

@@ -3,6 +3,7 @@
 import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from serving_from_scratch.core.proposers import Guessing
 
@@ -110,7 +111,7 @@ class Sequence:
     computed: int = 0
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
-    slot: int | None = None
+    slot: Any = None  # an int while it runs
     blocks: list[int] = field(default_factory=list)
     seed: int = field(init=False)
     logprobs: list[TokenLogprob] = field(default_factory=list)

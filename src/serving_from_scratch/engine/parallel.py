@@ -91,10 +91,11 @@ class Ranks:
     def _receive(self, workers: list[WorkerProcess]) -> list[StepResult]:
         """Waits for one result of each worker; the first worker that dies ends the wait."""
         results: dict[WorkerProcess, StepResult] = {}
-        while missing := {w.pipe: w for w in workers if w not in results}:
-            for pipe in wait(list(missing), self._seconds[0]) or missing:
-                worker = missing[pipe]
-                results[worker] = worker.receive()
+        while missing := [worker for worker in workers if worker not in results]:
+            spoke = wait([worker.pipe for worker in missing], self._seconds[0])
+            for worker in missing:
+                if worker.pipe in spoke or not spoke:  # a silent one dies when it is asked
+                    results[worker] = worker.receive()
         return [results[worker] for worker in workers]
 
 
@@ -115,11 +116,6 @@ class DataParallel(Ranks):
 
     A step waits for the slowest worker. Caches are not shared: no copies, no pages.
     """
-
-    def __init__(self, options: ModelOptions, *others: float, **named: float) -> None:
-        if options.cache == "paged":
-            raise ServingError("Workers share no pages.", 'Choose cache "slots" or "none".')
-        super().__init__(options, *others, **named)
 
     def step(self, step: Step) -> StepResult:
         if step.copies:
@@ -143,6 +139,11 @@ class DataParallel(Ranks):
         found = {chunk.request: outcome for part in pairs for chunk, outcome in part}
         outcomes = tuple(found[chunk.request] for chunk in step.chunks)
         return replace(slowest(results), outcomes=outcomes)
+
+    def _start(self) -> None:
+        if self.options.cache == "paged":
+            raise ServingError("Workers share no pages.", 'Choose cache "slots" or "none".')
+        super()._start()
 
     def _rank(self, number: int, meeting: str) -> None:
         return None

@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 from serving_from_scratch.core.errors import (
     DeadlinePassed,
@@ -164,6 +165,8 @@ class WorkloadManager:
             self.counts.steps += 1
             self.counts.step_seconds += result.seconds
             self.counts.step_tokens += step.tokens
+            self.counts.guessed_tokens += sum(chunk.guesses for chunk in step.chunks)
+            self.counts.right_guesses += sum(max(0, len(o.tokens) - 1) for o in result.outcomes)
             for sequence in self.scheduler.update(step, result):
                 self._tell(sequence)
 
@@ -196,7 +199,7 @@ class WorkloadManager:
         """Ends the requests whose deadline has passed."""
         for sequence in self.scheduler.expire(time.monotonic()):
             request = sequence.request
-            seconds = request.deadline - request.arrived
+            seconds = cast("float", request.deadline) - request.arrived
             error = DeadlinePassed(f"The answer was not complete after {seconds:g} seconds.")
             self._end(self._tickets[request.id], News(error=error), FinishReason.DEADLINE)
 
@@ -221,7 +224,7 @@ class WorkloadManager:
         )
         ticket.sent += len(tokens)
         self.counts.generated_tokens += len(tokens)
-        if sequence.finished:
+        if sequence.finish_reason is not None:
             self._end(ticket, news, sequence.finish_reason)
         else:
             ticket.deliver(news)
@@ -230,8 +233,6 @@ class WorkloadManager:
         """Forgets a request that the scheduler has ended, and delivers its last news."""
         del self._tickets[ticket.request.id]
         self._count(reason)
-        self.counts.guessed_tokens += ticket.sequence.guessing.guessed
-        self.counts.right_guesses += ticket.sequence.guessing.right
         ticket.deliver(news)
 
     def _count(self, reason: FinishReason) -> None:

@@ -111,7 +111,9 @@ class ModelRunner:
         except InvalidRequest as error:
             return Outcome(error=error.problem)
         wanted = chunk.sampling.logprobs
-        pairs = () if wanted is None else zip(scores, tokens, strict=False)
+        if wanted is None:
+            return Outcome(tuple(tokens))
+        pairs = zip(scores, tokens, strict=False)
         return Outcome(tuple(tokens), tuple(logprob(*pair, wanted) for pair in pairs))
 
     def _prompt_logprobs(self, chunk: Chunk, hidden: Tensor) -> tuple[TokenLogprob, ...]:

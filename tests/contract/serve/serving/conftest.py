@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from support.serving import Reference, save_llama
+from support.serving_server import write_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -12,6 +13,13 @@ def tiny_llama(tmp_path_factory):
     """The folder of a checkpoint whose answers are more than one repeated token."""
     torch.manual_seed(0)
     return save_llama(tmp_path_factory.mktemp("model") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_llama):
+    """The random Llama with a tokenizer and a chat template."""
+    write_tokenizer(tiny_llama)
+    return tiny_llama
 
 
 @pytest.fixture(scope="session")

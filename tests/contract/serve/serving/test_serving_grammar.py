@@ -6,7 +6,6 @@ import random
 import jsonschema
 import pytest
 from support.serving import serve
-from support.serving_server import write_tokenizer
 from tokenizers import Tokenizer
 
 from serving_from_scratch.api.tools import as_json, as_text
@@ -54,9 +53,8 @@ def schemas(count=200, seed=5):
 
 
 @pytest.fixture(scope="module")
-def options(tiny_llama):
-    write_tokenizer(tiny_llama)
-    return ModelOptions(str(tiny_llama), "float32", length=576)
+def options(tiny_model):
+    return ModelOptions(str(tiny_model), "float32", length=576)
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.system.checkout import checkout
+from model_serve_flow.system.variables import value
 
 NOBODY = "user"  # name for a user id without a name
 REPLACED_HOME = ".home"  # folder that takes the place of a home that cannot be written
-ARTIFACTS = "MODEL_SERVE_FLOW_ARTIFACTS"
 
 
 def home_variables(surrounding: Mapping[str, str], places: Iterable[Path]) -> dict[str, str]:
@@ -53,7 +53,7 @@ def home_variables(surrounding: Mapping[str, str], places: Iterable[Path]) -> di
 
 def own_places() -> list[Path]:
     """Lists folders that the flow writes anyway: the artifacts, and the checkout if any."""
-    named = os.environ.get(ARTIFACTS)
+    named = value("artifacts")
     places = [Path(named).expanduser()] if named else []
     try:
         return [*places, checkout()]

@@ -49,7 +49,9 @@ class Door:
         return httpx.post(url, json=body, headers=headers, trust_env=False, timeout=120)
 
     def admin(self, method, path="", /, **body):
-        return self.client.request(method, f"/admin/models{path}", headers=ADMIN, json=body or None)
+        return self.client.request(
+            method, f"/admin/models{path}", headers=ADMIN, json=body or None
+        )
 
     def healthy(self):
         """The health of every predictor, by its name."""

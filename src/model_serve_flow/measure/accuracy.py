@@ -444,8 +444,9 @@ def _ask(
     if not selection["tasks"]:
         return {"samples": {}}
     with server.client(TIMEOUT_SECONDS) as client:
-        ours = {"client": client, "cache_block": server.engine.cache_block, "ways": ways}
-        ours |= {"templated": accuracy.apply_chat_template}
+        ours: dict[str, Any] = {"client": client, "ways": ways}
+        ours["cache_block"] = server.engine.cache_block
+        ours["templated"] = accuracy.apply_chat_template
         raw = lm_eval.simple_evaluate(
             **_endpoint(flow, server, **ours, **sampled),
             **selection,

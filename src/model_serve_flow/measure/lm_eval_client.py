@@ -161,8 +161,8 @@ class WholeCompletions(LocalCompletionsAPI):
             room = self.max_length - answer
             if room < 1:
                 raise FlowError(
-                    f"A task allows answers of {answer} tokens, but only {self.max_length} fit into "
-                    "engine.max_model_len: no token is left for the question.",
+                    f"A task allows answers of {answer} tokens, but only {self.max_length} fit "
+                    "into engine.max_model_len: no token is left for the question.",
                     "Raise engine.max_model_len, or take another task.",
                 )
             if len(self.tok_encode(prompt)) > room:

@@ -28,7 +28,8 @@ def option(service, name):
 def test_each_address_of_a_model_is_a_service_of_that_name():
     addresses = {url: model["name"] for model in MODELS for url in model.get("urls", ())}
     served = {
-        f"http://127.0.0.1:{option(service, '--port')}": service for service in PREDICTORS.values()
+        f"http://127.0.0.1:{option(service, '--port')}": service
+        for service in PREDICTORS.values()
     }
     assert len(served) == len(PREDICTORS) and addresses.keys() == served.keys()
     for url, service in served.items():

@@ -68,9 +68,7 @@ def compose(tiny_model, gguf, tmp_path_factory):
         headers = {"Authorization": f"Bearer {KEY}"}
         with httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False) as client:
             door = Door(client, psutil.Process(process.pid), ports)
-            wait_until(
-                lambda: all(state or "vllm" in n for n, state in door.healthy().items()), 180
-            )
+            wait_until(lambda: all(state or "vllm" in n for n, state in door.healthy().items()), 180)
             yield door
         assert "Traceback" not in log.read_text()
     finally:

@@ -79,11 +79,9 @@ def test_predict_and_stream_say_the_same(compose, model):
     events = [line.removeprefix("data: ") for line in lines if line]
     assert events.pop() == "[DONE]"
     pieces = [json.loads(event)["text"] for event in events]
-    assert (
-        "".join(pieces)
-        == whole["text"]
-        == text(compose.post("/v1/completions", model=model, **GREEDY))
-    )
+    assert "".join(pieces) == whole["text"] == text(compose.post(
+        "/v1/completions", model=model, **GREEDY
+    ))
     assert len(pieces) >= 2
 
 
@@ -139,8 +137,7 @@ def test_eight_images_at_once_run_in_few_batches(compose):
 
 
 @pytest.mark.parametrize(
-    "image",
-    [None, "x", [0] * 63, [0] * 63 + [17], [0] * 63 + ["0"], [0] * 63 + [math.nan], [True] * 64],
+    "image", [None, "x", [0] * 63, [0] * 63 + [17], [0] * 63 + ["0"], [0] * 63 + [math.nan], [True] * 64]
 )
 def test_a_bad_image_is_400_before_it_reaches_litserve(compose, image):
     content = json.dumps({"image": image})
@@ -151,9 +148,7 @@ def test_a_bad_image_is_400_before_it_reaches_litserve(compose, image):
 
 def test_replicas_share_requests(compose):
     spec = {"name": "shared", "upstream": "smollm2", "key": "PREDICTOR_KEY"}
-    spec["urls"] = [
-        f"http://127.0.0.1:{compose.ports[port]}" for port in ("OWN_PORT", "OWN_2_PORT")
-    ]
+    spec["urls"] = [f"http://127.0.0.1:{compose.ports[port]}" for port in ("OWN_PORT", "OWN_2_PORT")]
     assert compose.admin("POST", **spec).status_code == 201
     try:
         with ThreadPoolExecutor(8) as pool:

@@ -52,9 +52,10 @@ def _install(folder: Path, name: str) -> Path:
     if not source.is_file():
         raise FlowError(f"The {name} environment is not built.", "Build it: make environments.")
     specification = json.loads(source.read_text(encoding="utf-8"))
-    found = settings()
-    chosen = {name: folder for name in FOLDERS if (folder := getattr(found, name)) is not None}
-    specification["env"] |= {variable(name): str(chosen[name].resolve()) for name in chosen}
+    places = {name: getattr(settings(), name) for name in FOLDERS}
+    specification["env"] |= {
+        variable(name): str(place.resolve()) for name, place in places.items() if place
+    }
     specification["env"] |= _replaced(os.environ)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -148,9 +148,7 @@ def _check_count(config: FlowConfig, machine: Machine) -> Check:
         ok=len(machine.gpus) >= wanted,
         warning=bool(problem),
         value=f"{value}{problem}",
-        needed="an NVIDIA GPU"
-        if wanted == 1
-        else f"{wanted} NVIDIA GPUs ({keys})",
+        needed="an NVIDIA GPU" if wanted == 1 else f"{wanted} NVIDIA GPUs ({keys})",
         advice="A GPU of this machine is lost or cannot be read: restart it, or hide the GPU from "
         "CUDA."
         if problem

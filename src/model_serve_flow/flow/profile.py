@@ -663,8 +663,8 @@ class Verdict(Section):
         description="margins of divergence, top-1 agreement, gross loss and speed",
     )
     looks: Annotated[int, Field(gt=0, le=20)] = Field(
-        default=1,
-        exclude_if=_is_one,
+        default=4,
+        exclude_if=_is_one,  # a profile of one look keeps its earlier digest
         description="04 asks a candidate a part of the items at a time, and stops once it is "
         "decided",
     )

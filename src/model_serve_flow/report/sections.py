@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from model_serve_flow.compare import reading
 from model_serve_flow.compare.margins import seal_sentence
+from model_serve_flow.compare.ranking import rankable
 from model_serve_flow.compare.reading import offers
 from model_serve_flow.flow.results.compared import CandidateComparison, Comparison
 from model_serve_flow.flow.results.measured import BASE
@@ -217,9 +218,7 @@ def ranking(comparison: Comparison) -> list[str]:
     The sentences name the models on the front, the dominated models, and the models that are not
     ranked.
     """
-    able = [
-        c for c in comparison.candidates if not reading.must_not_ship(c) and c.suite is not None
-    ]
+    able = rankable(comparison.candidates)
     front = _front(comparison, able)
     lines = [f"Worth its cost, the cheapest first: {', '.join(front)}."] if front else []
     lines += [

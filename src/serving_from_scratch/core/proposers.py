@@ -22,13 +22,11 @@ class Proposer(Protocol):
     every token; a guess counts only if it equals the model's choice. For a guess that is not drawn
     at random, this is the rejection sampling of Leviathan et al. (2023): the guess is accepted with
     the model's probability of it, and otherwise the token comes from the other probabilities.
-
-    Attributes:
-        cost: of one guess, to make it and to check it, in plain steps.
     """
 
     @property
-    def cost(self) -> float: ...
+    def cost(self) -> float:
+        """The cost of one guess, to make it and to check it, in plain steps."""
 
     def propose(self, tokens: Sequence[int]) -> Sequence[int]:
         """Returns the likely next tokens of a text; may be empty."""

@@ -1,10 +1,13 @@
 """compose.yaml, models.yaml and the Dockerfile agree with each other and with the checkout."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+
+from model_serve_flow.system import lockfiles
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLE = ROOT / "examples" / "serving-from-scratch"
@@ -75,3 +78,13 @@ def test_what_the_dockerfile_copies_exists():
     assert len(copied) >= 4
     for path in copied:
         assert (ROOT / path).exists(), path
+
+
+def test_the_lock_of_the_stock_servers_has_what_they_pin_and_no_torch():
+    pyproject = tomllib.loads((EXAMPLE / "predictors" / "pyproject.toml").read_text())
+    environments = ROOT / "examples" / "model-serve-flow" / "environments"
+    pins = {pin.name: pin for pin in lockfiles.read(environments / "predictors" / "cpu.txt")}
+    for requirement in pyproject["project"]["dependencies"]:
+        name, version = requirement.split("==")
+        assert str(pins[name].version) == version
+    assert not {"torch", "transformers", "vllm", "mcp"} & pins.keys()

@@ -9,6 +9,7 @@ import openai
 import pytest
 from sklearn.datasets import load_digits
 from support.gateway import PREDICTOR_KEY
+from support.serving_server import gone, wait_until
 
 HELD_OUT = 397
 QUESTION = {"prompt": "The end of the process is", "max_tokens": 8}
@@ -198,3 +199,17 @@ def test_only_the_gateway_listens_beyond_this_machine(compose):
 def test_a_gateway_needs_no_torch(compose):
     [gateway] = [p for p in compose.process.children() if "gateway" in p.cmdline()]
     assert not any("torch" in mapped.path for mapped in gateway.memory_maps())
+
+
+def test_a_killed_service_starts_again(compose):
+    """Last in this file: it is the only test that leaves the services other than they were."""
+    name = f"digits at http://127.0.0.1:{compose.ports['DIGITS_PORT']}"
+    [digits] = [p for p in compose.process.children() if "litserve" in " ".join(p.cmdline())]
+    family = [digits, *digits.children(recursive=True)]
+    digits.kill()
+    wait_until(lambda: compose.healthy()[name] is False, 30)
+    reply = compose.post("/torch/image/predict", image=[0] * 64)
+    assert reply.status_code == 502 and "digits at" in reply.json()["error"]["message"]
+    wait_until(lambda: compose.healthy()[name], 120)
+    assert all(map(gone, family))
+    assert compose.post("/torch/image/predict", image=[0] * 64).status_code == 200

@@ -86,11 +86,11 @@ def _measurement(
     step: Step, config: FlowConfig, folder: Path, name: str, python: Path
 ) -> list[list[str]]:
     from model_serve_flow.measure.guidellm.commands import load_command, search_command
-    from model_serve_flow.serve.vllm import ACCURACY, serve_command
+    from model_serve_flow.serve.vllm import ACCURACY, DEPLOY, serve_command
 
     scores = step.module.endswith("Accuracy")
-    purpose = {"purpose": ACCURACY} if scores else {}
-    lines = [_in(python, serve_command(config, folder, name, PORT, **purpose))]
+    purpose = ACCURACY if scores else DEPLOY if step.module == "07_Deploy" else "performance"
+    lines = [_in(python, serve_command(config, folder, name, PORT, purpose))]
     if scores:
         lines.append(lm_eval_command(config, folder, name, python))
         if config.accuracy.repeats is not None:

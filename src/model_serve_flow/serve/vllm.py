@@ -11,6 +11,7 @@ from model_serve_flow.system.hardware import usable_cores
 
 SERVER_MODULE = "model_serve_flow.serve.vllm_main"  # vLLM's, with an engine that ends with it
 ACCURACY = "accuracy"  # purpose of servers that answer evaluation requests
+DEPLOY = "deploy"  # purpose of servers as users will ask them
 # tokens in a block of the prefix cache: the fewest that vLLM's CPU attention takes (default: 128)
 CPU_BLOCK = 32
 
@@ -18,12 +19,14 @@ CPU_BLOCK = 32
 def engine_arguments(config: FlowConfig, purpose: str = "serve") -> list[str]:
     """Builds the vLLM flags of the profile.
 
-    The flags are the same for every model, and the same for performance as in deployment.
+    The flags are the same for every model. Deployment differs from the measurement of performance
+    in the prefix cache only (`deploy.differences` records it).
 
     Args:
         config: the profile.
         purpose: what the server is for. With "accuracy" the server has a prefix cache, because
-            evaluation requests begin alike. With any other purpose it has none.
+            evaluation requests begin alike. With "deploy" it has vLLM's default, which is a prefix
+            cache, too. With any other purpose it has none.
     """
     engine = config.engine
     arguments = [
@@ -38,7 +41,7 @@ def engine_arguments(config: FlowConfig, purpose: str = "serve") -> list[str]:
         arguments.append("--enable-prefix-caching")
         if config.device == "cpu":
             arguments += ["--block-size", str(CPU_BLOCK)]
-    else:
+    elif purpose != DEPLOY:
         # GuideLLM repeats its prompts from one load point to the next. With a prefix cache, later
         # load points would be faster.
         arguments.append("--no-enable-prefix-caching")

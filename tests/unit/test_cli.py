@@ -10,6 +10,7 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.manifest import update_manifest
 from model_serve_flow.run import runner
+from model_serve_flow.run.due import Due
 from model_serve_flow.run.steps import expand, select
 from model_serve_flow.system import environments, hardware
 from model_serve_flow.system.files import write_json, write_text
@@ -98,7 +99,7 @@ def test_options_reach_the_runner(invoke, monkeypatch):
 def reported(monkeypatch, tmp_path):
     """A workspace whose report is of the results in it; nothing is run."""
     monkeypatch.setattr(runner, "run", lambda *_: None)
-    session = runner._Session(Flow.open("cpu-smollm2", {}, tmp_path), environments.ensure)
+    session = Due(Flow.open("cpu-smollm2", {}, tmp_path))
     (step,), space = select(["06"]), session.flow.workspace
     for path in [
         *expand(step.inputs, session.flow.config),
@@ -219,3 +220,13 @@ def test_lab_asks_nothing_of_any_host(invoke, monkeypatch):
     assert argv[-2:] == ["--no-browser", "--port=8890"]
     assert environ["OMP_WAIT_POLICY"] == "passive"
     assert environ["DO_NOT_TRACK"] == "1" and environ["JUPYTER_PATH"] == kernels
+
+
+@pytest.mark.parametrize(("user", "allowed"), [(0, True), (1001, False)])
+def test_lab_starts_for_root_too(invoke, monkeypatch, user, allowed):
+    started = []
+    monkeypatch.setattr(environments, "ensure", lambda *_: None)
+    monkeypatch.setattr(cli.os, "getuid", lambda: user)
+    monkeypatch.setattr(cli.os, "execv", lambda _, argv: started.extend(argv))
+    assert invoke("lab").exit_code == 0
+    assert ("--allow-root" in started) == allowed

@@ -8,7 +8,8 @@ from typing import Any
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.flow.results.measured import Model
-from model_serve_flow.serve.vllm import DEPLOY, engine_arguments
+from model_serve_flow.serve.engine import DEPLOY
+from model_serve_flow.serve.vllm import engine_arguments
 from model_serve_flow.system.gpus import find_gpus, mig_profile
 
 PORT = 8080

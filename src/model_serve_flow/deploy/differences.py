@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from model_serve_flow.flow.profile import FlowConfig
-from model_serve_flow.serve.vllm import DEPLOY, engine_arguments
+from model_serve_flow.serve.engine import DEPLOY, PERFORMANCE
+from model_serve_flow.serve.engines import engine_of
 from model_serve_flow.system.records import Record
-
-MEASURED = "performance"
 
 
 class SettingDifference(Record):
@@ -20,16 +19,14 @@ class SettingDifference(Record):
 
 def deployed_differences(config: FlowConfig) -> tuple[SettingDifference, ...]:
     """Lists what differs between the measured server and the manifests of the profile."""
-    found = [PREFIX_CACHE] if _flags(config, MEASURED) != _flags(config, DEPLOY) else []
+    engine = engine_of(config)
+    same = engine.arguments(PERFORMANCE) == engine.arguments(DEPLOY)
+    found = [] if same else [PREFIX_CACHE]
     if config.deploy.auth == "openshift":
         found.append(AUTH)
     if config.deploy.runtime is not None:
         found.append(_runtime(config.deploy.runtime))
     return tuple(found)
-
-
-def _flags(config: FlowConfig, purpose: str) -> set[str]:
-    return set(engine_arguments(config, purpose))
 
 
 PREFIX_CACHE = SettingDifference(

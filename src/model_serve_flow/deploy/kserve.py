@@ -24,7 +24,8 @@ from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.flow.results.compared import BaseComparison, CandidateComparison, Comparison
 from model_serve_flow.flow.results.measured import BASE, Model
 from model_serve_flow.serve import vllm_main as vllm
-from model_serve_flow.serve.vllm import DEPLOY, engine_arguments, engine_environment
+from model_serve_flow.serve.engine import DEPLOY
+from model_serve_flow.serve.vllm import engine_arguments, engine_environment
 from model_serve_flow.system.hardware import usable_cores
 from model_serve_flow.system.sizes import GIB
 

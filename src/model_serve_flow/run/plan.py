@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.measure.repeats import repeated_tasks, seeds
-from model_serve_flow.run.steps import STEPS, Step, expand, module_folder
+from model_serve_flow.run.due import Due
+from model_serve_flow.run.steps import Step, expand, module_folder, select, steps_of
 from model_serve_flow.setup.device_checks import scheme_lines
 from model_serve_flow.system import environments
 from model_serve_flow.system.checkout import checkout
@@ -17,17 +20,25 @@ from model_serve_flow.system.environments import Environment
 PORT = 8000  # in place of the free port that is chosen when a server starts
 
 
-def plan(flow: Flow) -> str:
-    """Returns the whole plan as text; works on machines that cannot run the profile, too."""
+def plan(
+    flow: Flow, only: Sequence[str] = (), start: str | None = None, force: bool = False
+) -> str:
+    """Returns the whole plan as text; works on machines that cannot run the profile, too.
+
+    Raises:
+        FlowError: `only` or `start` names no step, or leaves out a step whose files are missing.
+    """
     config, workspace = flow.config, flow.workspace
     lines = [
         f"{config.name}: {config.description}",
         f"Reference machine: {config.reference_machine}",
         "",
     ]
-    for step in STEPS:
+    chosen = select(only, start, steps_of(config))
+    for step, decision in Due(flow).plan(chosen, force):
         lock = environments.lock_path(step.environment, config.device).relative_to(checkout())
         lines += [f"{step.module}  (environment {step.environment}, lock {lock})"]
+        lines += [f"    {decision.action}: {decision.why}"]
         lines += [f"    reads   {path}" for path in expand(step.inputs, config)]
         lines += [f"    writes  {path}" for path in expand(step.outputs, config)]
         lines += [f"    $ {shlex.join(command)}" for command in commands(step, flow)]
@@ -86,11 +97,12 @@ def _measurement(
     step: Step, config: FlowConfig, folder: Path, name: str, python: Path
 ) -> list[list[str]]:
     from model_serve_flow.measure.guidellm.commands import load_command, search_command
-    from model_serve_flow.serve.vllm import ACCURACY, DEPLOY, serve_command
+    from model_serve_flow.serve.engine import ACCURACY, DEPLOY, PERFORMANCE
+    from model_serve_flow.serve.engines import engine_of
 
     scores = step.module.endswith("Accuracy")
-    purpose = ACCURACY if scores else DEPLOY if step.module == "07_Deploy" else "performance"
-    lines = [_in(python, serve_command(config, folder, name, PORT, purpose))]
+    purpose = ACCURACY if scores else DEPLOY if step.module == "07_Deploy" else PERFORMANCE
+    lines = [_in(python, engine_of(config).command(folder, name, PORT, purpose))]
     if scores:
         lines.append(lm_eval_command(config, folder, name, python))
         if config.accuracy.repeats is not None:
@@ -155,5 +167,5 @@ def needs(flow: Flow) -> list[str]:
 
 
 def _in(python: Path, command: list[str]) -> list[str]:
-    """Returns the command with the Python of the step's environment."""
-    return [str(python), *command[1:]]
+    """Returns the command; our own Python becomes that of the step's environment."""
+    return [str(python) if word == sys.executable else word for word in command]

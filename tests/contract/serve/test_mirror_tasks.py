@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.engines import VLLM
 
 from model_serve_flow.setup import offline
 from model_serve_flow.setup.lm_eval_data import task_needs
@@ -33,14 +34,16 @@ from model_serve_flow.setup.offline import working_folder
 
 before = os.getcwd()
 with working_folder():
-    raw = lm_eval.simple_evaluate(model="dummy", tasks=sys.argv[1:], limit=2, bootstrap_iters=0, log_samples=True)
+    raw = lm_eval.simple_evaluate(
+        model="dummy", tasks=sys.argv[1:], limit=2, bootstrap_iters=0, log_samples=True
+    )
 assert os.getcwd() == before
 text = HubDataset(path="Salesforce/wikitext", name="wikitext-2-raw-v1", split="test", column="text")
 rows = hub_rows(text, "text", lambda stream: stream.take(2))
 print(json.dumps({"rows": rows, "samples": {
     task: [sample["arguments"] for sample in samples] for task, samples in raw["samples"].items()
 }}, default=str))
-"""  # noqa: E501
+"""
 
 
 @pytest.fixture
@@ -98,7 +101,14 @@ def test_the_accuracy_step_measures_inside_the_mirror(mirror, tmp_path, monkeypa
     )
     monkeypatch.setattr(accuracy, "task_manager", lambda flow: None)
     server = Server(
-        "http://127.0.0.1:9", "base", "a-key", tmp_path, tmp_path / "vllm.log", None, 0.0
+        "http://127.0.0.1:9",
+        "base",
+        "a-key",
+        tmp_path,
+        tmp_path / "vllm.log",
+        None,
+        0.0,
+        engine=VLLM,
     )
     before = Path.cwd()
     flow = Flow.open("ci", {}, tmp_path)

@@ -3,6 +3,7 @@ import yaml
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.load import load_profile, parse_set, profiles_folder
+from model_serve_flow.flow.profile import FlowConfig, Recipe
 
 PROFILES = (
     *("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "colab-t4"),
@@ -40,9 +41,21 @@ def test_unknown_profile_names_the_known():
         ({"performance.concurrency": [4, 1]}, ["performance.concurrency", "must rise"]),
         (
             {"candidates.0.recipe.scheme": "W2A2"},
-            ["candidates.0.recipe.scheme", "'W8A8', 'W4A16', 'W4A16_ASYM' or 'FP8_DYNAMIC'"],
+            [
+                "candidates.0.recipe.scheme",
+                "'W8A8', 'W4A16', 'W4A16_ASYM', 'W8A16', 'FP8_DYNAMIC', 'FP8'",
+            ],
         ),
         ({"candidates.0.recipe.group_size": 64}, ["group_size is for W4A16"]),
+        ({"calibration.data_parallel": 2}, ["data_parallel is for GPUs"]),
+        (
+            {"candidates.0.recipe.algorithm": "awq", "candidates.0.recipe.scheme": "FP8"},
+            ["awq makes W8A8, W4A16", "not FP8"],
+        ),
+        (
+            {"candidates.1.recipe.algorithm": "autoround"},
+            ["autoround finds the scales itself: remove observer"],
+        ),
         ({"candidates.0.name": "base"}, ["'base' is the name of the base model"]),
         ({"candidates.0.name": "../up"}, ["candidates.0.name", "pattern"]),
         ({"candidates.0.name": "w4a16-int4"}, ["two candidates have the same name"]),
@@ -153,6 +166,28 @@ def test_file_that_is_no_profile(tmp_path, text, message):
         load_profile(write(tmp_path, "mine.yaml", text))
 
 
+@pytest.mark.parametrize("section", ["candidates", "calibration", "accuracy", "performance"])
+def test_a_section_that_is_not_needed_may_be_taken_away(section):
+    absent = {section: None, **({"candidates": None} if section == "calibration" else {})}
+    whole, without = load_profile("ci"), load_profile("ci", absent)
+    assert whole.has(section) and not without.has(section)
+    assert section == "candidates" or section not in without.model_dump()
+    assert FlowConfig.model_validate(without.model_dump()) == without
+
+
+@pytest.mark.parametrize(
+    ("absent", "problem"),
+    [
+        (["accuracy", "performance"], "nothing is measured: give accuracy, performance, or both"),
+        (["calibration"], "the recipe of w8a8-int8 needs texts: give the section calibration"),
+        (["engine"], "engine: Input should be an object"),
+    ],
+)
+def test_a_section_that_is_needed_is_asked_for(absent, problem):
+    with pytest.raises(FlowError, match=problem):
+        load_profile("ci", dict.fromkeys(absent))
+
+
 def test_missing_key_is_named(tmp_path):
     with pytest.raises(FlowError, match="device: Field required"):
         load_profile(write(tmp_path, "mine.yaml", {"name": "mine"}))
@@ -167,6 +202,27 @@ def test_the_margins_of_the_demo_follow_from_the_number_of_its_items():
     assert f"{items} analogies" in config.verdict.rationale
     assert f"{drop:.1f} points" in config.verdict.rationale
     assert drop < config.verdict.suite_margin_points <= config.verdict.task_margin_points < 2 * drop
+
+
+@pytest.mark.parametrize(
+    ("recipe", "calibrated"),
+    [
+        ({"scheme": "FP8_BLOCK"}, False),
+        ({"scheme": "NVFP4A16"}, False),
+        ({"scheme": "FP8"}, True),
+        ({"scheme": "NVFP4"}, True),
+        ({"scheme": "FP8_DYNAMIC", "kv_cache_scheme": "FP8"}, True),
+    ],
+)
+def test_static_scales_need_calibration(recipe, calibrated):
+    assert Recipe(**recipe).needs_calibration == calibrated
+
+
+def test_keys_that_are_not_set_change_no_digest():
+    dumped = load_profile("ci").model_dump(mode="json")
+    assert "data_parallel" not in dumped["calibration"]
+    recipe = dumped["candidates"][0]["recipe"]
+    assert not {"kv_cache_scheme", "offload", "sequential_targets"} & set(recipe)
 
 
 def test_overrides_are_not_changed_by_each_other():

@@ -7,6 +7,7 @@ import math
 
 import httpx
 import pytest
+from support.engines import VLLM
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.measure.next_tokens import NextTokenReader, next_tokens
@@ -76,8 +77,8 @@ def test_an_impossible_answer_is_refused(answer, problem):
 
 
 METRICS = (
-    'vllm:cache_config_info{block_size="16",cache_hit_alignment_tokens="None",enable_prefix_caching="True"} '  # noqa: E501
-    "1.0"
+    'vllm:cache_config_info{block_size="16",cache_hit_alignment_tokens="None",'
+    'enable_prefix_caching="True"} 1.0'
 )
 
 
@@ -98,7 +99,10 @@ class Engine:
 def reader(engine, **settings):
     http = httpx.Client(transport=httpx.MockTransport(engine), base_url="http://server")
     return NextTokenReader(
-        http, "base", **{"concurrency": 1, "size": 2, "seed": 0, "attempts": 1} | settings
+        http,
+        "base",
+        **{"concurrency": 1, "size": 2, "seed": 0, "attempts": 1, "cache_block": VLLM.cache_block}
+        | settings,
     )
 
 

@@ -116,7 +116,7 @@ def _head(draft: _Draft) -> list[str]:
     kind = "one GPU or several" if draft.device.gpus else "a CPU"
     return [
         *_comment(
-            f"Written by model-serve-flow new-profile. Tasks, load, calibration text and margins "
+            "Written by the command new-profile. Tasks, load, calibration text and margins "
             f"are those of {draft.parent.name}, the profile for {kind}: this file holds what "
             "depends on the model and the device. The margins were derived for the other model; "
             "its file says how to derive yours."

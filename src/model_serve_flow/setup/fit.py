@@ -121,11 +121,11 @@ def _size_ratio(candidate: Candidate) -> float:
 
 def check(flow: Flow, machine: Machine) -> list[Check]:
     """Compares the estimate with the machine: one check for each thing that must fit."""
-    from model_serve_flow.setup.device_checks import cpu_checks, gpu_checks
+    from model_serve_flow.setup.device_checks import INT4, cpu_checks, gpu_checks, schemes_of
     from model_serve_flow.setup.disk import disk_checks
 
     need = estimate(flow)
-    int4 = [c.name for c in flow.candidates if c.recipe and is_int4(c.recipe.scheme)]
+    int4 = [c.name for c in flow.candidates if any(s.startswith(INT4) for s in schemes_of(c))]
     memory = fits(
         "memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE
     )

@@ -98,36 +98,28 @@ def _measured_resource() -> str:
     return f"nvidia.com/mig-{profile}" if profile else WHOLE_GPU
 
 
+# key of `deploy` -> what Kubernetes takes, and a hint
+_RULES = {
+    "namespace": (_DNS_LABEL, "Lower-case letters, digits and '-', at most 63."),
+    "image": (_IMAGE, "Example: registry/name:tag, or registry/name@sha256:…"),
+    "storage_uri": (
+        _STORAGE,
+        "Example: pvc://claim/folder, s3://bucket/folder or oci://registry/name@sha256:… with 64 "
+        "hexadecimal digits; no credentials.",
+    ),
+}
+
+
 def require_safe(config: FlowConfig) -> None:
     """Checks that Kubernetes neither rejects nor misreads a value.
 
     Raises:
         FlowError: names the key and the value.
     """
-    deploy = config.deploy
-    for key, value, allowed, hint in (
-        (
-            "deploy.namespace",
-            deploy.namespace,
-            _DNS_LABEL,
-            "Lower-case letters, digits and '-', at most 63.",
-        ),
-        (
-            "deploy.image",
-            deploy.image,
-            _IMAGE,
-            "Example: registry/name:tag, or registry/name@sha256:…",
-        ),
-        (
-            "deploy.storage_uri",
-            deploy.storage_uri,
-            _STORAGE,
-            "Example: pvc://claim/folder, s3://bucket/folder or oci://registry/name@sha256:… with "
-            "64 hexadecimal digits; no credentials.",
-        ),
-    ):
+    for key, (allowed, hint) in _RULES.items():
+        value = getattr(config.deploy, key)
         if not allowed.fullmatch(value):
-            raise FlowError(f"{key} is {value!r}, which cannot go into a manifest.", hint)
+            raise FlowError(f"deploy.{key} is {value!r}, which cannot go into a manifest.", hint)
     for argument in engine_arguments(config, DEPLOY):
         if "{{" in argument:
             raise FlowError(

@@ -111,7 +111,6 @@ def inference_service(
     require_safe(config)
     resource = resource_name(config, model.name)
     figures = comparison.base if model.name == BASE else comparison.candidate(model.name)
-    user = {} if run_as_user is None else {"runAsUser": run_as_user, "fsGroup": run_as_user}
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -121,18 +120,7 @@ def inference_service(
         },
         "spec": {
             "predictor": {
-                "minReplicas": 1,
-                "maxReplicas": 1,
-                "automountServiceAccountToken": False,
-                # Otherwise a Service called "vllm" would set VLLM_PORT in the pod, a variable that
-                # vLLM reads.
-                "enableServiceLinks": False,
-                "securityContext": {
-                    "runAsNonRoot": True,
-                    "seccompProfile": {"type": "RuntimeDefault"},
-                    **user,
-                },
-                **pod_settings(config),
+                **_predictor(config, run_as_user),
                 "model": {
                     "modelFormat": {"name": "vLLM"},
                     **_runtime(config, resource),
@@ -141,6 +129,25 @@ def inference_service(
                 },
             }
         },
+    }
+
+
+def _predictor(config: FlowConfig, run_as_user: int | None) -> dict[str, Any]:
+    """Returns the settings of the pod."""
+    user = {} if run_as_user is None else {"runAsUser": run_as_user, "fsGroup": run_as_user}
+    return {
+        "minReplicas": 1,
+        "maxReplicas": 1,
+        "automountServiceAccountToken": False,
+        # Otherwise a Service called "vllm" would set VLLM_PORT in the pod, a variable that vLLM
+        # reads.
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            **user,
+        },
+        **pod_settings(config),
     }
 
 

@@ -95,11 +95,15 @@ def write_deployment(
             f"The engine served {name} unquantised.",
             "Look at quantization_config in its config.json.",
         )
-    service = inference_service(flow, model, comparison, cores=cores, run_as_user=run_as_user)
-    own = flow.config.deploy.runtime is None
     documents = {
-        **({RUNTIME_FILE: serving_runtime(flow, name)} if own else {}),
-        "inferenceservice.yaml": service,
+        **(
+            {RUNTIME_FILE: serving_runtime(flow, name)}
+            if flow.config.deploy.runtime is None
+            else {}
+        ),
+        "inferenceservice.yaml": inference_service(
+            flow, model, comparison, cores=cores, run_as_user=run_as_user
+        ),
     }
     files = _manifest_files(flow.config, name, documents)
     record = _record(flow, choice, decision, model, engine, checks, files)

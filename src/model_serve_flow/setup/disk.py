@@ -41,7 +41,8 @@ def disk_checks(flow: Flow, machine: Machine, models: int) -> list[Check]:
         return checks
     together = file_system(root) == file_system(folder)
     free = machine.disk_free_bytes if together else shutil.disk_usage(existing(folder)).free
-    return [*checks, _environments(flow.config, folder, free, installed, needed * together)]
+    beside = needed if together else 0
+    return [*checks, _environments(flow.config, folder, free, installed, beside)]
 
 
 def _environments(

@@ -28,6 +28,7 @@ class ModelFacts:
 
     Attributes:
         source: hub id, or absolute path of a local folder.
+        revision: commit of the hub's repository; None: a local folder.
         context: longest context that the model was made for, in tokens; None: not known.
         dtype: that of its published weights; "" if it is not known.
         shape: None for kinds of model whose memory this flow cannot compute.
@@ -37,6 +38,7 @@ class ModelFacts:
 
     name: str
     source: str
+    revision: str | None
     kind: str
     context: int | None
     dtype: str
@@ -58,17 +60,20 @@ def read_model(source: str, parameters: int | None = None) -> ModelFacts:
     """
     folder = Path(local(source)).expanduser()
     if folder.is_dir():
-        return _facts(folder.name, str(folder.resolve()), folder, parameters)
+        whole = folder.resolve()
+        return _facts(whole.name, str(whole), None, folder, parameters)
     if source.startswith(("/", ".", "~")):
         raise FlowError(
             f"Model folder {source} does not exist.", "Correct it, or give a hub id: org/model."
         )
     with tempfile.TemporaryDirectory(prefix="model-files-") as partial:
-        download(source, None, Path(partial), FILES)
-        return _facts(source.rpartition("/")[2], source, Path(partial), parameters)
+        commit = download(source, None, Path(partial), FILES)["commit"]
+        return _facts(source.rpartition("/")[2], source, commit, Path(partial), parameters)
 
 
-def _facts(name: str, source: str, folder: Path, parameters: int | None) -> ModelFacts:
+def _facts(
+    name: str, source: str, revision: str | None, folder: Path, parameters: int | None
+) -> ModelFacts:
     if not (folder / "config.json").is_file():
         raise FlowError(
             f"{source} has no config.json.",
@@ -76,7 +81,7 @@ def _facts(name: str, source: str, folder: Path, parameters: int | None) -> Mode
         )
     settings = read_settings(folder / "config.json")
     _require_usable(source, settings)
-    shape, text = shape_of(settings), {**settings, **settings.get("text_config", {})}
+    shape, text = shape_of(settings), {**settings, **(settings.get("text_config") or {})}
     known = parameters or (shape.parameters if shape else None) or _stored_weights(folder)
     if known is None:
         raise FlowError(
@@ -87,6 +92,7 @@ def _facts(name: str, source: str, folder: Path, parameters: int | None) -> Mode
     return ModelFacts(
         name=name,
         source=source,
+        revision=revision,
         kind=str(text.get("model_type", "")),
         context=next((int(text[key]) for key in LENGTHS if text.get(key)), None),
         dtype=str(text.get("dtype") or text.get("torch_dtype") or ""),

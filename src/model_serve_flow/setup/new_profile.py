@@ -131,6 +131,9 @@ def _head(draft: _Draft) -> list[str]:
 def _model(draft: _Draft) -> list[str]:
     model, shape = draft.model, draft.model.shape
     lines = ["model:", f"  name: {json.dumps(model.name)}", f"  source: {json.dumps(model.source)}"]
+    if model.revision is not None:
+        lines += [*_comment("the commit that was read: the hub's own branch may move", "  ")]
+        lines += [f"  revision: {json.dumps(model.revision)}"]
     if draft.parent.model.wheel is not None:
         lines += [*_comment("instead of the wheel of the profile above", "  "), "  wheel: null"]
         lines += ['  note: ""']

@@ -44,7 +44,8 @@ from model_serve_flow.flow.load import load_profile
 from model_serve_flow.setup.new_profile import new_profile
 try:
     config = load_profile(str(new_profile(sys.argv[1], Path(sys.argv[2]), "h100")))
-    print(config.model.source, config.model.parameters, config.accuracy.apply_chat_template)
+    model, chat = config.model, config.accuracy.apply_chat_template
+    print(model.source, model.revision, model.parameters, chat)
 except FlowError as error:
     sys.exit(f"FlowError: {error}")
 """
@@ -255,7 +256,7 @@ def test_a_profile_is_written_from_the_small_files_alone(
     monkeypatch.setitem(FILES, "config.json", json.dumps(settings).encode())
     variables = {"HF_HOME": str(tmp_path / "hf")}
     script = [NEW_PROFILE, "org/good", str(tmp_path / "new.yaml")]
-    assert execute(endpoint, script, variables) == (0, "org/good 8030261248 True")
+    assert execute(endpoint, script, variables) == (0, f"org/good {COMMIT} 8030261248 True")
     assert not any("safetensors" in path for path in requests), "weights were asked for"
     for source, said in (("org/gated", "is gated"), ("org/none", "is neither a local folder")):
         script = [NEW_PROFILE, source, str(tmp_path / "other.yaml")]

@@ -149,6 +149,7 @@ def test_addresses_that_kserve_knows_are_kept(tmp_path: Path, address: str) -> N
     [
         ("tolerations", [{"key": "a", "operator": "Exists", "value": "b"}], "takes no value"),
         ("tolerations", [{"value": "b"}], "Equal needs a key"),
+        ("tolerations", [{"keys": "a"}], "allowed here: effect, key, operator, value"),
         ("tolerations", [{"key": "a", "effect": "Never"}], "deploy.tolerations.0.effect"),
         ("node_selector", {"gpu": "two words"}, "deploy.node_selector"),
         ("labels", {"no spaces": "x"}, "deploy.labels"),

@@ -38,14 +38,21 @@ SIZES: dict[Device, Sizes] = {
 
 
 def missing(device: Device) -> tuple[str, ...]:
-    """Lists the environments that are still to be built."""
-    # The notebook environment needs no accelerator: one that was built for a CPU does.
-    cpu_will_do = environments.is_ready("notebook", "cpu")
-    return tuple(
-        name
-        for name in environments.NAMES
-        if not (environments.is_ready(name, device) or (name == "notebook" and cpu_will_do))
-    )
+    """Lists the environments that are still to be built.
+
+    One that was built from earlier locks counts as built: uv's cache keeps its files, and a new
+    lock changes few of them. The notebook environment needs no accelerator, so it may be of either
+    device.
+    """
+    return tuple(name for name in environments.NAMES if not _was_built(name, device))
+
+
+def _was_built(name: str, device: Device) -> bool:
+    folder = environments.environment(name)
+    if not folder.marker.is_file():
+        return False
+    with_cuda = any(folder.folder.glob("lib/python*/site-packages/nvidia"))
+    return name == "notebook" or with_cuda == (device == "gpu")
 
 
 def missing_bytes(device: Device) -> int:
@@ -59,8 +66,8 @@ def missing_bytes(device: Device) -> int:
     own = sum(sizes.own[name] for name in wanted)
     if not _linked():
         return own + sizes.shared * len(wanted)
-    built = any(environments.is_ready(name, device) for name in environments.NAMES)
-    return own + (0 if built else sizes.shared)
+    heavy = set(environments.NAMES) - {"notebook"} - set(wanted)
+    return own + (0 if heavy else sizes.shared)
 
 
 def _linked() -> bool:

@@ -188,9 +188,10 @@ def _recipe(scheme: str, draft: _Draft) -> tuple[str, str] | None:
             why = f"{why} Activations are hard to quantise: SmoothQuant moves that to the weights."
         else:
             why = f"{why} SmoothQuant does not know the layers of {draft.model.kind!r}."
+    elif scheme == "NVFP4":
+        text, why = f"{text}algorithm: gptq", "Of four bits, GPTQ loses less than rounding."
     else:
-        text += "algorithm: rtn"
-        why = "Floats lose little, so no algorithm beyond rounding."
+        text, why = f"{text}algorithm: rtn", "Floats of 8 bits lose little by rounding alone."
     if draft.model.kind == "qwen2_moe":
         text += ", ignore: [lm_head, 're:.*shared_expert_gate$']"
     return text, why.strip()

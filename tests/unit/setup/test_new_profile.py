@@ -87,7 +87,14 @@ def test_on_a_cpu_it_extends_the_cpu_profile_with_the_model_in_place_of_the_whee
     [
         (LLAMA_8B, "h100", 1, "bfloat16", ["W8A8", "FP8_DYNAMIC", "W4A16"], ""),
         (LLAMA_8B, "a100", 1, "bfloat16", ["W8A8", "W4A16"], "FP8_DYNAMIC is left out: weights"),
-        (LLAMA_8B, "b200", 1, "bfloat16", ["FP8_DYNAMIC", "W4A16"], "W8A8 is left out: vLLM has"),
+        (
+            LLAMA_8B,
+            "b200",
+            1,
+            "bfloat16",
+            ["FP8_DYNAMIC", "W4A16", "NVFP4"],
+            "W8A8 is left out: vLLM has",
+        ),
         (LLAMA_8B, "t4", 4, "float16", ["W8A8", "W4A16"], "refuses bfloat16 below"),
         (LLAMA_70B, "h100", 4, "bfloat16", ["W8A8", "FP8_DYNAMIC", "W4A16"], "4 x NVIDIA H100"),
         (LLAMA_70B, "h200", 2, "bfloat16", ["W8A8", "FP8_DYNAMIC", "W4A16"], "2 x NVIDIA H200"),

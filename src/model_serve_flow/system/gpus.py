@@ -1,4 +1,7 @@
-"""Finds the NVIDIA GPUs that CUDA would use in this process, with nvidia-smi."""
+"""Finds the NVIDIA GPUs that CUDA would use in this process, with nvidia-smi.
+
+The library NVML answers the same, but in this process: a driver that hangs would hang the flow.
+"""
 
 from __future__ import annotations
 

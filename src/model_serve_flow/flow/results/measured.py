@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -198,6 +199,12 @@ class AccuracyResult(Measurement):
     )
     requests: dict[str, Count] = Field(
         default={}, description="how lm-eval's requests were asked -> how many"
+    )
+    cut_prompts: Count = Field(
+        default=0,
+        exclude_if=operator.not_,
+        description="prompts that lost their beginning, because they are longer than the engine's "
+        "context",
     )
 
     @property

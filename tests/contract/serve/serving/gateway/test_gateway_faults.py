@@ -60,7 +60,7 @@ def test_a_stopped_predictor_gets_no_more_requests(door, stand_in):
         wait_until(lambda: door.healthy()[f"m at {one}"], 5)
 
 
-@pytest.mark.parametrize("prompt", ["nonsense", "error", "empty", "slow 3"])
+@pytest.mark.parametrize("prompt", ["nonsense", "nothing", "error", "empty", "slow 3"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_predictor_that_fails_is_named(door, stand_in, prompt, stream):
     _, url = stand_in()

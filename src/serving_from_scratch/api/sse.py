@@ -85,7 +85,7 @@ class EventStream(StreamingResponse):
 
     def __init__(
         self,
-        first: Any,
+        first: Any,  # pieces of an answer, as `shape.chunk` takes them
         deltas: AsyncIterator[Any],
         shape: Chunks,
         write_seconds: float,

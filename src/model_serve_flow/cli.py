@@ -21,7 +21,7 @@ from model_serve_flow.from_files.command import compare
 from model_serve_flow.setup.offline import VARIABLE
 from model_serve_flow.system import environments
 from model_serve_flow.system.checkout import MODULES, checkout
-from model_serve_flow.system.places import home_variables, own_places
+from model_serve_flow.system.places import usable_places
 from model_serve_flow.system.settings import Settings
 from model_serve_flow.system.streams import show_what_can_be_shown
 from model_serve_flow.system.variables import variable
@@ -78,7 +78,7 @@ class FlowGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         show_what_can_be_shown()
         try:
-            os.environ.update(home_variables(os.environ, own_places()))
+            os.environ.update(usable_places(os.environ))
             return super().invoke(ctx)
         except FlowError as error:
             console = Console(stderr=True)

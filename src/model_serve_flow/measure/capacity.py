@@ -10,13 +10,12 @@ from statistics import fmean
 from model_serve_flow.compare.speed import output_bracket
 from model_serve_flow.compare.stats.capacity import bracket_interval
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow.flow import Flow
-from model_serve_flow.flow.profile import Objectives
+from model_serve_flow.flow.profile import FlowConfig, Objectives
 from model_serve_flow.flow.results.measured import Capacity, Probe
 from model_serve_flow.measure.guidellm.commands import search_command
 from model_serve_flow.measure.guidellm.generator import LoadGenerator
 from model_serve_flow.measure.guidellm.report import SearchedLoad, SearchedProbe, SearchReport
-from model_serve_flow.serve.server import Server
+from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.system.files import read_document
 
 # GuideLLM says this, and writes no result, when a load ended before any of its requests completed.
@@ -24,12 +23,11 @@ NO_REQUEST_COMPLETED = "No request produced a determined verdict"
 
 
 def measure_capacity(
-    flow: Flow, server: Server, generator: LoadGenerator, name: str = "goodput"
+    config: FlowConfig, endpoint: Endpoint, generator: LoadGenerator, path: Path
 ) -> Capacity | None:
-    """Searches the server's capacity at SLO with GuideLLM.
+    """Searches an endpoint's capacity at SLO with GuideLLM.
 
-    GuideLLM writes its own file, `raw/<name>.json`. Every request that completes after the warm-up
-    counts.
+    Every request that completes after the warm-up counts.
 
     GuideLLM doubles the concurrency until too many requests miss an objective. Then it halves the
     gap between the highest concurrency that passed and the lowest that failed. A failed request
@@ -40,10 +38,10 @@ def measure_capacity(
     a result.
 
     Args:
-        flow: the profile and its workspace.
-        server: the server to search.
+        config: the profile. `performance.slo` has the objectives.
+        endpoint: the served model.
         generator: a running GuideLLM.
-        name: name of GuideLLM's file, without its suffix.
+        path: the JSON file that GuideLLM writes.
 
     Returns:
         None if the profile has no objectives. If `streams` (a concurrency) is 0, the objectives do
@@ -54,7 +52,7 @@ def measure_capacity(
         FlowError: GuideLLM failed, or its file is not a goodput search.
         ServerGone: the server ended during the search.
     """
-    objectives = flow.config.performance.slo
+    objectives = config.performance.slo
     if objectives is None:
         return None
     ladder = (
@@ -64,21 +62,23 @@ def measure_capacity(
     )
     for initial, highest in dict.fromkeys(ladder):
         loads = objectives.model_copy(update={"initial_streams": initial, "max_streams": highest})
-        if (capacity := _search(flow, server, generator, loads, name)) is not None:
+        if (capacity := _search(config, endpoint, generator, loads, path)) is not None:
             return capacity
-    return _capacity(objectives, (), None, _unanswered(flow, objectives))
+    return _capacity(objectives, (), None, _unanswered(config, objectives))
 
 
 def _search(
-    flow: Flow, server: Server, generator: LoadGenerator, objectives: Objectives, name: str
+    config: FlowConfig,
+    endpoint: Endpoint,
+    generator: LoadGenerator,
+    objectives: Objectives,
+    path: Path,
 ) -> Capacity | None:
     """Runs one goodput search; returns None if GuideLLM gave up because no request completed."""
-    path = flow.workspace.raw(server.model_name) / f"{name}.json"
-    command = search_command(
-        flow.config, objectives, server.url, server.model_name, str(server.folder), str(path)
-    )
+    where = (endpoint.url, endpoint.model_name, str(endpoint.folder), str(path))
+    command = search_command(config, objectives, *where)
     try:
-        generator.run(server, command, path)
+        generator.run(endpoint, command, path)
     except FlowError as error:
         if NO_REQUEST_COMPLETED in error.problem:
             return None
@@ -86,12 +86,12 @@ def _search(
     return read_capacity(path, objectives)
 
 
-def _unanswered(flow: Flow, objectives: Objectives) -> str:
+def _unanswered(config: FlowConfig, objectives: Objectives) -> str:
     """Explains why the capacity is unknown.
 
     If a load is shorter than the slowest answer within the objectives, the text says so.
     """
-    load = flow.config.performance
+    load = config.performance
     slowest = (objectives.ttft_ms + (load.output_tokens - 1) * objectives.itl_ms) / 1000
     seconds = objectives.seconds + load.warmup_seconds
     found = f"no request was answered within {seconds:g} s, even one at a time"

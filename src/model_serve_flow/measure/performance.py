@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from model_serve_flow.errors import FlowError
-from model_serve_flow.flow.busy import disturbance, disturbed, less_disturbed, watch_machine
+from model_serve_flow.flow.busy import disturbance, disturbed, less_disturbed
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.profile import FlowConfig
-from model_serve_flow.flow.results.measured import Capacity, Latency, LoadPoint, PerformanceResult
+from model_serve_flow.flow.results.measured import Capacity, LoadPoint, PerformanceResult
 from model_serve_flow.measure.capacity import measure_capacity, pooled
-from model_serve_flow.measure.guidellm.client_cpu import ClientCpu
-from model_serve_flow.measure.guidellm.commands import load_command
 from model_serve_flow.measure.guidellm.generator import LoadGenerator
-from model_serve_flow.measure.guidellm.report import Load, LoadReport, Spread, Totals
+from model_serve_flow.measure.load_points import Place, measure_load
 from model_serve_flow.measure.provenance import (
     earlier,
     proven_facts,
@@ -28,14 +23,10 @@ from model_serve_flow.measure.provenance import (
 from model_serve_flow.serve.server import Server
 from model_serve_flow.serve.vllm import engine_arguments
 from model_serve_flow.system import live
-from model_serve_flow.system.files import read_document, write_json
+from model_serve_flow.system.files import write_json
 
-# Largest relative difference between measured and requested output tokens of a valid load point.
-OUTPUT_TOKENS_TOLERANCE = 0.05
 # keys of the section that choose load points and do not change how a load point is measured
 WHICH_LOADS = frozenset({"concurrency", "repeats", "slo"})
-
-Place = tuple[int, int]  # (concurrency, turn of the measurement)
 
 
 def measure_performance(flow: Flow, server: Server, generator: LoadGenerator) -> PerformanceResult:
@@ -179,7 +170,8 @@ class PerformanceWork:
         if block not in self.searches:
             live.report(f"{self.server.model_name}: capacity search", 0, 0)
             name = "goodput" if self.blocks == 1 else f"block-{block}-goodput"
-            search = measure_capacity(self.flow, self.server, self.generator, name)
+            raw = self.flow.workspace.raw(self.server.model_name) / f"{name}.json"
+            search = measure_capacity(self.flow.config, self.server, self.generator, raw)
             self.searches |= {} if search is None else {block: search}
         result = self.write()
         self.seconds += time.monotonic() - self.started
@@ -210,21 +202,14 @@ class PerformanceWork:
             return
         done, loads = len(self.points), len(self.places())
         live.report(f"{self.server.model_name}: load points", min(done, loads - 1), loads)
-        config, server = self.flow.config, self.server
+        server = self.server
         name = (
             f"guidellm-{name}" if self.blocks == 1 else f"block-{self.block(places[0][1])}-{name}"
         )
         path = self.flow.workspace.raw(server.model_name) / f"{name}.json"
-        where = (server.url, server.model_name, str(server.folder), str(path))
-        with watch_machine() as watch:
-            client = self.generator.run(
-                server, load_command(config, *where, [load for load, _ in places]), path
-            )
-        points = read_load_points(path, config, client, places)
+        points = measure_load(self.flow.config, server, self.generator, path, places)
         for place, point in zip(places, points, strict=True):
-            self.points[place] = point.model_copy(
-                update={"busy": watch.result(), "block": self.block(place[1])}
-            )
+            self.points[place] = point.model_copy(update={"block": self.block(place[1])})
         # Read before the search: models share the load points, but not the loads of the search.
         self.peak_memory = max(self.peak_memory, proven_facts(server).peak_memory_bytes or 0)
         self.write()
@@ -272,82 +257,3 @@ def performance_protocol(
         "performance": config.performance.model_dump(mode="json", exclude={"blocks"}),
         "seed": config.seed,
     }
-
-
-def read_load_points(
-    path: Path, config: FlowConfig, client: ClientCpu, places: Sequence[Place]
-) -> tuple[LoadPoint, ...]:
-    """Reads the load points from GuideLLM's JSON output, in the order measured.
-
-    Args:
-        path: the file that GuideLLM wrote.
-        config: the profile, which says when a load point is valid.
-        client: the CPU time of the GuideLLM that wrote the file.
-        places: (concurrency, repeat) of the requested load points, in order.
-
-    Raises:
-        FlowError: the file is not GuideLLM's, or its load points are not the requested ones.
-    """
-    report = read_document(
-        path,
-        LoadReport,
-        "an output of GuideLLM 0.8",
-        "It was edited, or written by another version",
-    )
-    measured = [load.config.strategy.streams for load in report.benchmarks]
-    asked = [concurrency for concurrency, _ in places]
-    if measured != asked:
-        raise FlowError(
-            f"GuideLLM measured the load points {measured}, it was asked for {asked}.",
-            f"See {path}.",
-        )
-    pairs = zip(report.benchmarks, places, strict=True)
-    return tuple(_point(load, config, client, repeat) for load, (_, repeat) in pairs)
-
-
-def _point(load: Load, config: FlowConfig, client: ClientCpu, repeat: int) -> LoadPoint:
-    metrics, totals = load.metrics, load.metrics.request_totals
-    output_tokens = metrics.output_token_count.successful.mean
-    reason = _invalid_reason(totals, output_tokens, config)
-    return LoadPoint(
-        concurrency=load.config.strategy.streams,
-        repeat=repeat,
-        seconds=load.duration,
-        completed_requests=totals.successful,
-        errored_requests=totals.errored,
-        incomplete_requests=totals.incomplete,
-        prompt_tokens=metrics.prompt_token_count.successful.mean,
-        output_tokens=output_tokens,
-        requests_per_s=metrics.requests_per_second.successful.mean,
-        output_tokens_per_s=metrics.output_tokens_per_second.total.mean,
-        ttft_ms=_latency(metrics.time_to_first_token_ms.successful),
-        itl_ms=_latency(metrics.inter_token_latency_ms.successful),
-        request_latency_s=_latency(metrics.request_latency.successful),
-        client_cpu_share=client.share(load.start_time, load.end_time),
-        client_limited=client.limited(load.start_time, load.end_time, config.device),
-        valid=not reason,
-        invalid_reason=reason,
-    )
-
-
-def _latency(spread: Spread) -> Latency:
-    percentiles = spread.percentiles
-    return Latency(mean=spread.mean, p50=percentiles.p50, p95=percentiles.p95, p99=percentiles.p99)
-
-
-def _invalid_reason(totals: Totals, output_tokens: float, config: FlowConfig) -> str:
-    """Explains why a load point is not valid; empty if it is valid."""
-    load = config.performance
-    if totals.errored:
-        return f"{totals.errored} of {totals.total} requests failed"
-    if totals.successful < load.min_requests:
-        return (
-            f"{totals.successful} requests completed, performance.min_requests is "
-            f"{load.min_requests}"
-        )
-    if abs(output_tokens - load.output_tokens) > OUTPUT_TOKENS_TOLERANCE * load.output_tokens:
-        return (
-            f"{output_tokens:.1f} output tokens per request, performance.output_tokens is "
-            f"{load.output_tokens}"
-        )
-    return ""

@@ -8,24 +8,24 @@ from typing import Any, Literal
 
 import httpx
 
-from model_serve_flow.serve.server import Server
+from model_serve_flow.serve.endpoint import Endpoint
 
 
-def ask(server: Server, question: str, max_tokens: int = 48) -> str:
+def ask(endpoint: Endpoint, question: str, max_tokens: int = 48) -> str:
     """Asks one chat question at temperature 0 and returns the answer."""
-    with server.client() as client:
+    with endpoint.client() as client:
         response = client.post(
-            "/v1/chat/completions", json=chat_body(server.model_name, question, max_tokens)
+            "/v1/chat/completions", json=chat_body(endpoint.model_name, question, max_tokens)
         )
     response.raise_for_status()
     return chat_content(response.json(), "message").strip()
 
 
-def stream(server: Server, question: str, max_tokens: int = 48) -> Iterator[str]:
+def stream(endpoint: Endpoint, question: str, max_tokens: int = 48) -> Iterator[str]:
     """Asks one chat question and yields the answer in pieces, as server-sent events arrive."""
-    body = {**chat_body(server.model_name, question, max_tokens), "stream": True}
+    body = {**chat_body(endpoint.model_name, question, max_tokens), "stream": True}
     with (
-        server.client() as client,
+        endpoint.client() as client,
         client.stream("POST", "/v1/chat/completions", json=body) as response,
     ):
         response.raise_for_status()

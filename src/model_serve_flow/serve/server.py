@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import psutil
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.results.measured import EngineFacts
+from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.serve.engine_log import root_cause
 from model_serve_flow.serve.kernels import logged_kernels
 from model_serve_flow.system import processes
@@ -33,14 +33,12 @@ class ServerGone(FlowError):
 
 
 @dataclass(frozen=True)
-class Server:
+class Server(Endpoint):
     """A running vLLM: where it listens, what it serves, and what its log says.
 
+    The name of its model is 'base' or the candidate's, and its folder is the served checkpoint.
+
     Attributes:
-        url: base URL, without `/v1`.
-        model_name: 'base' or the candidate's name.
-        api_key: sent by every client; not printed.
-        folder: the served checkpoint.
         log: the file of vLLM's output.
         process: the server's main process.
         start_seconds: seconds from the start of the process to the first answer.
@@ -49,25 +47,12 @@ class Server:
         arguments: the `engine_arguments` that the server was started with; None: not known.
     """
 
-    url: str
-    model_name: str
-    api_key: str = field(repr=False)
-    folder: Path
     log: Path
     process: psutil.Process
     start_seconds: float
     exit_status: Callable[[], int | None] = field(default=lambda: None, repr=False)
     hung: threading.Event = field(default_factory=threading.Event, repr=False)
     arguments: tuple[str, ...] | None = None
-
-    def client(self, timeout: float | None = 120.0) -> httpx.Client:
-        """Creates an HTTP client of this server that sends its key; the caller closes the client.
-
-        Args:
-            timeout: in seconds; None: no limit.
-        """
-        headers = {"Authorization": f"Bearer {self.api_key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
 
     def require_alive(self) -> None:
         """Checks that the server still runs.

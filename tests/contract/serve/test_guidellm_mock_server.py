@@ -28,7 +28,9 @@ from model_serve_flow.measure.capacity import measure_capacity
 from model_serve_flow.measure.guidellm.commands import load_command
 from model_serve_flow.measure.guidellm.driver import with_values
 from model_serve_flow.measure.guidellm.generator import GENERATOR_VARIABLE, load_generator
-from model_serve_flow.measure.performance import measure_performance, read_load_points
+from model_serve_flow.measure.load_points import measure_load, read_load_points
+from model_serve_flow.measure.performance import measure_performance
+from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.serve.server import Server
 from model_serve_flow.system import processes
 from model_serve_flow.system.hardware import free_port
@@ -133,6 +135,11 @@ def measured(mock_server, tmp_path):
 
 def load(flow, server, path):
     return load_command(flow.config, server.url, server.model_name, str(server.folder), str(path))
+
+
+def search(flow, server, generator):
+    path = flow.workspace.raw(server.model_name) / "goodput.json"
+    return measure_capacity(flow.config, server, generator, path)
 
 
 def served(flow, server):
@@ -290,7 +297,7 @@ def test_a_search_that_every_load_passes_ends_at_the_highest(measured, generator
         "max_streams": 2,
     }
     flow, server = measured(slo=slo)
-    capacity = measure_capacity(flow, server, generator)
+    capacity = search(flow, server, generator)
     assert [(probe.streams, probe.passed) for probe in capacity.probes] == [(1, True), (2, True)]
     assert (capacity.streams, capacity.failed) == (2, None)
     assert capacity.stopped == "max_streams_reached" and capacity.output_tokens_per_s > 0
@@ -306,7 +313,7 @@ def test_objectives_that_no_load_keeps_are_a_result(measured, generator):
         "max_streams": 4,
     }
     flow, server = measured(slo=slo)
-    capacity = measure_capacity(flow, server, generator)
+    capacity = search(flow, server, generator)
     assert [(probe.streams, probe.passed) for probe in capacity.probes] == [(2, False), (1, False)]
     assert (capacity.streams, capacity.failed) == (0, 1)
     assert capacity.stopped == "objectives_unmet_at_minimum" and capacity.output_tokens_per_s == 0
@@ -317,13 +324,26 @@ def test_a_load_too_short_for_any_request_says_what_to_change(
 ):
     slo = {"ttft_ms": 5000, "itl_ms": 1000, "seconds": 0.2, "initial_streams": 1, "max_streams": 1}
     flow, server = measured(slow_mock_server, slo=slo)
-    capacity = measure_capacity(flow, server, generator)
+    capacity = search(flow, server, generator)
     assert not capacity.measured and "raise performance.slo.seconds" in capacity.stopped
 
 
 def test_without_objectives_there_is_no_search(measured, generator):
     flow, server = measured(slo=None)
-    assert measure_capacity(flow, server, generator) is None
+    assert search(flow, server, generator) is None
+
+
+def test_an_endpoint_without_an_engine_of_ours_is_measured(measured, generator, tmp_path):
+    """No checkpoint, no log, no process: an address and a tokenizer are enough."""
+    load = {"concurrency": [1, 3], "seconds": 1, "min_requests": 1, "repeats": 1, "blocks": 1}
+    flow, server = measured(**load)
+    endpoint = Endpoint(server.url, "base", KEY, server.folder)
+    points = measure_load(flow.config, endpoint, generator, tmp_path / "load.json")
+    assert [(point.concurrency, point.repeat, point.problem) for point in points] == [
+        (1, 1, ""),
+        (3, 1, ""),
+    ]
+    assert all(point.busy is not None for point in points)
 
 
 def requests(path):
@@ -476,6 +496,7 @@ import psutil
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.measure.guidellm.commands import load_command
 from model_serve_flow.measure.guidellm.generator import load_generator
+from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.serve.server import Server
 
 url, key, folder, root = sys.argv[1:]

@@ -15,7 +15,7 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.load import load_profile
 from model_serve_flow.flow.results.measured import Busy
-from model_serve_flow.measure import blocks, performance
+from model_serve_flow.measure import blocks, load_points, performance
 from model_serve_flow.measure.blocks import measure_in_blocks, schedule
 from model_serve_flow.measure.guidellm.client_cpu import ClientCpu
 from model_serve_flow.report.sections import sections
@@ -112,9 +112,9 @@ def machine(tmp_path, monkeypatch):
             return found.now
 
     monkeypatch.setattr(blocks, "serve", found.serve)
-    monkeypatch.setattr(performance, "watch_machine", Watch)
-    monkeypatch.setattr(performance, "read_load_points", found.points)
-    monkeypatch.setattr(performance, "load_command", lambda *_: [])
+    monkeypatch.setattr(load_points, "watch_machine", Watch)
+    monkeypatch.setattr(load_points, "read_load_points", found.points)
+    monkeypatch.setattr(load_points, "load_command", lambda *_: [])
     monkeypatch.setattr(performance, "proven_facts", lambda server: server.facts())
     monkeypatch.setattr("importlib.metadata.version", lambda _: "0.8.1")
     return found

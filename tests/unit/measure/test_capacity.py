@@ -5,7 +5,6 @@ its real output is read in tests/contract.
 import json
 
 import factories
-import psutil
 import pytest
 
 from model_serve_flow.compare.speed import cost, cost_interval, cost_per_million_output_tokens
@@ -18,7 +17,7 @@ from model_serve_flow.measure import capacity as module
 from model_serve_flow.measure.capacity import measure_capacity, pooled, read_capacity
 from model_serve_flow.measure.guidellm.commands import search_command
 from model_serve_flow.report.formatting import capacity_interval, capacity_sentence, capacity_text
-from model_serve_flow.serve.server import Server
+from model_serve_flow.serve.endpoint import Endpoint
 
 OBJECTIVES = Objectives(
     ttft_ms=1000, itl_ms=50, attainment=0.9, seconds=20, initial_streams=8, max_streams=64
@@ -143,10 +142,10 @@ def search(searched, tmp_path):
         flow = Flow.open(
             "cpu-smollm2", {"performance.slo": slo, "performance.output_tokens": 32}, tmp_path
         )
-        server = Server(
-            "http://127.0.0.1:1", "base", "a key", tmp_path, tmp_path / "log", psutil.Process(), 1.0
-        )
-        return lambda: measure_capacity(flow, server, Generator()), asked
+        endpoint = Endpoint("http://127.0.0.1:1", "base", "a key", tmp_path)
+        return lambda: measure_capacity(
+            flow.config, endpoint, Generator(), tmp_path / "goodput.json"
+        ), asked
 
     return run
 

@@ -34,7 +34,7 @@ from model_serve_flow.flow.results.measured import (
 )
 from model_serve_flow.measure.capacity import read_capacity
 from model_serve_flow.measure.lm_eval_results import read_task
-from model_serve_flow.measure.performance import read_load_points
+from model_serve_flow.measure.load_points import read_load_points
 from model_serve_flow.system.files import read_result
 
 INPUTS: Counter[str] = Counter()

@@ -10,8 +10,9 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.load import load_profile
 from model_serve_flow.measure.guidellm.client_cpu import ClientCpu
 from model_serve_flow.measure.guidellm.commands import load_command
-from model_serve_flow.measure.performance import read_load_points
+from model_serve_flow.measure.load_points import measure_load, read_load_points
 from model_serve_flow.report.notebook_tables import capacity_table, load_table
+from model_serve_flow.serve.endpoint import Endpoint
 
 LOAD = {"concurrency": [1, 2], "repeats": 2, "min_requests": 5, "output_tokens": 16}
 CONFIG = load_profile("ci", {f"performance.{key}": value for key, value in LOAD.items()})
@@ -78,6 +79,25 @@ def test_points_are_read_with_their_percentiles_and_repeats(written):
     assert (
         points[0].valid and points[0].ttft_ms.p95 == 200.0 and points[0].output_tokens_per_s == 20.0
     )
+
+
+@pytest.mark.parametrize(
+    ("places", "asked"), [(None, [(1, 1), (2, 1)]), ([(2, 1), (2, 3)], [(2, 1), (2, 3)])]
+)
+def test_any_endpoint_is_measured_at_the_places_asked_for(tmp_path, places, asked):
+    """Without places every concurrency is measured once."""
+
+    class Generator:
+        def run(self, endpoint, command, output):
+            streams = json.loads(command[command.index("--profile") + 1])["streams"]
+            benchmarks = [benchmark(one, 10.0 * turn) for turn, one in enumerate(streams)]
+            output.write_text(json.dumps({"benchmarks": benchmarks}))
+            return IDLE
+
+    endpoint = Endpoint("http://127.0.0.1:1", "anything", "a key", tmp_path)
+    points = measure_load(CONFIG, endpoint, Generator(), tmp_path / "load.json", places)
+    assert [(point.concurrency, point.repeat) for point in points] == asked
+    assert all(point.valid and point.busy is not None for point in points)
 
 
 @pytest.mark.parametrize(

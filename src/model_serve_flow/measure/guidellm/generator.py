@@ -16,7 +16,8 @@ from model_serve_flow.flow.flow import Flow
 from model_serve_flow.measure.guidellm.client_cpu import ClientCpu
 from model_serve_flow.measure.guidellm.commands import silence_limit, time_limit
 from model_serve_flow.measure.guidellm.driver import with_values
-from model_serve_flow.serve.server import Server, log_tail
+from model_serve_flow.serve.endpoint import Endpoint
+from model_serve_flow.serve.server import log_tail
 from model_serve_flow.system import environments, processes
 from model_serve_flow.system.worker import Ended, JobProcess
 
@@ -69,15 +70,15 @@ class LoadGenerator:
             DRIVER, self._logs / "guidellm.log", variables, GENERATOR_VARIABLE
         )
 
-    def run(self, server: Server, command: Sequence[str], output: Path) -> ClientCpu:
-        """Runs a GuideLLM command line with the server's key.
+    def run(self, endpoint: Endpoint, command: Sequence[str], output: Path) -> ClientCpu:
+        """Runs a GuideLLM command line with the endpoint's key.
 
         GuideLLM 0.8.1 can hang at the end of a load, when its worker and its main process wait for
         each other (seen twice in some hundreds of loads). GuideLLM is then stopped, and a new
         GuideLLM repeats the whole job once.
 
         Args:
-            server: the server that GuideLLM puts load on.
+            endpoint: what GuideLLM puts load on.
             command: from `load_command` or `search_command`.
             output: the JSON file, written only on success. The log's name begins like its name.
 
@@ -90,26 +91,26 @@ class LoadGenerator:
             ServerGone: the server ended.
         """
         try:
-            return self._run(server, command, output)
+            return self._run(endpoint, command, output)
         except GeneratorHung as hung:
             problem = hung.problem.partition(LAST_LINES)[0]
             print(f"{problem} It is started again, and measures this once more.")
             self._start()
-            return self._run(server, command, output)
+            return self._run(endpoint, command, output)
 
-    def _run(self, server: Server, command: Sequence[str], output: Path) -> ClientCpu:
+    def _run(self, endpoint: Endpoint, command: Sequence[str], output: Path) -> ClientCpu:
         output.parent.mkdir(parents=True, exist_ok=True)
         # GuideLLM chooses the format by the suffix
         partial = output.with_name(f".{output.stem}.partial.json")
         output.unlink(missing_ok=True)
-        log = self._logs / f"{output.stem}-{server.model_name}.log"
+        log = self._logs / f"{output.stem}-{endpoint.model_name}.log"
         log.unlink(missing_ok=True)
         arguments = with_values(command[command.index("run") :], "--output", path=str(partial))
         try:
             client = ClientCpu.begin(processes.family(self._driver.pid))
-            job = {"arguments": arguments, "api_key": server.api_key, "log": str(log)}
+            job = {"arguments": arguments, "api_key": endpoint.api_key, "log": str(log)}
             limits = time_limit(command), silence_limit(command)
-            if not self._do(job, server, client, *limits) or not partial.is_file():
+            if not self._do(job, endpoint, client, *limits) or not partial.is_file():
                 raise self._failure("GuideLLM failed.", log)
             partial.replace(output)
         finally:
@@ -117,7 +118,12 @@ class LoadGenerator:
         return client
 
     def _do(
-        self, job: dict[str, Any], server: Server, client: ClientCpu, seconds: float, silent: float
+        self,
+        job: dict[str, Any],
+        endpoint: Endpoint,
+        client: ClientCpu,
+        seconds: float,
+        silent: float,
     ) -> bool:
         """Runs a job and samples the CPU meanwhile; returns whether the job succeeded.
 
@@ -129,7 +135,7 @@ class LoadGenerator:
         def look() -> None:
             nonlocal written, size
             client.sample(processes.family(self._driver.pid))
-            server.require_alive()
+            endpoint.require_alive()
             now, grown = time.monotonic(), log.stat().st_size if log.is_file() else 0
             if grown != size:
                 size, written = grown, now

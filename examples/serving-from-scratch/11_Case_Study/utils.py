@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from model_serve_flow.compare.stats.paired import geometric_ratio
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.load import load_profile
+from model_serve_flow.flow.profile import Engine, Program, ProgramVersion
 from model_serve_flow.flow.results.measured import LoadPoint
 from model_serve_flow.flow.workspace import Workspace
 from model_serve_flow.measure.accuracy import measure_accuracy, prepare_evaluation
@@ -50,8 +50,10 @@ __all__ = [
 VLLM = "vLLM"
 KEPT = ("start", "kept")
 CLOSE = 0.25  # nats: BF16 may turn round two tokens whose reference logits are closer than this
-OWN_SERVER = ["{python}", "-m", "serving_from_scratch.cli", "serve", "{model}"]
-PLACE = ["--port={port}", "--name={served_name}"]
+OWN_SERVER = (
+    *("{python}", "-m", "serving_from_scratch.cli", "serve", "{model}"),
+    *("--port={port}", "--name={served_name}"),
+)
 PROMPTS = (
     "The capital of France is",
     "Water boils at",
@@ -79,6 +81,12 @@ class Rung:
     wrong: str = ""
     points: tuple[LoadPoint, ...] = field(default=(), repr=False)
     decision: str = ""
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options as on the command line; an empty value makes a switch."""
+        options = (self.options or {}).items()
+        return [f"--{name}={value}" if value else f"--{name}" for name, value in options]
 
     @property
     def speeds(self) -> list[float]:
@@ -178,14 +186,24 @@ def case_flow(flow: Flow, **load: Any) -> Flow:
 
 def rung_flow(flow: Flow, rung: Rung) -> Flow:
     """Opens the profile with the rung as its engine, in a workspace of its own."""
-    config = flow.config
     root = flow.workspace.root / "results" / "serving" / "11_Case_Study"
     workspace = Workspace(root / rung.name.replace(" ", "-"))
     workspace.root.mkdir(parents=True, exist_ok=True)
     for folder in ("models", "data"):
         if not (workspace.root / folder).exists():
             (workspace.root / folder).symlink_to(flow.workspace.root / folder)
-    return replace(flow, config=config, workspace=workspace)
+    if rung.options is None:
+        return replace(flow, workspace=workspace)
+    program = Program(
+        name="serving-from-scratch",
+        command=(*OWN_SERVER, *rung.arguments),
+        version=ProgramVersion(path="/facts", field="version"),
+    )
+    engine = flow.config.engine
+    own = Engine(kind="command", max_model_len=engine.max_model_len, program=program)
+    return replace(
+        flow, config=flow.config.model_copy(update={"engine": own}), workspace=workspace
+    )
 
 
 class Ladder:

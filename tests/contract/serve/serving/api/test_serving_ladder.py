@@ -1,4 +1,4 @@
-"""The case study's method: wrong tokens and slower rungs are dropped, right and faster ones kept."""
+"""The case study drops rungs with wrong tokens and rungs that are not faster, and keeps others."""
 
 import shutil
 import sys

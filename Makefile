@@ -13,7 +13,7 @@ TO ?= $(HOME)/.local/bin
 export OMP_WAIT_POLICY ?= passive
 unexport PYTHONDONTWRITEBYTECODE   # set in many images; without compiled files every import takes almost three times as long
 
-.PHONY: help demo serving install test test-fast lab lint lock audit bench bench-accuracy bench-serving evidence soak clean bootstrap environments
+.PHONY: help demo serving install test test-fast lab lint lock audit bench bench-accuracy bench-serving evidence soak clean bootstrap environments predictors
 .DEFAULT_GOAL := demo
 
 help:             ## these lines
@@ -27,7 +27,7 @@ install: bootstrap   ## puts the command model-serve-flow into ~/.local/bin; `ma
 	@ln -sf $(abspath $(BIN))/model-serve-flow $(TO)/model-serve-flow
 	@case ":$$PATH:" in *":$(TO):"*) ;; *) echo "Put $(TO) on the PATH: export PATH=\"$(TO):\$$PATH\"" ;; esac
 
-test: environments   ## unit, contract and end-to-end tests, each in the environment its folder names
+test: environments predictors   ## unit, contract and end-to-end tests, each in the environment its folder names
 	$(FAST)
 	$(ENVIRONMENTS)/serve/bin/python -m pytest tests/contract/serve
 	$(ENVIRONMENTS)/compress/bin/python -m pytest tests/contract/compress
@@ -38,7 +38,7 @@ test: environments   ## unit, contract and end-to-end tests, each in the environ
 test-fast: lint   ## lint and every test that starts no engine, in the notebook environment: two minutes on two cores
 	$(FAST)
 
-serving: environments   ## the notebooks of serving from scratch, executed into artifacts/serving
+serving: environments predictors   ## the notebooks of serving from scratch, executed into artifacts/serving
 	$(BIN)/model-serve-flow run $(addprefix --profile ,$(PROFILE)) --only 00
 	@mkdir -p artifacts/serving
 	@for notebook in examples/serving-from-scratch/*/*.ipynb; do \
@@ -86,6 +86,9 @@ bootstrap: $(TOOLS)/ready  ## the notebook environment
 environments: bootstrap    ## all three environments
 	@for name in serve compress; do \
 	    PYTHONPATH=src $(TOOLS)/bin/python -m model_serve_flow.system.environments $$name --device $(DEVICE) || exit 1; done
+
+predictors: bootstrap    ## the environment of the stock servers behind the gateway; no other command needs it
+	@PYTHONPATH=src $(TOOLS)/bin/python -m model_serve_flow.system.environments predictors --device $(DEVICE)
 
 $(TOOLS)/ready:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -48,7 +48,7 @@ def releases() -> dict[Release, list[str]]:
         FlowError: a lock is missing.
     """
     found: dict[Release, set[str]] = defaultdict(set)
-    for name in environments.NAMES:
+    for name in environments.EVERY_NAME:
         for device in ("cpu", "gpu"):
             for path in environments.lock_paths(name, device):
                 lock = path.relative_to(environments.build_lock().parent).as_posix()

@@ -1,4 +1,4 @@
-"""Writes the locks of the three environments from the pyprojects of the steps: `make lock`.
+"""Writes the locks of the environments from the pyprojects of the steps: `make lock`.
 
 Every release is pinned with the hashes of all its files. PyTorch's CPU build has a file of its own,
 `cpu-torch.txt`. No package index has this build, and a folder of wheels gives the hash for one
@@ -21,6 +21,7 @@ from model_serve_flow.system.checkout import MODULES
 from model_serve_flow.system.environments import (
     GPU_PYTHON,
     NAMES,
+    PREDICTORS,
     Device,
     build_lock,
     cpu_torch,
@@ -31,6 +32,7 @@ from model_serve_flow.system.environments import (
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / MODULES / "environments"
+STOCK_SERVERS = ROOT / "examples" / "serving-from-scratch" / "predictors" / "pyproject.toml"
 EVERY_CPU = ["--python-version", "3.11", "--universal"]
 CPU = [*EVERY_CPU, "--override", "cpu-overrides.txt"]
 GPU = ["--python-version", GPU_PYTHON, "--python-platform", "x86_64-manylinux_2_28"]
@@ -88,6 +90,14 @@ def compile_lock(environment: str, device: Device, upgrade: bool) -> list[Path]:
     return targets
 
 
+def compile_predictors_lock(upgrade: bool) -> Path:
+    """Resolves the stock servers behind the gateway of serving from scratch."""
+    target = lock_path(PREDICTORS, "cpu")
+    known = lockfiles.read(target) if target.is_file() else []
+    lockfiles.write(target, _compile([str(STOCK_SERVERS), *EVERY_CPU], known, upgrade, {}))
+    return target
+
+
 def compile_build_lock(upgrade: bool) -> Path:
     """Resolves the packages with which uv builds packages."""
     target = build_lock()
@@ -128,7 +138,7 @@ def _compile(
 def main() -> None:
     """Writes every lock; with `--upgrade`, versions that no pyproject pins become the newest."""
     upgrade = "--upgrade" in sys.argv[1:]
-    written = [compile_build_lock(upgrade)]
+    written = [compile_build_lock(upgrade), compile_predictors_lock(upgrade)]
     for environment in NAMES:
         for device in get_args(Device):
             written += compile_lock(environment, device, upgrade)

@@ -1,4 +1,4 @@
-"""Runs the commands `model-serve-flow compare | run | plan | doctor | mirror | report | lab`."""
+"""Runs the commands of `model-serve-flow`, such as `run` and `compare`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from model_serve_flow.setup.offline import VARIABLE
 from model_serve_flow.system import environments
 from model_serve_flow.system.checkout import MODULES, checkout
 from model_serve_flow.system.places import home_variables, own_places
+from model_serve_flow.system.settings import Settings
 from model_serve_flow.system.streams import show_what_can_be_shown
+from model_serve_flow.system.variables import variable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +37,8 @@ PROFILE = click.option(
     show_default=f"{default_profile()}, by the processor of this machine",
     help="Name of a profile, or a YAML file.",
 )
-GPU_PROFILE = "gpu-llama-3.1-8b"
+GPU_PROFILES = ("gpu-h200-llama-3.1-8b", "gpu-llama-3.1-8b", "colab-t4")  # largest load first
+SETTINGS = Settings.model_fields
 SET = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Sets a value of the profile."
 )
@@ -49,9 +52,24 @@ GATE = click.option(
     is_flag=True,
     help="Ends with 0 SHIP, 10 DO NOT SHIP, 20 INCONCLUSIVE; 1 an error, 2 bad input.",
 )
+DEVICE = click.option(
+    "--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True
+)
 ARTIFACTS = click.option(
     "--artifacts", type=click.Path(path_type=Path), help="Folder of all results."
 )
+
+ONLY = click.option(
+    "--only",
+    default="",
+    metavar="01,02",
+    callback=lambda _context, _option, text: [
+        name.strip() for name in text.split(",") if name.strip()
+    ],
+    help="Runs only these modules.",
+)
+START = click.option("--from", "start", metavar="03", help="Starts at this module.")
+FORCE = click.option("--force", is_flag=True, help="Runs finished steps again.")
 
 
 class FlowGroup(click.Group):
@@ -72,6 +90,13 @@ class FlowGroup(click.Group):
             click.echo("Interrupted; everything that was started has been stopped.", err=True)
             ctx.exit(130)
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the settings; --help of a single command does not."""
+        with formatter.section("Variables of the environment"):
+            formatter.write_dl(
+                [(variable(name), field.description or "") for name, field in SETTINGS.items()]
+            )
+
 
 @click.group(cls=FlowGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="model-serve-flow")
@@ -89,9 +114,9 @@ main.add_command(compare)
 @PROFILE
 @SET
 @ARTIFACTS
-@click.option("--only", default="", metavar="01,02", help="Runs only these modules.")
-@click.option("--from", "start", metavar="03", help="Starts at this module.")
-@click.option("--force", is_flag=True, help="Runs finished steps again.")
+@ONLY
+@START
+@FORCE
 @click.option(
     "--mirror",
     metavar="DIR",
@@ -102,25 +127,25 @@ def run(
     profile: str,
     assignments: tuple[str, ...],
     artifacts: Path | None,
-    only: str,
+    only: list[str],
     start: str | None,
     force: bool,
     mirror: str | None,
     gate: bool,
 ) -> None:
-    """Runs the notebooks and shows the verdicts;
-    a finished step whose inputs are unchanged is skipped.
+    """Runs the notebooks and shows the verdicts.
+
+    A finished step whose inputs are unchanged is skipped; `plan` shows what would run.
     """
     from model_serve_flow.run import runner
     from model_serve_flow.run.steps import select
 
     if mirror:
         os.environ[VARIABLE] = mirror
-    names = [name.strip() for name in only.split(",") if name.strip()]
     with _refusing_bad_input(gate):
         flow = _open(profile, assignments, artifacts)
-        select(names, start)
-    runner.run(flow, names, start, force)
+        select(only, start)
+    runner.run(flow, only, start, force)
     if runner.report_is_current(flow):
         _show_result(flow)
     if gate:
@@ -131,13 +156,25 @@ def run(
 @PROFILE
 @SET
 @ARTIFACTS
-def plan(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> None:
-    """Prints every step, its environment and command lines,
-    and the memory and disk the profile needs.
+@ONLY
+@START
+@FORCE
+def plan(
+    profile: str,
+    assignments: tuple[str, ...],
+    artifacts: Path | None,
+    only: list[str],
+    start: str | None,
+    force: bool,
+) -> None:
+    """Prints what `run` with the same options would do.
+
+    For every step: whether it runs and why, its environment and command lines. At the end, the
+    memory and disk that the profile needs.
     """
     from model_serve_flow.run.plan import plan as describe
 
-    click.echo(describe(_open(profile, assignments, artifacts)))
+    click.echo(describe(_open(profile, assignments, artifacts), only, start, force))
 
 
 @main.command()
@@ -185,8 +222,9 @@ def doctor(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -
     "--list", "only_list", is_flag=True, help="Only lists what is needed and what is missing."
 )
 def mirror(profile: str, assignments: tuple[str, ...], to: Path, only_list: bool) -> None:
-    """Fetches all that a profile needs into a folder,
-    for `run --mirror` on a machine without a network.
+    """Fetches all that a profile needs into a folder.
+
+    With this folder, `run --mirror` works on a machine without a network.
     """
     from model_serve_flow.setup import mirror
 
@@ -225,21 +263,40 @@ def report(profile: str, assignments: tuple[str, ...], artifacts: Path | None, g
 
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
+@DEVICE
 def lab(arguments: tuple[str, ...], device: environments.Device) -> None:
-    """Opens JupyterLab with a kernel for each environment, asking nothing of any host;
-    ARGUMENTS go to JupyterLab.
+    """Opens JupyterLab with a kernel for each environment.
+
+    It asks nothing of any host. ARGUMENTS go to JupyterLab.
     """
     for name in environments.NAMES:
         environments.ensure(name, device)
     python = str(environments.environment("notebook").python)
     os.environ.update(environments.process_variables(), JUPYTER_PATH=environments.jupyter_path())
     folder = str((checkout() / MODULES).parent)  # both sequences of notebooks
-    os.execv(python, [python, "-m", "jupyterlab", "--notebook-dir", folder, *QUIET_LAB, *arguments])
+    root = ["--allow-root"] if os.getuid() == 0 else []
+    given = ["--notebook-dir", folder, *root, *QUIET_LAB, *arguments]
+    os.execv(python, [python, "-m", "jupyterlab", *given])
+
+
+@main.command()
+@DEVICE
+def kernels(device: environments.Device) -> None:
+    """Installs the kernels for a JupyterLab that already runs, such as that of a workbench."""
+    from model_serve_flow.system import jupyter_kernels
+
+    folder = jupyter_kernels.user_kernels(os.environ)
+    for name in environments.NAMES:
+        environments.ensure(name, device)
+    written = [str(kernel) for kernel in jupyter_kernels.install(folder)]
+    click.echo("Installed these kernels. Reload the page of JupyterLab, then open a notebook:")
+    for kernel in written:
+        click.echo(f"    {kernel}")
+    click.echo(f"To remove them: {shlex.join(['rm', '-r', *written])}")
 
 
 def gpu_note(flow: Flow, machine: Machine) -> str:
-    """Recommends the GPU profile if this machine fits it and the user chose another profile.
+    """Recommends the largest GPU profile that fits this machine, if the user chose a CPU profile.
 
     Returns:
         The note; empty if there is nothing to recommend.
@@ -247,17 +304,21 @@ def gpu_note(flow: Flow, machine: Machine) -> str:
     from model_serve_flow.setup.fit import check, estimate
     from model_serve_flow.system.sizes import gib
 
-    known = (profiles_folder() / f"{GPU_PROFILE}.yaml").is_file()
-    if flow.config.device == "gpu" or not machine.gpus or not known:
+    if flow.config.device == "gpu" or not machine.gpus:
         return ""
-    larger = Flow.open(GPU_PROFILE, artifacts=flow.workspace.root.parent)
-    if not all(item.ok for item in check(larger, machine)):
-        return ""
-    return (
-        f"This machine has a GPU ({machine.gpus[0].name}) and fits the profile {GPU_PROFILE}. "
-        f"It is not the default, because it downloads a model of "
-        f"{gib(estimate(larger).weights_bytes)}: model-serve-flow run --profile {GPU_PROFILE}"
-    )
+    for name in GPU_PROFILES:
+        if not (profiles_folder() / f"{name}.yaml").is_file():
+            continue
+        larger = Flow.open(name, artifacts=flow.workspace.root.parent)
+        checks = check(larger, machine)
+        waits = any(item.warning and item.name.startswith("GPU memory") for item in checks)
+        if all(item.ok for item in checks) and not waits:
+            return (
+                f"This machine has a GPU ({machine.gpus[0].name}) and fits the profile {name}. It "
+                f"is not the default, because it downloads a model of "
+                f"{gib(estimate(larger).weights_bytes)}: model-serve-flow run --profile {name}"
+            )
+    return ""
 
 
 def _open(profile: str, assignments: tuple[str, ...], artifacts: Path | None) -> Flow:

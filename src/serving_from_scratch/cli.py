@@ -1,4 +1,6 @@
-"""Runs the commands `serving-from-scratch serve FOLDER` and `… doctor FOLDER`."""
+"""Runs the commands `serving-from-scratch serve FOLDER`, `… doctor FOLDER`, `… gateway FILE`
+and `… up FILE`.
+"""
 
 import os
 import socket
@@ -20,6 +22,7 @@ from serving_from_scratch.engine.executor import KEY_VARIABLE
 from serving_from_scratch.engine.llm_engine import EngineOptions, LLMEngine
 from serving_from_scratch.engine.messages import ModelOptions
 
+ADMIN_KEY_VARIABLE = "SERVING_FROM_SCRATCH_ADMIN_KEY"
 SEND_BUFFER = 64 * 1024  # bytes that the kernel holds for one slow reader
 
 
@@ -122,6 +125,49 @@ def doctor(**options: Any) -> None:
     click.echo(f"loaded in {time.monotonic() - started:.1f} seconds")
     for name, value in asdict(engine.facts).items():
         click.echo(f"{name}: {value}")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True, help="0: any free one.")
+@click.option("--write-seconds", default=30.0, help="Ends streams whose client reads nothing.")
+def gateway(file: Path, host: str, port: int, write_seconds: float) -> None:
+    """Serves the models of FILE at one address. The keys are taken from
+    SERVING_FROM_SCRATCH_API_KEY and SERVING_FROM_SCRATCH_ADMIN_KEY.
+    """
+    from serving_from_scratch.gateway.app import create_gateway
+    from serving_from_scratch.gateway.registry import read_models
+
+    keys = (os.environ.get(name, "") for name in (KEY_VARIABLE, ADMIN_KEY_VARIABLE))
+    try:
+        app = create_gateway(read_models(file), *keys)
+        listener = listen(host, port, write_seconds)
+    except ServingError as error:
+        sys.exit(str(error))
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+    click.echo(f"Serving {file.name} at http://{host}:{listener.getsockname()[1]}")
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path), default=Path("compose.yaml"))
+@click.option("--profile", multiple=True, help="Starts the services of this profile too.")
+@click.option(
+    "--environments",
+    type=click.Path(path_type=Path),
+    default=Path(".environments"),
+    envvar="MODEL_SERVE_FLOW_ENVIRONMENTS",
+)
+def up(file: Path, profile: tuple[str, ...], environments: Path) -> None:
+    """Runs the services of a compose FILE as local processes."""
+    from serving_from_scratch.gateway import compose
+
+    variables = {"GATEWAY_HOST": "127.0.0.1", **os.environ}
+    try:
+        compose.up(compose.read_services(file, profile, variables), environments.resolve())
+    except ServingError as error:
+        sys.exit(str(error))
 
 
 def engine_options(options: dict[str, Any]) -> EngineOptions:

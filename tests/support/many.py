@@ -69,6 +69,43 @@ def ratio_intervals(
     return low, high
 
 
+def text_intervals(
+    numerators: NDArray, denominators: NDArray, seed: int
+) -> tuple[NDArray, NDArray]:
+    """The most cautious bounds of `PairedLoss`: BCa, studentised bootstrap, and jackknife t."""
+    counts = _resamples(bootstrap.RESAMPLES, numerators.shape[1], seed)
+    parts = []
+    for i in range(0, len(numerators), CHUNK):
+        sides = (numerators[i : i + CHUNK], denominators[i : i + CHUNK])
+        found = (_ratio_bounds(counts, *sides), *_student_bounds(counts, *sides))
+        lows, highs = zip(*found, strict=True)
+        parts.append((np.minimum.reduce(lows), np.maximum.reduce(highs)))
+    low, high = (np.concatenate(side) for side in zip(*parts, strict=True))
+    return low, high
+
+
+def _student_bounds(counts: NDArray, top: NDArray, bottom: NDArray) -> tuple:
+    """Studentised bootstrap and t, both with the jackknife's error."""
+    n, (x, w) = top.shape[1], (top.sum(axis=1), bottom.sum(axis=1))
+    estimate = x / w
+    left = (x[:, None] - top) / (w[:, None] - bottom) - estimate[:, None]
+    error = np.sqrt((n - 1) / n * np.sum(left**2, axis=1))
+    xs, ws, xx, xw, ww = (
+        each @ counts.T for each in (top, bottom, top**2, top * bottom, bottom**2)
+    )
+    ratio = xs / ws
+    own = np.sqrt(np.maximum(xx - 2 * ratio * xw + ratio**2 * ww, 0) * n / (n - 1)) / ws
+    scores = (ratio - estimate[:, None]) / np.maximum(own, 0.1 * error[:, None])
+    scores.sort(axis=1)
+    t_half = t.ppf(0.975, n - 1) * error
+    return (
+        tuple(
+            estimate - _quantile(scores, np.full(len(x), share)) * error for share in (0.975, 0.025)
+        ),
+        (estimate - t_half, estimate + t_half),
+    )
+
+
 @functools.cache
 def _resamples(number: int, units: int, seed: int) -> NDArray:
     """How often each unit is in each resample."""

@@ -1,10 +1,11 @@
-"""Intervals and p-values of `compare.stats.paired` in one call, for tests that need one of them."""
+"""Intervals and p-values of `compare.stats` in one call, for tests that need one of them."""
 
 from __future__ import annotations
 
 from numpy.typing import ArrayLike
 
-from model_serve_flow.compare.stats.paired import Interval, PairedLoss, PairedMean
+from model_serve_flow.compare.stats.paired import Interval, PairedMean
+from model_serve_flow.compare.stats.texts import PairedLoss
 
 
 def paired_loss_change(

@@ -82,18 +82,22 @@ class Running:
         return self.metric("requests_running") == self.metric("requests_waiting") == 0
 
     def wait_until(self, condition, seconds=60.0):
-        """Waits for a condition, and returns the seconds that it took."""
-        started = time.monotonic()
-        while not condition():
-            assert time.monotonic() - started < seconds, f"not within {seconds} s"
-            time.sleep(0.02)
-        return time.monotonic() - started
+        return wait_until(condition, seconds)
 
     def healthy(self):
         return self.client.get("/health").status_code == 200
 
     def exit_code(self, seconds=30):
         return self.popen.wait(seconds)
+
+
+def wait_until(condition, seconds=60.0):
+    """Waits for a condition, and returns the seconds that it took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"not within {seconds} s"
+        time.sleep(0.02)
+    return time.monotonic() - started
 
 
 def gone(process):
@@ -105,12 +109,20 @@ def gone(process):
 def running(folder, log, *options, key="", name="tiny", precision="float32"):
     """Starts a server on a free port, and ends it by SIGTERM unless the test has ended it."""
     fixed = f"--port 0 --name {name} --precision {precision}".split()
-    command = [*COMMAND, "serve", str(folder), *fixed, *options]
-    variables = {**os.environ, "SERVING_FROM_SCRATCH_API_KEY": key, "PYTHONUNBUFFERED": "1"}
+    variables = {"SERVING_FROM_SCRATCH_API_KEY": key}
+    with started(log, variables, "serve", str(folder), *fixed, *options) as server:
+        yield server
+
+
+@contextmanager
+def started(log, variables, *command):
+    """Starts a command that says its address; its API key is in `variables`."""
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=variables)
+        process = subprocess.Popen([*COMMAND, *command], stdout=output, stderr=output, env=variables)
     try:
         url = wait_for_url(process, log)
+        key = variables["SERVING_FROM_SCRATCH_API_KEY"]
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False) as client:
             yield Running(process, psutil.Process(process.pid), url, log, client)
@@ -123,10 +135,11 @@ def running(folder, log, *options, key="", name="tiny", precision="float32"):
             process.kill()
 
 
-def wait_for_url(process, log):
+def wait_for_url(process, log, before=" at "):
+    """Waits until the log names an address, and returns it."""
     deadline = time.monotonic() + START_SECONDS
-    while " at http" not in log.read_text():
+    while f"{before}http" not in log.read_text():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
-    return log.read_text().split(" at ")[1].split()[0]
+    return log.read_text().split(before)[1].split()[0]

@@ -57,7 +57,9 @@ class Speller:
         targets = tuple(TokenLogprob(target, -1.0) for target in chunk.targets)
         embedding = (float(next_token(text)),) if chunk.embed else None
         tokens = self._chosen(chunk, text) if chunk.sample else ()
-        return Outcome(tokens, (), targets, embedding)
+        wanted = chunk.sampling.logprobs is not None
+        logprobs = tuple(TokenLogprob(token, -1.0) for token in tokens) if wanted else ()
+        return Outcome(tokens, logprobs, targets, embedding)
 
     def _chosen(self, chunk: Chunk, text: list[int]) -> tuple[int, ...]:
         """The tokens up to the first that was not guessed."""

@@ -10,6 +10,7 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.manifest import update_manifest
 from model_serve_flow.run import runner
+from model_serve_flow.run.due import Due
 from model_serve_flow.run.steps import expand, select
 from model_serve_flow.system import environments, hardware
 from model_serve_flow.system.files import write_json, write_text
@@ -17,7 +18,10 @@ from model_serve_flow.system.gpus import Gpu
 from model_serve_flow.system.hardware import inspect_machine
 from model_serve_flow.system.sizes import GIB
 
-PROFILES = ("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "gpu-llama-3.1-8b")
+PROFILES = (
+    *("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "colab-t4"),
+    *("gpu-llama-3.1-8b", "gpu-h200-llama-3.1-8b", "gpu-llama-3.3-70b"),
+)
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ def test_options_reach_the_runner(invoke, monkeypatch):
 def reported(monkeypatch, tmp_path):
     """A workspace whose report is of the results in it; nothing is run."""
     monkeypatch.setattr(runner, "run", lambda *_: None)
-    session = runner._Session(Flow.open("cpu-smollm2", {}, tmp_path), environments.ensure)
+    session = Due(Flow.open("cpu-smollm2", {}, tmp_path))
     (step,), space = select(["06"]), session.flow.workspace
     for path in [
         *expand(step.inputs, session.flow.config),
@@ -175,8 +179,17 @@ def test_doctor_names_the_gpu_profile_where_it_fits_and_no_default_downloads_it(
     assert "NVIDIA L40S) and" not in invoke("doctor", "--profile", "gpu-llama-3.1-8b").output
 
 
+@pytest.mark.parametrize(
+    ("memory_gib", "profile"),
+    [(141, "gpu-h200-llama-3.1-8b"), (80, "gpu-llama-3.1-8b"), (15, "colab-t4")],
+)
+def test_doctor_names_the_largest_profile_whose_load_fits(tmp_path, memory_gib, profile):
+    note = cli.gpu_note(Flow.open("ci", {}, tmp_path), gpu_machine(memory_gib, tmp_path))
+    assert note.endswith(f"run --profile {profile}")
+
+
 def test_doctor_names_no_profile_for_a_gpu_that_is_too_small(tmp_path):
-    assert cli.gpu_note(Flow.open("ci", {}, tmp_path), gpu_machine(16, tmp_path)) == ""
+    assert cli.gpu_note(Flow.open("ci", {}, tmp_path), gpu_machine(4, tmp_path)) == ""
     assert (
         cli.gpu_note(
             Flow.open("ci", {}, tmp_path), inspect_machine(tmp_path).model_copy(update={"gpus": ()})
@@ -207,3 +220,13 @@ def test_lab_asks_nothing_of_any_host(invoke, monkeypatch):
     assert argv[-2:] == ["--no-browser", "--port=8890"]
     assert environ["OMP_WAIT_POLICY"] == "passive"
     assert environ["DO_NOT_TRACK"] == "1" and environ["JUPYTER_PATH"] == kernels
+
+
+@pytest.mark.parametrize(("user", "allowed"), [(0, True), (1001, False)])
+def test_lab_starts_for_root_too(invoke, monkeypatch, user, allowed):
+    started = []
+    monkeypatch.setattr(environments, "ensure", lambda *_: None)
+    monkeypatch.setattr(cli.os, "getuid", lambda: user)
+    monkeypatch.setattr(cli.os, "execv", lambda _, argv: started.extend(argv))
+    assert invoke("lab").exit_code == 0
+    assert ("--allow-root" in started) == allowed

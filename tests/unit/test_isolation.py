@@ -19,6 +19,8 @@ def outcome(action):
         return action() or "reached"
     except OSError as error:
         return type(error).__name__ + " " + str(error.errno)
+def connect(host, port):
+    socket.create_connection((host, port), timeout=5).close()
 def within(family, address):
     with socket.socket(family) as server:
         server.bind((address, 0)); server.listen()
@@ -27,12 +29,12 @@ def within(family, address):
 print(json.dumps({
     "interfaces": [name for _, name in socket.if_nameindex()],
     "loopback": outcome(lambda: within(socket.AF_INET, "127.0.0.1")),
-    "outside's loopback": outcome(lambda: socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=5).close()),
-    "elsewhere": outcome(lambda: socket.create_connection(("192.0.2.1", 80), timeout=5).close()),
+    "outside's loopback": outcome(lambda: connect("127.0.0.1", int(sys.argv[1]))),
+    "elsewhere": outcome(lambda: connect("192.0.2.1", 80)),
     "a datagram": outcome(lambda: socket.socket(type=socket.SOCK_DGRAM).connect(("192.0.2.1", 53))),
     "a name": outcome(lambda: socket.getaddrinfo("example.org", 443) and None),
 }))
-"""  # noqa: E501
+"""
 
 
 def test_nothing_but_its_own_loopback_can_be_reached():

@@ -213,3 +213,15 @@ def test_notebook_is_as_the_runner_and_readers_expect(module):
     for cell in code:
         assert cell.outputs == [] and cell.execution_count is None
         assert len(cell.source.splitlines()) <= 20, cell.source
+
+
+def test_every_notebook_of_both_sequences_first_says_what_it_needs():
+    paths = sorted((ROOT / "examples").glob("*/0*/*.ipynb"))
+    assert len(paths) == 13
+    for path in paths:
+        notebook = nbformat.read(path, as_version=4)
+        kernel = notebook.metadata.kernelspec["display_name"]
+        _, first, *_ = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert first.source.startswith("try:\n    from utils import Flow\nexcept ImportError"), path
+        assert f"with the kernel \"\n        \"'{kernel}'" in first.source, path
+        assert "PYTHONPATH=src python3 -m model_serve_flow kernels" in first.source, path

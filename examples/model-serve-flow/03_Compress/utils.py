@@ -2,12 +2,15 @@
 
 import pandas as pd
 import yaml
+from datasets import disable_progress_bars
 from llmcompressor.logger import LoggerConfig, configure_logger
 from transformers.utils import logging
 
+from model_serve_flow.compress.apart import compress_apart, sample_apart
 from model_serve_flow.compress.calibration import calibration_dataset
-from model_serve_flow.compress.compression import adopt, compress, generate_sample, kept_candidate
+from model_serve_flow.compress.compression import kept_candidate
 from model_serve_flow.compress.contamination import SHORTEST
+from model_serve_flow.compress.quantise import quantise
 from model_serve_flow.compress.recipes import recipe_modifiers
 from model_serve_flow.compress.verify import verify_checkpoint
 from model_serve_flow.flow.flow import Flow
@@ -18,15 +21,15 @@ from model_serve_flow.report import measurement_charts as charts
 from model_serve_flow.report.formatting import byte_text
 
 __all__ = [
-    "Flow", "adopt", "calibration_dataset", "calibration_table", "charts", "compress", "cost_table",
-    "describe_model",
-    "generate_sample", "kept_candidate", "overlap_text", "recipe_modifiers", "recipe_text",
+    "Flow", "calibration_dataset", "calibration_table", "charts", "compress_apart", "cost_table",
+    "describe_model", "kept_candidate", "overlap_text", "quantise", "recipe_text", "sample_apart",
     "verify_checkpoint",
 ]  # fmt: skip
 
-# compress() writes llm-compressor's messages to a log file
+# the messages of making the recipes' modifiers
 configure_logger(LoggerConfig(console_log_level="ERROR"))
 logging.set_verbosity_error()
+disable_progress_bars()
 
 
 def calibration_table(facts: CalibrationFacts) -> pd.DataFrame:

@@ -18,7 +18,8 @@ from model_serve_flow.compare.repeats import repeated
 from model_serve_flow.compare.secondary import gross_loss
 from model_serve_flow.compare.stats import bootstrap, paired
 from model_serve_flow.compare.stats.clusters import ClusteredMean, cluster_key
-from model_serve_flow.compare.stats.paired import Interval, PairedLoss, PairedMean
+from model_serve_flow.compare.stats.paired import Interval, PairedMean
+from model_serve_flow.compare.stats.texts import PairedLoss
 from model_serve_flow.compare.tiers import Tiers
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.profile import Verdict
@@ -34,7 +35,7 @@ COLLAPSE = math.log(2)  # nats per word; a document's perplexity doubles with th
 TANGO = "Tango's score interval for paired proportions"
 BOOTSTRAP = "BCa bootstrap over items"
 CLUSTERED = "cluster-robust standard error, t over the clusters"
-BOOTSTRAP_DOCUMENTS = "BCa bootstrap over documents"
+CAUTIOUS = "BCa and studentised bootstrap and jackknife t over {}, the most cautious"
 MOVER = "MOVER over the tasks' intervals"
 
 Differences = Mapping[str, Mapping[str, Difference]]  # task -> metric -> difference
@@ -236,7 +237,7 @@ def _perplexity_difference(pairs: Pairs, metric: str, margins: Verdict, seed: in
         metric,
         [math.exp(-side.mean()) for side in (base, candidate)],
         tested.percent(),
-        method=BOOTSTRAP,
+        method=CAUTIOUS.format("items"),
         unit="percent",
         margin=margin,
         **_drawn(base.size, tested.noninferiority_p(math.log1p(margin / 100))),
@@ -381,7 +382,7 @@ def _text_difference(
 ) -> Difference:
     for result, value in zip((pairs.base, pairs.candidate), values, strict=True):
         _require_figure(pairs.task, metric, result, value)
-    figures: dict[str, Any] = {"method": BOOTSTRAP_DOCUMENTS, **_bounds(interval), **fields}
+    figures: dict[str, Any] = {"method": CAUTIOUS.format("documents"), **_bounds(interval), **fields}
     return Difference(
         n=pairs.base.n,
         base=values[0],

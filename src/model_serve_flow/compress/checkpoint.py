@@ -18,6 +18,8 @@ from model_serve_flow.system.weights import weight_files
 
 WEIGHTS = ("weight_packed", "qweight", "weight")
 SCALES = ("weight_scale", "weight_scale_inv", "weight_global_scale", "scales")
+ACTIVATION_SCALES = ("input_scale", "input_global_scale")
+KV_SCALES = ("k_scale", "v_scale")
 STORED = (*WEIGHTS, *SCALES, "weight_zero_point", "qzeros")
 
 

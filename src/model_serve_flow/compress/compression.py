@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from model_serve_flow.compress.checkpoint import inspect_checkpoint
+from model_serve_flow.compress.quantise import load_base
 from model_serve_flow.compress.recipes import algorithm_text, check_group_size, check_ignore
 from model_serve_flow.compress.verify import verify_checkpoint
 from model_serve_flow.errors import FlowError
@@ -29,7 +30,7 @@ from model_serve_flow.setup.models import resolve_checkpoint
 from model_serve_flow.setup.tokenizer import verify_same_tokenizer
 from model_serve_flow.system import live
 from model_serve_flow.system.digests import digest_once
-from model_serve_flow.system.files import replacing_folder, write_json, writing
+from model_serve_flow.system.files import partial_folder, replacing_folder, write_json, writing
 from model_serve_flow.system.hardware import available_memory, inspect_machine
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def compress(
             runs out (the message says what to change in the profile); the disk is full or not
             writable.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import AutoConfig, AutoTokenizer, set_seed
 
     candidate, base = flow.config.candidate(name), flow.workspace.model("base")
     recipe = _recipe_of(candidate)
@@ -83,7 +84,7 @@ def compress(
     with replacing_folder(flow.workspace.model(name), "checkpoint") as folder, _memory_errors(flow):
         with _logged(_log(flow, name), mode="w"), _measured(flow.config.device) as cost:
             live.report(f"{name}: llm-compressor", 0, 0)
-            model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **trust)
+            model = load_base(base, recipe, **trust)
             with _layers_shown(name, model, recipe):
                 quantise(model, recipe)
             _save(model, base, folder)
@@ -91,6 +92,20 @@ def compress(
         verify_checkpoint(folder, recipe, **trust)
         verify_same_tokenizer(base, folder, **trust)
     return _record(flow, candidate, cost, _inputs(flow, recipe, quantise, calibration))
+
+
+def assist(flow: Flow, name: str, quantise: Quantise) -> None:
+    """Does the share of another process of torchrun in `compress`; that one saves and records.
+
+    Both call llm-compressor in the same order, because it waits for all processes in each call.
+    """
+    from transformers import set_seed
+
+    recipe, base = _recipe_of(flow.config.candidate(name)), flow.workspace.model("base")
+    set_seed(flow.config.seed)
+    model = load_base(base, recipe, trust_remote_code=flow.config.model.trust_remote_code)
+    quantise(model, recipe)
+    model.save_pretrained(partial_folder(flow.workspace.model(name)), save_compressed=True)
 
 
 def _save(model: PreTrainedModel, base: Path, folder: Path) -> None:

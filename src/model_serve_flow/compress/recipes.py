@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow.profile import Recipe
+from model_serve_flow.flow.profile import GROUPED, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -19,21 +19,53 @@ FUSED = ("gate_up_proj", "down_proj")  # tensors with the weights of all experts
 SAVED_AS = {"mixtral": (".mlp.", ".block_sparse_moe.")}
 DEFAULT_GROUP_SIZE = 128
 SERVED_GROUP_SIZES = (32, 64, 128)  # sizes that all of vLLM's 4-bit kernels support
+BLOCK = 128  # rows and columns that share a scale of FP8_BLOCK
 
-_TOKEN_ACTIVATIONS = {"strategy": "token", "symmetric": True, "dynamic": True}
+
+def _values(bits: int, kind: str, strategy: str, **more: Any) -> dict[str, Any]:
+    """Describes how weights or activations are quantised, in the words of compressed-tensors."""
+    return {"num_bits": bits, "type": kind, "strategy": strategy, "symmetric": True} | more
+
+
+_NVFP4 = {"group_size": 16, "scale_dtype": "torch.float8_e4m3fn"}
+_MXFP4 = {"group_size": 32, "scale_dtype": "torch.uint8"}
+# A contract test compares them with compressed-tensors, which has a preset of each name.
 SCHEMES: dict[str, dict[str, Any]] = {
     "W8A8": {
-        "weights": {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True},
-        "input_activations": {"num_bits": 8, "type": "int", **_TOKEN_ACTIVATIONS},
+        "weights": _values(8, "int", "channel"),
+        "input_activations": _values(8, "int", "token", dynamic=True),
     },
-    "W4A16": {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True}},
-    "W4A16_ASYM": {
-        "weights": {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": False}
-    },
+    "W4A16": {"weights": _values(4, "int", "group")},
+    "W4A16_ASYM": {"weights": _values(4, "int", "group", symmetric=False)},
+    "W8A16": {"weights": _values(8, "int", "group")},
     "FP8_DYNAMIC": {
-        "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True},
-        "input_activations": {"num_bits": 8, "type": "float", **_TOKEN_ACTIVATIONS},
+        "weights": _values(8, "float", "channel"),
+        "input_activations": _values(8, "float", "token", dynamic=True),
     },
+    "FP8": {
+        "weights": _values(8, "float", "tensor"),
+        "input_activations": _values(8, "float", "tensor", dynamic=False, observer="static_minmax"),
+    },
+    "FP8_BLOCK": {
+        "weights": _values(8, "float", "block", block_structure=[BLOCK, BLOCK]),
+        "input_activations": _values(8, "float", "group", dynamic=True, group_size=BLOCK),
+    },
+    "NVFP4": {
+        "weights": _values(4, "float", "tensor_group", **_NVFP4),
+        "input_activations": _values(
+            4, "float", "tensor_group", dynamic="local", observer="static_minmax", **_NVFP4
+        ),
+    },
+    "NVFP4A16": {"weights": _values(4, "float", "tensor_group", **_NVFP4)},
+    "MXFP4": {
+        "weights": _values(4, "float", "group", **_MXFP4),
+        "input_activations": _values(4, "float", "group", dynamic=True, **_MXFP4),
+    },
+}
+# `kv_cache_scheme` of a recipe -> llm-compressor's: one scale for all keys of a layer, one for all
+# values.
+KV_CACHE_SCHEMES: dict[str, dict[str, Any]] = {
+    "FP8": _values(8, "float", "tensor", dynamic=False),
 }
 
 
@@ -43,8 +75,7 @@ def recipe_modifiers(recipe: Recipe) -> list[Any]:
     SmoothQuant and AWQ only move difficulty between activations and weights. The last modifier
     quantises.
     """
-    from llmcompressor.modifiers.gptq import GPTQModifier
-    from llmcompressor.modifiers.quantization import QuantizationModifier
+    import torch
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
@@ -53,9 +84,31 @@ def recipe_modifiers(recipe: Recipe) -> list[Any]:
         modifiers.append(SmoothQuantModifier(smoothing_strength=recipe.smoothing_strength))
     if recipe.algorithm == "awq":
         modifiers.append(AWQModifier())
-    quantiser = GPTQModifier if recipe.algorithm == "gptq" else QuantizationModifier
-    modifiers.append(quantiser(config_groups=config_groups(recipe), ignore=list(recipe.ignore)))
-    return modifiers
+    settings: dict[str, Any] = {
+        "config_groups": config_groups(recipe),
+        "ignore": list(recipe.ignore),
+    }
+    if recipe.kv_cache_scheme is not None:
+        settings["kv_cache_scheme"] = KV_CACHE_SCHEMES[recipe.kv_cache_scheme]
+    if recipe.algorithm == "autoround":
+        # On a CPU compiling takes minutes for every layer and saves less.
+        settings["enable_torch_compile"] = torch.accelerator.is_available()
+    return [*modifiers, _quantiser(recipe)(**settings)]
+
+
+def _quantiser(recipe: Recipe) -> Any:
+    """Returns llm-compressor's class that quantises the weights."""
+    if recipe.algorithm == "gptq":
+        from llmcompressor.modifiers.gptq import GPTQModifier
+
+        return GPTQModifier
+    if recipe.algorithm == "autoround":
+        from llmcompressor.modifiers.autoround import AutoRoundModifier
+
+        return AutoRoundModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    return QuantizationModifier
 
 
 def config_groups(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -65,7 +118,7 @@ def config_groups(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """
     scheme = SCHEMES[recipe.scheme]
     weights = dict(scheme["weights"])
-    if weights["strategy"] == "group":
+    if recipe.scheme in GROUPED:
         weights["group_size"] = recipe.group_size or DEFAULT_GROUP_SIZE
     if recipe.observer is not None:
         weights["observer"] = recipe.observer
@@ -80,7 +133,9 @@ def check_group_size(recipe: Recipe, model_config: PreTrainedConfig) -> None:
     Raises:
         FlowError: names a layer that does not fit, its columns, and the sizes that would fit.
     """
-    group_size = config_groups(recipe)["group_0"]["weights"].get("group_size")
+    group = config_groups(recipe)["group_0"]
+    parts = (group["weights"], group.get("input_activations", {}))
+    group_size = next((part["group_size"] for part in parts if "group_size" in part), None)
     if group_size is None:
         return
     columns = {
@@ -90,14 +145,19 @@ def check_group_size(recipe: Recipe, model_config: PreTrainedConfig) -> None:
     }
     for name, count in columns.items():
         if count % group_size:
-            common = math.gcd(*columns.values())
-            fitting = [str(size) for size in SERVED_GROUP_SIZES if common % size == 0]
             raise FlowError(
                 f"group_size {group_size} does not divide the {count} input columns of {name}.",
-                f"Set group_size to {' or '.join(fitting)}."
-                if fitting
-                else "Add the layer to the recipe's 'ignore'.",
+                _fitting_sizes(recipe, math.gcd(*columns.values())),
             )
+
+
+def _fitting_sizes(recipe: Recipe, common: int) -> str:
+    """Says which group sizes would fit columns with this common divisor, or what else to do."""
+    fitting = [str(size) for size in SERVED_GROUP_SIZES if common % size == 0]
+    if recipe.scheme in GROUPED and fitting:
+        return f"Set group_size to {' or '.join(fitting)}."
+    own = "" if recipe.scheme in GROUPED else f", or choose another scheme than {recipe.scheme}"
+    return f"Add the layer to the recipe's 'ignore'{own}."
 
 
 def check_ignore(recipe: Recipe, model_config: PreTrainedConfig) -> None:

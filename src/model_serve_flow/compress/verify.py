@@ -6,19 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from model_serve_flow.compress.checkpoint import (
+    ACTIVATION_SCALES,
+    KV_SCALES,
     SCALES,
     Checkpoint,
     inspect_checkpoint,
     natural_key,
     tensor_headers,
 )
-from model_serve_flow.compress.recipes import config_groups, linear_layers, name_matches
+from model_serve_flow.compress.recipes import (
+    BLOCK,
+    KV_CACHE_SCHEMES,
+    config_groups,
+    linear_layers,
+    name_matches,
+)
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.profile import Recipe
 from model_serve_flow.setup.integrity import REMAKE
 from model_serve_flow.system.weights import weight_files
 
 SAVED_DTYPES = {("int", 8): "I8", ("float", 8): "F8_E4M3"}
+NAN_EXPONENT = 255  # of the scales of MXFP4, in the format E8M0 of the OCP specification
 
 
 def verify_checkpoint(
@@ -32,13 +41,15 @@ def verify_checkpoint(
     from transformers import AutoConfig
 
     checkpoint = inspect_checkpoint(folder, trust_remote_code=trust_remote_code)
-    layers = linear_layers(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    layers = linear_layers(config)
     if recipe is None:
         _require_every_layer(folder, checkpoint, layers)
     else:
         _check_config(folder, checkpoint, recipe)
         _check_layers(folder, checkpoint, recipe, layers)
         _check_shapes(folder, recipe, {name: layers[name] for name in checkpoint.quantized_layers})
+        _check_kv_cache(folder, checkpoint, recipe, config.get_text_config().num_hidden_layers)
     _check_ignore_list(folder, checkpoint)
     _check_scales(folder)
     return checkpoint
@@ -113,30 +124,78 @@ def _check_layers(
 
 def _check_shapes(folder: Path, recipe: Recipe, layers: dict[str, tuple[int, int]]) -> None:
     """Checks that the tensors have the bits and the group size of the recipe."""
-    weights, tensors = config_groups(recipe)["group_0"]["weights"], tensor_headers(folder)
-    packed = weights["num_bits"] == 4
-    for name, (rows, columns) in layers.items():
-        group_size = weights.get("group_size", columns)
-        width, dtype = (
-            (-(-columns // 8), "I32")
-            if packed
-            else (columns, SAVED_DTYPES[weights["type"], weights["num_bits"]])
-        )
-        expected = {
-            "weight_packed" if packed else "weight": (dtype, (rows, width)),
-            "weight_scale": (None, (rows, columns // group_size)),
-        }
-        for part, (kind, shape) in expected.items():
+    group, tensors = config_groups(recipe)["group_0"], tensor_headers(folder)
+    for name, shape in layers.items():
+        for part, (kind, expected) in stored_tensors(group, shape).items():
             tensor = tensors.get(f"{name}.{part}")
             if tensor is None:
                 raise FlowError(f"{folder}: tensor {name}.{part} is missing.", REMAKE)
-            if tensor.shape != shape or kind not in (None, tensor.dtype):
+            if tensor.shape != expected or kind not in (None, tensor.dtype):
                 raise _wrong(
                     folder,
                     f"{name}.{part}",
                     (tensor.dtype, tensor.shape),
-                    (kind or tensor.dtype, shape),
+                    (kind or tensor.dtype, expected),
                 )
+
+
+def stored_tensors(
+    group: dict[str, Any], shape: tuple[int, int]
+) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+    """Returns the tensors in which compressed-tensors stores a layer: name -> dtype and shape.
+
+    Args:
+        group: a group of `config_groups`.
+        shape: rows and columns of the layer.
+    """
+    weights, (rows, columns) = group["weights"], shape
+    kind, bits, strategy = weights["type"], weights["num_bits"], weights["strategy"]
+    scales = {
+        "channel": (None, (rows, 1)),
+        "tensor": (None, (1,)),
+        "block": (None, tuple(-(-size // BLOCK) for size in shape)),
+        "group": (None, (rows, columns // weights.get("group_size", columns))),
+        "tensor_group": ("F8_E4M3", (rows, columns // weights.get("group_size", columns))),
+    }
+    stored = {"weight": (SAVED_DTYPES.get((kind, bits)), shape), "weight_scale": scales[strategy]}
+    if kind == "int" and (bits == 4 or strategy == "group"):
+        del stored["weight"]
+        stored["weight_packed"] = ("I32", (rows, -(-columns * bits // 32)))
+    elif bits == 4:
+        del stored["weight"]
+        stored["weight_packed"] = ("U8", (rows, columns // 2))
+    if strategy == "tensor_group":
+        stored["weight_global_scale"] = (None, (1,))
+    if group.get("input_activations", {}).get("dynamic") in (False, "local"):
+        name = "input_global_scale" if strategy == "tensor_group" else "input_scale"
+        stored[name] = (None, (1,))
+    return stored
+
+
+def _check_kv_cache(folder: Path, checkpoint: Checkpoint, recipe: Recipe, layers: int) -> None:
+    """Checks that the KV cache is stored as the recipe says, with scales for every decoder layer.
+
+    Args:
+        layers: number of decoder layers.
+
+    Raises:
+        FlowError: names the missing scales, or the field that differs.
+    """
+    saved = checkpoint.quantization_config.get("kv_cache_scheme")
+    if recipe.kv_cache_scheme is None:
+        if saved:
+            raise _wrong(folder, "kv_cache_scheme", saved, None)
+        return
+    for field, value in KV_CACHE_SCHEMES[recipe.kv_cache_scheme].items():
+        if (saved or {}).get(field) != value:
+            raise _wrong(folder, f"kv_cache_scheme.{field}", (saved or {}).get(field), value)
+    parts = [name.rpartition(".")[2] for name in tensor_headers(folder)]
+    for scale in KV_SCALES:
+        if (count := parts.count(scale)) != layers:
+            raise FlowError(
+                f"{folder}: {count} layers have a {scale} of the KV cache, of {layers} layers.",
+                REMAKE,
+            )
 
 
 def _check_ignore_list(folder: Path, checkpoint: Checkpoint) -> None:
@@ -171,14 +230,16 @@ def _check_scales(folder: Path) -> None:
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
-                if name.rpartition(".")[2] not in SCALES:
+                if name.rpartition(".")[2] not in (*SCALES, *ACTIVATION_SCALES, *KV_SCALES):
                     continue
-                scale = file.get_tensor(name).float()
+                scale = file.get_tensor(name)
+                if scale.dtype == torch.uint8:  # exponents of two: no zero, and 255 is NaN
+                    scale = torch.where(scale == NAN_EXPONENT, torch.nan, 1.0)
                 bad = (
                     "is not finite"
-                    if not torch.isfinite(scale).all()
+                    if not torch.isfinite(scale.float()).all()
                     else "is zero"
-                    if (scale == 0).any()
+                    if (scale.float() == 0).any()
                     else ""
                 )
                 if bad:

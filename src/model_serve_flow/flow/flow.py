@@ -11,6 +11,7 @@ from model_serve_flow.flow.load import load_profile
 from model_serve_flow.flow.profile import Candidate, FlowConfig
 from model_serve_flow.flow.workspace import Workspace
 from model_serve_flow.system.checkout import checkout
+from model_serve_flow.system.settings import require_known, settings
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ class Flow:
             command: the command line of the run, for the manifest.
 
         Raises:
-            FlowError: the profile is unknown or not valid.
+            FlowError: the profile is unknown or not valid, or a variable is no setting.
         """
+        require_known(os.environ)
         config = load_profile(profile, overrides)
         workspace = Workspace.of(artifacts or default_artifacts(), config.name)
         return cls(config, workspace, profile, overrides or {}, command)
@@ -68,4 +70,4 @@ class Flow:
 
 def default_artifacts() -> Path:
     """Returns `MODEL_SERVE_FLOW_ARTIFACTS`, or the folder `artifacts` of this checkout."""
-    return Path(os.environ.get("MODEL_SERVE_FLOW_ARTIFACTS") or checkout() / "artifacts")
+    return settings().artifacts or checkout() / "artifacts"

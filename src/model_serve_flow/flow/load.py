@@ -16,8 +16,9 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.default_profile import default_profile
 from model_serve_flow.flow.profile import SECRET, FlowConfig, _is_beside
 from model_serve_flow.system.checkout import MODULES, checkout
+from model_serve_flow.system.settings import settings
+from model_serve_flow.system.variables import PROFILE_PREFIX
 
-ENVIRONMENT_PREFIX = "MODEL_SERVE_FLOW__"
 # most values of a profile; a YAML alias can expand to any number of values, even without end
 MOST_VALUES = 10_000
 LARGEST = 1e15  # largest number in a profile
@@ -28,9 +29,7 @@ def profiles_folder() -> Path:
 
     It is `MODEL_SERVE_FLOW_PROFILES`, or the folder beside the notebooks of this checkout.
     """
-    if folder := os.environ.get("MODEL_SERVE_FLOW_PROFILES"):
-        return Path(folder)
-    return checkout() / MODULES / "profiles"
+    return settings().profiles or checkout() / MODULES / "profiles"
 
 
 def load_profile(profile: str | None = None, overrides: dict[str, Any] | None = None) -> FlowConfig:
@@ -79,11 +78,11 @@ def parse_set(assignments: list[str] | tuple[str, ...]) -> dict[str, Any]:
 def environment_overrides() -> dict[str, Any]:
     """Reads overrides from variables such as `MODEL_SERVE_FLOW__PERFORMANCE__SECONDS=10`."""
     return {
-        name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."): _parse(
+        name.removeprefix(PROFILE_PREFIX).lower().replace("__", "."): _parse(
             value, f"The variable {name}"
         )
         for name, value in sorted(os.environ.items())
-        if name.startswith(ENVIRONMENT_PREFIX)
+        if name.startswith(PROFILE_PREFIX)
     }
 
 

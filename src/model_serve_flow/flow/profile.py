@@ -79,8 +79,23 @@ class ModelSource(Section):
         return self
 
 
-Scheme = Literal["W8A8", "W4A16", "W4A16_ASYM", "FP8_DYNAMIC"]
-Algorithm = Literal["rtn", "gptq", "awq"]
+Scheme = Literal[
+    "W8A8",
+    "W4A16",
+    "W4A16_ASYM",
+    "W8A16",
+    "FP8_DYNAMIC",
+    "FP8",
+    "FP8_BLOCK",
+    "NVFP4",
+    "NVFP4A16",
+    "MXFP4",
+]
+Algorithm = Literal["rtn", "gptq", "awq", "autoround"]
+GROUPED = ("W4A16", "W4A16_ASYM", "W8A16")  # schemes whose group size the recipe may choose
+STATIC_ACTIVATIONS = ("FP8", "NVFP4")  # their activation scales come from calibration
+# What llm-compressor's algorithm can make; rtn and gptq make every scheme.
+ALGORITHM_SCHEMES: dict[Algorithm, tuple[Scheme, ...]] = {}
 
 
 class Recipe(Section):
@@ -88,6 +103,12 @@ class Recipe(Section):
 
     scheme: Scheme
     algorithm: Algorithm = "rtn"
+    kv_cache_scheme: Literal["FP8"] | None = Field(
+        default=None,
+        exclude_if=operator.not_,
+        description="FP8: the checkpoint also stores scales for a KV cache of 8 bits, which the "
+        "engine then uses; none: the KV cache is as the engine decides",
+    )
     smoothing_strength: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None,
         description="SmoothQuant strength applied before quantisation; none: not applied",
@@ -102,6 +123,12 @@ class Recipe(Section):
         exclude_if=operator.not_,  # a profile without this key keeps its earlier digest
         description="classes of modules that are calibrated one after the other; none: decoder "
         "layer by decoder layer. [Linear] needs the least memory of a GPU, and more of the host",
+    )
+    offload: bool = Field(
+        default=False,
+        strict=True,
+        exclude_if=operator.not_,
+        description="weights that do not fit into the host's memory wait on disk while 03 works",
     )
 
     @field_validator("ignore")
@@ -119,14 +146,30 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def group_size_fits_scheme(self) -> Recipe:
-        if self.group_size is not None and not self.scheme.startswith("W4A16"):
-            raise ValueError(f"group_size is for W4A16 schemes; {self.scheme} has none: remove it")
+        if self.group_size is not None and self.scheme not in GROUPED:
+            raise ValueError(
+                f"group_size is for {', '.join(GROUPED)}; {self.scheme} has its own: remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def algorithm_makes_scheme(self) -> Recipe:
+        makes = ALGORITHM_SCHEMES.get(self.algorithm)
+        if makes is not None and self.scheme not in makes:
+            raise ValueError(
+                f"{self.algorithm} makes {', '.join(makes)}, not {self.scheme}: choose rtn or gptq"
+            )
         return self
 
     @property
     def needs_calibration(self) -> bool:
         """Returns whether this recipe needs activations of real text."""
-        return self.algorithm != "rtn" or self.smoothing_strength is not None
+        return (
+            self.algorithm != "rtn"
+            or self.smoothing_strength is not None
+            or self.kv_cache_scheme is not None
+            or self.scheme in STATIC_ACTIVATIONS
+        )
 
 
 class Candidate(Section):
@@ -170,6 +213,11 @@ class Calibration(Section):
     dataset: HubDataset | None = None
     samples: Annotated[int, Field(gt=0)]
     max_sequence_length: Annotated[int, Field(gt=15)]
+    data_parallel: Annotated[int, Field(gt=0)] = Field(
+        default=1,
+        exclude_if=lambda value: value == 1,
+        description="GPU only: processes of torchrun, one for each GPU, that share the texts",
+    )
 
     @model_validator(mode="after")
     def one_origin(self) -> Calibration:
@@ -548,6 +596,8 @@ class FlowConfig(Section):
             )
         if self.engine.gpus > 1 and self.device == "cpu":
             raise ValueError("engine.tensor_parallel and pipeline_parallel are for GPUs")
+        if self.calibration.data_parallel > 1 and self.device == "cpu":
+            raise ValueError("calibration.data_parallel is for GPUs")
         if (
             self.performance.prompt_tokens + self.performance.output_tokens
             >= self.engine.max_model_len

@@ -19,6 +19,7 @@ from model_serve_flow.system import environments, interrupts, live, processes
 from model_serve_flow.system.environments import Environment
 from model_serve_flow.system.live import Live
 from model_serve_flow.system.processes import RUN_VARIABLE
+from model_serve_flow.system.variables import variable
 from model_serve_flow.system.worker import LEFTOVER_SECONDS, Ended, JobProcess
 
 POLL_SECONDS = 0.5
@@ -109,7 +110,7 @@ class Notebooks:
         """Returns the variables of all notebooks: no telemetry, kernels, no hub unless needed."""
         variables = {**os.environ, **environments.process_variables(), **QUIET}
         variables["JUPYTER_PATH"] = environments.jupyter_path()
-        variables["MODEL_SERVE_FLOW_PROFILES"] = str(profiles_folder().resolve())
+        variables[variable("profiles")] = str(profiles_folder().resolve())
         variables[live.VARIABLE] = str(self._live)
         if not needs_hub(self._config):
             variables |= offline.HUB_OFFLINE

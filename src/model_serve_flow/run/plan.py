@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.measure.repeats import repeated_tasks, seeds
-from model_serve_flow.run.steps import STEPS, Step, expand, module_folder
+from model_serve_flow.run.due import Due
+from model_serve_flow.run.steps import Step, expand, module_folder, select
 from model_serve_flow.setup.device_checks import scheme_lines
 from model_serve_flow.system import environments
 from model_serve_flow.system.checkout import checkout
@@ -17,17 +19,24 @@ from model_serve_flow.system.environments import Environment
 PORT = 8000  # in place of the free port that is chosen when a server starts
 
 
-def plan(flow: Flow) -> str:
-    """Returns the whole plan as text; works on machines that cannot run the profile, too."""
+def plan(
+    flow: Flow, only: Sequence[str] = (), start: str | None = None, force: bool = False
+) -> str:
+    """Returns the whole plan as text; works on machines that cannot run the profile, too.
+
+    Raises:
+        FlowError: `only` or `start` names no step, or leaves out a step whose files are missing.
+    """
     config, workspace = flow.config, flow.workspace
     lines = [
         f"{config.name}: {config.description}",
         f"Reference machine: {config.reference_machine}",
         "",
     ]
-    for step in STEPS:
+    for step, decision in Due(flow).plan(select(only, start), force):
         lock = environments.lock_path(step.environment, config.device).relative_to(checkout())
         lines += [f"{step.module}  (environment {step.environment}, lock {lock})"]
+        lines += [f"    {decision.action}: {decision.why}"]
         lines += [f"    reads   {path}" for path in expand(step.inputs, config)]
         lines += [f"    writes  {path}" for path in expand(step.outputs, config)]
         lines += [f"    $ {shlex.join(command)}" for command in commands(step, flow)]

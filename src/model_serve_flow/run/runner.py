@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from model_serve_flow.deploy.ship_record import record_digest
-from model_serve_flow.errors import RERUN, FlowError
+from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.busy import MachineWatch
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.load import environment_overrides
 from model_serve_flow.flow.manifest import set_aside_damaged
-from model_serve_flow.flow.results.measured import Busy, PerformanceResult
+from model_serve_flow.flow.results.measured import Busy
 from model_serve_flow.measure.lm_eval_cache import forget_answers
-from model_serve_flow.run.code_digest import code_digest
+from model_serve_flow.run.due import Due
 from model_serve_flow.run.notebooks import Notebooks, end_leftovers
 from model_serve_flow.run.progress import Progress, failure
 from model_serve_flow.run.run_lock import only_run
-from model_serve_flow.run.steps import SHIP_RECORD, STEPS, Step, expand, module_folder, select
+from model_serve_flow.run.steps import STEPS, Step, expand, select
 from model_serve_flow.setup import mirror
 from model_serve_flow.system import environments, interrupts
 from model_serve_flow.system.checkout import checkout
-from model_serve_flow.system.digests import digest_once, file_digest
 from model_serve_flow.system.environments import Environment
-from model_serve_flow.system.files import now, read_json, read_result, writing
+from model_serve_flow.system.files import now, writing
 
-PERFORMANCE_RESULT = re.compile(r"results/([^/]+)/performance(?:_in_blocks)?\.json")
 # groups: the model, and the suffix of the measurement
 ACCURACY_RESULT = re.compile(r"results/([^/]+)/accuracy(.*)\.json")
 VERSIONED = (
@@ -126,14 +121,14 @@ def notebook_parameters(flow: Flow) -> dict[str, Any]:
 def report_is_current(flow: Flow) -> bool:
     """Checks whether 06 is finished and nothing it read or wrote has changed since."""
     (comparison,) = select(["06"])
-    return _Session(flow, environments.ensure).is_current(comparison)
+    return Due(flow).is_current(comparison)
 
 
 class _Session:
     """One run of the flow."""
 
     def __init__(self, flow: Flow, provide: Provide) -> None:
-        self.flow, self.provide = flow, provide
+        self.flow, self.provide, self.due = flow, provide, Due(flow)
         self.notebooks = Notebooks(self.flow.workspace, self.flow.config)
 
     def close(self) -> None:
@@ -142,14 +137,12 @@ class _Session:
 
     def step(self, step: Step, progress: Progress, force: bool) -> None:
         """Runs or skips one step and records it in the manifest."""
-        fingerprint = self.fingerprint(step)
-        if not force and self.is_done(step, fingerprint):
-            if not (unmeasured := self.unmeasured(step)):
-                progress.skip(step.module)
-                return
-            progress.say(
-                f"{step.module} measures again what is not measured: {'; '.join(unmeasured)}"
-            )
+        decision, fingerprint = self.due.decide(step, force), self.due.fingerprint(step)
+        if decision.action == "skip":
+            progress.skip(step.module)
+            return
+        if decision.action == "measure again":
+            progress.say(f"{step.module} measures again {decision.why}")
         self.forget(step, force)
         progress.start(step.module, "preparing the environment")
         environment = self.provide(step.environment, self.flow.config.device)
@@ -163,85 +156,6 @@ class _Session:
         self.record(step, fingerprint, environment, time.monotonic() - started, watch.result())
         progress.finish(step.module)
 
-    def fingerprint(self, step: Step) -> str:
-        """Computes the SHA-256 of everything that the step's result depends on.
-
-        Raises:
-            FlowError: an input is missing.
-        """
-        config = self.flow.config.model_dump(mode="json")
-        folder = module_folder(step)
-        facts = {
-            "profile": {
-                section: functools.reduce(getitem, section.split("."), config)
-                for section in step.sections
-            },
-            "sources": {name: file_digest(folder / name) for name in (step.notebook, "utils.py")},
-            "locks": [
-                file_digest(path)
-                for path in environments.lock_paths(step.environment, self.flow.config.device)
-            ],
-            "library": code_digest(folder, step.notebook),
-            "machine": self.machine if step.environment == "serve" else None,
-            "inputs": {path: self.digest(path) for path in expand(step.inputs, self.flow.config)},
-        }
-        for path, digest in facts["inputs"].items():
-            if digest is None:
-                missing = self.flow.workspace.root / path
-                raise FlowError(
-                    f"{step.module} needs {missing}, which is missing.",
-                    f"Leave out --only and --from. {RERUN}",
-                )
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-    @functools.cached_property
-    def machine(self) -> dict[str, Any]:
-        """The parts of this machine that decide how a model is served.
-
-        Measurements of two machines are not compared.
-        """
-        from model_serve_flow.system.hardware import inspect_machine
-
-        parts = {"architecture", "cpu", "cores", "cpu_features", "gpus"}
-        return inspect_machine(self.flow.workspace.root).model_dump(mode="json", include=parts)
-
-    def is_done(self, step: Step, fingerprint: str) -> bool:
-        """Checks whether the step finished with these inputs and its outputs are unchanged."""
-        done = self.steps_done().get(step.module)
-        if done is None or done["fingerprint"] != fingerprint:
-            return False
-        return done["outputs"] == {
-            path: self.digest(path) for path in expand(step.outputs, self.flow.config)
-        }
-
-    def unmeasured(self, step: Step) -> list[str]:
-        """Lists what the finished step could not measure; the next run measures it again."""
-        outputs = expand(step.outputs, self.flow.config)
-        models = {path: found[1] for path in outputs if (found := PERFORMANCE_RESULT.match(path))}
-        results = {
-            path: read_result(self.flow.workspace.root / path, PerformanceResult) for path in models
-        }
-        return [
-            f"{models[path]}, {what}"
-            for path, result in results.items()
-            for what in result.unmeasured()
-        ]
-
-    def is_current(self, step: Step) -> bool:
-        """Checks whether the step is done; false if an input is missing."""
-        inputs = expand(step.inputs, self.flow.config)
-        return all(map(self.digest, inputs)) and self.is_done(step, self.fingerprint(step))
-
-    def digest(self, path: str) -> str | None:
-        """Digests a file or folder of the workspace; None if it is missing or an empty folder."""
-        place = self.flow.workspace.root / path
-        return record_digest(place) if path == SHIP_RECORD else digest_once(place)
-
-    def steps_done(self) -> dict[str, Any]:
-        """Reads the manifest's section `steps`."""
-        manifest = self.flow.workspace.manifest
-        return read_json(manifest).get("steps", {}) if manifest.is_file() else {}
-
     def forget(self, step: Step, force: bool) -> None:
         """Removes the step from the manifest, so that an interrupted step does not look finished.
 
@@ -251,10 +165,10 @@ class _Session:
         """
         from model_serve_flow.flow.manifest import update_manifest
 
-        steps = self.steps_done()
+        steps = self.due.steps_done()
         recorded = steps.pop(step.module, {}).get("outputs", {})
         for path in expand(step.outputs, self.flow.config):
-            changed = path in recorded and self.digest(path) != recorded[path]
+            changed = path in recorded and self.due.digest(path) != recorded[path]
             if path.startswith("results/") and (force or changed):
                 (self.flow.workspace.root / path).unlink(missing_ok=True)
             if force and (accuracy := ACCURACY_RESULT.fullmatch(path)):
@@ -271,7 +185,7 @@ class _Session:
         """
         from model_serve_flow.flow.manifest import update_manifest
 
-        outputs = {path: self.digest(path) for path in expand(step.outputs, self.flow.config)}
+        outputs = {path: self.due.digest(path) for path in expand(step.outputs, self.flow.config)}
         if missing := [path for path, digest in outputs.items() if digest is None]:
             raise FlowError(
                 f"{step.module} ran without an error but did not write {', '.join(missing)}.",

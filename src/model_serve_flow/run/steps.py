@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.system.checkout import MODULES, checkout
+from model_serve_flow.system.settings import settings
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,7 @@ def module_folder(step: Step) -> Path:
 
     It is in `MODEL_SERVE_FLOW_MODULES`, by default the example of this checkout.
     """
-    root = os.environ.get("MODEL_SERVE_FLOW_MODULES")
-    return (Path(root) if root else checkout() / MODULES) / step.module
+    return (settings().modules or checkout() / MODULES) / step.module
 
 
 def expand(paths: Sequence[str], config: FlowConfig) -> list[str]:

@@ -29,11 +29,11 @@ from model_serve_flow.serve.vllm import engine_arguments, engine_environment, se
 from model_serve_flow.serve.watchdog import watched
 from model_serve_flow.system import environments, live, processes
 from model_serve_flow.system.hardware import free_port
+from model_serve_flow.system.settings import settings
+from model_serve_flow.system.variables import variable
 
-KEY_VARIABLE = "MODEL_SERVE_FLOW_API_KEY"
 # marks every process of one server, even if its parent is gone
-SERVER_VARIABLE = "MODEL_SERVE_FLOW_SERVER"
-LEAST_KEY_LENGTH = 16
+SERVER_VARIABLE = variable("server")
 # libraries of tables and charts
 SHOWING = ("pandas", "matplotlib.figure", "matplotlib.backends.backend_svg")
 STOP_SECONDS = 20
@@ -48,19 +48,14 @@ def api_key(config: FlowConfig) -> str:
         FlowError: other machines could reach the server and no key is set, or the key is shorter
             than 16 characters.
     """
-    given = os.environ.get(KEY_VARIABLE, "")
-    if given and len(given) < LEAST_KEY_LENGTH:
-        raise FlowError(
-            f"{KEY_VARIABLE} has {len(given)} characters, at least {LEAST_KEY_LENGTH} are needed.",
-            "Make one: openssl rand -hex 32.",
-        )
-    if not given and not _is_loopback(config.engine.host):
+    given = settings().api_key
+    if given is None and not _is_loopback(config.engine.host):
         raise FlowError(
             f"engine.host is {config.engine.host}: other machines could reach the server, and no "
             "key is set.",
-            f"Set {KEY_VARIABLE} (openssl rand -hex 32 makes one), or keep 127.0.0.1.",
+            f"Set {variable('api_key')} (openssl rand -hex 32 makes one), or keep 127.0.0.1.",
         )
-    return given or secrets.token_urlsafe(32)
+    return given.get_secret_value() if given else secrets.token_urlsafe(32)
 
 
 def _is_loopback(host: str) -> bool:

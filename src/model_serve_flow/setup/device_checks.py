@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from model_serve_flow.flow.flow import Flow
-from model_serve_flow.flow.profile import FlowConfig
+from model_serve_flow.flow.profile import Candidate, FlowConfig
 from model_serve_flow.setup.checks import Check, fits
 from model_serve_flow.setup.gpu_memory import gpu_need
 from model_serve_flow.setup.shape import base_settings, shape_of
@@ -57,7 +57,7 @@ def scheme_checks(flow: Flow, device: str, found: dict[str, Service | None]) -> 
     """Checks each scheme: fails if vLLM has no kernel, warns if vLLM uses a fallback."""
     checks = []
     for scheme, service in found.items():
-        names = ", ".join(c.name for c in flow.candidates if c.recipe and c.recipe.scheme == scheme)
+        names = ", ".join(c.name for c in flow.candidates if scheme in _schemes_of(c))
         state = "unknown" if service is None else service.state
         checks.append(
             Check(
@@ -85,7 +85,7 @@ ADVICE = {
 
 def scheme_lines(config: FlowConfig) -> list[str]:
     """Lists for each scheme how vLLM serves it on which kinds of device."""
-    wanted = dict.fromkeys(c.recipe.scheme for c in config.candidates if c.recipe)
+    wanted = dict.fromkeys(scheme for c in config.candidates for scheme in _schemes_of(c))
     return [f"{scheme}: {_where(scheme, config)}" for scheme in wanted]
 
 
@@ -110,7 +110,14 @@ def _where(scheme: str, config: FlowConfig) -> str:
 
 
 def _schemes(flow: Flow) -> list[str]:
-    return list(dict.fromkeys(c.recipe.scheme for c in flow.candidates if c.recipe))
+    return list(dict.fromkeys(scheme for c in flow.candidates for scheme in _schemes_of(c)))
+
+
+def _schemes_of(candidate: Candidate) -> list[str]:
+    """Lists what the engine needs kernels for: the recipe's scheme, and its KV cache's."""
+    if (recipe := candidate.recipe) is None:
+        return []
+    return [recipe.scheme, *([schemes.KV_CACHE] if recipe.kv_cache_scheme else [])]
 
 
 def _experts(flow: Flow) -> bool:
@@ -130,7 +137,7 @@ def _served_dtype(flow: Flow) -> str:
 
 
 def _check_count(config: FlowConfig, machine: Machine) -> Check:
-    wanted = config.engine.gpus
+    wanted = max(config.engine.gpus, config.calibration.data_parallel)
     value = ", ".join(gpu.name for gpu in machine.gpus) or f"none ({machine.gpu_problem})"
     problem = f" ({machine.gpu_problem})" if machine.gpus and machine.gpu_problem else ""
     return Check(
@@ -140,7 +147,7 @@ def _check_count(config: FlowConfig, machine: Machine) -> Check:
         value=f"{value}{problem}",
         needed="an NVIDIA GPU"
         if wanted == 1
-        else f"{wanted} NVIDIA GPUs (tensor_parallel x pipeline_parallel)",
+        else f"{wanted} NVIDIA GPUs (tensor_parallel x pipeline_parallel, or data_parallel)",
         advice="A GPU of this machine is lost or cannot be read: restart it, or hide the GPU from "
         "CUDA."
         if problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ RUNTIME_BYTES = 2 * GIB
 RESULTS_BYTES = GIB // 2  # results, logs, executed notebooks, report
 LARGEST_HEAD = 128  # width of an attention head
 # upper bounds, which small models reach
-SIZE_RATIOS = {"W8A8": 0.65, "W4A16": 0.5, "W4A16_ASYM": 0.5, "FP8_DYNAMIC": 0.65}
+SIZE_RATIOS = {4: 0.5, 8: 0.65}  # bits of the weights -> size relative to 16 bits
 
 
 class Estimate(Record):
@@ -116,7 +117,11 @@ def _width(config: FlowConfig) -> int:
 
 
 def _size_ratio(candidate: Candidate) -> float:
-    return SIZE_RATIOS[candidate.recipe.scheme] if candidate.recipe else 1.0
+    if candidate.recipe is None:
+        return 1.0
+    bits = re.search(r"(?:W|FP)(\d)", candidate.recipe.scheme)
+    assert bits is not None  # every scheme names the bits of its weights
+    return SIZE_RATIOS[int(bits[1])]
 
 
 def check(flow: Flow, machine: Machine) -> list[Check]:

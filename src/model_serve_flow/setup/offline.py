@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from model_serve_flow.errors import FlowError
+from model_serve_flow.system.settings import settings
+from model_serve_flow.system.variables import variable
 
-VARIABLE = "MODEL_SERVE_FLOW_MIRROR"
+VARIABLE = variable("mirror")
 HUB_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -25,15 +26,7 @@ def root() -> Path | None:
     Raises:
         FlowError: it is not a folder.
     """
-    if not (value := os.environ.get(VARIABLE)):
-        return None
-    folder = Path(value).expanduser().resolve()
-    if not folder.is_dir():
-        raise FlowError(
-            f"The mirror {folder} is not a folder.",
-            f"Correct --mirror, or fill it: model-serve-flow mirror --to {folder}",
-        )
-    return folder
+    return settings().mirror
 
 
 def local(source: str) -> str:

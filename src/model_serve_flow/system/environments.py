@@ -22,9 +22,13 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.system.checkout import MODULES, checkout
 from model_serve_flow.system.index import has_other_files, hint, indexes
 from model_serve_flow.system.streams import show_what_can_be_shown
+from model_serve_flow.system.variables import value
 
 Device = Literal["cpu", "gpu"]
 NAMES = ("notebook", "serve", "compress")
+# Stock servers behind the gateway of serving from scratch: no torch, no GPU, no Jupyter kernel.
+PREDICTORS = "predictors"
+EVERY_NAME = (*NAMES, PREDICTORS)
 # Python of the GPU locks; the CPU locks are for every Python from 3.11 on
 GPU_PYTHON = "3.12"
 LOG_TAIL_LINES = 15
@@ -75,6 +79,10 @@ class Environment:
         return self.folder / "share" / "jupyter"
 
     @property
+    def kernel_file(self) -> Path:
+        return self.jupyter_path / "kernels" / self.kernel / "kernel.json"
+
+    @property
     def marker(self) -> Path:
         """Returns the file with the digest of the environment's sources.
 
@@ -85,9 +93,8 @@ class Environment:
 
 def environments_folder() -> Path:
     """Returns `MODEL_SERVE_FLOW_ENVIRONMENTS`, or `.environments` of the checkout."""
-    return Path(
-        os.environ.get("MODEL_SERVE_FLOW_ENVIRONMENTS") or checkout() / ".environments"
-    ).resolve()
+    named = value("environments")
+    return (Path(named).expanduser() if named else checkout() / ".environments").resolve()
 
 
 def environment(name: str) -> Environment:
@@ -96,8 +103,9 @@ def environment(name: str) -> Environment:
     Raises:
         FlowError: there is no such environment.
     """
-    if name not in NAMES:
-        raise FlowError(f"Unknown environment {name!r}.", f"Environments: {', '.join(NAMES)}.")
+    if name not in EVERY_NAME:
+        known = ", ".join(EVERY_NAME)
+        raise FlowError(f"Unknown environment {name!r}.", f"Environments: {known}.")
     return Environment(name, environments_folder() / name)
 
 
@@ -124,13 +132,22 @@ def direct(host: str) -> dict[str, str]:
 
 
 def lock_path(name: str, device: Device) -> Path:
-    """Returns the committed lock, in requirements format: exact versions with hashes."""
+    """Returns the committed lock, in requirements format: exact versions with hashes.
+
+    The predictors have one lock for all devices.
+    """
+    device = "cpu" if name == PREDICTORS else device
     return checkout() / MODULES / "environments" / name / f"{device}.txt"
 
 
 def torch_lock(name: str) -> Path:
     """Returns the lock of PyTorch's CPU build, which no package index has."""
     return lock_path(name, "cpu").with_name("cpu-torch.txt")
+
+
+def has_cpu_torch(name: str, device: Device) -> bool:
+    """Whether the environment contains PyTorch's CPU build."""
+    return device == "cpu" and name != PREDICTORS
 
 
 def build_lock() -> Path:
@@ -149,7 +166,7 @@ def lock_paths(name: str, device: Device) -> list[Path]:
     """
     paths = [
         lock_path(name, device),
-        *([torch_lock(name)] if device == "cpu" else []),
+        *([torch_lock(name)] if has_cpu_torch(name, device) else []),
         build_lock(),
     ]
     for path in paths:
@@ -274,17 +291,19 @@ def _build(built: Environment, device: Device) -> None:
     built.folder.parent.mkdir(parents=True, exist_ok=True)
     log = built.folder.with_name(f"{built.name}.log")
     log.unlink(missing_ok=True)
-    python = sys.executable if device == "cpu" else GPU_PYTHON
+    any_python = device == "cpu" or built.name == PREDICTORS
+    python = sys.executable if any_python else GPU_PYTHON
     install = ["pip", "install", "--python", str(built.python), "--no-deps"]
     install += ["--build-constraints", str(build_lock()), "--require-build-hashes"]
     _uv(built, log, {}, "venv", "--python", python, str(built.folder))
     _uv(built, log, {}, *install, "--require-hashes", "-r", str(lock_path(built.name, device)))
     # Only this install looks outside the package index, for this one package.
-    if device == "cpu":
+    if has_cpu_torch(built.name, device):
         arguments, variables = cpu_torch()
         _uv(built, log, variables, *install, *arguments, "-r", str(torch_lock(built.name)))
     _uv(built, log, {}, *install, "-e", str(checkout()))
-    _register_kernel(built)
+    if built.name in NAMES:
+        _register_kernel(built)
     built.marker.write_text(digest)
 
 
@@ -311,10 +330,9 @@ def _uv(built: Environment, log: Path, variables: dict[str, str], *arguments: st
 
 
 def _register_kernel(built: Environment) -> None:
-    folder = built.jupyter_path / "kernels" / built.kernel
-    folder.mkdir(parents=True, exist_ok=True)
+    built.kernel_file.parent.mkdir(parents=True, exist_ok=True)
     specification = json.dumps(_kernel_specification(built), indent=1)
-    (folder / "kernel.json").write_text(f"{specification}\n", encoding="utf-8")
+    built.kernel_file.write_text(f"{specification}\n", encoding="utf-8")
 
 
 def _kernel_specification(built: Environment) -> dict[str, Any]:
@@ -336,7 +354,7 @@ def _kernel_specification(built: Environment) -> dict[str, Any]:
 def main() -> int:
     """Builds the named environments; returns exit status 1, and prints the reason, on failure."""
     parser = argparse.ArgumentParser(description="Build environments from their locks.")
-    parser.add_argument("names", nargs="+", choices=NAMES)
+    parser.add_argument("names", nargs="+", choices=EVERY_NAME)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     arguments = parser.parse_args()
     show_what_can_be_shown()

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.system.places import home_variables, own_places
+from model_serve_flow.system.settings import settings
 
 Result = TypeVar("Result", bound=BaseModel)
 
@@ -31,8 +32,6 @@ _FULL = {
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 Row = dict[str, Any]
-
-CACHE_VARIABLE = "MODEL_SERVE_FLOW_CACHE"
 
 
 @contextlib.contextmanager
@@ -167,7 +166,7 @@ def replacing_folder(
         FlowError: the disk is full or cannot be written. The old folder stays, and the sibling is
             deleted unless it is resumable.
     """
-    partial = partial or destination.with_name(f".{destination.name}.partial")
+    partial = partial or partial_folder(destination)
     with writing(destination, what):
         if not resumable:
             shutil.rmtree(partial, ignore_errors=True)
@@ -178,6 +177,11 @@ def replacing_folder(
         finally:
             if not resumable:
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_folder(destination: Path) -> Path:
+    """Returns the hidden sibling folder in which `replacing_folder` prepares `destination`."""
+    return destination.with_name(f".{destination.name}.partial")
 
 
 @contextlib.contextmanager
@@ -315,7 +319,7 @@ def cache_folder() -> Path:
     Raises:
         FlowError: no home can be written.
     """
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
+    if named := settings().cache:
+        return named
     home = home_variables(os.environ, own_places()).get("HOME") or Path.home()
     return Path(home) / ".cache" / "model-serve-flow"

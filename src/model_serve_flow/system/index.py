@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
-VARIABLE = "MODEL_SERVE_FLOW_INDEX"
+from model_serve_flow.system.variables import value, variable
+
+VARIABLE = variable("index")
 PUBLIC = "public"  # value of VARIABLE: the index that uv asks by default
 UV_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_CONFIG_FILE")
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY")
@@ -55,7 +57,7 @@ def indexes(surrounding: Mapping[str, str]) -> list[Index]:
     """
     pip = pip_settings()
     shared = _certificate_and_proxy(surrounding, pip)
-    named = surrounding.get(VARIABLE, "").strip()
+    named = value("index", surrounding)
     public = Index("the index that uv asks by default", {**shared, "UV_NO_CONFIG": "1"}, UV_INDEX)
     if named == PUBLIC:
         return [public]

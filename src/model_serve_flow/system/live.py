@@ -10,7 +10,6 @@ that is opened without the runner has no such variable, and nothing is written.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-VARIABLE = "MODEL_SERVE_FLOW_LIVE"  # path of the file; set by the runner for the notebook's kernel
+from model_serve_flow.system.variables import value, variable
+
+VARIABLE = variable("live")  # path of the file; set by the runner for the notebook's kernel
 WRITE_SECONDS = 0.5  # least time between two writes, except the first and the last
 
 
@@ -111,7 +112,7 @@ def report(what: str | None, done: int, total: int, unit: str = "") -> None:
         total: how much there is; 0: not known, then only `what` is shown.
         unit: what is counted, such as "requests".
     """
-    if path := os.environ.get(VARIABLE):
+    if path := value("live"):
         _reporter.report(path, what, done, total, unit)
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.system.checkout import checkout
+from model_serve_flow.system.variables import value
 
 NOBODY = "user"  # name for a user id without a name
-ARTIFACTS = "MODEL_SERVE_FLOW_ARTIFACTS"
+REPLACED_HOME = ".home"  # folder that takes the place of a home that cannot be written
 
 
 def home_variables(surrounding: Mapping[str, str], places: Iterable[Path]) -> dict[str, str]:
@@ -41,7 +42,7 @@ def home_variables(surrounding: Mapping[str, str], places: Iterable[Path]) -> di
     tried = [*places, Path(tempfile.gettempdir())]
     for place in tried:
         if writable(place):
-            folder = place / ".home"
+            folder = place / REPLACED_HOME
             folder.mkdir(parents=True, exist_ok=True)
             return {**variables, "HOME": str(folder)}
     raise FlowError(
@@ -52,7 +53,7 @@ def home_variables(surrounding: Mapping[str, str], places: Iterable[Path]) -> di
 
 def own_places() -> list[Path]:
     """Lists folders that the flow writes anyway: the artifacts, and the checkout if any."""
-    named = os.environ.get(ARTIFACTS)
+    named = value("artifacts")
     places = [Path(named).expanduser()] if named else []
     try:
         return [*places, checkout()]

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import psutil
 
+from model_serve_flow.system.variables import value, variable
+
 # For Python's setproctitle, which by default overwrites the environment that /proc shows.
 KEEP_READABLE = {"SPT_NOENV": "1"}
 # marks every process of a run; session and parent do not matter
-RUN_VARIABLE = "MODEL_SERVE_FLOW_RUN"
+RUN_VARIABLE = variable("run")
 ORPHAN_SECONDS = 1.0
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
 
@@ -120,7 +122,7 @@ def cpu_seconds(processes: Iterable[psutil.Process], *, ended_children: bool = F
 def own() -> list[psutil.Process]:
     """Lists this process, its descendants, and all processes of the same run."""
     found = {process.pid: process for process in family(os.getpid())}
-    if mark := os.environ.get(RUN_VARIABLE):
+    if mark := value("run"):
         found |= {process.pid: process for process in marked(RUN_VARIABLE, mark.__eq__)}
     return list(found.values())
 

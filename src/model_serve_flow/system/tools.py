@@ -17,6 +17,7 @@ from pathlib import Path
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.system.index import PUBLIC, VARIABLE, has_other_files
+from model_serve_flow.system.variables import value
 
 NAMES = ("uv", "packaging")
 OLDEST = (3, 11)
@@ -67,7 +68,7 @@ def _install(folder: Path, pinned: Path) -> None:
         "-r",
         str(pinned),
     ]
-    named = os.environ.get(VARIABLE, "").strip()
+    named = value("index")
     public = {name: value for name, value in os.environ.items() if name not in PIP_INDEX}
     public["PIP_CONFIG_FILE"] = os.devnull
     tries = [public] if named else [dict(os.environ), public]

@@ -14,7 +14,6 @@ from serving_from_scratch.api.schemas import (
     CompletionBody,
     EmbeddingBody,
     Ids,
-    OpenAISampling,
 )
 from serving_from_scratch.api.sse import Json, Service, collect, respond, unless_gone
 from serving_from_scratch.core.errors import InvalidRequest
@@ -82,7 +81,8 @@ async def embeddings(body: EmbeddingBody, request: Request) -> Response:
     deltas = service.engine.generate(jobs, seconds=body.timeout)
     answers = await unless_gone(request, collect(deltas, len(jobs)))
     coded = body.encoding_format == "base64"
-    vectors = [in_base64(a.embedding) if coded else list(a.embedding) for a in answers]
+    found: list[Any] = [answer.embedding for answer in answers]
+    vectors = [in_base64(each) if coded else list(each) for each in found]
     frame = {"object": "embedding"}
     data = [{**frame, "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
     tokens = sum(map(len, prompts))
@@ -100,7 +100,9 @@ class OpenAIShape:
     kind = ""  # of the JSON object
     prefix = ""
 
-    def __init__(self, service: Service, body: OpenAISampling, prompt_tokens: int) -> None:
+    def __init__(
+        self, service: Service, body: CompletionBody | ChatBody, prompt_tokens: int
+    ) -> None:
         self.service = service
         self.text: Text = service.engine.text
         self.options = body.stream_options
@@ -230,7 +232,7 @@ def check_chat(body: ChatBody) -> None:
 def encode_all(text: Text, prompt: str | Ids | list[str] | list[Ids], field="prompt") -> list[Ids]:
     """Turns one or more prompts, as text or as token ids, into token ids."""
     one = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
-    prompts = [prompt] if one else prompt
+    prompts: Any = [prompt] if one else prompt
     return [text.encode(p, field) if isinstance(p, str) else list(p) for p in prompts]
 
 

@@ -41,9 +41,11 @@ class BatchingStrategy(Protocol):
     - A planned sequence that waits is admitted, in the plan's order.
     - A running sequence that is not planned pauses. An empty plan waits.
     - `chunks`: whether prompts are split; the cache must then keep what was computed.
+    - A strategy may have `tokens`: the most that a step computes, guesses included.
     """
 
-    chunks: bool
+    @property
+    def chunks(self) -> bool: ...
 
     def plan(self, waiting: Sequences, running: Sequences, budget: Budget) -> Plan: ...
 
@@ -139,7 +141,7 @@ def make_strategy(
     Raises:
         ServingError: lists the known names.
     """
-    known = {
+    known: dict[str, BatchingStrategy] = {
         "one-by-one": OneByOne(),
         "static": Static(size),
         "dynamic": Dynamic(size, max_wait),

@@ -3,6 +3,9 @@
 import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
+
+from serving_from_scratch.core.proposers import Guessing
 
 
 class FinishReason(StrEnum):
@@ -37,6 +40,7 @@ class SamplingParameters:
         ignore_eos: continues after an end-of-sequence token, until max_tokens.
         logprobs: how many of the likeliest tokens to report per new token; None: no report.
         prompt_logprobs: the same for the tokens of the prompt.
+        grammar: what the answer must look like, as an xgrammar structural tag in JSON; "": anything.
     """
 
     max_tokens: int = 16
@@ -48,6 +52,7 @@ class SamplingParameters:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str = ""
 
 
 GREEDY = SamplingParameters()
@@ -97,6 +102,8 @@ class Sequence:
         prompt_logprobs: one entry per prompt token except the first, if requested.
         embedding: the last hidden state of the prompt, if requested.
         preemptions: how often it lost its place in the cache.
+        guessing: its guessed tokens, right and wrong.
+        error: why the model refuses it; "" if it does not.
     """
 
     request: Request
@@ -104,13 +111,15 @@ class Sequence:
     computed: int = 0
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
-    slot: int | None = None
+    slot: Any = None  # an int while it runs
     blocks: list[int] = field(default_factory=list)
     seed: int = field(init=False)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     embedding: tuple[float, ...] | None = None
     preemptions: int = 0
+    guessing: Guessing = field(default_factory=Guessing)
+    error: str = ""
 
     def __post_init__(self) -> None:
         seed = self.request.sampling.seed

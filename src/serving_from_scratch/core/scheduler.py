@@ -76,8 +76,11 @@ class Scheduler:
         chosen = self._grow_running(plan)
         if chosen.keys() | joining == plan.keys():  # nobody overtakes a preempted sequence
             self._admit_waiting(plan, joining, chosen)
-        chunks = tuple(self._chunk(*pair) for pair in chosen.items())
-        return Step(chunks, self.memory.take_copies()) if chunks else None
+        chunks, room = [], self._limit - sum(chosen.values())
+        for sequence, tokens in chosen.items():
+            chunks.append(self._chunk(sequence, tokens, room))
+            room -= chunks[-1].guesses
+        return Step(tuple(chunks), self.memory.take_copies()) if chunks else None
 
     def update(self, step: Step, result: StepResult) -> list[Sequence]:
         """Takes a step's result; returns the sequences that have a new token or have ended."""
@@ -114,6 +117,11 @@ class Scheduler:
             self._preempt(self.running[-1])
         self.memory.forget()
 
+    @property
+    def _limit(self) -> int:
+        """How many tokens a step may compute, guesses included."""
+        return min(self.step_tokens, getattr(self.strategy, "tokens", self.step_tokens))
+
     def _grow_running(self, plan: Plan) -> Plan:
         """Makes room for running sequences; if there is none, preempts the youngest."""
         chosen: Plan = {}
@@ -146,11 +154,11 @@ class Scheduler:
         sequence.preemptions += 1
         self.waiting.insert(0, sequence)
 
-    def _chunk(self, sequence: Sequence, tokens: int) -> Chunk:
+    def _chunk(self, sequence: Sequence, tokens: int, room: int) -> Chunk:
         request, start = sequence.request, sequence.computed
         end = start + tokens
         whole = end == len(sequence.tokens)
-        guesses = self._guess(sequence) if whole and sequence.decoding else ()
+        guesses = self._guess(sequence, room) if whole and sequence.decoding else ()
         wanted = request.sampling.prompt_logprobs is not None
         missing = len(sequence.prompt_logprobs) <= start  # else known from before a preemption
         return Chunk(
@@ -165,32 +173,48 @@ class Scheduler:
             blocks=tuple(sequence.blocks),
             embed=whole and request.embed,
             guesses=len(guesses),
+            answer=tuple(sequence.generated) if request.sampling.grammar else (),
         )
 
-    def _guess(self, sequence: Sequence) -> tuple[int, ...]:
-        """Guesses tokens, at most as many as the answer may have and the cache has room for."""
+    def _guess(self, sequence: Sequence, room: int) -> tuple[int, ...]:
+        """Guesses tokens, at most as many as answer, step and cache have room for."""
         left = sequence.request.sampling.max_tokens - len(sequence.generated) - 1
-        guesses = tuple(self.proposer.propose(sequence.tokens))[: max(0, left)]
+        most = max(0, min(left, room))
+        if not most or sequence.guessing.rests():
+            return ()
+        guesses = tuple(self.proposer.propose(sequence.tokens))[:most]
         return guesses if self.memory.grow(sequence, sequence.pending + len(guesses)) else ()
 
     def _take(self, sequence: Sequence, chunk: Chunk, outcome: Outcome) -> bool:
         """Adds an outcome to its sequence; returns whether the client gets anything new."""
+        if outcome.error:
+            sequence.error = outcome.error
+            self._end(sequence, FinishReason.ERROR)
+            return True
         sequence.prompt_logprobs.extend(outcome.prompt_logprobs)
         if chunk.end < len(sequence.tokens):  # inside its prompt
             self.memory.advance(sequence, chunk.end)
             return False
-        sequence.logprobs.extend(outcome.logprobs)
         sequence.embedding = outcome.embedding
+        right = max(0, len(outcome.tokens) - 1)
+        if chunk.guesses:
+            sequence.guessing.learn(chunk.guesses, right, self.proposer.cost)
+        reason = self._append(sequence, outcome)
+        self.memory.advance(sequence, chunk.end - chunk.guesses + right)
+        if reason:
+            self._end(sequence, reason)
+        return True
+
+    def _append(self, sequence: Sequence, outcome: Outcome) -> FinishReason | None:
+        """Adds new tokens up to the end of the answer; returns why it ends, or None."""
         reason = FinishReason.STOP if sequence.request.embed else None
+        before = len(sequence.tokens)
         for token in outcome.tokens:
             sequence.tokens.append(token)
             if reason := finish_reason(sequence, self.eos):
                 break
-        right_guesses = max(0, len(outcome.tokens) - 1)
-        self.memory.advance(sequence, chunk.end - chunk.guesses + right_guesses)
-        if reason := reason or finish_reason(sequence, self.eos):
-            self._end(sequence, reason)
-        return True
+        sequence.logprobs.extend(outcome.logprobs[: len(sequence.tokens) - before])
+        return reason or finish_reason(sequence, self.eos)
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         if sequence.status is Status.RUNNING:

@@ -21,6 +21,7 @@ class Chunk:
         blocks: the sequence's pages, if the cache has pages.
         embed: whether the hidden state of the last token is wanted.
         guesses: how many of the last tokens are guesses, to be checked in order.
+        answer: the tokens generated so far, if the answer has a grammar.
     """
 
     request: str
@@ -34,6 +35,7 @@ class Chunk:
     blocks: tuple[int, ...] = ()
     embed: bool = False
     guesses: int = 0
+    answer: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
@@ -72,17 +74,28 @@ class Outcome:
         logprobs: one entry per new token, if requested.
         prompt_logprobs: one entry per target.
         embedding: the hidden state of the last token, scaled to length one.
+        error: why this request cannot be answered; "" if it can.
     """
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     embedding: tuple[float, ...] | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One outcome per chunk, in the order of the step, and the step's seconds."""
+    """The result of a step.
+
+    Attributes:
+        outcomes: one per chunk, in the order of the step.
+        seconds: that the step took.
+        sent: bytes that one rank gave to others, if several ranks compute together.
+        exchange: seconds of `seconds` in which it sent, received and waited for the others.
+    """
 
     outcomes: tuple[Outcome, ...]
     seconds: float
+    sent: int = 0
+    exchange: float = 0.0

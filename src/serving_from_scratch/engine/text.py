@@ -7,7 +7,7 @@ import json
 import re
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -120,7 +120,7 @@ def read_template(folder: Path) -> tuple[Any, dict[str, Any]]:
     """Reads the chat template and its variables; None if the model has no template."""
     config_file, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    sandbox.globals["raise_exception"] = refuse
+    cast("dict[str, Any]", sandbox.globals)["raise_exception"] = refuse
     try:
         config = json.loads(config_file.read_text()) if config_file.is_file() else {}
         source = file.read_text() if file.is_file() else config.get("chat_template")

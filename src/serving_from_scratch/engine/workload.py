@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 from serving_from_scratch.core.errors import DeadlinePassed, ServingError, Unavailable
 from serving_from_scratch.core.limits import Limits
@@ -189,7 +190,7 @@ class WorkloadManager:
         """Ends the requests whose deadline has passed."""
         for sequence in self.scheduler.expire(time.monotonic()):
             request = sequence.request
-            seconds = request.deadline - request.arrived
+            seconds = cast("float", request.deadline) - request.arrived
             error = DeadlinePassed(f"The answer was not complete after {seconds:g} seconds.")
             self._end(self._tickets[request.id], News(error=error), FinishReason.DEADLINE)
 
@@ -213,7 +214,7 @@ class WorkloadManager:
         )
         ticket.sent += len(tokens)
         self.counts.generated_tokens += len(tokens)
-        if sequence.finished:
+        if sequence.finish_reason is not None:
             self._end(ticket, news, sequence.finish_reason)
         else:
             ticket.deliver(news)

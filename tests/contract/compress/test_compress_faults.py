@@ -33,12 +33,14 @@ from transformers import AutoTokenizer
 from llmcompressor import oneshot
 artifacts, samples, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 recipe = {"scheme": "W8A8", "algorithm": "gptq"}
-flow = Flow.open("ci", {"candidates": [{"name": "a", "recipe": recipe}], "calibration.samples": samples,
-                        "calibration.max_sequence_length": length}, artifacts)
+overrides = {"candidates": [{"name": "a", "recipe": recipe}], "calibration.samples": samples,
+             "calibration.max_sequence_length": length}
+flow = Flow.open("ci", overrides, artifacts)
 tokenizer = AutoTokenizer.from_pretrained(flow.workspace.model("base"))
 dataset, facts = calibration_dataset(flow, tokenizer)
 def quantise(model, recipe):
-    oneshot(model=model, recipe=recipe_modifiers(recipe), dataset=dataset, num_calibration_samples=len(dataset))
+    modifiers, count = recipe_modifiers(recipe), len(dataset)
+    oneshot(model=model, recipe=modifiers, dataset=dataset, num_calibration_samples=count)
 def attempt():
     try:
         compress(flow, "a", quantise, facts)
@@ -46,7 +48,7 @@ def attempt():
         print(error)
         return
     sys.exit("no FlowError")
-"""  # noqa: E501
+"""
 
 
 def save_base(folder: Path) -> None:

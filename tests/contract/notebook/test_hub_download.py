@@ -42,12 +42,13 @@ from pathlib import Path
 from model_serve_flow.errors import FlowError
 from model_serve_flow.setup.mirror import Piece, fetch, lack
 try:
-    for piece in (Piece("model", "org/good"), Piece("dataset", "org/texts", "main"), Piece("dataset", "org/gated")):
+    texts, gated = Piece("dataset", "org/texts", "main"), Piece("dataset", "org/gated")
+    for piece in (Piece("model", "org/good"), texts, gated):
         fetch(piece, Path(sys.argv[1]))
         assert lack(piece, Path(sys.argv[1])) is None
 except FlowError as error:
     sys.exit(f"FlowError: {error}")
-"""  # noqa: E501
+"""
 
 
 class Hub(BaseHTTPRequestHandler):

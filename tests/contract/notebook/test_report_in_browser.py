@@ -30,7 +30,8 @@ FLAGS = (
 PROBE = """<script>{
 const page = document.documentElement;
 const scrolls = page.scrollWidth > page.clientWidth;
-const find = title => [...document.querySelectorAll("table")].find(t => t.caption.textContent.includes(title));
+const tables = [...document.querySelectorAll("table")];
+const find = title => tables.find(t => t.caption.textContent.includes(title));
 const accuracy = find("Accuracy per task"), rows = () => [...accuracy.tBodies[0].rows];
 accuracy.querySelector("thead button").click();
 const names = rows().map(row => row.cells[0].textContent);
@@ -38,14 +39,16 @@ const sorted = names.join() === [...names].sort().join();
 accuracy.querySelectorAll("thead button")[4].click();
 const keys = rows().map(row => Number(row.cells[4].dataset.key));
 const numeric = keys.length > 5 && keys.join() === [...keys].sort((a, b) => a - b).join();
-const flips = find("flipped items").closest("details"), folded = !flips.querySelector("tbody").checkVisibility();
+const flips = find("flipped items").closest("details"), items = flips.querySelector("tbody");
+const folded = !items.checkVisibility();
 flips.querySelector("summary").click();
-const seen = flips.querySelector("tbody").checkVisibility() && flips.querySelector("tbody").rows.length > 5;
-const drawn = [...document.querySelectorAll("figure svg")].every(svg => svg.getBoundingClientRect().height > 100);
+const seen = items.checkVisibility() && items.rows.length > 5;
+const high = svg => svg.getBoundingClientRect().height > 100;
+const drawn = [...document.querySelectorAll("figure svg")].every(high);
 document.querySelectorAll("details").forEach(part => { part.open = true; });
 const wide = page.scrollWidth > page.clientWidth;
 document.title = `PROBE ${JSON.stringify({scrolls, sorted, numeric, folded, seen, drawn, wide})}`;
-}</script>"""  # noqa: E501
+}</script>"""
 FINE = {
     "scrolls": False, "sorted": True, "numeric": True, "folded": True, "seen": True, "drawn": True,
     "wide": False,

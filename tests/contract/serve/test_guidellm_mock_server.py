@@ -500,13 +500,14 @@ from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.serve.server import Server
 
 url, key, folder, root = sys.argv[1:]
-flow = Flow.open("ci", {"performance.concurrency": [1], "performance.repeats": 1, "performance.seconds": 60}, root)
+load = {"concurrency": [1], "repeats": 1, "seconds": 60}
+flow = Flow.open("ci", {f"performance.{key}": value for key, value in load.items()}, root)
 server = Server(url, "base", key, Path(folder), Path(folder), psutil.Process(), 1.0)
 with load_generator(flow) as generator:
     print(generator._driver.mark, flush=True)
     path = Path(root) / "killed.json"
     generator.run(server, load_command(flow.config, url, "base", folder, str(path)), path)
-"""  # noqa: E501
+"""
 
 
 def test_a_notebook_that_is_killed_leaves_no_load_generator(measured, tmp_path):

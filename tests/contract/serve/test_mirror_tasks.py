@@ -33,14 +33,16 @@ from model_serve_flow.setup.offline import working_folder
 
 before = os.getcwd()
 with working_folder():
-    raw = lm_eval.simple_evaluate(model="dummy", tasks=sys.argv[1:], limit=2, bootstrap_iters=0, log_samples=True)
+    raw = lm_eval.simple_evaluate(
+        model="dummy", tasks=sys.argv[1:], limit=2, bootstrap_iters=0, log_samples=True
+    )
 assert os.getcwd() == before
 text = HubDataset(path="Salesforce/wikitext", name="wikitext-2-raw-v1", split="test", column="text")
 rows = hub_rows(text, "text", lambda stream: stream.take(2))
 print(json.dumps({"rows": rows, "samples": {
     task: [sample["arguments"] for sample in samples] for task, samples in raw["samples"].items()
 }}, default=str))
-"""  # noqa: E501
+"""
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-"""The GPU profile's margins ship a candidate that lost nothing,
-and its comments say the numbers found here.
+"""The GPU profiles' margins ship a candidate that lost nothing,
+and their comments say the numbers found here.
 """
 
 import re
@@ -30,7 +30,20 @@ PLANNED = {
 }
 ONCE = PLANNED | {"ifeval": Planned(PROMPTS, 0.77, 0.0, 0.14)}
 RESTLESS = PLANNED | {"ifeval": Planned(PROMPTS * REPEATS.count, 0.77, 0.0, 0.2)}
-COMMENT = (profiles_folder() / f"{NAME}.yaml").read_text(encoding="utf-8")
+SMALL, LARGE = load_profile("colab-t4"), load_profile("gpu-llama-3.3-70b")
+PLANNED_SMALL = {
+    "mmlu": Planned(14042, 0.58, 0.25, 0.09),
+    "arc_easy": Planned(2376, 0.75, 0.25, 0.08),
+    "hellaswag": Planned(10042, 0.66, 0.25, 0.06),
+}
+GSM8K_SMALL = {"gsm8k": Planned(1319, 0.60, 0.0, 0.14)}
+
+
+def comment(name):
+    return (profiles_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+COMMENT = comment(NAME)
 
 
 def drawn(loss=0.0, tasks=PLANNED, draws=DRAWS):
@@ -39,6 +52,11 @@ def drawn(loss=0.0, tasks=PLANNED, draws=DRAWS):
     return {
         name: Draws.of(task, losses.get(name, 0.0), draws, seed=1) for name, task in tasks.items()
     }
+
+
+def many_rate(tasks, margins):
+    """Percent of the draws that ship if every task decides."""
+    return 100 * shipped(drawn(tasks=tasks), margins).mean()
 
 
 def rate(loss=0.0, margins=MARGINS, tasks=PLANNED):
@@ -50,9 +68,9 @@ def rate(loss=0.0, margins=MARGINS, tasks=PLANNED):
     return 100 * shipped(TIERS.counting(drawn(loss, tasks)), margins).mean()
 
 
-def said(pattern):
-    """The numbers of the profile's comment at this place, whatever its line breaks."""
-    text = re.sub(r"\s*\n#\s*", " ", COMMENT)
+def said(pattern, whole=COMMENT):
+    """The numbers of a profile's comment at this place, whatever its line breaks."""
+    text = re.sub(r"\s*\n#\s*", " ", whole)
     return [float(number) for number in re.search(pattern, text).groups()]
 
 
@@ -95,17 +113,47 @@ def test_a_loss_of_the_margin_on_one_task_seldom_ships():
 
 def test_the_comment_has_the_tasks_and_errors_of_the_calculation():
     assert set(PROFILE.accuracy.tasks) == set(PLANNED)
-    rows = re.findall(r"^#   (\w+) +(\d+) +(\d+) +(\d+) +([\d.]+)$", COMMENT, re.MULTILINE)
-    assert {row[0]: tuple(map(float, row[1:])) for row in rows} == {
+    assert table(COMMENT) == expected_table(PLANNED)
+    assert REPEATS.tasks == ("ifeval",) and PROFILE.accuracy.apply_chat_template
+
+
+def table(whole):
+    rows = re.findall(r"^#   (\w+) +(\d+) +(\d+) +(\d+) +([\d.]+)$", whole, re.MULTILINE)
+    return {row[0]: tuple(map(float, row[1:])) for row in rows}
+
+
+def expected_table(tasks):
+    return {
         name: (
-            task.n,
-            100 * task.score,
-            round(100 * task.flips),
+            *(task.n, round(100 * task.score), round(100 * task.flips)),
             round(100 * np.sqrt(task.flips / task.n), 2),
         )
-        for name, task in PLANNED.items()
+        for name, task in tasks.items()
     }
-    assert REPEATS.tasks == ("ifeval",) and PROFILE.accuracy.apply_chat_template
+
+
+def test_the_small_models_profile_decides_on_the_tasks_that_can_settle_its_margins():
+    margins, text = SMALL.verdict, comment("colab-t4")
+    assert table(text) == expected_table(PLANNED_SMALL)
+    assert set(SMALL.accuracy.tasks) - set(margins.advisory) == set(PLANNED_SMALL)
+    found = [rate(loss, margins, PLANNED_SMALL) for loss in (0.0, 0.005, 0.01)]
+    whole = r"ships in (\d+) % of all cases, .*? in (\d+) %, .*? in (\d+) %"
+    assert found == pytest.approx(said(whole, text), abs=1)
+    with_gsm8k = many_rate(PLANNED_SMALL | GSM8K_SMALL, margins)
+    assert [with_gsm8k] == pytest.approx(said(r"ship in (\d+) % only", text), abs=1)
+
+
+def test_the_larger_models_profile_ships_as_often_as_the_one_it_extends():
+    text = comment("gpu-llama-3.3-70b")
+    scores = re.search(r"tasks: ([\d, ]+) and (\d+) %", re.sub(r"\s*\n#\s*", " ", text))
+    planned = {
+        name: Planned(task.n, int(score) / 100, task.chance, task.flips)
+        for (name, task), score in zip(
+            PLANNED.items(), [*scores[1].split(", "), scores[2]], strict=True
+        )
+    }
+    assert LARGE.verdict == MARGINS
+    assert [rate(tasks=planned)] == pytest.approx(said(r"ships in (\d+) %", text), abs=1)
 
 
 def scored(draws, which):

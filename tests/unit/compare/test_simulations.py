@@ -249,7 +249,7 @@ def text_coverage(documents: int, draws: int = DRAWS, true: float = 0.02) -> tup
     base = -words * rng.normal(3.6, 0.4, shape)
     own = 0.012 * (rng.gamma(2, 1, shape) - 2) / math.sqrt(2)
     change = true + own + rng.normal(0, 0.25 / np.sqrt(words))
-    low, high = many.ratio_intervals(words * change, words, SEED)
+    low, high = many.text_intervals(words * change, words, SEED)
     for row in range(CHECKED):
         candidate = base[row] - words[row] * change[row]
         found = paired_loss_change(base[row], candidate, words[row], SEED)

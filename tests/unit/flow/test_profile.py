@@ -3,8 +3,12 @@ import yaml
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.load import load_profile, parse_set, profiles_folder
+from model_serve_flow.flow.profile import Recipe
 
-PROFILES = ("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "gpu-llama-3.1-8b")
+PROFILES = (
+    *("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "colab-t4"),
+    *("gpu-llama-3.1-8b", "gpu-h200-llama-3.1-8b", "gpu-llama-3.3-70b"),
+)
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -37,9 +41,13 @@ def test_unknown_profile_names_the_known():
         ({"performance.concurrency": [4, 1]}, ["performance.concurrency", "must rise"]),
         (
             {"candidates.0.recipe.scheme": "W2A2"},
-            ["candidates.0.recipe.scheme", "'W8A8', 'W4A16', 'W4A16_ASYM' or 'FP8_DYNAMIC'"],
+            [
+                "candidates.0.recipe.scheme",
+                "'W8A8', 'W4A16', 'W4A16_ASYM', 'W8A16', 'FP8_DYNAMIC', 'FP8'",
+            ],
         ),
         ({"candidates.0.recipe.group_size": 64}, ["group_size is for W4A16"]),
+        ({"calibration.data_parallel": 2}, ["data_parallel is for GPUs"]),
         ({"candidates.0.name": "base"}, ["'base' is the name of the base model"]),
         ({"candidates.0.name": "../up"}, ["candidates.0.name", "pattern"]),
         ({"candidates.0.name": "w4a16-int4"}, ["two candidates have the same name"]),
@@ -164,6 +172,27 @@ def test_the_margins_of_the_demo_follow_from_the_number_of_its_items():
     assert f"{items} analogies" in config.verdict.rationale
     assert f"{drop:.1f} points" in config.verdict.rationale
     assert drop < config.verdict.suite_margin_points <= config.verdict.task_margin_points < 2 * drop
+
+
+@pytest.mark.parametrize(
+    ("recipe", "calibrated"),
+    [
+        ({"scheme": "FP8_BLOCK"}, False),
+        ({"scheme": "NVFP4A16"}, False),
+        ({"scheme": "FP8"}, True),
+        ({"scheme": "NVFP4"}, True),
+        ({"scheme": "FP8_DYNAMIC", "kv_cache_scheme": "FP8"}, True),
+    ],
+)
+def test_static_scales_need_calibration(recipe, calibrated):
+    assert Recipe(**recipe).needs_calibration == calibrated
+
+
+def test_keys_that_are_not_set_change_no_digest():
+    dumped = load_profile("ci").model_dump(mode="json")
+    assert "data_parallel" not in dumped["calibration"]
+    recipe = dumped["candidates"][0]["recipe"]
+    assert not {"kv_cache_scheme", "offload", "sequential_targets"} & set(recipe)
 
 
 def test_overrides_are_not_changed_by_each_other():

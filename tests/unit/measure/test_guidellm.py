@@ -49,12 +49,13 @@ for line in sys.stdin:
     if order != "write nothing":
         with open(path, "w") as output:
             output.write(job["api_key"] if order == "succeed" else "half")
-    if order in ("hang", "die"):  # as GuideLLM's processes: one of them is nobody's child in the end
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    if order in ("hang", "die"):  # as in GuideLLM, the child loses its parent
+        sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+        subprocess.Popen(sleep, start_new_session=True)
         time.sleep(60 if order == "hang" else 0.2)
         os.kill(os.getpid(), 9)
     print(json.dumps(order != "fail"), flush=True)
-"""  # noqa: E501
+"""
 
 
 def command(order, output, loads=2, seconds=1.0):

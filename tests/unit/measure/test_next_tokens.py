@@ -76,8 +76,8 @@ def test_an_impossible_answer_is_refused(answer, problem):
 
 
 METRICS = (
-    'vllm:cache_config_info{block_size="16",cache_hit_alignment_tokens="None",enable_prefix_caching="True"} '  # noqa: E501
-    "1.0"
+    'vllm:cache_config_info{block_size="16",cache_hit_alignment_tokens="None",'
+    'enable_prefix_caching="True"} 1.0'
 )
 
 

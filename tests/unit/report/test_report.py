@@ -374,9 +374,9 @@ def test_provenance_shows_steps_tools_and_the_command(html):
 
 def test_command_quotes_for_the_shell():
     command = wording.repeat_command("ci", {"accuracy.tasks": ["a", "b"], "model.name": "x y"})
-    assert (
-        command
-        == """model-serve-flow run --profile ci --set 'accuracy.tasks=["a", "b"]' --set 'model.name=x y'"""  # noqa: E501
+    assert command == (
+        """model-serve-flow run --profile ci --set 'accuracy.tasks=["a", "b"]' """
+        "--set 'model.name=x y'"
     )
 
 

@@ -16,6 +16,7 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.load import load_profile
 from model_serve_flow.run import notebooks, progress, runner
+from model_serve_flow.run.due import Due
 from model_serve_flow.run.steps import STEPS, Step, expand, module_folder, needs_hub, select
 from model_serve_flow.system import environments
 from model_serve_flow.system.environments import Environment
@@ -183,6 +184,49 @@ def test_changed_output_is_made_again(run, inline):
     assert "01_Second: started" in run()
     (run.root / "data" / "second.txt").unlink()
     assert "01_Second: started" in run()
+
+
+def actions(run, *only, overrides=None, force=False):
+    """What the plan says, and what a run then does, by step."""
+    flow = Flow.open("cpu-smollm2", overrides or {}, run.artifacts)
+    steps = select(only, steps=(FIRST, SECOND))
+    planned = {step.module: decision.action for step, decision in Due(flow).plan(steps, force)}
+    shown = run(*only, overrides=overrides, force=force)
+    did = {module: "run" if f"{module}: started" in shown else "skip" for module in planned}
+    return planned, did
+
+
+def test_the_plan_says_what_a_run_then_does(run, modules, inline):
+    def same(*only, **options):
+        planned, did = actions(run, *only, **options)
+        assert planned == did
+        return " ".join(did.values())
+
+    assert same() == "run run"  # nothing was there
+    assert same() == "skip skip"
+    assert same(overrides={"performance.seconds": 7}) == "skip run"
+    assert same("00", overrides={"performance.seconds": 8}) == "skip"
+    (run.root / "data" / "second.txt").write_text("edited")
+    assert same() == "skip run"
+    assert same("01", force=True) == "run"
+    assert same(force=True) == "run run"
+    (run.root / "data" / "first.txt").unlink()
+    with pytest.raises(FlowError, match="01_Second needs"):
+        actions(run, "01")
+
+
+@pytest.mark.parametrize(("text", "second"), [("1", "skip"), ("another", "run")])
+def test_the_plan_says_what_depends_on_a_file_that_is_yet_to_be_written(
+    run, modules, inline, text, second
+):
+    run()
+    write_notebook(modules, FIRST, WRITE.format(name="first", text=text), "'a new cell'")
+    planned, did = actions(run)
+    assert planned == {"00_First": "run", "01_Second": "depends"}
+    assert did == {"00_First": "run", "01_Second": second}
+    run()
+    (run.root / "manifest.json").unlink()
+    assert actions(run)[0] == {"00_First": "run", "01_Second": "run"}
 
 
 def test_a_damaged_manifest_is_set_aside_and_the_run_goes_on(run, inline):
@@ -472,9 +516,7 @@ def test_a_second_candidate_does_not_measure_the_base_again(tmp_path):
     ]
 
     def fingerprints(candidates):
-        session = runner._Session(
-            Flow.open("ci", {"candidates": candidates}, tmp_path), environments.ensure
-        )
+        session = Due(Flow.open("ci", {"candidates": candidates}, tmp_path))
         for step in STEPS:
             for path in expand(step.inputs, session.flow.config):
                 full = session.flow.workspace.root / path

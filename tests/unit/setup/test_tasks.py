@@ -35,7 +35,8 @@ ANALOGIES += (
 
 
 def page(title: str, text: str, namespace: str = "0", extra: str = "") -> str:
-    return f"<page><title>{title}</title><ns>{namespace}</ns>{extra}<revision><text>{text}</text></revision></page>"  # noqa: E501
+    revision = f"<revision><text>{text}</text></revision>"
+    return f"<page><title>{title}</title><ns>{namespace}</ns>{extra}{revision}</page>"
 
 
 WIKIPEDIA = (

@@ -1,10 +1,11 @@
 """What nvidia-smi prints, read: programs of that name print what is known from the field."""
 
-import os
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.nvidia_smi import line, put_on_path
 
 from model_serve_flow.system.gpus import driver_is_old, find_gpus
 
@@ -31,32 +32,9 @@ LOST = (
 )
 
 
-def line(
-    number: int,
-    name: str = "NVIDIA L4",
-    memory: str = "23034",
-    driver: str = "580.65",
-    sm: str = "8.9",
-) -> str:
-    return f"GPU-{number}, {name}, {memory}, {driver}, {sm}"
-
-
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts a program on PATH that answers the query with the lines, and `-q -x` with the XML."""
-
-    def install(*lines: str, xml: str = "", status: int = 0) -> None:
-        (tmp_path / "csv").write_text("".join(f"{text}\n" for text in lines))
-        (tmp_path / "xml").write_text(xml)
-        tool = tmp_path / "nvidia-smi"
-        tool.write_text(
-            f'#!/bin/sh\ncase "$*" in "-q -x") cat {tmp_path}/xml;; --id=*) echo 9.0;; '
-            f"*) cat {tmp_path}/csv; exit {status};; esac\n"
-        )
-        tool.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    return install
+    return functools.partial(put_on_path, tmp_path, monkeypatch)
 
 
 def test_without_a_driver_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

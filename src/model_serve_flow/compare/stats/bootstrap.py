@@ -49,7 +49,7 @@ class Resamples:
         The same seed gives the same resamples.
         """
         rng = np.random.default_rng(seed)
-        units = _grouped(np.column_stack(columns), rng)
+        units = grouped(np.column_stack(columns), rng)
         count = len(units)
         sums = np.empty((RESAMPLES, units.shape[1]))
         for start in range(0, RESAMPLES, _BATCH):
@@ -110,7 +110,7 @@ class RatioBootstrap:
         if np.ptp(each) <= _DUST * np.abs(each).max():
             return cls(units, estimate, np.empty(0))
         below = (np.mean(resampled < estimate) + np.mean(resampled <= estimate)) / 2
-        bias = float(norm.ppf(np.clip(below, _edge(), 1 - _edge())))
+        bias = float(norm.ppf(np.clip(below, edge(), 1 - edge())))
         return cls(units, estimate, np.sort(resampled), bias, _acceleration(numerator, denominator))
 
     @property
@@ -147,12 +147,12 @@ class RatioBootstrap:
             return 0.5 if self.estimate == value else p if self.estimate > value else 1 - p
         shifted = norm.ppf(self._share(value)) - self.bias
         if np.isinf(shifted):
-            return _edge() if shifted < 0 else 1 - _edge()
+            return edge() if shifted < 0 else 1 - edge()
         level = t.cdf(
             (shifted / (1 + self.acceleration * shifted) - self.bias) / self._expansion,
             self.units - 1,
         )
-        return float(np.clip(level, _edge(), 1 - _edge()))
+        return float(np.clip(level, edge(), 1 - edge()))
 
     @property
     def _expansion(self) -> float:
@@ -171,7 +171,7 @@ class RatioBootstrap:
         return (upto - 1 + (value - below) / (above - below)) / (self.resampled.size - 1)
 
 
-def _grouped(units: NDArray, rng: np.random.Generator) -> NDArray:
+def grouped(units: NDArray, rng: np.random.Generator) -> NDArray:
     """Returns the units, or the sums of random groups if there are more than `MOST_UNITS` units."""
     if len(units) <= MOST_UNITS:
         return units
@@ -179,7 +179,7 @@ def _grouped(units: NDArray, rng: np.random.Generator) -> NDArray:
     return np.column_stack([np.bincount(group, column) for column in units.T])
 
 
-def _edge() -> float:
+def edge() -> float:
     """Returns the smallest probability that the resamples can tell from 0."""
     return 1 / (RESAMPLES + 1)
 

@@ -97,7 +97,7 @@ class PairedMean:
         Raises:
             ValueError: fewer than two values, unequal lengths, NaN or infinity.
         """
-        base, candidate = _paired(base, candidate, at_least=2)
+        base, candidate = paired_values(base, candidate, at_least=2)
         return cls(base, candidate, Resamples.of((base, candidate, np.ones_like(base)), seed))
 
     @property
@@ -156,7 +156,7 @@ class PairedMean:
         Raises:
             ValueError: the margin is not above 0.
         """
-        change, fall = self.change, _positive(margin)
+        change, fall = self.change, positive(margin)
         if not self.sparse:
             return change.p_at_most(-fall)
         if not change.has_spread and change.estimate < -fall:
@@ -217,59 +217,6 @@ def paired_mean_difference(base: ArrayLike, candidate: ArrayLike, seed: int) -> 
         ValueError: fewer than two values, unequal lengths, NaN or infinity.
     """
     return PairedMean.of(base, candidate, seed).interval()
-
-
-@dataclass(frozen=True)
-class PairedLoss:
-    """Loss per unit of text of the same documents, resampled once for its interval and its test.
-
-    The loss is the ratio estimator -sum(log-likelihood) / sum(size), as in lm-eval's
-    word_perplexity and bits_per_byte, so long documents weigh more. The interval is the paired BCa
-    bootstrap over documents. If every document changes by the same amount, the sample shows no
-    spread, and the interval is this amount alone.
-    """
-
-    rise: RatioBootstrap  # candidate minus base, in nats per unit; above 0 the candidate is worse
-
-    @classmethod
-    def of(
-        cls, base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int
-    ) -> PairedLoss:
-        """Draws the resamples of the same documents of base and candidate.
-
-        Args:
-            base_loglik, candidate_loglik: log-likelihood of each document in nats.
-            sizes: size of each document in words or bytes.
-            seed: of the resampling.
-
-        Raises:
-            ValueError: fewer than two documents, unequal lengths, NaN or infinity, a log-likelihood
-                above 0, or a size that is not above 0.
-        """
-        base, candidate, sizes = _documents(base_loglik, candidate_loglik, sizes)
-        return cls(RatioBootstrap.of(base - candidate, sizes, seed))
-
-    def interval(self) -> Interval:
-        """Returns candidate minus base with its 95 % interval, in nats per word or byte."""
-        return Interval(self.rise.estimate, self.rise.bound(ALPHA), self.rise.bound(1 - ALPHA))
-
-    def percent(self) -> Interval:
-        """Returns the change of corpus perplexity with its 95 % interval.
-
-        Both are in percent of the base's perplexity.
-        """
-        rise = self.interval()
-        return Interval(
-            *(100 * math.expm1(value) for value in (rise.difference, rise.low, rise.high))
-        )
-
-    def noninferiority_p(self, margin: float) -> float:
-        """Returns the one-sided p-value of "the loss rises by `margin` nats or more".
-
-        Raises:
-            ValueError: the margin is not above 0.
-        """
-        return 1 - self.rise.p_at_most(_positive(margin))
 
 
 def share_at_most(count: int, n: int) -> float:
@@ -415,7 +362,7 @@ def average_noninferiority_p(interval: Interval, margin: float) -> float:
     Raises:
         ValueError: a margin that is not above 0.
     """
-    distance = interval.difference + _positive(margin)
+    distance = interval.difference + positive(margin)
     width = (
         interval.difference - interval.low if distance > 0 else interval.high - interval.difference
     )
@@ -484,7 +431,7 @@ def items_to_settle(n: int, interval: Interval, margin: float, tests: int = 1) -
 
     if n < 1 or tests < 1:
         raise ValueError(f"n = {n} and {tests} tests; both must be positive")
-    distance = interval.difference + _positive(margin)
+    distance = interval.difference + positive(margin)
     width = (
         interval.difference - interval.low if distance > 0 else interval.high - interval.difference
     )
@@ -513,7 +460,7 @@ def binary_items_to_settle(
     from scipy.stats import norm
 
     change, changed = (gained - lost) / n, (gained + lost) / n
-    distance = abs(change + _positive(margin))
+    distance = abs(change + positive(margin))
     critical, claimed = (
         float(norm.isf(ALPHA / tests)),
         _score_deviation(gained, lost, n, -margin) / math.sqrt(n),
@@ -599,7 +546,7 @@ def paired_ratio(base: ArrayLike, candidate: ArrayLike) -> tuple[float, tuple[fl
     """
     from scipy.stats import ttest_rel
 
-    base, candidate = _paired(base, candidate, at_least=2)
+    base, candidate = paired_values(base, candidate, at_least=2)
     if not ((base > 0).all() and (candidate > 0).all()):
         raise ValueError(f"blocks must be above 0, got {base.tolist()} and {candidate.tolist()}")
     change = np.log(candidate) - np.log(base)
@@ -619,13 +566,13 @@ def ratio_of_sums(numerator: ArrayLike, denominator: ArrayLike, seed: int) -> In
         ValueError: fewer than two units, unequal lengths, NaN or infinity, or a denominator that is
             not above 0.
     """
-    numerator, denominator = _paired(numerator, denominator, at_least=2)
+    numerator, denominator = paired_values(numerator, denominator, at_least=2)
     if (denominator <= 0).any():
         raise ValueError("a denominator is not above 0")
     return _interval(numerator, denominator, seed)
 
 
-def _paired(first: ArrayLike, second: ArrayLike, at_least: int = 1) -> tuple[NDArray, NDArray]:
+def paired_values(first: ArrayLike, second: ArrayLike, at_least: int = 1) -> tuple[NDArray, NDArray]:
     """Returns both as float vectors of one length without NaN or infinity.
 
     Raises:
@@ -645,23 +592,10 @@ def _paired(first: ArrayLike, second: ArrayLike, at_least: int = 1) -> tuple[NDA
 
 def _flips(base: ArrayLike, candidate: ArrayLike) -> tuple[int, int, int]:
     """Counts the items that became right, the items that became wrong, and all items."""
-    base, candidate = _paired(base, candidate)
+    base, candidate = paired_values(base, candidate)
     if not (is_binary(base) and is_binary(candidate)):
         raise ValueError("values of a paired proportion must be 0 or 1")
     return int(np.sum(base < candidate)), int(np.sum(base > candidate)), base.size
-
-
-def _documents(
-    base: ArrayLike, candidate: ArrayLike, sizes: ArrayLike
-) -> tuple[NDArray, NDArray, NDArray]:
-    """Checks and returns the log-likelihoods and sizes of the same documents."""
-    base, candidate = _paired(base, candidate, at_least=2)
-    sizes, _ = _paired(sizes, base)
-    if (base > 0).any() or (candidate > 0).any():
-        raise ValueError("a log-likelihood is above 0")
-    if (sizes <= 0).any():
-        raise ValueError("a document's size is not above 0")
-    return base, candidate, sizes
 
 
 def _interval(numerator: NDArray, denominator: NDArray, seed: int) -> Interval:
@@ -669,7 +603,12 @@ def _interval(numerator: NDArray, denominator: NDArray, seed: int) -> Interval:
     return Interval(resamples.estimate, resamples.bound(ALPHA), resamples.bound(1 - ALPHA))
 
 
-def _positive(margin: float) -> float:
+def positive(margin: float) -> float:
+    """Returns the margin.
+
+    Raises:
+        ValueError: it is not a number above 0.
+    """
     if not (math.isfinite(margin) and margin > 0):
         raise ValueError(f"a margin must be above 0, not {margin}")
     return margin

@@ -19,10 +19,11 @@ from model_serve_flow.measure.guidellm.driver import with_values
 from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.serve.server import log_tail
 from model_serve_flow.system import environments, processes
+from model_serve_flow.system.variables import variable
 from model_serve_flow.system.worker import Ended, JobProcess
 
 DRIVER = (sys.executable, "-m", "model_serve_flow.measure.guidellm.driver")
-GENERATOR_VARIABLE = "MODEL_SERVE_FLOW_LOAD_GENERATOR"  # marks every process of one load generator
+GENERATOR_VARIABLE = variable("load_generator")  # marks every process of one load generator
 SAMPLE_SECONDS = 0.5
 STOP_SECONDS = 10
 LAST_LINES = " Its last lines:\n"

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from support.serving import Reference
+from support.serving_server import write_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
@@ -28,6 +29,13 @@ def tiny_llama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "tiny-llama"
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_llama):
+    """The random Llama with a tokenizer and a chat template."""
+    write_tokenizer(tiny_llama)
+    return tiny_llama
 
 
 @pytest.fixture(scope="session")

@@ -279,7 +279,9 @@ def test_what_the_cache_cannot_hold_is_refused_with_the_figures():
 
 
 class Oracle:
-    """Guesses `right` tokens rightly and one wrongly."""
+    """Guesses `right` tokens rightly and one wrongly; never pauses."""
+
+    cost = -1.0
 
     def __init__(self, right):
         self.right = right
@@ -305,6 +307,48 @@ def test_an_end_of_sequence_among_right_guesses_ends_the_answer_there():
     scheduler = scheduler_of(Continuous(), Slots(PLACES, 64), eos=(answer[4],), proposer=Oracle(6))
     (ended,) = serve(scheduler, Speller(), [request("a", [5], max_tokens=9)]).finished.values()
     assert ended.generated == answer[:5] and ended.finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("memory", ["slots", "pages", "too few pages"])
+def test_guesses_keep_the_budget_of_a_chunked_step(memory):
+    requests = [request(id, range(id, id + 9), max_tokens=13) for id in range(6)]
+    scheduler = scheduler_of(ChunkedPrefill(6), MEMORIES[memory](), proposer=Oracle(3))
+    trace = serve(scheduler, Speller(), requests)
+    assert trace.answers == {r.id: spelled(r.prompt, 13) for r in requests}
+    assert max(step.tokens for step in trace.steps) == 6
+    assert any(chunk.guesses for step in trace.steps for chunk in step.chunks)
+
+
+def test_an_answer_that_ends_among_guesses_has_one_log_probability_a_token():
+    answer = spelled([5], 9)
+    scheduler = scheduler_of(Continuous(), Slots(PLACES, 64), eos=(answer[4],), proposer=Oracle(6))
+    asked = [request("a", [5], max_tokens=9, logprobs=0)]
+    (ended,) = serve(scheduler, Speller(), asked).finished.values()
+    assert [entry.token for entry in ended.logprobs] == ended.generated == answer[:5]
+
+
+def test_guesses_are_counted():
+    scheduler = scheduler_of(Continuous(), Slots(PLACES, 64), proposer=Oracle(2))
+    (ended,) = serve(scheduler, Speller(), [request("a", [5], max_tokens=13)]).finished.values()
+    # After the first token: four steps of two right guesses and a wrong one.
+    assert (ended.guessing.guessed, ended.guessing.right) == (11, 8)
+
+
+class Wrong:
+    """Guesses wrongly; a guess costs a tenth of a step."""
+
+    cost = 0.1
+
+    def propose(self, tokens):
+        return [1000]
+
+
+def test_guessing_pauses_while_it_does_not_pay_and_is_tried_again():
+    scheduler = scheduler_of(Continuous(), Slots(1, 300), proposer=Wrong())
+    trace = serve(scheduler, Speller(), [request("a", [5], max_tokens=200)])
+    guessed = "".join(str(step.chunks[0].guesses) for step in trace.steps)
+    assert "1111" + "0" * 16 + "1111" + "0" * 16 in guessed
+    assert guessed.count("1") < 60
 
 
 class History:

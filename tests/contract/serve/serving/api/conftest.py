@@ -1,15 +1,8 @@
 """A server of the random two-layer Llama, shared by the tests that leave it as it was."""
 
 import pytest
-from support.serving_server import running, write_tokenizer
+from support.serving_server import running
 from tokenizers import Tokenizer
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tiny_llama):
-    """The random Llama with a tokenizer and a chat template."""
-    write_tokenizer(tiny_llama)
-    return tiny_llama
 
 
 @pytest.fixture(scope="session")

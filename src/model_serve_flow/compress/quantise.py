@@ -1,0 +1,93 @@
+"""Calls llm-compressor: the one call that quantises a loaded model."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model_serve_flow.compress.recipes import recipe_modifiers
+from model_serve_flow.flow.profile import Recipe
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+# torchrun sets it for every process that it starts.
+TORCHRUN_VARIABLE = "TORCHELASTIC_RUN_ID"
+
+
+def quantise(model: PreTrainedModel, recipe: Recipe, dataset: Dataset | None) -> None:
+    """Quantises the model in place with llm-compressor.
+
+    Args:
+        model: the base.
+        recipe: what 03 shows as modifiers.
+        dataset: the calibration texts, as token ids.
+    """
+    from llmcompressor import oneshot
+
+    oneshot(
+        model=model,
+        recipe=recipe_modifiers(recipe),
+        dataset=dataset,
+        num_calibration_samples=None if dataset is None else len(dataset),
+        shuffle_calibration_samples=False,  # the seed has decided the order already
+        sequential_targets=recipe.sequential_targets,  # None: decoder layer by decoder layer
+    )
+
+
+def with_texts(dataset: Dataset | None) -> Callable[[PreTrainedModel, Recipe], None]:
+    """Returns `quantise` for these texts; its source is that of `quantise`."""
+
+    @functools.wraps(quantise)
+    def bound(model: PreTrainedModel, recipe: Recipe) -> None:
+        quantise(model, recipe, dataset)
+
+    return bound
+
+
+def load_base(folder: Path, recipe: Recipe, *, trust_remote_code: bool) -> PreTrainedModel:
+    """Loads the base into the host's memory.
+
+    With `offload`, weights that do not fit stay on disk. Processes of torchrun share one copy.
+    Source: llm-compressor's guide, "Model Loading".
+    """
+    from transformers import AutoModelForCausalLM
+
+    settings: dict[str, Any] = {"dtype": "auto", "trust_remote_code": trust_remote_code}
+    if not recipe.offload and TORCHRUN_VARIABLE not in os.environ:
+        return AutoModelForCausalLM.from_pretrained(folder, **settings)
+    from compressed_tensors.offload import load_offloaded_model
+
+    with load_offloaded_model():
+        return AutoModelForCausalLM.from_pretrained(folder, device_map="auto_offload", **settings)
+
+
+def is_first() -> bool:
+    """Checks whether this is the process that saves and records: the only one, or torchrun's 0."""
+    return TORCHRUN_VARIABLE not in os.environ or os.environ.get("RANK") == "0"
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Joins the other processes of torchrun during the block; does nothing without torchrun.
+
+    With GPUs it does what llm-compressor's guide says, and each process has a GPU of its own.
+    """
+    if TORCHRUN_VARIABLE not in os.environ:
+        yield
+        return
+    import torch
+    from compressed_tensors.offload import init_dist
+
+    if torch.accelerator.is_available():
+        init_dist()
+    else:
+        torch.distributed.init_process_group("gloo")
+    yield
+    # After an error, the others may wait for this process forever. Then torchrun ends them.
+    torch.distributed.destroy_process_group()

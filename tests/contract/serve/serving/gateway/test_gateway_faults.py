@@ -1,0 +1,185 @@
+"""Rows 0.1 and 0.9, and the faults of predictors: named within a second, never half an answer."""
+
+import json
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import psutil
+import pytest
+from support.gateway import free_ports
+from support.serving_server import gone, wait_until
+
+ASK = {"model": "m", "prompt": "hello"}
+
+
+def message(reply):
+    return reply.json()["error"]["message"]
+
+
+def timed(ask):
+    started = time.monotonic()
+    return ask(), time.monotonic() - started
+
+
+def test_without_any_predictor_the_gateway_answers(gateway):
+    [port] = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    with gateway(models=[{"name": "m", "path": "/llm", "urls": [url]}]) as door:
+        assert door.client.get("/").json()["models"] == {"m": "/llm"}
+        assert door.client.get("/health").json()["status"] == "ok"
+        assert [model.id for model in door.openai.models.list()] == ["m"]
+        for path in ("/v1/completions", "/llm/v1/completions", "/predict?model=m"):
+            reply, seconds = timed(lambda path=path: door.post(path, **ASK))
+            assert reply.status_code == 502 and f"m at {url}" in message(reply)
+            assert seconds < 1
+        with pytest.raises(openai.InternalServerError):
+            door.openai.completions.create(**ASK)
+
+
+def test_a_dead_replica_s_requests_go_to_the_other(gateway, stand_in):
+    (first, one), (second, two) = stand_in("one"), stand_in("two")
+    with gateway(models=[{"name": "m", "urls": [one, two]}]) as door:
+        first.kill()
+        replies = [door.post("/v1/completions", **ASK) for _ in range(6)]
+        assert {reply.json()["model"] for reply in replies} == {"two"}
+        second.kill()
+        reply, seconds = timed(lambda: door.post("/v1/completions", **ASK))
+        assert reply.status_code == 502 and one in message(reply) and seconds < 1
+        stand_in("back", port=int(one.rpartition(":")[2]))
+        wait_until(lambda: door.post("/v1/completions", **ASK).status_code == 200, 5)
+
+
+def test_a_stopped_predictor_gets_no_more_requests(gateway, stand_in):
+    (first, one), (_, two) = stand_in("one"), stand_in("two")
+    with gateway(models=[{"name": "m", "urls": [one, two]}]) as door:
+        first.send_signal(signal.SIGSTOP)
+        wait_until(lambda: not door.healthy()[f"m at {one}"], 10)
+        replies = [timed(lambda: door.post("/v1/completions", **ASK)) for _ in range(4)]
+        assert all(r.json()["model"] == "two" and seconds < 1 for r, seconds in replies)
+        first.send_signal(signal.SIGCONT)
+        wait_until(lambda: door.healthy()[f"m at {one}"], 5)
+
+
+@pytest.mark.parametrize("prompt", ["nonsense", "error", "empty", "slow 3"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_predictor_that_fails_is_named(gateway, stand_in, prompt, stream):
+    _, url = stand_in()
+    with gateway(models=[{"name": "m", "urls": [url], "seconds": 1}]) as door:
+        reply = door.post("/v1/completions", model="m", prompt=prompt, stream=stream)
+        assert reply.status_code == 502 and f"m at {url}" in message(reply)
+        assert door.post("/v1/completions", **ASK).status_code == 200
+
+
+def test_a_refusal_is_passed_on_and_not_tried_elsewhere(gateway, stand_in):
+    urls = [stand_in(name)[1] for name in ("one", "two")]
+    with gateway(models=[{"name": "m", "urls": urls}]) as door:
+        reply = door.post("/v1/completions", model="m", prompt="refuse")
+        assert reply.status_code == 400 and message(reply) in ("one", "two")
+
+
+def test_half_an_answer_never_looks_whole(gateway, stand_in):
+    process, url = stand_in()
+    with gateway(models=[{"name": "m", "urls": [url]}]) as door:
+        ends = [door.post("/v1/completions", model="m", prompt="close", stream=True).text]
+        body = {"model": "m", "prompt": "hold", "stream": True}
+        with door.client.stream("POST", "/v1/completions", json=body) as reply:
+            lines = reply.iter_lines()
+            first = next(lines)
+            process.kill()
+            ends.append("\n".join([first, *lines]))
+        for end in ends:
+            events = [line for line in end.splitlines() if line]
+            assert "[DONE]" not in end and len(events) == 2
+            last = json.loads(events[1].removeprefix("data: "))
+            assert f"m at {url}" in last["error"]["message"]
+
+
+def test_a_client_who_leaves_frees_the_predictor(gateway, stand_in):
+    _, url = stand_in()
+    with gateway(models=[{"name": "m", "urls": [url]}]) as door:
+        body = {"model": "m", "prompt": "hold", "stream": True}
+        with door.client.stream("POST", "/v1/completions", json=body) as reply:
+            lines = reply.iter_lines()  # kept, because httpx closes the stream without it
+            next(lines)
+            assert door.admin("GET").json()[0]["in_flight"] == 1
+        wait_until(lambda: door.admin("GET").json()[0]["in_flight"] == 0, 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"[" * 100_000, b'"\xff"', b"null"])
+def test_what_is_no_json_object_is_400(gateway, content):
+    with gateway() as door:
+        assert door.client.post("/v1/completions", content=content).status_code == 400
+
+
+def test_limit_two_the_least_recently_used_leaves(gateway):
+    models = [{"name": name, "launcher": "stand-in", "source": "x"} for name in "abc"]
+    with gateway(limit=2, models=models) as door:
+
+        def ask(name, prompt="hello"):
+            reply = door.post("/v1/completions", model=name, prompt=prompt)
+            assert reply.status_code == 200, reply.text
+            return reply.json()["choices"][0]["text"]
+
+        def loaded():
+            return {m["name"]: m["process"] for m in door.admin("GET").json() if m["loaded"]}
+
+        with ThreadPoolExecutor(8) as pool:  # two first requests load once
+            assert len(set(pool.map(ask, "aaaaaaaa"))) == 1
+        ask("b")
+        ask("a")
+        processes = {name: psutil.Process(pid) for name, pid in loaded().items()}
+        ask("c")
+        assert set(loaded()) == {"a", "c"} and gone(processes["b"])
+        # a is the least recently used now, but answers a request
+        with ThreadPoolExecutor() as pool:
+            slow = pool.submit(ask, "a", "slow 2")
+            wait_until(lambda: door.admin("GET").json()[0]["in_flight"] == 1)
+            ask("c")
+            ask("b")
+            assert set(loaded()) == {"a", "b"} and not slow.done()
+            assert slow.result() == f"a {processes['a'].pid}"
+        # a killed one is loaded again
+        processes["a"].kill()
+        wait_until(lambda: gone(processes["a"]))
+        wait_until(lambda: door.post("/v1/completions", model="a", prompt="x").is_success, 5)
+        remaining = [psutil.Process(pid) for pid in loaded().values()]
+    assert remaining and all(map(gone, remaining))
+
+
+def test_all_in_use_a_third_model_waits_for_room(gateway):
+    models = [{"name": name, "launcher": "stand-in", "source": "x"} for name in "ab"]
+    with gateway(limit=1, models=models) as door, ThreadPoolExecutor() as pool:
+        ask = {"model": "a", "prompt": "slow 1"}
+        first = pool.submit(lambda: (door.post("/v1/completions", **ask), time.monotonic()))
+        wait_until(lambda: door.admin("GET").json()[0]["in_flight"] == 1)
+        reply = door.post("/v1/completions", model="b", prompt="hello")
+        assert reply.status_code == 200 and first.result()[1] < time.monotonic()
+
+
+def test_a_model_that_does_not_start_says_why(gateway):
+    broken = {"name": "broken", "launcher": "own", "source": "/no/such/folder"}
+    with gateway(models=[broken]) as door:
+        reply = door.post("/v1/completions", model="broken", prompt="x")
+        assert reply.status_code == 502 and "/no/such/folder" in message(reply)
+
+
+def test_a_model_is_added_and_removed(gateway, tiny_model):
+    spec = {"name": "new", "launcher": "own", "source": str(tiny_model), "path": "/new"}
+    with gateway() as door:
+        for wrong in ({"launcher": "shell"}, {"kind": "x"}, {"source": "--host"}, {"launcher": ""}):
+            assert door.admin("POST", **{**spec, **wrong}).status_code == 400
+        assert door.admin("POST", **spec).status_code == 201
+        assert door.admin("POST", **spec).status_code == 400
+        reply = door.post("/new/v1/completions", prompt="a", max_tokens=2, temperature=0)
+        assert reply.status_code == 200, reply.text
+        [listed] = door.admin("GET").json()
+        process = psutil.Process(listed["process"])
+        everyone = [process, *process.children(recursive=True)]
+        assert len(everyone) == 2 and "key" in listed
+        assert door.admin("DELETE", "/new").json() == {"removed": "new"}
+        assert all(map(gone, everyone))
+        reply = door.post("/v1/completions", model="new", prompt="a")
+        assert reply.status_code == 404
+        assert door.admin("DELETE", "/new").status_code == 404

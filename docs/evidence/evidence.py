@@ -202,6 +202,11 @@ def candidates(draws: int) -> Iterator[Row]:
         text = f"false SHIP at any of {number} planned looks, the loss is the margin"
         before = f"{plain:.1%} by the plain test at each look"
         yield Row("candidates", text, planned, draws, most=ALPHA, before=before)
+    for change in (-looks.MARGIN, -0.01, -0.005, 0.0):
+        plain, repeated = looks.stopped_coverage(change, draws=draws)
+        text = f"95 % interval at the look of 4 that stopped; true change {100 * change:g} points"
+        before = f"{plain:.1%} by the plain interval"
+        yield Row("candidates", text, repeated, draws, least=0.95, before=before)
     for number in (2, 5, 20):
         alone, corrected = several.best_ships(number, draws // 2)
         text = f"false SHIP of any; {number} candidates, all on the margin"
@@ -355,7 +360,7 @@ GENERATED = (
 
 
 PUBLISHED = """The tests repeat published examples
-([test_statistics.py](../../tests/unit/compare/stats/test_paired.py),
+([test_paired.py](../../tests/unit/compare/stats/test_paired.py),
 [test_divergence.py](../../tests/unit/compare/stats/test_divergence.py)):
 Tango's limits of two studies in
 Fagerland, Lydersen and Laake; McNemar's exact p of Armitage and Berry's culture media and of the

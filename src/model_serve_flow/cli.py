@@ -138,13 +138,13 @@ def run(
     A finished step whose inputs are unchanged is skipped; `plan` shows what would run.
     """
     from model_serve_flow.run import runner
-    from model_serve_flow.run.steps import select
+    from model_serve_flow.run.steps import select, steps_of
 
     if mirror:
         os.environ[VARIABLE] = mirror
     with _refusing_bad_input(gate):
         flow = _open(profile, assignments, artifacts)
-        select(only, start)
+        select(only, start, steps_of(flow.config))
     runner.run(flow, only, start, force)
     if runner.report_is_current(flow):
         _show_result(flow)

@@ -14,19 +14,22 @@ from scipy.stats import norm, t
 
 from model_serve_flow.compare.stats import bootstrap
 
+Z = norm.ppf(0.975)
 HALVINGS = 48  # of an interval of width 2: to 1e-14
 CHUNK = 200  # samples whose resamples are in memory together
 
 
-def score_intervals(gained: NDArray, lost: NDArray, n: int) -> tuple[NDArray, NDArray]:
-    """Tango's 95 % bounds of as many tables, by bisection:
+def score_intervals(
+    gained: NDArray, lost: NDArray, n: int, z: float = Z
+) -> tuple[NDArray, NDArray]:
+    """Tango's bounds of as many tables, 95 % or those at z, by bisection:
     where the score test just does not reject.
     """
     tables, place = np.unique(np.stack([gained, lost], axis=1), axis=0, return_inverse=True)
     gained, lost = tables[:, 0], tables[:, 1]
     estimate = (gained - lost) / n
     bounds = [
-        _bisect(estimate, np.full(estimate.shape, far), gained, lost, n) for far in (-1.0, 1.0)
+        _bisect(estimate, np.full(estimate.shape, far), gained, lost, n, z) for far in (-1.0, 1.0)
     ]
     return bounds[0][place], bounds[1][place]
 
@@ -36,11 +39,13 @@ def score_p_values(gained: NDArray, lost: NDArray, n: int, margin: float) -> NDA
     return ndtr(-(gained - lost + n * margin) / score_deviation(gained, lost, n, -margin))
 
 
-def _bisect(inside: NDArray, outside: NDArray, gained: NDArray, lost: NDArray, n: int) -> NDArray:
+def _bisect(
+    inside: NDArray, outside: NDArray, gained: NDArray, lost: NDArray, n: int, z: float
+) -> NDArray:
     for _ in range(HALVINGS):
         middle = (inside + outside) / 2
         distance = np.abs(gained - lost - n * middle)
-        rejected = distance > norm.ppf(0.975) * score_deviation(gained, lost, n, middle)
+        rejected = distance > z * score_deviation(gained, lost, n, middle)
         inside, outside = np.where(rejected, inside, middle), np.where(rejected, middle, outside)
     return (inside + outside) / 2
 
@@ -97,7 +102,9 @@ def _student_bounds(counts: NDArray, top: NDArray, bottom: NDArray) -> tuple:
     own = np.sqrt(np.maximum(xx - 2 * ratio * xw + ratio**2 * ww, 0) * n / (n - 1)) / ws
     scores = (ratio - estimate[:, None]) / np.maximum(own, 0.1 * error[:, None])
     scores.sort(axis=1)
-    t_half = t.ppf(0.975, n - 1) * error
+    parts = bottom * (1 + bottom / bottom.mean(axis=1, keepdims=True))
+    degrees = parts.sum(axis=1) ** 2 / np.sum(parts**2, axis=1) - 1
+    t_half = t.ppf(0.975, degrees) * error
     return (
         tuple(
             estimate - _quantile(scores, np.full(len(x), share)) * error for share in (0.975, 0.025)

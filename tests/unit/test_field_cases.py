@@ -52,6 +52,21 @@ def test_a_second_copy_of_the_weights_is_neither_counted_nor_copied(tmp_path):
     assert describe_model("base", copied).size_bytes == size
 
 
+def test_a_base_stored_in_float32_counts_as_the_engine_holds_it(tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = save_model(tmp_path / "float32")
+    wide = describe_model("base", folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "bfloat16")
+    narrow = describe_model("base", tmp_path / "bfloat16")
+    assert wide.size_bytes > 1.9 * narrow.size_bytes
+    headers = 0.02 * narrow.size_bytes
+    for dtype in ("bfloat16", "float32"):
+        assert wide.held_bytes(dtype) == pytest.approx(narrow.held_bytes(dtype), abs=headers)
+
+
 def test_a_missing_shard_is_named_although_there_is_no_index(tmp_path):
     model = save_model(tmp_path / "model")
     (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")

@@ -5,13 +5,15 @@ Errors name the model, the result and the field that differs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from model_serve_flow.errors import RERUN, FlowError
-from model_serve_flow.flow.profile import FlowConfig
+from model_serve_flow.flow.profile import ONLY_CHECKPOINT, Difference, FlowConfig
 from model_serve_flow.flow.results.measured import (
+    BASE,
     LOOK,
     AccuracyResult,
     CompressionResult,
@@ -19,9 +21,16 @@ from model_serve_flow.flow.results.measured import (
     EngineFacts,
     Measured,
     PerformanceResult,
+    protocol_hash,
 )
 from model_serve_flow.flow.workspace import Workspace
 
+# What a profile lets differ (`differs`) -> the keys of the protocol that may differ then.
+MAY_DIFFER: dict[Difference, frozenset[str]] = {
+    "checkpoint": frozenset(),
+    "engine_settings": frozenset({"engine_arguments"}),
+    "engine": frozenset({"engine_arguments", "engine_version"}),
+}
 # Keys of the protocol in which the second measurement of the base may differ from the first.
 AGAIN = frozenset({"concurrency", "batch_size", "items_per_task"})
 
@@ -33,7 +42,7 @@ REMAKE = f"Results of different models were mixed. {RERUN}"
 class BaseResults:
     """All results of the base.
 
-    An optional result is None where the profile does not ask for it.
+    A result that the profile does not ask for is empty (accuracy and performance) or None.
     """
 
     accuracy: AccuracyResult
@@ -52,12 +61,12 @@ class BaseResults:
             self.distribution,
             self.distribution_again,
         )
-        return tuple(result for result in everything if result is not None)
+        return tuple(result for result in everything if result is not None and is_measured(result))
 
 
 @dataclass(frozen=True)
 class CandidateResults:
-    """How a candidate was made, and all results of it."""
+    """How a candidate was made, and all results of it; missing results are as in `BaseResults`."""
 
     compression: CompressionResult
     accuracy: AccuracyResult
@@ -72,7 +81,33 @@ class CandidateResults:
     def measurements(self) -> tuple[Measured, ...]:
         """All results that were measured on the served candidate."""
         everything = (self.accuracy, self.performance, self.distribution)
-        return tuple(result for result in everything if result is not None)
+        return tuple(result for result in everything if result is not None and is_measured(result))
+
+
+def is_measured(result: Measured) -> bool:
+    """Checks that a result was measured, and does not stand for one that nobody asked for."""
+    return bool(result.protocol)
+
+
+def _empty(of: Measured) -> dict[str, Any]:
+    """Builds the fields of a result that nobody asked for, beside another of the same model."""
+    return {
+        "model": of.model,
+        "protocol": {},
+        "protocol_hash": protocol_hash({}),
+        "engine": of.engine,
+        "seconds": 0.0,
+    }
+
+
+def _both(
+    accuracy: AccuracyResult | None, performance: PerformanceResult | None
+) -> tuple[AccuracyResult, PerformanceResult]:
+    """Puts an empty result in place of the one that the profile does not ask for."""
+    if accuracy is None:
+        assert performance is not None  # a profile asks for one of them at least
+        accuracy = AccuracyResult(**_empty(performance), tasks={})
+    return accuracy, performance or PerformanceResult(**_empty(accuracy), points=())
 
 
 def read_base(space: Workspace, config: FlowConfig) -> BaseResults:
@@ -82,11 +117,16 @@ def read_base(space: Workspace, config: FlowConfig) -> BaseResults:
         FlowError: a result is missing, or is of another model.
     """
     again, shift = config.accuracy.again is not None, config.accuracy.distribution is not None
+    loads = space.performance_in_blocks
+    if config.performance.blocks == 1:
+        loads = functools.partial(space.performance, BASE)
+    accuracy, performance = _both(
+        space.accuracy(BASE) if config.has("accuracy") else None,
+        loads() if config.has("performance") else None,
+    )
     results = BaseResults(
-        accuracy=space.accuracy("base"),
-        performance=space.performance("base")
-        if config.performance.blocks == 1
-        else space.performance_in_blocks(),
+        accuracy=accuracy,
+        performance=performance,
         accuracy_again=space.accuracy_again() if again else None,
         distribution=space.distribution("base") if shift else None,
         distribution_again=space.distribution_again() if again and shift else None,
@@ -101,18 +141,31 @@ def read_candidate(space: Workspace, config: FlowConfig, name: str) -> Candidate
     Raises:
         FlowError: a result is missing, or is of another model.
     """
+    accuracy, performance = _both(
+        space.accuracy(name) if config.has("accuracy") else None,
+        space.performance(name) if config.has("performance") else None,
+    )
     results = CandidateResults(
         compression=space.compression(name),
-        accuracy=space.accuracy(name),
-        performance=space.performance(name),
+        accuracy=accuracy,
+        performance=performance,
         distribution=space.distribution(name) if config.accuracy.distribution is not None else None,
     )
     _require_name(name, (results.compression, *results.measurements))
     return results
 
 
-def require_comparable(base: BaseResults, candidates: Sequence[CandidateResults]) -> None:
+def require_comparable(
+    base: BaseResults,
+    candidates: Sequence[CandidateResults],
+    differs: Sequence[Difference] = ONLY_CHECKPOINT,
+) -> None:
     """Checks that all results are of the right models and were measured in the same way.
+
+    Args:
+        base: results of the base.
+        candidates: results of each candidate.
+        differs: what may differ between the base and a candidate.
 
     Raises:
         FlowError: what is wrong, naming the model, the result and the field.
@@ -120,7 +173,37 @@ def require_comparable(base: BaseResults, candidates: Sequence[CandidateResults]
     _check_base(base)
     _require_distinct([candidate.name for candidate in candidates])
     for candidate in candidates:
-        _check_candidate(base, candidate)
+        _check_candidate(base, candidate, frozenset(differs))
+
+
+def declared_differences(base: BaseResults, candidate: CandidateResults) -> list[str]:
+    """Says beside the checkpoint what differs between the base and a candidate.
+
+    `require_comparable` has refused what the profile does not let differ.
+    """
+    ours, theirs = base.accuracy.engine, candidate.accuracy.engine
+    found = []
+    if (ours.name, ours.version) != (theirs.name, theirs.version):
+        found.append(
+            f"The engine differs, as the profile lets it: {ours.name} {ours.version} served the "
+            f"base, {theirs.name} {theirs.version} served {candidate.name}."
+        )
+    for one, other in (
+        (base.accuracy, candidate.accuracy),
+        (base.performance, candidate.performance),
+    ):
+        before, after = (result.protocol.get("engine_arguments", ()) for result in (one, other))
+        if before != after:
+            found.append(
+                f"The engine's settings differ, as the profile lets them ({one.kind}): "
+                f"{_only(before, after)} for the base, {_only(after, before)} for {candidate.name}."
+            )
+    return found
+
+
+def _only(ones: Sequence[str], others: Sequence[str]) -> str:
+    """Lists the words that only the first command line has."""
+    return " ".join(word for word in ones if word not in others) or "nothing more"
 
 
 def _check_base(base: BaseResults) -> None:
@@ -140,7 +223,9 @@ def _check_base(base: BaseResults) -> None:
         _require_known_tasks(base.accuracy, base.accuracy_again)
 
 
-def _check_candidate(base: BaseResults, candidate: CandidateResults) -> None:
+def _check_candidate(
+    base: BaseResults, candidate: CandidateResults, differs: frozenset[Difference]
+) -> None:
     compression, name = candidate.compression, candidate.name
     _require_name(name, candidate.measurements)
     for result in candidate.measurements:
@@ -151,17 +236,30 @@ def _check_candidate(base: BaseResults, candidate: CandidateResults) -> None:
             f"was measured is {base.accuracy.model.sha256[:12]}.",
             RERUN,
         )
-    if compression.model.sha256 == base.accuracy.model.sha256:
+    same = compression.model.sha256 == base.accuracy.model.sha256
+    if same and differs == {*ONLY_CHECKPOINT}:
         raise FlowError(
             f"{name} is the same checkpoint as base ({compression.model.sha256[:12]}).", REMAKE
         )
-    require_same_protocol(base.accuracy, candidate.accuracy)
-    require_same_protocol(base.performance, candidate.performance)
-    _require_quantised_kernel(candidate.measurements)
-    _require_same_engine(base.accuracy, candidate.measurements)
+    if not same and "checkpoint" not in differs:
+        raise FlowError(
+            f"{name} is checkpoint {compression.model.sha256[:12]}, the base is "
+            f"{base.accuracy.model.sha256[:12]}, and the profile does not let the checkpoint "
+            "differ.",
+            f"Add checkpoint to {sorted(differs)} in 'differs', or compare one checkpoint.",
+        )
+    declared = frozenset[str]().union(*(MAY_DIFFER[what] for what in differs))
+    require_same_protocol(base.accuracy, candidate.accuracy, declared)
+    require_same_protocol(base.performance, candidate.performance, declared)
+    if not same:
+        _require_quantised_kernel(candidate.measurements)
+    _require_same_engine(
+        base.accuracy if "engine" not in differs else candidate.measurements[0],
+        candidate.measurements,
+    )
     _require_same_objectives(base.performance, candidate.performance)
     _require_same_tasks(base.accuracy, candidate.accuracy)
-    _require_same_distribution(base.distribution, candidate.distribution, name)
+    _require_same_distribution(base.distribution, candidate.distribution, name, declared)
 
 
 # --- The right models ---
@@ -184,7 +282,7 @@ def _require_distinct(names: list[str]) -> None:
 
 
 def _require_same_checkpoint(first: CompressionResult | Measured, second: Measured) -> None:
-    if first.model != second.model:
+    if first.model.sha256 != second.model.sha256:
         raise FlowError(
             f"The {first.kind} result of {first.model.name} is of checkpoint "
             f"{first.model.sha256[:12]} ({first.model.size_bytes} bytes), its {second.kind} result "
@@ -197,8 +295,11 @@ def _require_quantised_kernel(results: Sequence[Measured]) -> None:
     """Checks that a quantised kernel served the candidate, and the same kernels in every result.
 
     The engine's log proves that the compressed weights answered, and not the weights of the base.
+    An engine that names no kernels proves nothing: `unproven` says so beside the verdict.
     """
     for result in results:
+        if not result.engine.names_kernels:
+            continue
         if result.engine.quantization is None or not result.engine.kernels:
             raise FlowError(
                 f"No quantised kernel served {result.model.name} in its {result.kind} result "
@@ -215,8 +316,25 @@ def _require_quantised_kernel(results: Sequence[Measured]) -> None:
             )
 
 
+def unproven(candidate: CandidateResults) -> str | None:
+    """Says that nothing proves that a candidate's compressed weights computed; None if it is."""
+    silent = {r.engine.name for r in candidate.measurements if not r.engine.names_kernels}
+    if not silent:
+        return None
+    return (
+        f"{' and '.join(sorted(silent))} does not tell which kernels it used, so nothing proves "
+        "that the compressed weights computed. SHIP is withheld."
+    )
+
+
 def _require_same_engine(base: Measured, others: Iterable[Measured]) -> None:
     for other in others:
+        if other.engine.name != base.engine.name:
+            raise FlowError(
+                f"{base.engine.name} served {base.model.name} for its {base.kind} result, and "
+                f"{other.engine.name} served {other.model.name} for its {other.kind} result.",
+                REMEASURE,
+            )
         if other.engine.version != base.engine.version:
             raise FlowError(
                 f"The {base.kind} result of {base.model.name} is from engine version "
@@ -288,14 +406,17 @@ def without_again(protocol: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_same_distribution(
-    base: DistributionResult | None, other: DistributionResult | None, name: str
+    base: DistributionResult | None,
+    other: DistributionResult | None,
+    name: str,
+    declared: frozenset[str],
 ) -> None:
     if base is None and other is None:
         return
     if base is None or other is None:
         lacking = "base" if base is None else name
         raise FlowError(f"The distribution result of {lacking} is missing.", REMEASURE)
-    require_same_protocol(base, other)
+    require_same_protocol(base, other, declared)
 
 
 # --- The same load ---
@@ -314,15 +435,20 @@ def _require_same_objectives(base: PerformanceResult, candidate: PerformanceResu
         )
 
 
-def require_same_protocol(base: Measured, candidate: Measured) -> None:
+def require_same_protocol(
+    base: Measured, candidate: Measured, declared: frozenset[str] = frozenset()
+) -> None:
     """Checks that two measurements were made with the same protocol.
+
+    Args:
+        declared: keys of the protocol that may differ.
 
     Raises:
         FlowError: the protocols differ; the first field that differs is named.
     """
     if base.protocol_hash == candidate.protocol_hash:
         return
-    for key in sorted((base.protocol.keys() | candidate.protocol.keys()) - {LOOK}):
+    for key in sorted((base.protocol.keys() | candidate.protocol.keys()) - {LOOK} - declared):
         ours, theirs = base.protocol.get(key), candidate.protocol.get(key)
         if ours != theirs:
             raise FlowError(

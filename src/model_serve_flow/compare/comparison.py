@@ -11,9 +11,12 @@ from typing import Any
 from model_serve_flow.compare.comparability import (
     BaseResults,
     CandidateResults,
+    declared_differences,
+    is_measured,
     read_base,
     read_candidate,
     require_comparable,
+    unproven,
 )
 from model_serve_flow.compare.differences import Differences, deciding
 from model_serve_flow.compare.distribution_shift import Shift, measure_shift, noise_floor
@@ -30,11 +33,12 @@ from model_serve_flow.compare.margins import PLAN, check_seal
 from model_serve_flow.compare.pairs import flipped_items
 from model_serve_flow.compare.ranking import rankable, ranked
 from model_serve_flow.compare.reading import primary_metric
-from model_serve_flow.compare.roofline import diagnose, held_in_float32
+from model_serve_flow.compare.roofline import diagnose
 from model_serve_flow.compare.secondary import secondary_readings, speed_verdict
 from model_serve_flow.compare.slices import compare_slices
 from model_serve_flow.compare.soft import soft_scores, soft_sentence
 from model_serve_flow.compare.speed import cost, cost_interval, mean_speedup, memory, speed_points
+from model_serve_flow.compare.tiers import withheld
 from model_serve_flow.compare.verdict import loss_p_values, with_items_to_settle
 from model_serve_flow.flow.busy import BUSY_SHARE
 from model_serve_flow.flow.flow import Flow
@@ -49,10 +53,16 @@ from model_serve_flow.flow.results.compared import (
     SpeedPoint,
     SpeedVerdict,
     UnmeasuredLoad,
+    Warned,
 )
 from model_serve_flow.flow.results.measured import BASE
 from model_serve_flow.system.files import write_json
 
+NO_ACCURACY = (
+    "Accuracy was not measured (the profile has no section accuracy), so nothing tells whether the "
+    "answers stay as good."
+)
+NO_PERFORMANCE = "Performance was not measured: the profile has no section performance."
 REFUSED = (
     "The number of looks or items was changed after the measurement had begun. That is a look that "
     "was not planned, and no error is left for it: SHIP is refused. Plan it so from the start, in "
@@ -111,7 +121,7 @@ def compare(
         FlowError: the results are of other models than they claim, were not measured in the same
             way, lack items or load points, or a candidate was not served by a quantised kernel.
     """
-    require_comparable(base, candidates)
+    require_comparable(base, candidates, config.differs)
     noise = noise_floor(base, config.seed)
     answered = [
         compare_answers(base.accuracy, candidate.accuracy, config.verdict, config.seed)
@@ -124,16 +134,14 @@ def compare(
     described, compared = ranked(
         _base(config, base), compared, _evidence(base, candidates, compared)
     )
+    measured = [r for r in (base.accuracy, base.performance) if is_measured(r)]
     return Comparison(
         profile=config.name,
         margin_rationale=config.verdict.rationale,
         base=described,
         candidates=compared,
-        protocol={"accuracy": base.accuracy.protocol, "performance": base.performance.protocol},
-        protocol_hash={
-            "accuracy": base.accuracy.protocol_hash,
-            "performance": base.performance.protocol_hash,
-        },
+        protocol={result.kind: result.protocol for result in measured},
+        protocol_hash={result.kind: result.protocol_hash for result in measured},
     )
 
 
@@ -152,7 +160,7 @@ def _evidence(
     tasks = [
         task for task in base.accuracy.tasks if common and all(task in found for found in common)
     ]
-    sizes = {name: results.accuracy.model.size_bytes for name, results in measured.items()}
+    sizes = {name: _held(results) for name, results in measured.items()}
     return Evidence(
         score_gaps({name: results.accuracy for name, results in measured.items()}, tasks),
         economy_gaps({name: results.performance for name, results in measured.items()}, sizes),
@@ -171,6 +179,12 @@ def _base(config: FlowConfig, base: BaseResults) -> BaseComparison:
         cost_per_million_output_tokens=cost(config.deploy.hourly_price_usd, capacity),
         cost_ci95=cost_interval(config.deploy.hourly_price_usd, capacity),
     )
+
+
+def _held(results: BaseResults | CandidateResults) -> int:
+    """Returns the bytes of weights that the engine held, in its own dtype."""
+    performance = results.performance
+    return performance.model.held_bytes(performance.engine.dtype)
 
 
 def _others(answers: Answers, everyone: Sequence[Answers]) -> list[float]:
@@ -197,8 +211,10 @@ def _compare_one(
     secondary = secondary_readings(
         config.verdict.secondary, shift, gross_losses(answers["accuracy"])
     )
-    verdict, reasons = decided(config.verdict, answered, others, secondary)
+    verdict, reasons = _decided(config, base, candidate, answered, others, secondary)
     closing = _closing_sentences(verdict, speed, made.model.size_bytes, size)
+    if not is_measured(base.performance):
+        closing.insert(0, NO_PERFORMANCE)
     return CandidateComparison(
         name=candidate.name,
         scheme=made.scheme,
@@ -207,7 +223,7 @@ def _compare_one(
         kernel=", ".join(candidate.performance.engine.kernels),
         sha256=made.model.sha256,
         size_bytes=made.model.size_bytes,
-        size_ratio=made.model.size_bytes / size,
+        size_ratio=_held(candidate) / _held(base),
         verdict=verdict,
         reasons=(*reasons, *looks_sentence(answered.looks), *_secondary(answers, noise), *closing),
         noise_floor=noise,
@@ -217,6 +233,24 @@ def _compare_one(
         **(shift.fields() if shift else {}),
         **speed,
     )
+
+
+def _decided(
+    config: FlowConfig,
+    base: BaseResults,
+    candidate: CandidateResults,
+    answered: Answers,
+    others: Sequence[float],
+    secondary: Sequence[Warned],
+) -> tuple[Decision, tuple[str, ...]]:
+    """Returns the verdict with its reasons; SHIP needs accuracy, and proof of the kernels."""
+    if not is_measured(base.accuracy):
+        return "INCONCLUSIVE", (NO_ACCURACY, *declared_differences(base, candidate))
+    verdict, reasons = decided(config.verdict, answered, others, secondary)
+    reasons = (*reasons, *declared_differences(base, candidate))
+    if (doubt := unproven(candidate)) is None:
+        return verdict, reasons
+    return withheld(verdict, [doubt]), (doubt, *reasons)
 
 
 def _answers(config: FlowConfig, answered: Answers, others: Sequence[float]) -> dict[str, Any]:
@@ -234,11 +268,9 @@ def _answers(config: FlowConfig, answered: Answers, others: Sequence[float]) -> 
 
 def _speed(config: FlowConfig, base: BaseResults, candidate: CandidateResults) -> dict[str, Any]:
     """Builds the fields on serving the candidate: speed, capacity, cost, memory and diagnosis."""
-    performance, made = candidate.performance, candidate.compression
+    performance = candidate.performance
     compared, unmeasured = speed_points(base.performance, performance)
-    sizes = (base.accuracy.model.size_bytes, made.model.size_bytes)
-    if base.performance.engine.dtype == "float32":
-        sizes = held_in_float32(*sizes, made.bits_per_weight)
+    sizes = (_held(base), _held(candidate))
     return {
         "performance": compared,
         "speed": speed_verdict(config.verdict.secondary, compared),

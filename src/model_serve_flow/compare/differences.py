@@ -269,7 +269,13 @@ def _cluster_test(
     interval, (low, high) = whole.interval().scaled(100), found["ci95"]
     wider = interval.high - interval.low > high - low
     effect = whole.error**2 / alone if alone > 0 else None
-    clusters = Clusters(key=key, count=whole.clusters, design_effect=effect, decide=wider)
+    clusters = Clusters(
+        key=key,
+        count=whole.clusters,
+        design_effect=effect,
+        decide=wider,
+        degrees=whole.degrees,
+    )
     if "too_few" in found:
         return {"clusters": clusters}
     sensitivity = _cluster_sensitivity(pairs, labels, (base, candidate), margins, found)
@@ -382,7 +388,8 @@ def _text_difference(
 ) -> Difference:
     for result, value in zip((pairs.base, pairs.candidate), values, strict=True):
         _require_figure(pairs.task, metric, result, value)
-    figures: dict[str, Any] = {"method": CAUTIOUS.format("documents"), **_bounds(interval), **fields}
+    method = CAUTIOUS.format("documents")
+    figures: dict[str, Any] = {"method": method, **_bounds(interval), **fields}
     return Difference(
         n=pairs.base.n,
         base=values[0],

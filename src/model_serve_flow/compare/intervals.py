@@ -8,8 +8,9 @@ from scipy.stats import norm, t
 
 from model_serve_flow.compare.stats import paired
 from model_serve_flow.compare.stats.holm_bounds import Claim, holm_bounds
+from model_serve_flow.compare.stats.looks import repeated_level
 from model_serve_flow.compare.stats.paired import ALPHA, Interval
-from model_serve_flow.flow.results.compared import Difference
+from model_serve_flow.flow.results.compared import Clusters, Difference
 
 Key = tuple[str, str]  # task and metric
 
@@ -24,9 +25,10 @@ def simultaneous(
     with higher is better; the result is turned back to the direction of the difference and is in
     its unit.
 
-    Where looks were planned, the p-values are those over all looks. The bounds are not corrected
-    for having stopped early. A question that an earlier look settled stays settled: then the limit
-    is the bound, even if the estimate is now on the other side of the limit.
+    Where looks were planned, the p-values are those over all looks, and the bounds are repeated
+    confidence bounds: they hold whenever the looks end. A question that an earlier look settled
+    stays settled: then the limit is the bound, even if the estimate is now on the other side of the
+    limit.
 
     Args:
         family: the questions whose "within" is corrected together.
@@ -78,7 +80,20 @@ def _at(d: Difference, level: float) -> Interval:
     """Returns the difference's own interval at a one-sided level, turned so that higher is better.
 
     Right or wrong: the interval of the score test. Clusters: the t interval. Bootstrap: its
-    interval, widened as a t interval over as many units would be.
+    interval, widened as a t interval over as many units would be. After several looks it is the
+    repeated confidence interval of the last look, see `repeated_level`.
+    """
+    plain, given = (
+        repeated_level(error, d.look_shares) if d.look_shares else error for error in (level, ALPHA)
+    )
+    return own_interval(d, plain, given)
+
+
+def own_interval(d: Difference, level: float, given: float = ALPHA) -> Interval:
+    """Returns the interval of one difference at a one-sided level, turned as in `_at`.
+
+    Args:
+        given: one-sided level of the difference's `ci95`.
     """
     clustered = d.clusters is not None and d.clusters.decide
     if d.flips is not None and not clustered:
@@ -86,10 +101,25 @@ def _at(d: Difference, level: float) -> Interval:
         return paired.score_interval(*counts, float(norm.isf(level))).scaled(100)
     low, high = d.ci95 if d.higher_is_better else (-d.ci95[1], -d.ci95[0])
     estimate = d.difference if d.higher_is_better else -d.difference
-    units = d.clusters.count if clustered else d.n
-    wider = float(t.isf(level, units - 1) / t.isf(ALPHA, units - 1))
+    degrees = _degrees(d.clusters) if d.clusters is not None and clustered else d.n - 1
+    wider = float(t.isf(level, degrees) / t.isf(given, degrees))
     below, above = wider * (estimate - low), wider * (high - estimate)
     return Interval(estimate, estimate - below, estimate + above)
+
+
+def _degrees(clusters: Clusters) -> float:
+    return clusters.count - 1 if clusters.degrees is None else clusters.degrees
+
+
+def one_look_interval(d: Difference) -> Interval:
+    """Returns the 95 % interval as if there were one look only, turned as in `_at`."""
+    return own_interval(d, ALPHA, repeated_level(ALPHA, d.look_shares) if d.look_shares else ALPHA)
+
+
+def repeated_interval(d: Difference, shares: tuple[float, ...]) -> tuple[float, float]:
+    """Computes the 95 % repeated confidence interval after looks at these shares of the items."""
+    found = own_interval(d, repeated_level(ALPHA, shares))
+    return (found.low, found.high) if d.higher_is_better else (-found.high, -found.low)
 
 
 def _turned(d: Difference, low: float, mirrored: float) -> tuple[float, float]:

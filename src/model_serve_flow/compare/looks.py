@@ -19,6 +19,7 @@ from model_serve_flow.compare.differences import (
     compare_task,
     deciding,
 )
+from model_serve_flow.compare.intervals import repeated_interval
 from model_serve_flow.compare.pairs import Pairs, pair
 from model_serve_flow.compare.reading import primary_metric
 from model_serve_flow.compare.secondary import secondary_readings, warnings
@@ -81,7 +82,7 @@ def decided(
     Secondary margins add warnings. With `action: withhold` in the profile they also turn SHIP into
     INCONCLUSIVE.
     """
-    verdict, reasons = decide(answers.differences, answers.suite, tiers_of(margins), others)
+    verdict, reasons, _ = decide(answers.differences, answers.suite, tiers_of(margins), others)
     told = warnings(margins.secondary, secondary)
     if margins.secondary.action == "withhold" and told and verdict == "SHIP":
         return withheld(verdict, told), (*(f"{sentence} {WITHHELD}" for sentence in told), *reasons)
@@ -200,12 +201,20 @@ def _over_looks(
 ) -> Difference:
     """Returns the difference of the last look with the p-values of all looks joined into one.
 
-    A look at which the task could not decide rejects nothing.
+    A look at which the task could not decide rejects nothing. The interval becomes the repeated
+    confidence interval, which holds although one may have stopped because of what was seen.
     """
     ps = [_p_values(d) for d in looks]
     new = dict(zip(shares, ps, strict=True))  # a small task may get no new items at a look
     within, beyond = (sequential_p([p[side] for p in new.values()], list(new)) for side in (0, 1))
-    return last.model_copy(update={"look_p": (within, beyond)})
+    made = tuple(new)
+    return last.model_copy(
+        update={
+            "look_p": (within, beyond),
+            "look_shares": made,
+            "ci95": repeated_interval(last, made),
+        }
+    )
 
 
 def _p_values(difference: Difference | None) -> tuple[float, float]:

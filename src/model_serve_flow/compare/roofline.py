@@ -43,10 +43,10 @@ def diagnose(
 
     All figures are at the lowest concurrency measured, normally 1.
 
-    Bytes per token are the size of the weight files; with FP32, what `held_in_float32` computes. An
-    embedding table that is not tied to the output layer counts in full, though a token reads only
-    one row of it. The KV cache and the activations do not count: at one short request they are
-    small beside the weights.
+    Bytes per token are those of `Model.held_bytes`: floats in the engine's dtype, and the quantised
+    weights as stored. An embedding table that is not tied to the output layer counts in full,
+    though a token reads only one row of it. The KV cache and the activations do not count: at one
+    short request they are small beside the weights.
 
     Args:
         base, candidate: measurements with at least one load point that is measured on both sides.
@@ -78,23 +78,6 @@ def diagnose(
         sentence=f"{_where(ours, bound)} {_bytes(base_bytes, candidate_bytes)} "
         f"{_finding(measured, expected, kernel)}",
     )
-
-
-def held_in_float32(
-    base_bytes: int, candidate_bytes: int, bits_per_weight: float
-) -> tuple[int, int]:
-    """Computes the bytes of both models in an engine that computes in FP32.
-
-    Weights that are stored in 16 bits take twice the bytes. In the candidate these are all weights
-    but the quantised ones. The base stores 16 bits for each quantised weight, so their number is
-    (base bytes - candidate bytes) / (2 - bits_per_weight / 8).
-
-    Args:
-        base_bytes, candidate_bytes: size of the weight files; the base's weights have 16 bits.
-        bits_per_weight: of the candidate's quantised weights, scales included.
-    """
-    quantised = (base_bytes - candidate_bytes) / (2 - bits_per_weight / 8)
-    return 2 * base_bytes, round(candidate_bytes + base_bytes - 2 * quantised)
 
 
 def _means(concurrency: int, points: Sequence[LoadPoint]) -> _Lowest:

@@ -29,7 +29,7 @@ def soft_scores(tasks: Iterable[Pairs]) -> dict[str, SoftScore]:
 def soft_score(pairs: Pairs) -> SoftScore | None:
     """Compares the mean probability of the right choice, paired item by item.
 
-    The interval is t over the items. Where the items come in clusters, the cluster-robust t(G - 1)
+    The interval is t over the items. Where the items come in clusters, the cluster-robust t
     interval is used if it is wider, as for the task's score.
 
     Returns:
@@ -49,7 +49,13 @@ def soft_score(pairs: Pairs) -> SoftScore | None:
         wider = _width(whole.interval()) > _width(interval)
         interval, method = (whole.interval(), CLUSTERED) if wider else (interval, method)
         effect = (whole.error / single.error) ** 2 if single.error else None
-        clusters = Clusters(key=key, count=whole.clusters, design_effect=effect, decide=wider)
+        clusters = Clusters(
+            key=key,
+            count=whole.clusters,
+            design_effect=effect,
+            decide=wider,
+            degrees=whole.degrees,
+        )
     return SoftScore(
         n=change.size,
         base=100 * base.mean(),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from model_serve_flow.compare.differences import Differences, asked, deciding, oriented
-from model_serve_flow.compare.intervals import Key, simultaneous
+from model_serve_flow.compare.differences import Differences, asked, deciding
+from model_serve_flow.compare.intervals import Key, one_look_interval, simultaneous
 from model_serve_flow.compare.reading import clusters, p_statement, primary_metric
 from model_serve_flow.compare.repeats import advice
 from model_serve_flow.compare.stats import paired
@@ -78,7 +79,7 @@ class _Check:
         if not self.unsure or d.too_few is not None:
             return d.too_few
         if d.flips is None or (d.clusters is not None and d.clusters.decide):
-            return paired.items_to_settle(d.n, oriented(d), d.limit, self.tests)
+            return paired.items_to_settle(d.n, one_look_interval(d), d.limit, self.tests)
         flips = (d.flips.wrong_to_right, d.flips.right_to_wrong)
         return paired.binary_items_to_settle(*flips, d.n, d.limit / 100, self.tests)
 
@@ -124,13 +125,27 @@ def _tail_sentence(difference: Difference) -> str:
     )
 
 
+class Judgement(NamedTuple):
+    """The verdict on a candidate.
+
+    Attributes:
+        verdict: SHIP, DO NOT SHIP or INCONCLUSIVE.
+        reasons: plain sentences, the deciding reason first.
+        blocked: the sentences among them on required tasks that withhold SHIP.
+    """
+
+    verdict: Decision
+    reasons: tuple[str, ...]
+    blocked: tuple[str, ...] = ()
+
+
 def decide(
     differences: Differences,
     suite: Difference | None,
     tiers: Tiers = EVERY_TASK_DECIDES,
     others: Sequence[float] = (),
-) -> tuple[Decision, tuple[str, ...]]:
-    """Returns the verdict by non-inferiority, and its reasons, the deciding reason first.
+) -> Judgement:
+    """Decides by non-inferiority.
 
     SHIP: the macro average, every deciding task and every perplexity surely lose less than their
     margins.
@@ -166,7 +181,7 @@ def decide(
         )
     first = [*blocked, *withheld] if not (failing or unsure) else []
     rest = [sentence for sentence in (*blocked, *withheld, *silent) if sentence not in first]
-    return verdict, (*first, *reasons, *rest)
+    return Judgement(verdict, (*first, *reasons, *rest), tuple(blocked))
 
 
 def loss_p_values(differences: Differences, suite: Difference | None) -> list[float]:

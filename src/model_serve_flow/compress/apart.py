@@ -22,12 +22,14 @@ from model_serve_flow.setup.fit import memory_advice
 from model_serve_flow.system import processes
 from model_serve_flow.system.files import writing
 from model_serve_flow.system.hardware import available_memory
+from model_serve_flow.system.variables import variable
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 MODULE = "model_serve_flow.compress.main"
-VARIABLE = "MODEL_SERVE_FLOW_COMPRESSION"  # marks the process and all that it starts
+VARIABLE = variable("compression")  # marks the process and all that it starts
+ANSWER = "answer.json"
 LEFTOVER_SECONDS = 4  # time for the processes to clean up, before they are killed
 
 
@@ -66,6 +68,11 @@ class Answer(BaseModel):
     unexpected: bool = False
     sample: str = ""
 
+    @classmethod
+    def read(cls, path: Path) -> Answer | None:
+        """Reads the answer; None if the process ended without one."""
+        return cls.model_validate_json(path.read_text("utf-8")) if path.is_file() else None
+
     def write(self, path: Path) -> None:
         """Writes the answer, unless another process of torchrun has already said why it failed."""
         with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
@@ -103,47 +110,62 @@ def sample_apart(flow: Flow) -> str:
     return _run(flow, "base", None, None).sample
 
 
-def command(flow: Flow, name: str, job: Path) -> list[str]:
-    """Returns the command line of the process."""
-    count = flow.config.calibration.data_parallel
-    if count == 1 or name == "base" or flow.config.candidate(name).recipe is None:
-        return [sys.executable, "-P", "-m", MODULE, str(job)]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    return [sys.executable, "-P", *torchrun, "-m", MODULE, str(job)]
+def command(job: Path, count: int = 1) -> list[str]:
+    """Returns the command line of so many processes; several are started by torchrun."""
+    several = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"]
+    return [sys.executable, "-P", "-m", *(several if count > 1 else []), MODULE, str(job)]
+
+
+def process_count(flow: Flow, name: str) -> int:
+    """Returns how many processes make a candidate: several only where texts are calibrated."""
+    recipe = None if name == "base" else flow.config.candidate(name).recipe
+    calibrates = recipe is not None and recipe.needs_calibration
+    return flow.config.calibration.data_parallel if calibrates else 1
 
 
 def _run(
     flow: Flow, name: str, dataset: Dataset | None, calibration: CalibrationFacts | None
 ) -> Answer:
+    log, available = flow.workspace.logs / f"compress-{name}.log", available_memory()
     with tempfile.TemporaryDirectory(prefix="compress-") as scratch:
-        folder = Path(scratch)
-        texts = None if dataset is None else folder / "texts"
-        if dataset is not None:
-            dataset.save_to_disk(texts)
-        job = Job(
-            config=flow.config,
-            workspace=flow.workspace.root,
-            name=name,
-            answer=folder / "answer.json",
-            dataset=texts,
-            calibration=calibration,
-        )
-        path = folder / "job.json"
-        path.write_text(job.model_dump_json(), encoding="utf-8")
-        log, available = flow.workspace.logs / f"compress-{name}.log", available_memory()
-        status = _wait(command(flow, name, path), log)
-        answer = (
-            Answer.model_validate_json(job.answer.read_text(encoding="utf-8"))
-            if job.answer.is_file()
-            else None
-        )
+        job = write_job(Path(scratch), flow, name, dataset, calibration)
+        status = run_logged(command(job, process_count(flow, name)), log)
+        answer = Answer.read(job.with_name(ANSWER))
     if status or answer is None or answer.problem:
         raise _failure(flow, name, answer, status, available)
     return answer
 
 
-def _wait(command: list[str], log: Path) -> int:
-    """Runs the command to its end and returns its exit status; an interrupt ends it."""
+def write_job(
+    folder: Path,
+    flow: Flow,
+    name: str,
+    dataset: Dataset | None = None,
+    calibration: CalibrationFacts | None = None,
+) -> Path:
+    """Writes the job and its calibration texts into a folder; returns the job's path."""
+    texts = None if dataset is None else folder / "texts"
+    if dataset is not None:
+        dataset.save_to_disk(texts)
+    job = Job(
+        config=flow.config,
+        workspace=flow.workspace.root,
+        name=name,
+        answer=folder / ANSWER,
+        dataset=texts,
+        calibration=calibration,
+    )
+    path = folder / "job.json"
+    path.write_text(job.model_dump_json(), encoding="utf-8")
+    return path
+
+
+def run_logged(command: list[str], log: Path) -> int:
+    """Runs a command to its end, with its output in a log; an interrupt ends it.
+
+    Returns:
+        Its exit status; if negative, the number of the signal that ended it.
+    """
     with writing(log, "log"):
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)

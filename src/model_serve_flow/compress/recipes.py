@@ -84,10 +84,12 @@ def recipe_modifiers(recipe: Recipe) -> list[Any]:
         modifiers.append(SmoothQuantModifier(smoothing_strength=recipe.smoothing_strength))
     if recipe.algorithm == "awq":
         modifiers.append(AWQModifier())
-    settings: dict[str, Any] = {
-        "config_groups": config_groups(recipe),
-        "ignore": list(recipe.ignore),
-    }
+    settings: dict[str, Any] = {"ignore": list(recipe.ignore)}
+    if recipe.algorithm == "autoround" and recipe.scheme not in GROUPED:
+        # AutoRound converts the scales of MXFP4 and NVFP4 only if it is told the scheme by name.
+        settings["scheme"] = recipe.scheme
+    else:
+        settings["config_groups"] = config_groups(recipe)
     if recipe.kv_cache_scheme is not None:
         settings["kv_cache_scheme"] = KV_CACHE_SCHEMES[recipe.kv_cache_scheme]
     if recipe.algorithm == "autoround":

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.default_profile import default_profile
-from model_serve_flow.flow.profile import SECRET, FlowConfig, _is_beside
+from model_serve_flow.flow.profile import OPTIONAL_SECTIONS, SECRET, FlowConfig, _is_beside
 from model_serve_flow.system.checkout import MODULES, checkout
 from model_serve_flow.system.settings import settings
 from model_serve_flow.system.variables import PROFILE_PREFIX
@@ -35,6 +35,8 @@ def profiles_folder() -> Path:
 def load_profile(profile: str | None = None, overrides: dict[str, Any] | None = None) -> FlowConfig:
     """Reads a profile and applies overrides: first of the environment, then `overrides`.
 
+    The value null takes an optional section away, as in ``--set accuracy=null``.
+
     Args:
         profile: name of a file in the profiles folder without `.yaml`, or the path of a YAML file;
             None: the default of this machine.
@@ -48,6 +50,9 @@ def load_profile(profile: str | None = None, overrides: dict[str, Any] | None = 
     document = _read(_find(profile))
     for key, value in {**environment_overrides(), **(overrides or {})}.items():
         _set(document, key, copy.deepcopy(value))
+    for section in OPTIONAL_SECTIONS:
+        if section in document and document[section] is None:  # takes away what `extends` brought
+            del document[section]
     _require_plain(profile, document)
     try:
         # Strict: "5" is no number, and true is not 1. As JSON, because a list may then become a

@@ -7,7 +7,7 @@ import operator
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -20,6 +20,11 @@ LONGEST_FACTOR = 10
 SECRET = "secret"  # error type of a value that must not be shown
 _SECRET_FLAG = re.compile(r"--(api-k|hf-t)")
 _OWN_FLAG = re.compile(r"--(hos|por|uds|served-m)|--model$")
+_SECRET_NAME = re.compile(
+    r"(api|access)[-_]?(key|token)|hf[-_]?token|passw(or)?d|secret|credential", re.IGNORECASE
+)
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+PLACEHOLDERS = ("host", "model", "port", "python", "served_name")
 _PARALLEL_FLAG = re.compile(r"(--tensor-p|-tp$)|(--pipeline-p|-pp$)")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -95,7 +100,10 @@ Algorithm = Literal["rtn", "gptq", "awq", "autoround"]
 GROUPED = ("W4A16", "W4A16_ASYM", "W8A16")  # schemes whose group size the recipe may choose
 STATIC_ACTIVATIONS = ("FP8", "NVFP4")  # their activation scales come from calibration
 # What llm-compressor's algorithm can make; rtn and gptq make every scheme.
-ALGORITHM_SCHEMES: dict[Algorithm, tuple[Scheme, ...]] = {}
+ALGORITHM_SCHEMES: dict[Algorithm, tuple[Scheme, ...]] = {
+    "awq": tuple(scheme for scheme in get_args(Scheme) if scheme != "FP8"),
+    "autoround": tuple(scheme for scheme in get_args(Scheme) if scheme != "FP8_BLOCK"),
+}
 
 
 class Recipe(Section):
@@ -159,6 +167,8 @@ class Recipe(Section):
             raise ValueError(
                 f"{self.algorithm} makes {', '.join(makes)}, not {self.scheme}: choose rtn or gptq"
             )
+        if self.algorithm == "autoround" and self.observer is not None:
+            raise ValueError("autoround finds the scales itself: remove observer")
         return self
 
     @property
@@ -401,9 +411,96 @@ def _is_one(value: int) -> bool:
     return value == 1
 
 
-class Engine(Section):
-    """How vLLM serves every model: the same settings for measurement and deployment."""
+class ProgramVersion(Section):
+    """How a program says its version: `command` prints it, or the JSON at `path` has it."""
 
+    command: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None, description="the first line that it prints is the version"
+    )
+    path: Annotated[str, Field(pattern=r"^/\S*$")] | None = Field(
+        default=None, description="of the server, such as /facts; its answer is JSON"
+    )
+    field: str | None = Field(
+        default=None, description="of that answer; dots lead into it, such as build.version"
+    )
+
+    @model_validator(mode="after")
+    def one_way(self) -> ProgramVersion:
+        if (self.command is None) == (self.path is None) or (self.path is None) != (
+            self.field is None
+        ):
+            raise ValueError("give either 'command', or 'path' and 'field'")
+        return self
+
+
+class Program(Section):
+    """Any program that serves a checkpoint behind an OpenAI-compatible endpoint."""
+
+    name: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", description="in messages and results"),
+    ]
+    command: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="program and arguments; {model} is the checkpoint's folder, {port} and {host} "
+        "where to listen, {served_name} the model's name in requests, {python} the Python of the "
+        "step's environment"
+    )
+    health: Annotated[str, Field(pattern=r"^/\S*$")] = Field(
+        default="/health", description="path that answers 200 as soon as the program serves"
+    )
+    version: ProgramVersion
+    variables: dict[str, str] = Field(
+        default={}, description="environment variables; not for secrets, which it inherits"
+    )
+    key_variable: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = Field(
+        default=None,
+        description="environment variable from which the program takes the key that clients must "
+        "send; none: it asks for no key",
+    )
+
+    @field_validator("command")
+    @classmethod
+    def command_can_be_filled_in(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        for argument in command:
+            if _SECRET_NAME.search(argument):
+                flag = argument.partition("=")[0]
+                raise _secret(flag if flag.startswith("-") else "an argument")
+        used = {name for argument in command for name in _PLACEHOLDER.findall(argument)}
+        if unknown := sorted(used - {*PLACEHOLDERS}):
+            allowed = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+            raise ValueError(f"{{{unknown[0]}}} is no placeholder; there are {allowed}")
+        for name in ("model", "port"):
+            if name not in used:
+                raise ValueError(f"{{{name}}} is missing: the flow chooses it for each server")
+        return command
+
+    @field_validator("variables")
+    @classmethod
+    def variables_are_no_secrets(cls, variables: dict[str, str]) -> dict[str, str]:
+        for name in variables:
+            if _SECRET_NAME.search(name) or name.upper().endswith(("_KEY", "_TOKEN")):
+                raise _secret(name)
+        return variables
+
+
+def _secret(name: str) -> PydanticCustomError:
+    """Builds an error that does not show the value."""
+    problem = (
+        "{name} looks like a secret: set it in the environment, which the program inherits; the "
+        "key of the endpoint goes into the variable that key_variable names"
+    )
+    return PydanticCustomError(SECRET, problem, {"name": name})
+
+
+class Engine(Section):
+    """How the engine serves every model: the same settings for measurement and deployment."""
+
+    kind: Literal["vllm", "command"] = Field(
+        default="vllm",
+        exclude_if=lambda found: found == "vllm",  # a profile without it keeps its earlier digest
+        description="command: the program of the section `program` serves instead of vLLM",
+    )
+    program: Program | None = Field(default=None, exclude_if=operator.not_)
     max_model_len: Annotated[int, Field(gt=0)]
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16"
     enforce_eager: bool = False
@@ -473,10 +570,48 @@ class Engine(Section):
                 )
         return arguments
 
+    @model_validator(mode="after")
+    def settings_are_of_this_engine(self) -> Engine:
+        if (self.kind == "command") != (self.program is not None):
+            raise ValueError("engine.kind: command and the section engine.program need each other")
+        if self.program is None:
+            return self
+        for key in VLLM_ONLY:
+            field = type(self).model_fields[key]
+            if getattr(self, key) != field.default:
+                raise ValueError(
+                    f"{key} is a setting of vLLM: write it into engine.program.command instead, "
+                    f"and leave it at {field.default!r} here"
+                )
+        if self.program.key_variable is None and not self.is_loopback:
+            raise ValueError(
+                f"host is {self.host}: other machines could reach a program that asks for no key; "
+                "set engine.program.key_variable"
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Returns whether only this machine reaches the server."""
+        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+
     @property
     def gpus(self) -> int:
         """Returns the number of GPUs that one server needs."""
         return self.tensor_parallel * self.pipeline_parallel
+
+
+# keys of `Engine` that only vLLM understands
+VLLM_ONLY = (
+    "dtype",
+    "enforce_eager",
+    "gpu_memory_utilization",
+    "kv_cache_gib",
+    "in_process_worker",
+    "tensor_parallel",
+    "pipeline_parallel",
+    "extra_arguments",
+)
 
 
 class Secondary(Section):
@@ -564,8 +699,24 @@ class Deploy(Section):
     image: str = Field(description="container image of the vLLM server")
 
 
+Difference = Literal["checkpoint", "engine_settings", "engine"]
+ONLY_CHECKPOINT: tuple[Difference, ...] = ("checkpoint",)
+
+# What a profile without the section has in its place: nothing to calibrate, ask, load or deploy.
+NO_CALIBRATION = Calibration.model_construct(samples=0, max_sequence_length=0)
+NO_ACCURACY = Accuracy.model_construct(tasks=())
+NO_PERFORMANCE = Performance.model_construct(
+    concurrency=(), prompt_tokens=0, output_tokens=0, seconds=0.0, repeats=1, blocks=1
+)
+NO_DEPLOY = Deploy.model_construct(storage_uri="", image="")
+OPTIONAL_SECTIONS = ("candidates", "calibration", "accuracy", "performance", "deploy")
+
+
 class FlowConfig(Section):
-    """The whole protocol of one run."""
+    """The whole protocol of one run.
+
+    The sections of `OPTIONAL_SECTIONS` may be left out. The steps that need them are left out too.
+    """
 
     name: Name
     description: str
@@ -573,13 +724,36 @@ class FlowConfig(Section):
     reference_machine: str
     seed: Annotated[int, Field(ge=0)] = 0
     model: ModelSource
-    candidates: Annotated[tuple[Candidate, ...], Field(min_length=1)]
-    calibration: Calibration
-    accuracy: Accuracy
-    performance: Performance
+    candidates: tuple[Candidate, ...] = Field(
+        default=(), description="none: only the base is measured"
+    )
+    calibration: Calibration = Field(
+        default=NO_CALIBRATION,
+        exclude_if=lambda found: found == NO_CALIBRATION,
+        description="none: no recipe needs texts",
+    )
+    accuracy: Accuracy = Field(
+        default=NO_ACCURACY,
+        exclude_if=lambda found: found == NO_ACCURACY,
+        description="none: accuracy is not measured, and no candidate can get SHIP",
+    )
+    performance: Performance = Field(
+        default=NO_PERFORMANCE,
+        exclude_if=lambda found: found == NO_PERFORMANCE,
+        description="none: performance is not measured",
+    )
     engine: Engine
+    differs: tuple[Difference, ...] = Field(
+        default=ONLY_CHECKPOINT,
+        exclude_if=lambda found: found == ONLY_CHECKPOINT,
+        description="what may differ between base and candidates; everything else is refused",
+    )
     verdict: Verdict = Verdict()
-    deploy: Deploy
+    deploy: Deploy = Field(
+        default=NO_DEPLOY,
+        exclude_if=lambda found: found == NO_DEPLOY,
+        description="none: nothing is deployed and no cost is computed",
+    )
 
     @model_validator(mode="after")
     def names_agree(self) -> FlowConfig:
@@ -590,6 +764,14 @@ class FlowConfig(Section):
             raise ValueError(
                 f"deploy.candidate is {self.deploy.candidate!r}; candidates are {names}"
             )
+        if not (self.has("accuracy") or self.has("performance")):
+            raise ValueError("nothing is measured: give accuracy, performance, or both")
+        for candidate in self.candidates:
+            needs = candidate.recipe is not None and candidate.recipe.needs_calibration
+            if needs and not self.has("calibration"):
+                raise ValueError(
+                    f"the recipe of {candidate.name} needs texts: give the section calibration"
+                )
         if self.engine.start_together and self.device == "gpu":
             raise ValueError(
                 "engine.start_together is for a CPU: one GPU does not hold several servers"
@@ -608,6 +790,17 @@ class FlowConfig(Section):
                 f"into engine.max_model_len = {self.engine.max_model_len}"
             )
         return self
+
+    def has(self, section: str) -> bool:
+        """Checks whether the profile has a section of `OPTIONAL_SECTIONS` that is not empty."""
+        absent = {
+            "calibration": NO_CALIBRATION,
+            "accuracy": NO_ACCURACY,
+            "performance": NO_PERFORMANCE,
+            "deploy": NO_DEPLOY,
+        }
+        found = getattr(self, section)
+        return bool(found) if section == "candidates" else found != absent[section]
 
     def candidate(self, name: str) -> Candidate:
         """Returns the candidate called `name`.

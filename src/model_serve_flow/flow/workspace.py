@@ -18,7 +18,7 @@ from model_serve_flow.flow.results.measured import (
 )
 from model_serve_flow.system.digests import digest_once
 from model_serve_flow.system.files import read_result, writing
-from model_serve_flow.system.weights import weight_files
+from model_serve_flow.system.weights import float_weights, weight_files
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _probe(folder: Path) -> None:
 
 
 def describe_model(name: str, folder: Path) -> Model:
-    """Returns digest (see `digest_once`) and size in bytes of a checkpoint folder.
+    """Returns digest (see `digest_once`), size and number of float weights of a checkpoint folder.
 
     Args:
         name: 'base' or the candidate's name.
@@ -136,4 +136,11 @@ def describe_model(name: str, folder: Path) -> Model:
             f"{folder} holds no *.safetensors weights.",
             f"Correct the source, if it names one. {RERUN}",
         )
-    return Model(name=name, sha256=digest, size_bytes=sum(path.stat().st_size for path in weights))
+    values, size = float_weights(weights) or (None, None)
+    return Model(
+        name=name,
+        sha256=digest,
+        size_bytes=sum(path.stat().st_size for path in weights),
+        float_values=values,
+        float_bytes=size,
+    )

@@ -79,15 +79,15 @@ def _compare_answers(base: Side, candidate: Side, rules: Rules) -> _Outcome:
     counting = tiers.counting(found)
     average = compare_suite(counting, rules.of_average(counting))
     every, suite = with_items_to_settle(found, average, tiers)
-    verdict, reasons = decide(found, suite, tiers)
+    judged = decide(found, suite, tiers)
     return _Outcome(
-        verdict,
-        reasons,
+        judged.verdict,
+        judged.reasons,
         {task: _compared(pairs[task], metrics, tiers.of(task)) for task, metrics in every.items()},
         suite,
         tuple(task for task in tiers.required if task not in shared),
         (*_left_out(base, candidate, tiers), *_remarks(ours, theirs, shared)),
-        tuple(tiers.blockers(shared, _able(counting))),
+        judged.blocked,
     )
 
 
@@ -109,12 +109,6 @@ def _differences(
             t: compare_task(p, rules.of_task(t), rules.seed) for t, p in pairs.items()
         }
     return pairs, found
-
-
-def _able(differences: Mapping[str, ByMetric]) -> list[str]:
-    """Lists the tasks that can decide: the base is strong enough, and there are enough items."""
-    primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
-    return [task for task, d in primaries.items() if not d.silent and d.too_few is None]
 
 
 def _left_out(base: Side, candidate: Side, tiers: Tiers) -> Iterable[str]:

@@ -27,11 +27,20 @@ AGAIN = "Compare files that lm-eval 0.4 wrote, as it wrote them."
 PROPORTION = "Is the score in percent? Divide it by 100, or drop the task."
 DATE = re.compile(r"_(\d{4}-\d{2}-\d{2}T[\d.:-]+)\.json$")
 SETTINGS = ("output_type", "repeats", "generation_kwargs")  # of a task; equal on both sides
+# model_args that change what the model reads or may write, though the prompt's hash is the same
+READ_BY_MODEL = (
+    "max_gen_toks",
+    "add_bos_token",
+    "truncation",
+    "truncate",
+    "prefix_token_id",
+    "think_end_token",
+)
 ASKED = {"doc_id", "doc", "target", "arguments", "doc_hash", "prompt_hash", "target_hash"}
 NO_METRICS = ASKED | {"resps", "filtered_resps", "filter", "metrics"}  # keys of every sample
 SHOWN = ("doc_id", "doc_hash", "filter")  # keys of a sample that are printed
 CLUSTERS = ("subject", "category")  # keys of a document that become the item's groups
-PARTS = ("results", "configs", "versions", "group_subtasks", "n-shot", "higher_is_better")
+PARTS = ("results", "configs", "versions", "group_subtasks", "n-shot", "higher_is_better", "config")
 FIGURES = ("results", "higher_is_better")  # parts of a results file that have a value per task
 SAME_FIGURE = 1e-6
 
@@ -60,7 +69,7 @@ def read_lm_eval(paths: Iterable[Path]) -> Answers:
                 problem = f"{places[name]} and {path} both hold the task {name}."
                 raise BadInput(problem, "Name one of the two files in place of the folder.")
             tasks[name], places[name] = task, path
-        model, around = run.model, {"lm_eval_version": run.document.get("lm_eval_version")}
+        model, around = run.model, run.surroundings()
     return Answers(KIND, tasks, model, around)
 
 
@@ -77,6 +86,23 @@ class _Run:
     def model(self) -> str:
         """The model's name, as given to lm-eval."""
         return str(self.document.get("model_name") or "")
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """What was given as --model_args, which lm-eval stores as text or as a mapping."""
+        given = self.document.get("config", {}).get("model_args") or {}
+        if isinstance(given, str):
+            pairs = (part.partition("=") for part in given.split(",") if part)
+            given = {key.strip(): value.strip() for key, _, value in pairs}
+        return {key: str(value) for key, value in given.items()}
+
+    def surroundings(self) -> dict[str, Any]:
+        """Returns the settings that may differ."""
+        return {
+            "lm_eval_version": self.document.get("lm_eval_version"),
+            "lm-eval's --model": self.document.get("config", {}).get("model"),
+            "dtype": self.arguments.get("dtype"),
+        }
 
     def tasks(self) -> Iterator[tuple[str, Task]]:
         """Yields the tasks that were asked for; a group with a figure of its own is one task."""
@@ -135,7 +161,8 @@ class _Run:
         }
 
     def _protocol(self, leaves: list[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {key: self.arguments.get(key) for key in READ_BY_MODEL}
+        found["max_length"] = self.document.get("max_length", self.arguments.get("max_length"))
         for leaf in leaves:
             of = f" of {leaf}" if len(leaves) > 1 else ""
             config = self.document["configs"].get(leaf, {})
@@ -246,7 +273,21 @@ def _sample(path: Path, number: int, line: str) -> Sample:
         raise BadInput(f"{path}, line {number}: {error}.", AGAIN) from error
     for key in SHOWN:
         require_plain(f"{path}, line {number}", key, str(sample.get(key)))
-    return sample
+    return _writable(sample)
+
+
+def _writable(value: Any) -> Any:
+    """Writes half characters as '\\ud83d', because no file and no terminal takes them.
+
+    JSON allows them. A model that stops in the middle of an emoji can write one.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="backslashreplace").decode()
+    if isinstance(value, list):
+        return [_writable(part) for part in value]
+    if isinstance(value, dict):
+        return {_writable(key): _writable(part) for key, part in value.items()}
+    return value
 
 
 def _restored(sample: Sample, written: bool) -> Sample:

@@ -33,8 +33,9 @@ from model_serve_flow.measure.provenance import (
     say_kept,
 )
 from model_serve_flow.measure.repeats import joined, repeated_tasks, require_written, seeds
+from model_serve_flow.serve.engine import ACCURACY
+from model_serve_flow.serve.engines import engine_of
 from model_serve_flow.serve.server import Server
-from model_serve_flow.serve.vllm import ACCURACY, engine_arguments
 from model_serve_flow.setup.offline import working_folder
 from model_serve_flow.setup.tasks import TASKS
 from model_serve_flow.setup.tokenizer import verify_same_tokenizer
@@ -408,8 +409,9 @@ def _ask(
     if not selection["tasks"]:
         return {"samples": {}}
     with server.client(TIMEOUT_SECONDS) as client:
+        ours = {"client": client, "cache_block": server.engine.cache_block, "ways": ways}
         raw = lm_eval.simple_evaluate(
-            **_endpoint(flow, server, client=client, ways=ways, **sampled),
+            **_endpoint(flow, server, **ours, **sampled),
             **selection,
             task_manager=task_manager(flow),
             num_fewshot=accuracy.num_fewshot,
@@ -532,7 +534,7 @@ def accuracy_protocol(flow: Flow, engine_version: str) -> dict[str, Any]:
             task: file_digest(flow.workspace.data / f"{task}.jsonl") for task in packaged
         },
         "task_definitions": {task: TASKS[task] for task in packaged},
-        "engine_arguments": engine_arguments(flow.config, ACCURACY),
+        "engine_arguments": list(engine_of(flow.config).arguments(ACCURACY)),
         "engine_version": engine_version,
         "lm_eval_version": importlib.metadata.version("lm-eval"),
         "seed": flow.config.seed,

@@ -19,8 +19,9 @@ from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.profile import Distribution, HubDataset
 from model_serve_flow.flow.results.measured import DistributionResult, TokenTops
 from model_serve_flow.measure.provenance import kept, proven_facts, provenance, require_arguments
+from model_serve_flow.serve.engine import ACCURACY
+from model_serve_flow.serve.engines import engine_of
 from model_serve_flow.serve.server import Server
-from model_serve_flow.serve.vllm import ACCURACY, engine_arguments
 from model_serve_flow.setup.hub import hub_rows
 from model_serve_flow.system import live
 from model_serve_flow.system.files import read_rows, write_text
@@ -102,7 +103,7 @@ def distribution_protocol(
         "top_k": settings.top_k,
         "own_tokens": True,
         "concurrency": concurrency,
-        "engine_arguments": engine_arguments(flow.config, ACCURACY),
+        "engine_arguments": list(engine_of(flow.config).arguments(ACCURACY)),
         "engine_version": engine_version,
         "seed": flow.config.seed,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -82,13 +82,21 @@ class WholeCompletions(LocalCompletionsAPI):
 
     Args:
         client: carries the server's address and key.
+        cache_block: the engine's reader of its own metrics (`Engine.cache_block`).
         ways: counts lm-eval's requests by how they were asked.
     """
 
     _progress: Count | None = None  # counts log-likelihoods and written answers
     _texts: Count | None = None  # counts whole texts; a text needs one or more requests
 
-    def __init__(self, *, client: httpx.Client, ways: Counter[str], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        client: httpx.Client,
+        cache_block: Callable[[str], int | None],
+        ways: Counter[str],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.ways = ways
         self.reader = NextTokenReader(
@@ -98,6 +106,7 @@ class WholeCompletions(LocalCompletionsAPI):
             size=self._batch_size,
             seed=self._seed,
             attempts=self.max_retries,
+            cache_block=cache_block,
         )
 
     async def amodel_call(self, *args: Any, messages: list[Any], **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +26,6 @@ ABOVE_ONE = 1e-2  # rounding error allowed in a sum of probabilities
 REFUSED = frozenset({400, 404, 405, 422, 501})  # status for an unknown parameter
 
 _LABEL = re.compile(r"token_id:(\d+)")
-_CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\}", re.MULTILINE)
-_SETTING = re.compile(r'(\w+)="([^"]*)"')
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class NextTokenReader:
         size: prompts in a request.
         seed: seed of every request.
         attempts: how often a request is sent before its failure counts.
+        cache_block: the engine's reader of its own metrics (`Engine.cache_block`).
         salt: salt of the prefix cache. Another measurement of the same server must not be answered
             from this cache. It would repeat the same rounding, and the noise floor would be too
             low.
@@ -52,17 +51,13 @@ class NextTokenReader:
     size: int
     seed: int
     attempts: int
+    cache_block: Callable[[str], int | None]
     salt: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def block(self) -> int | None:
-        """Returns the tokens in a block of vLLM's prefix cache; None without a prefix cache."""
+        """Returns the tokens in a block of the engine's prefix cache; None without such a cache."""
         response = self.http.get("/metrics")
-        settings = _CACHE.search(response.text) if response.is_success else None
-        known = dict(_SETTING.findall(settings[1])) if settings else {}
-        if known.get("enable_prefix_caching") != "True":
-            return None
-        aligned, block = known.get("cache_hit_alignment_tokens", ""), known.get("block_size", "")
-        return int(aligned) if aligned.isdecimal() else int(block) if block.isdecimal() else None
+        return self.cache_block(response.text) if response.is_success else None
 
     def knows_labels(self, token: int) -> bool:
         """Checks whether the engine returns log-probabilities of labels.

@@ -20,8 +20,9 @@ from model_serve_flow.measure.provenance import (
     require_arguments,
     say_kept,
 )
+from model_serve_flow.serve.engine import PERFORMANCE
+from model_serve_flow.serve.engines import engine_of
 from model_serve_flow.serve.server import Server
-from model_serve_flow.serve.vllm import engine_arguments
 from model_serve_flow.system import live
 from model_serve_flow.system.files import write_json
 
@@ -251,7 +252,7 @@ def performance_protocol(
     """
     return {
         **({} if blocks == 1 else {"blocks": blocks}),
-        "engine_arguments": engine_arguments(config),
+        "engine_arguments": list(engine_of(config).arguments(PERFORMANCE)),
         "engine_version": engine_version,
         "guidellm_version": importlib.metadata.version("guidellm"),
         "performance": config.performance.model_dump(mode="json", exclude={"blocks"}),

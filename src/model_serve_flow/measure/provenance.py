@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.results.measured import EngineFacts, Measurement, protocol_hash
 from model_serve_flow.flow.workspace import describe_model
-from model_serve_flow.serve.kernels import require_expected_kernel
 from model_serve_flow.serve.server import Server
 from model_serve_flow.system.files import read_result
 
@@ -17,13 +16,13 @@ Result = TypeVar("Result", bound=Measurement)
 
 
 def proven_facts(server: Server) -> EngineFacts:
-    """Returns what the engine's log says, after checking the kernel.
+    """Returns what the engine proves, after checking that the proof suffices.
 
     Raises:
-        FlowError: the kernel that served is not the kernel of the checkpoint.
+        FlowError: the engine proves too little, or did not serve the checkpoint's own weights.
     """
     facts = server.facts()
-    require_expected_kernel(facts, server.model_name, server.folder)
+    server.engine.require_proof(facts, server.model_name, server.folder)
     return facts
 
 
@@ -95,7 +94,7 @@ def earlier(path: Path, kind: type[Result], server: Server, facts: EngineFacts) 
     except FlowError as error:
         print(f"damaged: {_shown(path)}, measured again and replaced. {error.problem}")
         return None
-    now, then = ((f.version, f.quantization, f.kernels) for f in (facts, found.engine))
+    now, then = ((f.name, f.version, f.quantization, f.kernels) for f in (facts, found.engine))
     same = found.model == describe_model(server.model_name, server.folder)
     return found if same and now == then else None
 

@@ -5,7 +5,6 @@ The hub shows the card as README.md.
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +12,13 @@ from model_serve_flow.compare.reading import must_not_ship
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.manifest import read_manifest
-from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.flow.results.compared import CandidateComparison, Comparison
 from model_serve_flow.flow.results.measured import CompressionResult
 from model_serve_flow.report.formatting import flatten
 from model_serve_flow.report.report import template
 from model_serve_flow.report.tables import accuracy_table, shift_table, summary
 from model_serve_flow.report.wording import MEANING, caveat
-from model_serve_flow.serve.vllm import engine_arguments, engine_environment
+from model_serve_flow.serve.engines import engine_of
 from model_serve_flow.setup.offline import on_hub
 from model_serve_flow.system.files import write_text
 
@@ -73,21 +71,9 @@ def _card(flow: Flow, comparison: Comparison, made: CompressionResult) -> str:
         summary=summary(comparison),
         accuracy=accuracy_table([candidate]),
         shift=shift_table(comparison),
-        command=_serve_command(flow.config, candidate.name),
+        command=engine_of(flow.config).shown_command(candidate.name),
     )
     return f"---\n{metadata}\n---\n\n{body.strip()}\n"
-
-
-def _serve_command(config: FlowConfig, name: str) -> str:
-    """Returns the command line that serves the current folder with the measured engine settings."""
-    variables = [
-        f"{key}={value}"
-        for key, value in engine_environment(config).items()
-        if key.startswith("VLLM_")
-    ]
-    return shlex.join(
-        [*variables, "vllm", "serve", ".", "--served-model-name", name, *engine_arguments(config)]
-    )
 
 
 def card_data(flow: Flow, base_name: str, candidate: CandidateComparison) -> ModelCardData:
@@ -96,13 +82,14 @@ def card_data(flow: Flow, base_name: str, candidate: CandidateComparison) -> Mod
 
     model = flow.config.model
     from_hub = model.source is not None and on_hub(model.source)
-    scheme = candidate.scheme.lower().replace("_", "-")
+    schemes = candidate.scheme.lower().replace("_", "-").split("+")
+    engine = engine_of(flow.config).name.lower()
     return ModelCardData(
         base_model=model.source if from_hub else base_name,
         license=_license(flow),
-        library_name="vllm",
+        library_name=engine,
         pipeline_tag="text-generation",
-        tags=["compressed-tensors", "vllm", "quantized", scheme],
+        tags=["compressed-tensors", engine, "quantized", *schemes],
         model_name=f"{base_name}-{candidate.name}",
         eval_results=_eval_results(candidate) or None,
         base_model_relation="quantized",

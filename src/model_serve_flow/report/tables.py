@@ -128,7 +128,7 @@ def summary(comparison: Comparison) -> Table:
         ("Cost per million output tokens at capacity", cost_cell(base),
          lambda c: cost_cell(c, struck=must_not_ship(c))),
         ("Size on disk", Cell(byte_text(base.size_bytes)),
-         lambda c: Cell(byte_text(c.size_bytes), f"{percent(c.size_ratio)} of the base")),
+         lambda c: Cell(byte_text(c.size_bytes), f"in the engine {percent(c.size_ratio)} of base")),
         ("Peak memory while serving", Cell(memory(base.memory.peak_bytes)),
          lambda c: Cell(memory(c.memory.peak_bytes))),
         ("KV cache, tokens", Cell(count(base.memory.kv_cache_tokens)),

@@ -107,6 +107,7 @@ class Due:
             "profile": {
                 section: functools.reduce(getitem, section.split("."), config)
                 for section in step.sections
+                if section.partition(".")[0] in config
             },
             "sources": {name: file_digest(folder / name) for name in (step.notebook, "utils.py")},
             "locks": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.measure.repeats import repeated_tasks, seeds
 from model_serve_flow.run.due import Due
-from model_serve_flow.run.steps import Step, expand, module_folder, select
+from model_serve_flow.run.steps import Step, expand, module_folder, select, steps_of
 from model_serve_flow.setup.device_checks import scheme_lines
 from model_serve_flow.system import environments
 from model_serve_flow.system.checkout import checkout
@@ -33,7 +34,8 @@ def plan(
         f"Reference machine: {config.reference_machine}",
         "",
     ]
-    for step, decision in Due(flow).plan(select(only, start), force):
+    chosen = select(only, start, steps_of(config))
+    for step, decision in Due(flow).plan(chosen, force):
         lock = environments.lock_path(step.environment, config.device).relative_to(checkout())
         lines += [f"{step.module}  (environment {step.environment}, lock {lock})"]
         lines += [f"    {decision.action}: {decision.why}"]
@@ -95,11 +97,12 @@ def _measurement(
     step: Step, config: FlowConfig, folder: Path, name: str, python: Path
 ) -> list[list[str]]:
     from model_serve_flow.measure.guidellm.commands import load_command, search_command
-    from model_serve_flow.serve.vllm import ACCURACY, serve_command
+    from model_serve_flow.serve.engine import ACCURACY, SERVE
+    from model_serve_flow.serve.engines import engine_of
 
     scores = step.module.endswith("Accuracy")
-    purpose = {"purpose": ACCURACY} if scores else {}
-    lines = [_in(python, serve_command(config, folder, name, PORT, **purpose))]
+    purpose = ACCURACY if scores else SERVE
+    lines = [_in(python, engine_of(config).command(folder, name, PORT, purpose))]
     if scores:
         lines.append(lm_eval_command(config, folder, name, python))
         if config.accuracy.repeats is not None:
@@ -159,5 +162,5 @@ def needs(flow: Flow) -> list[str]:
 
 
 def _in(python: Path, command: list[str]) -> list[str]:
-    """Returns the command with the Python of the step's environment."""
-    return [str(python), *command[1:]]
+    """Returns the command; our own Python becomes that of the step's environment."""
+    return [str(python) if word == sys.executable else word for word in command]

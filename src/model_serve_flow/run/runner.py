@@ -25,7 +25,7 @@ from model_serve_flow.run.due import Due
 from model_serve_flow.run.notebooks import Notebooks, end_leftovers
 from model_serve_flow.run.progress import Progress, failure
 from model_serve_flow.run.run_lock import only_run
-from model_serve_flow.run.steps import STEPS, Step, expand, select
+from model_serve_flow.run.steps import Step, expand, select, steps_of
 from model_serve_flow.setup import mirror
 from model_serve_flow.system import environments, interrupts
 from model_serve_flow.system.checkout import checkout
@@ -55,10 +55,12 @@ def require_machine(flow: Flow) -> None:
     Raises:
         FlowError: names what does not fit.
     """
+    from model_serve_flow.serve.engines import engine_of
     from model_serve_flow.setup.fit import check, require
     from model_serve_flow.system.hardware import inspect_machine
 
     try:
+        engine_of(flow.config).require_installed()
         require(check(flow, inspect_machine(flow.workspace.root)))
     except FlowError as error:
         raise FlowError(f"Stopped at 00_Setup. {error.problem}", error.hint) from error
@@ -70,7 +72,7 @@ def run(
     start: str | None = None,
     force: bool = False,
     *,
-    steps: Sequence[Step] = STEPS,
+    steps: Sequence[Step] | None = None,
     provide: Provide = environments.ensure,
     require: Callable[[Flow], None] = require_machine,
     console: Console | None = None,
@@ -82,6 +84,7 @@ def run(
             folder is not writable; an environment cannot be built; an input is missing; or a
             notebook failed (the message names step, cell, exception, executed notebook and log).
     """
+    steps = steps_of(flow.config) if steps is None else steps
     chosen, console = select(only, start, steps), console or Console()
     require(flow)
     mirror.require_complete(flow, provide)
@@ -120,6 +123,8 @@ def notebook_parameters(flow: Flow) -> dict[str, Any]:
 
 def report_is_current(flow: Flow) -> bool:
     """Checks whether 06 is finished and nothing it read or wrote has changed since."""
+    if not flow.config.has("candidates"):
+        return False  # nothing is compared
     (comparison,) = select(["06"])
     return Due(flow).is_current(comparison)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_serve_flow.errors import FlowError
-from model_serve_flow.flow.profile import FlowConfig
+from model_serve_flow.flow.profile import OPTIONAL_SECTIONS, FlowConfig
 from model_serve_flow.system.checkout import MODULES, checkout
 from model_serve_flow.system.settings import settings
 
@@ -17,7 +17,7 @@ class Step:
     """One step: its environment, the profile sections it depends on, its inputs and outputs.
 
     Paths are relative to the workspace. `{candidate}` stands for each candidate. A path without a
-    suffix is a folder.
+    suffix is a folder. A profile without a section that the step `needs` does not have this step.
     """
 
     module: str
@@ -25,6 +25,7 @@ class Step:
     sections: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
 
     @property
     def number(self) -> str:
@@ -73,14 +74,23 @@ STEPS: tuple[Step, ...] = (
         (*SERVED, "accuracy"),
         (BASE, DATA),
         (ACCURACY, DISTRIBUTION, *AGAIN),
+        ("accuracy",),
     ),
-    Step("02_Base_Performance", "serve", (*SERVED, "performance"), (BASE,), (PERFORMANCE,)),
+    Step(
+        "02_Base_Performance",
+        "serve",
+        (*SERVED, "performance"),
+        (BASE,),
+        (PERFORMANCE,),
+        ("performance",),
+    ),
     Step(
         "03_Compress",
         "compress",
         ("device", "seed", "candidates", "calibration"),
         (BASE, DATA, ACCURACY),
         (CANDIDATE, COMPRESSION),
+        ("candidates",),
     ),
     Step(
         "04_Compressed_Accuracy",
@@ -89,6 +99,7 @@ STEPS: tuple[Step, ...] = (
         (*SERVED, "candidates", "accuracy", "verdict"),
         (CANDIDATE, DATA, ACCURACY),
         (CANDIDATE_ACCURACY, CANDIDATE_DISTRIBUTION),
+        ("candidates", "accuracy"),
     ),
     Step(
         "05_Compressed_Performance",
@@ -96,6 +107,7 @@ STEPS: tuple[Step, ...] = (
         (*SERVED, "candidates", "performance"),
         (BASE, CANDIDATE),
         (CANDIDATE_PERFORMANCE, IN_BLOCKS),
+        ("candidates", "performance"),
     ),
     Step(
         "06_Comparison",
@@ -107,6 +119,7 @@ STEPS: tuple[Step, ...] = (
         ),
         (*RESULTS, COMPRESSION),
         ("report/comparison.json", "report/report.md", "report/report.html", SHIP_RECORD),
+        ("candidates",),
     ),
     Step(
         "07_Deploy",
@@ -114,8 +127,24 @@ STEPS: tuple[Step, ...] = (
         (*SERVED, "candidates", "deploy"),
         ("report/comparison.json", BASE, CANDIDATE),
         ("deploy",),
+        ("candidates", "deploy", "engine.kind: vllm"),
     ),
 )
+
+
+def steps_of(config: FlowConfig) -> tuple[Step, ...]:
+    """Returns the steps of a profile: those whose sections it has.
+
+    07 writes manifests of a vLLM server, so a profile with another engine has no 07.
+    """
+    return tuple(step for step in STEPS if not lacking(step, config))
+
+
+def lacking(step: Step, config: FlowConfig) -> list[str]:
+    """Lists what a step needs of a profile and the profile does not have."""
+    found = {name: config.has(name) for name in OPTIONAL_SECTIONS}
+    found["engine.kind: vllm"] = config.engine.kind == "vllm"
+    return [name for name in step.needs if not found[name]]
 
 
 def select(
@@ -124,14 +153,17 @@ def select(
     """Returns the steps to run, given by number or name.
 
     Raises:
-        FlowError: names an unknown step.
+        FlowError: names an unknown step, or a step that the profile does not have.
     """
     known = {key: step for step in steps for key in (step.number, step.module)}
+    names = f"Modules: {', '.join(step.module for step in steps)}."
     for name in [*only, *([start] if start else [])]:
         if name not in known:
-            raise FlowError(
-                f"Unknown module {name!r}.", f"Modules: {', '.join(step.module for step in steps)}."
-            )
+            step = next((step for step in STEPS if name in (step.number, step.module)), None)
+            if step is not None:
+                needs = " and ".join(step.needs)
+                raise FlowError(f"This profile has no {step.module}: it needs {needs}.", names)
+            raise FlowError(f"Unknown module {name!r}.", names)
     first = steps.index(known[start]) if start else 0
     chosen = [known[name] for name in only] or list(steps)
     return [step for index, step in enumerate(steps) if index >= first and step in chosen]
@@ -151,6 +183,7 @@ def expand(paths: Sequence[str], config: FlowConfig) -> list[str]:
     - A ready-made checkpoint has no folder here; its compression.json has the digest.
     - Tasks and texts of the hub have no folder; lm-eval and datasets fetch them.
     - The second measurement, the blocks and the distributions are optional.
+    - A profile without a section has no results of it.
     """
     made = [candidate.name for candidate in config.candidates if candidate.source is None]
     every = [candidate.name for candidate in config.candidates]
@@ -169,7 +202,13 @@ def expand(paths: Sequence[str], config: FlowConfig) -> list[str]:
 def _measured(path: str, config: FlowConfig) -> bool:
     """Checks whether the profile asks for the measurement in this file."""
     distribution = "/distribution" in path
-    return not (
+    if "/accuracy" in path or distribution:
+        section = "accuracy"
+    elif "/performance" in path:
+        section = "performance"
+    else:
+        return True
+    return config.has(section) and not (
         (path == IN_BLOCKS and config.performance.blocks == 1)
         or (distribution and config.accuracy.distribution is None)
         or (path in AGAIN and config.accuracy.again is None)

@@ -7,10 +7,10 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from model_serve_flow.flow.profile import FlowConfig
+from model_serve_flow.serve.engine import Inherited
 from model_serve_flow.system.files import cache_folder
 
 PREFIX = "VLLM_"
@@ -26,19 +26,6 @@ SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 _NAME = re.compile(r'^    "(VLLM_\w+)":', re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Inherited:
-    """The surrounding environment, split into what reaches vLLM and what does not.
-
-    Attributes:
-        passed: name -> value of the variables that reach vLLM.
-        dropped: names of the variables that do not.
-    """
-
-    passed: dict[str, str]
-    dropped: tuple[str, ...]
-
-
 def inherited(environment: Mapping[str, str]) -> Inherited:
     """Chooses the variables of an environment that reach vLLM.
 
@@ -49,9 +36,9 @@ def inherited(environment: Mapping[str, str]) -> Inherited:
     dropped = tuple(
         sorted(name for name, value in environment.items() if not _reaches(name, value))
     )
-    return Inherited(
-        {name: value for name, value in environment.items() if name not in dropped}, dropped
-    )
+    passed = {name: value for name, value in environment.items() if name not in dropped}
+    engine = {name: value for name, value in passed.items() if name.startswith(PREFIX)}
+    return Inherited(passed, dropped, recorded=engine)
 
 
 def _reaches(name: str, value: str) -> bool:

@@ -1,10 +1,9 @@
-"""Starts vLLM as a child process, waits until it answers, and always stops it."""
+"""Starts an engine as a child process, waits until it answers, and always stops it."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import ipaddress
 import os
 import secrets
 import socket
@@ -23,9 +22,9 @@ from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.manifest import update_manifest
 from model_serve_flow.flow.profile import FlowConfig
-from model_serve_flow.serve.engine_variables import PREFIX, Inherited, compile_caches, inherited
+from model_serve_flow.serve.engine import SERVE, Engine, Inherited
+from model_serve_flow.serve.engines import engine_of
 from model_serve_flow.serve.server import Server, ServerGone, evidence
-from model_serve_flow.serve.vllm import engine_arguments, engine_environment, serve_command
 from model_serve_flow.serve.watchdog import watched
 from model_serve_flow.system import environments, live, processes
 from model_serve_flow.system.hardware import free_port
@@ -49,7 +48,7 @@ def api_key(config: FlowConfig) -> str:
             than 16 characters.
     """
     given = settings().api_key
-    if given is None and not _is_loopback(config.engine.host):
+    if given is None and not config.engine.is_loopback:
         raise FlowError(
             f"engine.host is {config.engine.host}: other machines could reach the server, and no "
             "key is set.",
@@ -58,25 +57,21 @@ def api_key(config: FlowConfig) -> str:
     return given.get_secret_value() if given else secrets.token_urlsafe(32)
 
 
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or ipaddress.ip_address(host).is_loopback
-
-
 @contextlib.contextmanager
 def serve(
     flow: Flow,
     name: str,
     *,
-    purpose: str = "serve",
+    purpose: str = SERVE,
     port: int | None = None,
     meanwhile: Callable[[], object] | None = None,
 ) -> Iterator[Server]:
-    """Serves the model called `name` ('base' or a candidate) with vLLM until the block ends.
+    """Serves the model called `name` ('base' or a candidate) until the block ends.
 
     Args:
         flow: the profile and its workspace.
         name: 'base' or a candidate's name.
-        purpose: chooses the engine's arguments (`engine_arguments`), and is part of the log's name.
+        purpose: chooses the engine's arguments (`Engine.arguments`), and is part of the log's name.
         port: TCP port; None: a free port.
         meanwhile: called while the server starts, which takes one core for most of a minute.
 
@@ -101,7 +96,7 @@ def serve_each(
     flow: Flow,
     names: Iterable[str],
     *,
-    purpose: str = "serve",
+    purpose: str = SERVE,
     meanwhile: Callable[[], object] | None = None,
 ) -> Iterator[Iterator[Server]]:
     """Iterates over running servers, and stops each server when its turn is over.
@@ -165,16 +160,16 @@ def _await_end(server: Server) -> None:
     """Gives a failing server time to end, so that its end is reported as the cause."""
     deadline = time.monotonic() + GONE_SECONDS
     while server.exit_status() is None and time.monotonic() < deadline:
-        if _is_healthy(server.url):
+        if _is_healthy(server.url, server.engine):
             return
         time.sleep(0.5)
 
 
-def _is_healthy(url: str) -> bool:
-    """Checks whether the server answers its health check; vLLM does not if its engine is dead."""
+def _is_healthy(url: str, engine: Engine) -> bool:
+    """Checks whether the server answers its health check; vLLM does not if its core is dead."""
     with contextlib.suppress(httpx.TransportError):
         # trust_env: requests to the loopback address must not go through the machine's proxy.
-        return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == httpx.codes.OK
+        return httpx.get(url + engine.health, timeout=5, trust_env=False).is_success
     return False
 
 
@@ -182,6 +177,7 @@ def _is_healthy(url: str) -> bool:
 class _Started:
     """The process of a server that may not answer yet."""
 
+    engine: Engine
     name: str
     api_key: str = field(repr=False)
     mark: str
@@ -216,6 +212,7 @@ class _Started:
             self.start_seconds,
             self.child.poll,
             arguments=self.arguments,
+            engine=self.engine,
         )
 
     def answers(self) -> bool:
@@ -228,11 +225,11 @@ class _Started:
             return True
         if self.child.poll() is not None:
             raise FlowError(
-                f"vLLM ended with exit code {self.child.returncode} while starting. "
-                f"{evidence(self.log)}",
+                f"{self.engine.name} ended with exit code {self.child.returncode} while starting. "
+                f"{evidence(self.engine, self.log)}",
                 f"\nThe whole log: {self.log}",
             )
-        if _is_healthy(self.url):
+        if _is_healthy(self.url, self.engine):
             self.start_seconds = time.monotonic() - self.launched
         return self.start_seconds is not None
 
@@ -251,60 +248,52 @@ class _Started:
 
 def _launch(flow: Flow, name: str, purpose: str, port: int | None = None) -> _Started:
     """Starts the server's process; the caller stops it."""
-    folder, host, key = flow.workspace.model(name), flow.config.engine.host, api_key(flow.config)
+    config, folder = flow.config, flow.workspace.model(name)
+    engine, host, key = engine_of(config), config.engine.host, api_key(config)
     if not folder.is_dir():
         raise FlowError(f"There is no model folder {folder}.", RERUN)
+    engine.require_installed()
     port = port or free_port()
     require_free(port, host)
-    log, mark = flow.workspace.logs / f"vllm-{purpose}-{name}.log", uuid.uuid4().hex
+    log = flow.workspace.logs / f"{engine.name.lower()}-{purpose}-{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     # vLLM does not delete its sockets and a file in the temporary folder. The folder's name is
     # short, because a socket's path may have at most 107 bytes.
-    scratch = tempfile.TemporaryDirectory(prefix="vllm-", ignore_cleanup_errors=True)
-    own = {
-        "VLLM_API_KEY": key,
-        SERVER_VARIABLE: mark,
-        "TMPDIR": scratch.name,
-        **processes.KEEP_READABLE,
-    }
-    given, ours = inherited(os.environ), _own_variables(flow.config)
-    _tell(flow, f"{purpose}-{name}", given, ours)
+    scratch = tempfile.TemporaryDirectory(prefix="serve-", ignore_cleanup_errors=True)
+    given = engine.inherited(os.environ)
+    ours = {**environments.variables_in_force(), **engine.variables()}
+    _tell(flow, engine, f"{purpose}-{name}", given, ours)
+    mark = uuid.uuid4().hex
+    own = {**engine.keyed(key), SERVER_VARIABLE: mark, "TMPDIR": scratch.name}
     # for the clients in this process and in its children
     os.environ.update(environments.direct(host))
+    command = engine.command(folder, name, port, purpose)
     launched = time.monotonic()
+    child = _start(command, {**given.passed, **ours, **own, **processes.KEEP_READABLE}, log)
+    started = (child, scratch, launched, engine.arguments(purpose))
+    return _Started(engine, name, key, mark, folder, log, host, port, *started)
+
+
+def _start(command: Sequence[str], variables: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as sink:
-        child = subprocess.Popen(
-            serve_command(flow.config, folder, name, port, purpose),
+        return subprocess.Popen(
+            command,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env={**given.passed, **ours, **own},
+            env=variables,
             start_new_session=True,
             preexec_fn=processes.end_with_parent,
         )
-    arguments = tuple(engine_arguments(flow.config, purpose))
-    return _Started(name, key, mark, folder, log, host, port, child, scratch, launched, arguments)
 
 
-def _own_variables(config: FlowConfig) -> dict[str, str]:
-    """Returns the variables that the flow sets for every server, without secrets and marks."""
-    readable = {"VLLM_LOGGING_COLOR": "0"}  # also if the user forces colours
-    return {
-        **environments.variables_in_force(),
-        **readable,
-        **engine_environment(config),
-        **compile_caches(config),
-    }
-
-
-def _tell(flow: Flow, name: str, given: Inherited, ours: dict[str, str]) -> None:
-    """Records the server's variables in the manifest, and prints those that do not reach vLLM."""
-    engine = {key: value for key, value in given.passed.items() if key.startswith(PREFIX)}
-    record = {"variables": {**engine, **ours}, "not_handed_on": list(given.dropped)}
+def _tell(flow: Flow, engine: Engine, name: str, given: Inherited, ours: dict[str, str]) -> None:
+    """Records the server's variables in the manifest, and prints those that do not reach it."""
+    record = {"variables": {**given.recorded, **ours}, "not_handed_on": list(given.dropped)}
     update_manifest(flow.workspace, servers={name: record})
     if given.dropped:
         print(
-            "Not handed on to vLLM, which would be served otherwise or not at all: "
+            f"Not handed on to {engine.name}, which would be served otherwise or not at all: "
             f"{', '.join(given.dropped)}"
         )
 
@@ -328,7 +317,8 @@ def require_free(port: int, host: str = "127.0.0.1") -> None:
 def _wait_until_ready(
     servers: Sequence[_Started], seconds: int, meanwhile: Callable[[], object] | None = None
 ) -> None:
-    what = f"{', '.join(server.name for server in servers)}: vLLM starts"
+    engine = servers[0].engine
+    what = f"{', '.join(server.name for server in servers)}: {engine.name} starts"
     live.report(what, 0, 0)
     if meanwhile is not None:
         meanwhile()
@@ -344,7 +334,8 @@ def _wait_until_ready(
         time.sleep(0.5)
     log = unready[0].log
     raise FlowError(
-        f"vLLM did not answer within {seconds} s. {evidence(log, by_itself=False)}",
+        f"{engine.name} did not answer within {seconds} s. "
+        f"{evidence(engine, log, by_itself=False)}",
         f"\nThe whole log: {log}. A slow machine needs more: --set "
         f"engine.startup_seconds={2 * seconds}.",
     )

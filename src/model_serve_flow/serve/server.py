@@ -1,4 +1,4 @@
-"""Represents a running server: its client, whether it is alive, and what its log says."""
+"""Represents a running server: whether it is alive, and what it proves."""
 
 from __future__ import annotations
 
@@ -14,17 +14,12 @@ import psutil
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.results.measured import EngineFacts
 from model_serve_flow.serve.endpoint import Endpoint
-from model_serve_flow.serve.engine_log import root_cause
-from model_serve_flow.serve.kernels import logged_kernels
+from model_serve_flow.serve.engine import Engine
 from model_serve_flow.system import processes
 
 LOG_TAIL_LINES = 25
 LINES_BESIDE_A_CAUSE = 3
 
-_VERSION = re.compile(r"LLM engine \(v([^)]+)\)")
-_QUANTIZATION = re.compile(r"[ ,(]quantization=([\w-]+)")
-_DTYPE = re.compile(r"[ ,(]dtype=torch\.(\w+)")
-_KV_CACHE = re.compile(r"KV cache size: ([\d,]+) tokens")
 _OUR_LOOK = re.compile(r'"GET /(?:health|metrics) HTTP')
 
 
@@ -34,17 +29,18 @@ class ServerGone(FlowError):
 
 @dataclass(frozen=True)
 class Server(Endpoint):
-    """A running vLLM: where it listens, what it serves, and what its log says.
+    """A running engine: where it listens, what it serves, and what it proves.
 
     The name of its model is 'base' or the candidate's, and its folder is the served checkpoint.
 
     Attributes:
-        log: the file of vLLM's output.
+        engine: what is known of the program.
+        log: the file of the program's output.
         process: the server's main process.
         start_seconds: seconds from the start of the process to the first answer.
         exit_status: returns the process's exit status, as `subprocess.Popen.poll` does.
         hung: set when the watchdog killed the server.
-        arguments: the `engine_arguments` that the server was started with; None: not known.
+        arguments: the `Engine.arguments` that the server was started with; None: not known.
     """
 
     log: Path
@@ -53,6 +49,7 @@ class Server(Endpoint):
     exit_status: Callable[[], int | None] = field(default=lambda: None, repr=False)
     hung: threading.Event = field(default_factory=threading.Event, repr=False)
     arguments: tuple[str, ...] | None = None
+    engine: Engine = field(kw_only=True)
 
     def require_alive(self) -> None:
         """Checks that the server still runs.
@@ -77,45 +74,33 @@ class Server(Endpoint):
         else:
             problem = f"ended with exit code {status} while it was needed"
         raise ServerGone(
-            f"vLLM {problem}. {evidence(self.log, by_itself=status is not None and status >= 0)}",
+            f"{self.engine.name} {problem}. "
+            f"{evidence(self.engine, self.log, by_itself=status is not None and status >= 0)}",
             f"\nThe whole log: {self.log}. What was finished is kept: run again to go on.",
         )
 
     def facts(self) -> EngineFacts:
-        """Reads the engine's facts from its log, and measures its peak memory until now.
+        """Returns what the server proves about its version, kernels and KV cache.
 
         Raises:
-            FlowError: the log does not name the engine's version, so its kernels cannot be trusted
-                either.
+            FlowError: the server does not say its version.
         """
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        version = _VERSION.search(text)
-        if version is None:
-            raise FlowError(f"{self.log} does not name the engine's version.", "Is it vLLM's log?")
-        quantization = _QUANTIZATION.search(text)
-        dtype = _DTYPE.search(text)
-        cache = _KV_CACHE.search(text)
-        return EngineFacts(
-            version=version[1],
-            quantization=None
-            if quantization is None or quantization[1] == "None"
-            else quantization[1],
-            dtype=dtype[1] if dtype else None,
-            kernels=logged_kernels(text),
-            kv_cache_tokens=int(cache[1].replace(",", "")) if cache else None,
-            start_seconds=self.start_seconds,
-            peak_memory_bytes=processes.peak_memory(processes.family(self.process.pid)),
-        )
+        return self.engine.facts(self)
+
+    def peak_memory(self) -> int | None:
+        """Measures the peak memory of the server's processes until now, in bytes."""
+        return processes.peak_memory(processes.family(self.process.pid))
 
 
-def evidence(log: Path, *, by_itself: bool = True) -> str:
-    """Describes why vLLM ended: the cause and its last log lines, or more lines without a cause.
+def evidence(engine: Engine, log: Path, *, by_itself: bool = True) -> str:
+    """Describes why a server ended: the cause and its last log lines; without a cause, more lines.
 
     Args:
-        log: vLLM's log.
+        engine: what is known of the program.
+        log: the file of the program's output.
         by_itself: False for a server that was killed.
     """
-    cause = root_cause(log.read_text(encoding="utf-8", errors="replace"), ended_by_itself=by_itself)
+    cause = engine.cause(log.read_text(encoding="utf-8", errors="replace"), by_itself=by_itself)
     if cause is None:
         return f"Its last log lines:\n{log_tail(log)}"
     return f"The cause:\n{cause}\nIts last log lines:\n{log_tail(log, LINES_BESIDE_A_CAUSE)}"

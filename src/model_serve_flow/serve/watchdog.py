@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -26,10 +25,6 @@ BUSY_SHARE = 0.2
 # The same for a server that owes a token. Idle, vLLM's processes take 0.02 of a core. A server that
 # computes beside eighty other processes on two cores still gets this share.
 WORKING_SHARE = 0.05
-# vLLM's counters of the work it did: tokens read, tokens made, and tokens of all its steps.
-_COUNTERS = re.compile(
-    r"^vllm:(?:prompt_tokens_total|generation_tokens_total|iteration_tokens_total_sum)\b.*", re.M
-)
 
 
 @contextlib.contextmanager
@@ -110,9 +105,10 @@ def _watch(server: Server, seconds: float, stop: threading.Event) -> None:
 
 
 def _look(server: Server, client: httpx.Client) -> _Look:
-    counters = None
-    with contextlib.suppress(httpx.HTTPError):  # the server hangs, is ending, or is another engine
-        counters = tuple(_COUNTERS.findall(client.get("/metrics").text))
+    counters, wanted = None, server.engine.counters
+    if wanted is not None:
+        with contextlib.suppress(httpx.HTTPError):  # the server hangs or is ending
+            counters = tuple(wanted.findall(client.get("/metrics").text))
     members = processes.family(server.process.pid)
     used = processes.cpu_seconds(members, ended_children=True)
     return _Look(time.monotonic(), used, counters, any(map(processes.is_stopped, members)))

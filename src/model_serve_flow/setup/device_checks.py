@@ -194,7 +194,7 @@ def _check_memory(flow: Flow, used: Sequence[Gpu]) -> list[Check]:
     start = fits(f"GPU memory{each} to serve", usable, need.least, advice)
     if not start.ok or usable >= need.full:
         return [start]
-    busiest = max(flow.config.performance.concurrency)
+    busiest = max(flow.config.performance.concurrency, default=0)
     waits = (
         f"Requests wait for each other's memory at concurrency {busiest}: the figures there show "
         "it too."

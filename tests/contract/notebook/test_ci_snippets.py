@@ -157,3 +157,9 @@ def run_lines(lines, folder, variables, check=True):
         text=True,
         check=check,
     )
+
+
+def test_the_gitlab_job_installs_nothing_that_nobody_named(tmp_path):
+    job = yaml.safe_load((CI / "gitlab.yml").read_text())["compare-models"]
+    done = run_lines(job["script"][:2], tmp_path, job["variables"], check=False)
+    assert done.returncode != 0 and "PACKAGE: is not set" in done.stderr

@@ -20,6 +20,7 @@ import time
 import httpx
 import psutil
 import pytest
+from support.engines import VLLM
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
@@ -127,7 +128,7 @@ def measured(mock_server, tmp_path):
         (tmp_path / "vllm.log").touch()
         process = psutil.Process(child.pid)
         return flow, Server(
-            url, "base", KEY, folder, tmp_path / "vllm.log", process, 1.0, child.poll
+            url, "base", KEY, folder, tmp_path / "vllm.log", process, 1.0, child.poll, engine=VLLM
         )
 
     return of
@@ -502,7 +503,7 @@ from model_serve_flow.serve.server import Server
 url, key, folder, root = sys.argv[1:]
 load = {"concurrency": [1], "repeats": 1, "seconds": 60}
 flow = Flow.open("ci", {f"performance.{key}": value for key, value in load.items()}, root)
-server = Server(url, "base", key, Path(folder), Path(folder), psutil.Process(), 1.0)
+server = Server(url, "base", key, Path(folder), Path(folder), psutil.Process(), 1.0, engine=None)
 with load_generator(flow) as generator:
     print(generator._driver.mark, flush=True)
     path = Path(root) / "killed.json"

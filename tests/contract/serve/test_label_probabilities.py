@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from lm_eval.models.openai_completions import LocalCompletionsAPI
+from support.engines import VLLM
 from test_resume import KEY, LETTERS, Endpoint, folder, opened, serving  # noqa: F401
 
 from model_serve_flow.errors import FlowError
@@ -79,9 +80,9 @@ def asked(questions, endpoint, flow, monkeypatch, concurrency=3, batch=4):
     stock = LocalCompletionsAPI(**where).loglikelihood(instances, disable_tqdm=True)
     stock_tokens = sum(map(len, endpoint.asked))
     with server.client() as client:
-        ours = WholeCompletions(**where, client=client, ways=ways).loglikelihood(
-            instances, disable_tqdm=True
-        )
+        ours = WholeCompletions(
+            **where, client=client, cache_block=VLLM.cache_block, ways=ways
+        ).loglikelihood(instances, disable_tqdm=True)
     return stock, ours, stock_tokens, sum(map(len, endpoint.asked)) - stock_tokens, ways
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.engines import VLLM
 
 from model_serve_flow.setup import offline
 from model_serve_flow.setup.lm_eval_data import task_needs
@@ -100,7 +101,14 @@ def test_the_accuracy_step_measures_inside_the_mirror(mirror, tmp_path, monkeypa
     )
     monkeypatch.setattr(accuracy, "task_manager", lambda flow: None)
     server = Server(
-        "http://127.0.0.1:9", "base", "a-key", tmp_path, tmp_path / "vllm.log", None, 0.0
+        "http://127.0.0.1:9",
+        "base",
+        "a-key",
+        tmp_path,
+        tmp_path / "vllm.log",
+        None,
+        0.0,
+        engine=VLLM,
     )
     before = Path.cwd()
     flow = Flow.open("ci", {}, tmp_path)

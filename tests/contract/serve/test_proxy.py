@@ -10,6 +10,7 @@ import threading
 import psutil
 import pytest
 import requests
+from support.engines import VLLM
 from test_guidellm_mock_server import load, mock_server, tokenizer  # noqa: F401 (mock_server is a fixture)
 from test_resume import KEY, Endpoint, finds_out, folder  # noqa: F401
 
@@ -17,7 +18,7 @@ from model_serve_flow.deploy.endpoint_checks import check_endpoint
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.measure.accuracy import measure_accuracy
 from model_serve_flow.measure.guidellm.generator import load_generator
-from model_serve_flow.serve import launch
+from model_serve_flow.serve import launch, vllm
 from model_serve_flow.serve import server as server_module
 from model_serve_flow.serve.chat import ask, stream
 from model_serve_flow.serve.engine_variables import known_names
@@ -94,7 +95,7 @@ def test_no_question_of_lm_eval_goes_to_a_proxy(folder, proxy, monkeypatch, conc
         endpoint.server.RequestHandlerClass.do_GET = healthy
         command = [sys.executable, "-c", FORWARDER, str(endpoint.server.server_port)]
         monkeypatch.setattr(
-            launch,
+            vllm,
             "serve_command",
             lambda config, folder, name, port, purpose: [*command, str(port)],
         )
@@ -113,7 +114,7 @@ def test_no_request_of_guidellm_or_a_notebook_goes_to_a_proxy(mock_server, proxy
     log.touch()
     tokens = tokenizer(tmp_path / "base")
     server = server_module.Server(
-        url, "base", KEY, tokens, log, psutil.Process(child.pid), 1.0, child.poll
+        url, "base", KEY, tokens, log, psutil.Process(child.pid), 1.0, child.poll, engine=VLLM
     )
     with load_generator(flow) as generator:
         generator.run(

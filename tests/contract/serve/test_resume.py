@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from support.engines import VLLM
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
@@ -161,7 +162,9 @@ def opened(folder, *tasks):
 
 def serving(flow, url):
     log = flow.workspace.root / "vllm.log"
-    return Server(url, "base", KEY, flow.workspace.model("base"), log, psutil.Process(), 1.0)
+    return Server(
+        url, "base", KEY, flow.workspace.model("base"), log, psutil.Process(), 1.0, engine=VLLM
+    )
 
 
 @pytest.fixture

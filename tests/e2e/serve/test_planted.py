@@ -7,6 +7,7 @@ import shutil
 import psutil
 import pytest
 from conftest import ARTIFACTS, PER_TENSOR
+from support.engines import VLLM
 from support.profiles import CI, HAS_INT4, INT4_MISSING
 
 from model_serve_flow.compare.comparison import compare_workspace
@@ -176,6 +177,7 @@ def test_another_chat_template_is_refused_before_anything_is_asked(plant):
         url="http://127.0.0.1:9", model_name=INT8, api_key=None, folder=folder, log=folder,
         process=psutil.Process(),
         start_seconds=0,
+        engine=VLLM,
     )  # fmt: skip
     with pytest.raises(FlowError, match="chat template"):
         measure_accuracy(flow, silent)

@@ -1,5 +1,6 @@
 """Every planted mistake in what is compared is refused by name."""
 
+import dataclasses
 import math
 
 import factories
@@ -127,6 +128,76 @@ def test_another_engine_or_kernel_is_refused():
         run(base_accuracy_again=with_engine(factories.accuracy_again(), version="0.31.0"))
     with pytest.raises(FlowError, match="different kernels"):
         run(performance=with_engine(factories.performance("w8a8-int8"), kernels=("Another",)))
+
+
+# --- What the profile lets differ ---
+
+
+def declaring(*differs, **changes):
+    """Compares w8a8-int8, where the profile lets these differ, with changed results."""
+    config = factories.config().model_copy(update={"differs": differs})
+    candidate = dataclasses.replace(factories.candidate(), **changes)
+    return compare(config, factories.base(), [candidate]).candidates[0]
+
+
+def other_settings(kind="performance", **more):
+    """A result whose server got another flag than the base's."""
+    result = getattr(factories, kind)("w8a8-int8")
+    arguments = ["--dtype", "bfloat16", "--kv-cache-dtype", "fp8"]
+    return with_protocol(result, {**result.protocol, "engine_arguments": arguments, **more})
+
+
+def test_other_engine_settings_are_refused_unless_the_profile_lets_them_differ():
+    changed = {"performance": other_settings()}
+    with pytest.raises(FlowError, match=r"engine_arguments is .*kv-cache-dtype"):
+        declaring("checkpoint", **changed)
+    reasons = " ".join(declaring("checkpoint", "engine_settings", **changed).reasons)
+    assert "settings differ, as the profile lets them (performance)" in reasons
+    assert "--kv-cache-dtype fp8 for w8a8-int8" in reasons
+
+
+def test_what_is_not_declared_is_refused_beside_what_is():
+    with pytest.raises(FlowError, match="seed is None and 5"):
+        declaring("checkpoint", "engine_settings", performance=other_settings(seed=5))
+
+
+def test_another_engine_is_refused_unless_the_profile_lets_it_differ():
+    changed = {
+        kind: with_engine(
+            with_protocol(result, {**result.protocol, "engine_version": "0.33.0"}),
+            version="0.33.0",
+        )
+        for kind in ("accuracy", "performance", "distribution")
+        for result in [getattr(factories, kind)("w8a8-int8")]
+    }
+    with pytest.raises(FlowError, match="engine_version"):
+        declaring("checkpoint", "engine_settings", **changed)
+    reasons = " ".join(declaring("checkpoint", "engine", **changed).reasons)
+    assert "vLLM 0.32.0 served the base, vLLM 0.33.0 served w8a8-int8" in reasons
+    del changed["distribution"]  # its own results must still be of one engine
+    with pytest.raises(FlowError, match=r"0.33.0.*0.32.0"):
+        declaring("checkpoint", "engine", **changed)
+
+
+def test_another_checkpoint_is_refused_where_only_settings_may_differ():
+    with pytest.raises(FlowError, match="does not let the checkpoint differ"):
+        declaring("engine_settings")
+
+
+def test_an_engine_that_names_no_kernels_cannot_prove_a_candidate():
+    unnamed = {"name": "Tiny", "names_kernels": False, "quantization": None, "kernels": ()}
+    kinds = ("accuracy", "performance", "distribution")
+    theirs = {kind: with_engine(getattr(factories, kind)("w8a8-int8"), **unnamed) for kind in kinds}
+    ours = {
+        f"base_{kind}": with_engine(getattr(factories, kind)(), **unnamed)
+        for kind in (*kinds, "accuracy_again", "distribution_again")
+    }
+    with pytest.raises(FlowError, match="vLLM served base for its accuracy result, and Tiny"):
+        run(**theirs)
+    assert run().verdict == "SHIP"
+    unproven = run(**ours, **theirs)
+    assert unproven.verdict == "INCONCLUSIVE"
+    assert "Tiny does not tell which kernels it used" in unproven.reasons[0]
 
 
 def test_second_measurement_may_differ_in_its_batches_only():

@@ -42,7 +42,13 @@ def test_speed_is_a_reason_only_for_a_model_that_may_ship():
 
 def test_the_diagnosis_counts_what_the_engine_held_whatever_the_profile_says_by_now():
     base = factories.performance()
-    wide = base.model_copy(update={"engine": base.engine.model_copy(update={"dtype": "float32"})})
+    floats = {"float_values": 134_530_276, "float_bytes": 269_060_552}
+    wide = base.model_copy(
+        update={
+            "engine": base.engine.model_copy(update={"dtype": "float32"}),
+            "model": base.model.model_copy(update=floats),
+        }
+    )
     assert compare_int8(base_performance=wide).diagnosis.base_bytes_per_token == 2 * 269_060_552
     assert compare_int8().diagnosis.base_bytes_per_token == 269_060_552
 

@@ -110,7 +110,7 @@ def test_the_verdict_and_its_sentences_are_what_the_intervals_say():
         differences = family(seed)
         suite = compare_suite(differences, MARGINS)
         found, suite = with_items_to_settle(differences, suite)
-        verdict, reasons = decide(differences, suite)
+        verdict, reasons, _ = decide(differences, suite)
         named = {
             task: d
             for task, metrics in found.items()

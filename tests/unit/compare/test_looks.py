@@ -14,7 +14,13 @@ from support import many
 from model_serve_flow.compare.comparison import REFUSED, compare, refused_after_change
 from model_serve_flow.compare.gaps import score_gaps
 from model_serve_flow.compare.looks import compare_answers, interim_verdict, looks_sentence, part_of
-from model_serve_flow.compare.stats.looks import bounds, sequential_p, spent
+from model_serve_flow.compare.stats.looks import (
+    bounds,
+    repeated_level,
+    sequential_p,
+    spent,
+)
+from model_serve_flow.compare.stats.paired import score_interval
 from model_serve_flow.flow.profile import Secondary
 from model_serve_flow.flow.results.compared import MarginSeal
 from model_serve_flow.flow.results.measured import protocol_hash
@@ -54,18 +60,31 @@ def test_the_p_value_of_all_looks_is_the_level_whose_bound_is_just_met(look):
     assert sequential_p(ps[: look + 1], QUARTERS[: look + 1]) == pytest.approx(0.01, rel=1e-3)
 
 
-def looked(change: float, looks: int, items: int = 2000, draws: int = DRAWS) -> np.ndarray:
-    """[draws, looks] p-values of "2 points are lost" of one task, 8 % of whose answers change."""
-    part = items // looks
+ITEMS = 2000
+
+
+def counted(change: float, looks: int, draws: int = DRAWS) -> np.ndarray:
+    """[draws, looks, 2] items gained and lost until each look of one task, of which 8 % change."""
     cells = [0.04 + change / 2, 0.04 - change / 2, 0.92]
     drawn = np.random.default_rng([20250, looks, round(1e4 * (1 + change))]).multinomial(
-        part, cells, (draws, looks)
+        ITEMS // looks, cells, (draws, looks)
     )
-    sums = drawn[..., :2].cumsum(axis=1)
+    return drawn[..., :2].cumsum(axis=1)
+
+
+def p_values_of(sums: np.ndarray) -> np.ndarray:
+    """[draws, looks] p-values of "2 points are lost"."""
+    looks = sums.shape[1]
     found = [
-        many.score_p_values(*sums[:, look].T, part * (look + 1), MARGIN) for look in range(looks)
+        many.score_p_values(*sums[:, look].T, ITEMS // looks * (look + 1), MARGIN)
+        for look in range(looks)
     ]
     return np.stack(found, axis=1)
+
+
+def looked(change: float, looks: int, draws: int = DRAWS) -> np.ndarray:
+    """[draws, looks] p-values of "2 points are lost" of one task, 8 % of whose answers change."""
+    return p_values_of(counted(change, looks, draws))
 
 
 def shipped(ps: np.ndarray) -> np.ndarray:
@@ -93,6 +112,28 @@ def share_asked(change: float, looks: int = 4, draws: int = DRAWS) -> float:
     """
     found = shipped(looked(change, looks, draws=draws))
     return float(np.mean(np.where(found > 0, found, looks)) / looks)
+
+
+def stopped_coverage(change: float, looks: int = 4, draws: int = DRAWS) -> tuple[float, float]:
+    """How often the interval at the look that stopped holds the truth: the plain one of 95 %,
+    and the repeated one.
+    """
+    sums = counted(change, looks, draws)
+    stop, held = shipped(p_values_of(sums)), [0, 0]
+    stop[stop == 0] = looks
+    shares = tuple(look / looks for look in range(1, looks + 1))
+    for look in range(1, looks + 1):
+        counts = sums[stop == look, look - 1].T
+        for kind, level in enumerate((ALPHA, repeated_level(ALPHA, shares[:look]))):
+            low, high = many.score_intervals(*counts, ITEMS // looks * look, norm.isf(level))
+            held[kind] += np.sum((low <= change) & (change <= high))
+    return held[0] / draws, held[1] / draws
+
+
+@pytest.mark.parametrize(("change", "least"), [(-MARGIN, 0.945), (-0.01, 0.95), (0.0, 0.95)])
+def test_the_interval_after_stopping_holds_the_truth(change, least):
+    plain, repeated = stopped_coverage(change)
+    assert repeated >= least and repeated > plain
 
 
 @pytest.mark.parametrize("looks", [2, 4, 8])
@@ -192,6 +233,35 @@ def test_all_looks_ship_nearly_what_one_would_and_never_more():
     )
     assert looks_sentence(looks.looks)[0].endswith("no look before the last decided it.")
     assert looks_sentence(None) == []
+
+
+def test_the_intervals_after_an_early_look_are_wider_and_agree_with_the_decision():
+    margins, early = factories.config().verdict, asked_until("w8a8-int8", 2)
+    found = compare_answers(factories.accuracy(), early, margins, 0)
+    once = early.model_copy(update={"looks": ()})  # the same items, as if they were all
+    plain = compare_answers(base_until(early), once, margins, 0)
+    task = found.differences["word_analogies"]["acc"]
+    flips = (task.flips.wrong_to_right, task.flips.right_to_wrong, task.n)
+    whole = score_interval(*flips, bounds(task.look_shares, ALPHA)[-1]).scaled(100)
+    assert task.ci95 == pytest.approx((whole.low, whole.high))
+    assert (task.ci95[0] > -task.limit) == (task.look_p[0] <= ALPHA)
+    for new, old in (
+        (found.suite, plain.suite),
+        (found.differences["wikipedia"], plain.differences["wikipedia"]),
+    ):
+        new, old = (one.get("word_perplexity") if isinstance(one, dict) else one
+                    for one in (new, old))  # fmt: skip
+        assert new.ci95[0] < old.ci95[0] and new.ci95[1] > old.ci95[1]
+        assert new.difference == old.difference
+
+
+def base_until(early):
+    """The base, as if it had been asked these items only."""
+    tasks = {
+        name: part_of(task, {item.id for item in early.tasks[name].items})
+        for name, task in factories.accuracy().tasks.items()
+    }
+    return factories.accuracy().model_copy(update={"tasks": tasks})
 
 
 def test_candidates_that_stopped_at_different_looks_are_compared_on_common_items():

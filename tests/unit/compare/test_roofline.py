@@ -3,8 +3,8 @@
 import pytest
 from factories import load_point, performance
 
-from model_serve_flow.compare.roofline import diagnose, held_in_float32
-from model_serve_flow.flow.results.measured import Latency
+from model_serve_flow.compare.roofline import diagnose
+from model_serve_flow.flow.results.measured import Latency, Model
 
 BASE_BYTES, INT8_BYTES, INT4_BYTES = 269_060_552, 163_226_688, 113_175_416
 
@@ -42,11 +42,28 @@ def test_the_figures_are_those_of_the_lowest_load_over_its_repeats():
     assert (found.base_bytes_per_token, found.candidate_bytes_per_token) == (BASE_BYTES, INT8_BYTES)
 
 
-def test_an_engine_that_computes_in_float32_holds_all_but_the_quantised_weights_twice_as_wide():
-    base, int8 = held_in_float32(BASE_BYTES, INT8_BYTES, 8.03)
-    assert base == 2 * BASE_BYTES
-    embeddings_and_norms = 2 * (49152 * 576 + 61 * 576)  # all that INT8 leaves in 16 bits
-    assert int8 == pytest.approx(INT8_BYTES + embeddings_and_norms, rel=0.002)
+def model(size: int, values: int, width: int) -> Model:
+    sizes = {"size_bytes": size, "float_values": values, "float_bytes": width * values}
+    return Model(name="m", sha256="0", **sizes)
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "held"),
+    [
+        (model(200, 100, 2), "bfloat16", 200),
+        (model(400, 100, 4), "bfloat16", 200),  # stored in FP32, served in 16 bits
+        (model(400, 100, 4), "float32", 400),
+        (model(200, 100, 2), "float32", 400),
+        (model(140, 20, 2), "float32", 180),  # the 100 bytes of quantised weights stay
+        (model(180, 20, 4), "float16", 140),
+        (model(400, 100, 4), None, 400),
+        (Model(name="m", sha256="0", size_bytes=400), "bfloat16", 400),  # an older result
+    ],
+)
+def test_an_engine_holds_floats_in_its_own_dtype_and_quantised_weights_as_stored(
+    stored, dtype, held
+):
+    assert stored.held_bytes(dtype) == held
 
 
 @pytest.mark.parametrize(

@@ -259,9 +259,10 @@ def text_coverage(documents: int, draws: int = DRAWS, true: float = 0.02) -> tup
 
 @pytest.mark.parametrize("documents", [16, 40])
 def test_the_interval_of_a_perplexity_covers_the_truth(documents):
+    """By BCa alone, 40 documents pass in 3.4 % of these draws."""
     held, below = text_coverage(documents)
-    assert 0.93 <= held <= 0.97
-    assert below <= 0.05
+    assert 0.94 <= held <= 0.98
+    assert below <= ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / DRAWS)
 
 
 def divergence_coverage(documents: int, draws: int = DRAWS, tokens: int = 256) -> float:
@@ -319,8 +320,9 @@ MMLU = np.array(
         (np.full(57, 246), 0.01, 0.12, ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / DRAWS)),
         (np.full(57, 246), 0.05, 0.25, ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / DRAWS)),
         (np.full(14, 40), 0.05, 0.1, ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / DRAWS)),
-        # one subject has a tenth of the items: t(G - 1) is a little optimistic
-        (MMLU, 0.01, 0.15, 0.04),
+        # one subject has a tenth of the items: with t(G - 1) 3 % passed
+        (MMLU, 0.01, 0.15, ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / DRAWS)),
+        (MMLU, 0.05, 0.3, ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / DRAWS)),
     ],
 )
 def test_a_loss_of_the_margin_that_differs_between_clusters_seldom_passes(

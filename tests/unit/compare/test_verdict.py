@@ -49,7 +49,7 @@ def test_one_test_that_would_pass_alone_does_not_pass_among_several():
     alone = {"a": {"acc": difference(0.02)}}
     assert decide(alone, difference(0.001))[0] == "SHIP"
     among = {**alone, "b": {"acc": difference(0.02)}, "c": {"acc": difference(0.0001)}}
-    verdict, reasons = decide(among, difference(0.001))
+    verdict, reasons, _ = decide(among, difference(0.001))
     assert verdict == "INCONCLUSIVE"
     assert reasons[0].startswith("a changed by +0.0 points")
     assert (
@@ -66,7 +66,7 @@ def test_one_loss_that_would_fail_alone_does_not_fail_among_several():
     among = {**alone, "b": {"acc": difference(0.0001)}}
     assert decide(among, difference(0.001))[0] == "INCONCLUSIVE"
     surely = {"a": {"acc": difference(0.99, -6.5)}, "b": {"acc": difference(0.0001)}}
-    verdict, reasons = decide(surely, difference(0.001))
+    verdict, reasons, _ = decide(surely, difference(0.001))
     assert verdict == "DO NOT SHIP"
     assert "beyond the accepted drop of 3.1 points (Holm-adjusted p = 0.020)" in reasons[0]
 
@@ -84,7 +84,7 @@ def test_suite_decides_at_its_own_level(p, verdict):
 def test_near_chance_tasks_and_other_metrics_are_not_in_the_family():
     silent = difference(0.6, near_chance=True, chance=25.0)
     tasks = {"a": {"acc": difference(0.02), "acc_norm": difference(0.02)}, "mmlu": {"acc": silent}}
-    verdict, reasons = decide(tasks, difference(0.001))
+    verdict, reasons, _ = decide(tasks, difference(0.001))
     assert verdict == "SHIP"
     assert reasons[-1].startswith("mmlu cannot decide")
 
@@ -99,7 +99,7 @@ def test_a_task_too_weak_to_lose_its_margin_is_named_and_counts_for_nothing():
         retention=0.95,
         retention_p=0.4,
     )
-    verdict, reasons = decide(
+    verdict, reasons, _ = decide(
         {"a": {"acc": difference(0.02)}, "gsm8k": {"acc": weak}}, difference(0.001)
     )
     assert verdict == "SHIP"
@@ -107,7 +107,7 @@ def test_a_task_too_weak_to_lose_its_margin_is_named_and_counts_for_nothing():
         "gsm8k cannot decide: the base scores 1.0 points (lower bound 0.6, n = 200), too close to "
         "guessing (0.0 points) to lose the accepted 3.1."
     )
-    assert decide({"gsm8k": {"acc": weak}}, None) == ("INCONCLUSIVE", (
+    assert decide({"gsm8k": {"acc": weak}}, None)[:2] == ("INCONCLUSIVE", (
         "No task can decide, so none speaks for the candidate.", reasons[-1]))  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_ship_is_withheld_where_a_weak_task_shows_a_loss():
         retention=0.95,
         retention_p=0.98,
     )
-    verdict, reasons = decide(
+    verdict, reasons, _ = decide(
         {"a": {"acc": difference(0.0001)}, "gsm8k": {"acc": gone}}, difference(0.001)
     )
     assert verdict == "INCONCLUSIVE"
@@ -150,7 +150,7 @@ def test_a_task_must_also_keep_its_share_of_the_score(retention_p, verdict, plac
         retention_p=retention_p,
         retention_limit=1.1,
     )
-    found, reasons = decide({"a": {"acc": task}}, difference(0.001))
+    found, reasons, _ = decide({"a": {"acc": task}}, difference(0.001))
     assert found == verdict
     accepted = (
         f"{place} the accepted drop of 1.1 points, 10 % of what the base scores above guessing, (p"
@@ -165,7 +165,7 @@ def test_an_advisory_task_is_shown_and_decides_nothing():
         "bad": {"acc": difference(0.9999, -9.0, tier="advisory")},
     }
     assert decide(tasks, difference(0.001))[0] == "DO NOT SHIP"
-    verdict, reasons = decide(tasks, difference(0.001), tiers)
+    verdict, reasons, _ = decide(tasks, difference(0.001), tiers)
     assert verdict == "SHIP" and not any("bad" in reason for reason in reasons)
     filled, _ = with_items_to_settle(tasks, difference(0.001), tiers)
     assert filled["a"]["acc"].adjusted_p == (0.02, 0.98)  # a family of one
@@ -178,14 +178,14 @@ def test_a_required_task_that_is_missing_or_cannot_decide_withholds_ship():
         "a": {"acc": difference(0.0001)},
         "mmlu": {"acc": difference(0.6, near_chance=True, chance=25.0)},
     }
-    verdict, reasons = decide(tasks, difference(0.001), tiers)
+    verdict, reasons, _ = decide(tasks, difference(0.001), tiers)
     assert verdict == "INCONCLUSIVE"
     assert reasons[:2] == (
         "gsm8k is required, but it was not measured: SHIP is withheld.",
         "mmlu is required, but it cannot decide: SHIP is withheld.",
     )
     lost = {**tasks, "a": {"acc": difference(0.9999, -9.0)}}
-    verdict, reasons = decide(lost, difference(0.001), tiers)
+    verdict, reasons, _ = decide(lost, difference(0.001), tiers)
     assert verdict == "DO NOT SHIP" and reasons[0].startswith("a changed by -9.0")
     assert sum("is required" in reason for reason in reasons) == 2
     healthy = {"gsm8k": {"acc": difference(0.0001)}, "mmlu": {"acc": difference(0.0001)}}
@@ -221,7 +221,7 @@ def test_the_table_reads_as_the_verdict_decides():
 
 def test_the_perplexity_of_answers_decides_where_it_is_all_there_is():
     only = difference(0.999, 9.0, 1.0, unit="percent", higher_is_better=False)
-    verdict, reasons = decide(
+    verdict, reasons, _ = decide(
         {"a": {"acc": difference(0.001)}, "lambada": {"perplexity": only}}, difference(0.001)
     )
     assert verdict == "DO NOT SHIP"
@@ -233,7 +233,7 @@ def test_generated_answers_and_texts_decide_too():
         "gsm8k": {"exact_match,strict-match": difference(0.999, -9.0)},
         "a": {"acc": difference(0.0001)},
     }
-    verdict, reasons = decide(tasks, difference(0.001))
+    verdict, reasons, _ = decide(tasks, difference(0.001))
     assert verdict == "DO NOT SHIP"
     assert reasons[0].startswith("gsm8k changed by -9.0 points")
     worse = with_task(
@@ -246,7 +246,7 @@ def test_generated_answers_and_texts_decide_too():
 
 def test_documents_that_would_settle_a_perplexity():
     text = difference(0.2, 2.0, 1.5, unit="percent", higher_is_better=False)
-    verdict, reasons = decide(
+    verdict, reasons, _ = decide(
         {"a": {"acc": difference(0.001)}, "wiki": {"word_perplexity": text}}, difference(0.001)
     )
     needed = items_to_settle(200, Interval(-2.0, -3.5, -0.5), 3.1, tests=2)
@@ -256,7 +256,7 @@ def test_documents_that_would_settle_a_perplexity():
 
 def test_too_few_documents_or_items_for_a_bootstrap_leave_it_open():
     few = difference(None, 0.1, 0.2, n=6, too_few=10, unit="percent", higher_is_better=False)
-    verdict, reasons = decide(
+    verdict, reasons, _ = decide(
         {"a": {"acc": difference(0.001)}, "wiki": {"word_perplexity": few}}, difference(0.001)
     )
     assert verdict == "INCONCLUSIVE"
@@ -266,7 +266,7 @@ def test_too_few_documents_or_items_for_a_bootstrap_leave_it_open():
         "needed)."
     )
     f1 = difference(None, n=9, too_few=10)
-    verdict, reasons = decide(
+    verdict, reasons, _ = decide(
         {"a": {"acc": difference(0.001)}, "qa": {"f1": f1}}, difference(0.001)
     )
     assert (verdict, reasons[0]) == (
@@ -332,10 +332,12 @@ def test_a_drop_of_a_near_chance_task_does_not_decide():
 def test_without_a_deciding_task_it_is_inconclusive():
     text = difference(0.0001, 0.1, 0.2, unit="percent", higher_is_better=False)
     silent = difference(0.6, near_chance=True, chance=25.0)
-    verdict, reasons = decide({"mmlu": {"acc": silent}, "wiki": {"word_perplexity": text}}, None)
+    verdict, reasons, _ = decide({"mmlu": {"acc": silent}, "wiki": {"word_perplexity": text}}, None)
     assert verdict == "INCONCLUSIVE"
     assert reasons[0].startswith("No task can decide")
     ruined = text.model_copy(update={"noninferiority_p": 1.0})
-    verdict, reasons = decide({"mmlu": {"acc": silent}, "wiki": {"word_perplexity": ruined}}, None)
+    verdict, reasons, _ = decide(
+        {"mmlu": {"acc": silent}, "wiki": {"word_perplexity": ruined}}, None
+    )
     assert verdict == "DO NOT SHIP"
     assert reasons[0].startswith("Word perplexity on wiki")

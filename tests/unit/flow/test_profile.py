@@ -3,7 +3,7 @@ import yaml
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.load import load_profile, parse_set, profiles_folder
-from model_serve_flow.flow.profile import Recipe
+from model_serve_flow.flow.profile import FlowConfig, Recipe
 
 PROFILES = (
     *("cpu-smollm2", "cpu-smollm2-avx2", "ci", "ci-avx2", "colab-t4"),
@@ -48,6 +48,14 @@ def test_unknown_profile_names_the_known():
         ),
         ({"candidates.0.recipe.group_size": 64}, ["group_size is for W4A16"]),
         ({"calibration.data_parallel": 2}, ["data_parallel is for GPUs"]),
+        (
+            {"candidates.0.recipe.algorithm": "awq", "candidates.0.recipe.scheme": "FP8"},
+            ["awq makes W8A8, W4A16", "not FP8"],
+        ),
+        (
+            {"candidates.1.recipe.algorithm": "autoround"},
+            ["autoround finds the scales itself: remove observer"],
+        ),
         ({"candidates.0.name": "base"}, ["'base' is the name of the base model"]),
         ({"candidates.0.name": "../up"}, ["candidates.0.name", "pattern"]),
         ({"candidates.0.name": "w4a16-int4"}, ["two candidates have the same name"]),
@@ -156,6 +164,28 @@ def test_extends_itself(tmp_path):
 def test_file_that_is_no_profile(tmp_path, text, message):
     with pytest.raises(FlowError, match=message):
         load_profile(write(tmp_path, "mine.yaml", text))
+
+
+@pytest.mark.parametrize("section", ["candidates", "calibration", "accuracy", "performance"])
+def test_a_section_that_is_not_needed_may_be_taken_away(section):
+    absent = {section: None, **({"candidates": None} if section == "calibration" else {})}
+    whole, without = load_profile("ci"), load_profile("ci", absent)
+    assert whole.has(section) and not without.has(section)
+    assert section == "candidates" or section not in without.model_dump()
+    assert FlowConfig.model_validate(without.model_dump()) == without
+
+
+@pytest.mark.parametrize(
+    ("absent", "problem"),
+    [
+        (["accuracy", "performance"], "nothing is measured: give accuracy, performance, or both"),
+        (["calibration"], "the recipe of w8a8-int8 needs texts: give the section calibration"),
+        (["engine"], "engine: Input should be an object"),
+    ],
+)
+def test_a_section_that_is_needed_is_asked_for(absent, problem):
+    with pytest.raises(FlowError, match=problem):
+        load_profile("ci", dict.fromkeys(absent))
 
 
 def test_missing_key_is_named(tmp_path):

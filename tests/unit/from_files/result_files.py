@@ -110,7 +110,9 @@ def _lm_eval_results(
         "n-shot": dict.fromkeys(filters, changes.get("shots", 0)),
         "higher_is_better": {task: {metric: True} for task in figures},
         "n-samples": {task: {"original": 100, "effective": 100} for task in filters},
-        "config": {"model": "local-completions", "model_args": {"model": "some-model"}},
+        "config": {"model": "local-completions",
+                   "model_args": changes.get("model_args", {"model": "some-model"})},
+        "max_length": changes.get("max_length", 2048),
         "lm_eval_version": changes.get("lm_eval_version", "0.4.13"),
         "model_name": "some-model",
     }  # fmt: skip

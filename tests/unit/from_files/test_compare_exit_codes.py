@@ -175,12 +175,24 @@ def test_scores_against_lm_eval_are_refused(invoke, base, tmp_path):
         ({"shots": 5}, ("arc", "few-shot", "0", "5")),
         ({"prompt": "Please answer {}"}, ("arc", "prompt", "100 of 100")),
         ({"generation": {"temperature": 1.0}}, ("arc", "generation_kwargs", "temperature")),
+        ({"max_length": 512}, ("arc", "max_length", "2048", "512")),
+        ({"model_args": "model=m,add_bos_token=True"}, ("arc", "add_bos_token", "True")),
+        ({"model_args": {"max_gen_toks": 64}}, ("arc", "max_gen_toks", "64")),
     ],
 )
 def test_lm_eval_results_measured_otherwise_are_refused(invoke, tmp_path, changes, words):
     one = files.lm_eval(tmp_path / "one", {"arc": files.binary(100, 60)})
     two = files.lm_eval(tmp_path / "two", {"arc": files.binary(100, 60)}, **changes)
     refused(invoke(one, two), *words)
+
+
+def test_another_dtype_of_lm_eval_is_told(invoke, tmp_path):
+    one = files.lm_eval(tmp_path / "one", {"arc": files.binary(100, 60)})
+    arguments = "pretrained=/models/w8a8,dtype=bfloat16"
+    two = files.lm_eval(tmp_path / "two", {"arc": files.binary(100, 60)}, model_args=arguments)
+    result = invoke(one, two)
+    assert result.exit_code in (0, 20) and "Note: dtype differs" in result.output
+    assert "/models/w8a8" not in result.output
 
 
 def test_lm_eval_without_samples_is_refused(invoke, tmp_path):
@@ -297,3 +309,37 @@ def test_a_task_has_its_own_margin(invoke, tmp_path):
     options = ("--margin", "1", "--retention", "0.8")
     assert invoke(one, two, *options).exit_code == 10
     assert invoke(one, two, *options, "--task-margin", "soft=8").exit_code == 0
+
+
+@pytest.mark.parametrize("key", ["prompt", "answer", "target"])
+def test_half_a_character_in_a_sample_of_lm_eval_is_shown_escaped(invoke, tmp_path, key):
+    half = "\ud83d"  # a model can stop in the middle of a pair; lm-eval writes it as \ud83d
+    sides = []
+    for name, broken in (("base", 0), ("candidate", 30)):
+        folder = files.lm_eval(tmp_path / name, {"arc": files.binary(100, 80, broken)})
+        (path,) = folder.glob("samples_*.jsonl")
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            if key == "prompt":
+                line["arguments"]["gen_args_0"]["arg_0"] += half
+                del line["prompt_hash"]
+            elif key == "target":
+                line["target"] = f"A{half}"
+                del line["target_hash"]
+            else:
+                line["filtered_resps"] = [f"A{half}"]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if key != "prompt":
+            (results,) = folder.glob("results_*.json")
+            text = results.read_text().replace("multiple_choice", "generate_until")
+            results.write_text(text)
+        sides.append(str(folder))
+    names = {"json": "c.json", "html": "c.html", "markdown": "c.md", "junit": "c.xml"}
+    outputs = {option: tmp_path / name for option, name in names.items()}
+    options = [part for option, path in outputs.items() for part in (f"--{option}", str(path))]
+    result = invoke(*sides, *options)
+    assert result.exit_code == 10, result.output
+    if key != "prompt":
+        flipped = json.loads(outputs["json"].read_text())["tasks"]["arc"]["flipped"]
+        assert all("\\ud83d" in str(item) for item in flipped) and len(flipped) == 30
+        assert "\\ud83d" in outputs["html"].read_text(encoding="utf-8")

@@ -48,7 +48,7 @@ def test_the_verdict_and_every_number_are_those_of_the_flow(sample):
     pairs = [pair(name, task, candidate.tasks[name]) for name, task in base.tasks.items()]
     differences = {one.task: compare_task(one, margins, 0) for one in pairs}
     differences, suite = with_items_to_settle(differences, compare_suite(differences, margins))
-    assert (sample.verdict, sample.reasons) == decide(differences, suite)
+    assert (sample.verdict, sample.reasons, ()) == decide(differences, suite)
     assert {name: task.metrics for name, task in sample.tasks.items()} == differences
     assert sample.suite == suite
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import factories
 import psutil
 import pytest
+from support.engines import VLLM
 
 from model_serve_flow.compare.comparison import compare
 from model_serve_flow.errors import FlowError
@@ -73,7 +74,14 @@ class Machine:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.safetensors").write_bytes(name.encode())
         yield Server(
-            "http://127.0.0.1:1", name, "key", folder, self.folder / "log", psutil.Process(), 1.0
+            "http://127.0.0.1:1",
+            name,
+            "key",
+            folder,
+            self.folder / "log",
+            psutil.Process(),
+            1.0,
+            engine=VLLM,
         )
 
     def run(self, server, command, path):

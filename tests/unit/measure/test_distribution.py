@@ -9,6 +9,7 @@ from pathlib import Path
 import factories
 import httpx
 import pytest
+from support.engines import VLLM
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
@@ -20,6 +21,7 @@ from model_serve_flow.measure.distribution import (
     token_tops,
 )
 from model_serve_flow.report.notebook_tables import divergence_table
+from model_serve_flow.serve.engine import Engine
 from model_serve_flow.serve.vllm import engine_arguments
 from model_serve_flow.system import live
 
@@ -53,11 +55,12 @@ class Endpoint:
     most_together: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    engine: EngineFacts = field(default_factory=lambda: factories.engine("base"))
+    engine: Engine = VLLM
+    told: EngineFacts = field(default_factory=lambda: factories.engine("base"))
     arguments: tuple | None = None
 
     def facts(self):
-        return self.engine
+        return self.told
 
     def client(self, timeout):
         return httpx.Client(transport=httpx.MockTransport(self.answer), base_url="http://server")
@@ -228,7 +231,7 @@ def other_weights(path, endpoint):
 
 
 def other_engine(path, endpoint):
-    endpoint.engine = endpoint.engine.model_copy(update={"version": "0.33.0"})
+    endpoint.told = endpoint.told.model_copy(update={"version": "0.33.0"})
 
 
 def other_kernels_then(path, endpoint):

@@ -10,6 +10,7 @@ import uuid
 
 import psutil
 import pytest
+from support.engines import VLLM
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
@@ -85,7 +86,9 @@ def generator(tmp_path, monkeypatch):
 def server(tmp_path):
     log = tmp_path / "vllm.log"
     log.write_text("the last words of the engine")
-    return Server("http://127.0.0.1:1", "base", KEY, tmp_path, log, psutil.Process(), 1.0)
+    return Server(
+        "http://127.0.0.1:1", "base", KEY, tmp_path, log, psutil.Process(), 1.0, engine=VLLM
+    )
 
 
 def left():
@@ -132,7 +135,9 @@ def test_a_server_that_dies_ends_the_load_at_once(generator, tmp_path):
     log, output, started = tmp_path / "vllm.log", tmp_path / "guidellm.json", time.monotonic()
     log.write_text("the last words of the engine")
     status = lambda: -9 if time.monotonic() > started + 0.5 else None  # noqa: E731
-    server = Server("http://127.0.0.1:1", "base", KEY, tmp_path, log, psutil.Process(), 1.0, status)
+    server = Server(
+        "http://127.0.0.1:1", "base", KEY, tmp_path, log, psutil.Process(), 1.0, status, engine=VLLM
+    )
     with pytest.raises(ServerGone, match="the last words of the engine"):
         generator.run(server, command("hang", output), output)
     assert time.monotonic() - started < 0.5 + 1 + LEFTOVER_SECONDS

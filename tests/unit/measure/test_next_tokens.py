@@ -7,6 +7,7 @@ import math
 
 import httpx
 import pytest
+from support.engines import VLLM
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.measure.next_tokens import NextTokenReader, next_tokens
@@ -98,7 +99,10 @@ class Engine:
 def reader(engine, **settings):
     http = httpx.Client(transport=httpx.MockTransport(engine), base_url="http://server")
     return NextTokenReader(
-        http, "base", **{"concurrency": 1, "size": 2, "seed": 0, "attempts": 1} | settings
+        http,
+        "base",
+        **{"concurrency": 1, "size": 2, "seed": 0, "attempts": 1, "cache_block": VLLM.cache_block}
+        | settings,
     )
 
 

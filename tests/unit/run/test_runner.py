@@ -17,7 +17,16 @@ from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.load import load_profile
 from model_serve_flow.run import notebooks, progress, runner
 from model_serve_flow.run.due import Due
-from model_serve_flow.run.steps import STEPS, Step, expand, module_folder, needs_hub, select
+from model_serve_flow.run.plan import plan
+from model_serve_flow.run.steps import (
+    STEPS,
+    Step,
+    expand,
+    module_folder,
+    needs_hub,
+    select,
+    steps_of,
+)
 from model_serve_flow.system import environments
 from model_serve_flow.system.environments import Environment
 from model_serve_flow.system.files import read_json
@@ -464,6 +473,34 @@ def test_steps_read_what_earlier_steps_write():
     for step in STEPS:
         assert set(step.inputs) <= written, step.module
         written |= set(step.outputs)
+
+
+@pytest.mark.parametrize(
+    ("absent", "numbers"),
+    [
+        ([], "00 01 02 03 04 05 06 07"),
+        (["accuracy"], "00 02 03 05 06 07"),
+        (["performance"], "00 01 03 04 06 07"),
+        (["deploy"], "00 01 02 03 04 05 06"),
+        (["candidates"], "00 01 02"),
+        (["candidates", "calibration", "accuracy", "deploy"], "00 02"),
+    ],
+)
+def test_the_steps_follow_from_the_sections_of_the_profile(tmp_path, absent, numbers):
+    flow = Flow.open("ci", dict.fromkeys(absent), tmp_path)
+    steps = steps_of(flow.config)
+    assert " ".join(step.number for step in steps) == numbers
+    listed = plan(flow)
+    assert all((f"\n{step.module}  (" in listed) == (step in steps) for step in STEPS)
+    written = {path for step in steps for path in expand(step.outputs, flow.config)}
+    read = {path for step in steps for path in expand(step.inputs, flow.config)}
+    assert read <= written, "a step reads what no step of this profile writes"
+
+
+def test_a_step_that_the_profile_lacks_is_refused_with_what_it_needs():
+    steps = steps_of(load_profile("ci", {"accuracy": None}))
+    with pytest.raises(FlowError, match="no 04_Compressed_Accuracy: it needs candidates and acc"):
+        select(["04"], steps=steps)
 
 
 def outputs(module, overrides):

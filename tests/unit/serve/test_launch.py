@@ -12,6 +12,7 @@ import time
 
 import psutil
 import pytest
+from support.engines import VLLM
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
@@ -82,7 +83,7 @@ def flow(tmp_path):
 
 def engine(monkeypatch, code):
     monkeypatch.setattr(
-        launch,
+        vllm,
         "serve_command",
         lambda config, folder, name, port, purpose: [sys.executable, "-c", code, str(port)],
     )
@@ -92,7 +93,14 @@ def server(tmp_path, text):
     log = tmp_path / "vllm.log"
     log.write_text(text)
     return server_module.Server(
-        "http://127.0.0.1:1", "base", "a-key", tmp_path, log, psutil.Process(), 1.0
+        "http://127.0.0.1:1",
+        "base",
+        "a-key",
+        tmp_path,
+        log,
+        psutil.Process(),
+        1.0,
+        engine=VLLM,
     )
 
 

@@ -39,7 +39,8 @@ def cluster_key(items: Sequence[Item]) -> str | None:
 class ClusteredMean:
     """A mean over items that come in clusters, with its cluster-robust standard error.
 
-    Its intervals and tests use t(G - 1), where G is the number of clusters.
+    Its intervals and tests use t. With G clusters of one size it has G - 1 degrees of freedom, with
+    unequal sizes fewer, see `degrees`.
 
     One cluster is left out at a time (jackknife), and the error is how much the mean moves. What
     the items of a cluster share moves the mean once, not once for every item. With clusters of one
@@ -48,12 +49,14 @@ class ClusteredMean:
 
     Sources: Miller (2024), "Adding error bars to evals: a statistical approach to language model
     evaluations", arXiv 2411.00640; for the jackknife Bell and McCaffrey (2002), Survey Methodology
-    28:169-181.
+    28:169-181; for the degrees Imbens and Kolesar (2016), "Robust standard errors in small samples:
+    some practical advice", Review of Economics and Statistics 98:701-712.
     """
 
     mean: float
     error: float
     clusters: int
+    degrees: float  # of freedom of t
 
     @classmethod
     def of(cls, values: NDArray, labels: Sequence[str] | NDArray) -> ClusteredMean:
@@ -70,13 +73,13 @@ class ClusteredMean:
         count, total, n = sums.size, sums.sum(), sizes.sum()
         moved = (total - sums) / (n - sizes) - total / n
         error = math.sqrt((count - 1) / count * float(np.sum(moved**2)))
-        return cls(float(total / n), error, count)
+        return cls(float(total / n), error, count, degrees(sizes))
 
     def interval(self, level: float = ALPHA) -> Interval:
         """Returns the mean with its 95 % interval, or with bounds of another one-sided error."""
         from scipy.stats import t
 
-        half = float(t.isf(level, self.clusters - 1)) * self.error
+        half = float(t.isf(level, self.degrees)) * self.error
         return Interval(self.mean, self.mean - half, self.mean + half)
 
     def p_at_most(self, value: float) -> float:
@@ -86,4 +89,16 @@ class ClusteredMean:
         """
         from scipy.stats import t
 
-        return float(t.sf((self.mean - value) / self.error, self.clusters - 1))
+        return float(t.sf((self.mean - value) / self.error, self.degrees))
+
+
+def degrees(sizes: NDArray) -> float:
+    """Computes t's degrees of freedom for clusters of these sizes.
+
+    One cluster that holds a tenth of the items gives much of the variance, so the error is less
+    sure than with clusters of one size. The degrees are one less than Satterthwaite's effective
+    number of clusters, sum(v)^2 / sum(v^2). A cluster's part of the variance v is n (1 + n / mean):
+    half of it from single items and half from what the items share, for a cluster of mean size.
+    """
+    parts = sizes * (1.0 + sizes / sizes.mean())
+    return max(1.0, float(parts.sum() ** 2 / np.sum(parts**2)) - 1)

@@ -109,6 +109,24 @@ def _table(fractions: tuple[float, ...]) -> NDArray:
     return np.array([bounds(fractions, level) for level in LEVELS])
 
 
+@functools.lru_cache(maxsize=256)
+def repeated_level(level: float, fractions: tuple[float, ...]) -> float:
+    """Computes the error that the bound of the last of these looks leaves to a plain interval.
+
+    The plain interval with this error is the repeated confidence interval at the last look: it
+    holds with the error `level` whatever made one stop there, and it is clear of a limit exactly
+    where the last look's bound is crossed. Jennison and Turnbull (1989), "Interim analyses: the
+    repeated confidence interval approach", Journal of the Royal Statistical Society B 51:305-361.
+
+    Args:
+        level: one-sided error over all looks, above 0 and below 0.5.
+        fractions: of the planned items at the looks made, as in `bounds`.
+    """
+    from scipy.special import ndtr
+
+    return level if fractions == (1.0,) else float(ndtr(-bounds(fractions, level)[-1]))
+
+
 def sequential_p(p_values: Sequence[float], fractions: Sequence[float]) -> float:
     """Computes one p-value for a hypothesis that was tested at each look.
 

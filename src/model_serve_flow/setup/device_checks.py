@@ -138,6 +138,9 @@ def _served_dtype(flow: Flow) -> str:
 
 def _check_count(config: FlowConfig, machine: Machine) -> Check:
     wanted = max(config.engine.gpus, config.calibration.data_parallel)
+    keys = "tensor_parallel x pipeline_parallel"
+    if wanted > config.engine.gpus:
+        keys = "calibration.data_parallel"
     value = ", ".join(gpu.name for gpu in machine.gpus) or f"none ({machine.gpu_problem})"
     problem = f" ({machine.gpu_problem})" if machine.gpus and machine.gpu_problem else ""
     return Check(
@@ -145,9 +148,7 @@ def _check_count(config: FlowConfig, machine: Machine) -> Check:
         ok=len(machine.gpus) >= wanted,
         warning=bool(problem),
         value=f"{value}{problem}",
-        needed="an NVIDIA GPU"
-        if wanted == 1
-        else f"{wanted} NVIDIA GPUs (tensor_parallel x pipeline_parallel, or data_parallel)",
+        needed="an NVIDIA GPU" if wanted == 1 else f"{wanted} NVIDIA GPUs ({keys})",
         advice="A GPU of this machine is lost or cannot be read: restart it, or hide the GPU from "
         "CUDA."
         if problem

@@ -1,4 +1,7 @@
-"""Finds the NVIDIA GPUs that CUDA would use in this process, with nvidia-smi."""
+"""Finds the NVIDIA GPUs that CUDA would use in this process, with nvidia-smi.
+
+The library NVML answers the same, but in this process: a driver that hangs would hang the flow.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ def find_gpus(environment: Mapping[str, str] = os.environ) -> tuple[tuple[Gpu, .
     """
     if shutil.which("nvidia-smi") is None:
         return (), "nvidia-smi was not found: no NVIDIA driver is installed"
-    text, problem = _ask(f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits")
+    text, problem = ask(f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits")
     rows = [row for row in map(_row, text.splitlines()) if row is not None]
     said = "; ".join(
         line.strip() for line in text.splitlines() if line.strip() and _row(line) is None
@@ -81,7 +84,7 @@ def driver_is_old(gpu: Gpu) -> bool:
     return major.isdigit() and int(major) < LEAST_DRIVER
 
 
-def _ask(*arguments: str) -> tuple[str, str | None]:
+def ask(*arguments: str) -> tuple[str, str | None]:
     """Runs nvidia-smi and returns its output, and why the output may be incomplete."""
     try:
         done = subprocess.run(
@@ -110,7 +113,7 @@ def _row(line: str) -> _Listed | None:
 
 def _instances() -> dict[str, list[_Listed]]:
     """Returns GPU uuid -> its first MIG instance with its memory, from nvidia-smi's XML."""
-    text, _ = _ask("-q", "-x")
+    text, _ = ask("-q", "-x")
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError:
@@ -131,7 +134,7 @@ def _instances() -> dict[str, list[_Listed]]:
 
 
 def _capability(uuid: str) -> str:
-    text, _ = _ask(f"--id={uuid}", "--query-gpu=compute_cap", "--format=csv,noheader")
+    text, _ = ask(f"--id={uuid}", "--query-gpu=compute_cap", "--format=csv,noheader")
     return text.strip()
 
 

@@ -30,6 +30,8 @@ class EngineNumbers:
             "step_seconds": counts.step_seconds,
             "step_tokens": counts.step_tokens,
             "generated_tokens": counts.generated_tokens,
+            "guessed_tokens": counts.guessed_tokens,
+            "right_guesses": counts.right_guesses,
             "worker_deaths": counts.worker_deaths,
         }
         for name, value in gauges.items():

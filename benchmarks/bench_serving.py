@@ -40,12 +40,13 @@ from model_serve_flow.serve.launch import serve
 from model_serve_flow.system.files import write_json
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "serving.json"
-COMMAND = (sys.executable, "-m", "serving_from_scratch.cli", "serve")
+COMMAND = (sys.executable, "-m", "serving_from_scratch.cli")
 START_SECONDS = 180
 NAME = "base"
 
 Side = tuple[str, ...]  # options of `serving-from-scratch serve`
 VLLM: Side = ("vllm",)
+GATEWAY: Side = ("gateway",)  # the gateway in front of the teaching server
 BEST: Side = ("--strategy=continuous",)
 ONE_BY_ONE: Side = ("--strategy=one-by-one",)
 STATIC: Side = ("--strategy=static",)
@@ -60,13 +61,13 @@ class Goal:
     Attributes:
         figure: name of what is measured.
         read: computes the figure from the answers.
-        ratio: the goal for technique / against.
+        ratio: the goal for technique / against; None: the ratio is reported only.
         at_least: whether the ratio should be at least the goal; otherwise at most.
     """
 
     figure: str
     read: Callable[[Sequence[Seen]], float]
-    ratio: float
+    ratio: float | None = None
     at_least: bool = True
 
 
@@ -93,11 +94,14 @@ class Found:
     ratio: float
     lowest: float
     highest: float
-    goal: float
+    goal: float | None
     at_least: bool
 
     @property
-    def met(self) -> bool:
+    def met(self) -> bool | None:
+        """Whether the goal is met; None: there is none."""
+        if self.goal is None:
+            return None
         return self.ratio >= self.goal if self.at_least else self.ratio <= self.goal
 
 
@@ -215,6 +219,54 @@ COMPARISONS = (
         (Goal("TTFT", after_the_first(ttft_median), 0.25, at_least=False),),
     ),
     Comparison(
+        "n-gram guesses, copying",
+        (*BEST, "--proposer=ngram"),
+        BEST,
+        copying,
+        1,
+        (Goal(SPEED, tokens_per_s, 1.5),),
+    ),
+    Comparison(
+        "n-gram guesses, chat",
+        (*BEST, "--proposer=ngram"),
+        BEST,
+        chatting,
+        1,
+        (Goal(SPEED, tokens_per_s, 0.95),),
+    ),
+    Comparison(
+        "tensor parallel 2 x 1 thread, decoding",
+        (*BEST, "--parallel=tensor", "--ranks=2", "--threads=1"),
+        BEST,
+        plain(2, 16, 64),
+        1,
+        (Goal(SPEED, tokens_per_s),),
+    ),
+    Comparison(
+        "tensor parallel 2 x 1 thread, prompt of 1,024",
+        (*BEST, "--parallel=tensor", "--ranks=2", "--threads=1"),
+        BEST,
+        plain(1, 1024, 2),
+        1,
+        (Goal("speed of the first token", lambda seen: 1 / ttft_median(seen), 0.9),),
+    ),
+    Comparison(
+        "data parallel 2 x 1 thread, 8 streams",
+        (*BEST, "--parallel=data", "--ranks=2", "--threads=1"),
+        BEST,
+        plain(16),
+        8,
+        (Goal(SPEED, tokens_per_s),),
+    ),
+    Comparison(
+        "gateway in front, 8 streams",
+        GATEWAY,
+        BEST,
+        plain(16),
+        8,
+        (Goal(SPEED, tokens_per_s, 0.97), Goal("TTFT", ttft_median, at_least=False)),
+    ),
+    Comparison(
         "own server against vLLM, 8 streams",
         BEST,
         VLLM,
@@ -235,17 +287,32 @@ COMPARISONS = (
 
 @contextlib.contextmanager
 def served(flow: Flow, side: Side) -> Iterator[Endpoint]:
-    """Serves the base with vLLM, or with the teaching server and these options."""
+    """Serves the base with vLLM, with the teaching server and these options, or by the gateway."""
     if side == VLLM:
         with serve(flow, NAME, purpose="performance") as server:
             yield Endpoint(server.url, NAME, server.api_key)
-        return
-    command = [*COMMAND, str(flow.workspace.model(NAME)), "--port=0", f"--name={NAME}", *side]
+    elif side == GATEWAY:
+        with served(flow, BEST) as behind, tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(f"models:\n  - name: {NAME}\n    urls: [{behind.url}]\n")
+            file.flush()
+            with started("gateway", file.name, "--port=0") as url:
+                yield Endpoint(url, NAME)
+    else:
+        folder = str(flow.workspace.model(NAME))
+        with started("serve", folder, "--port=0", f"--name={NAME}", *side) as url:
+            yield Endpoint(url, NAME)
+
+
+@contextlib.contextmanager
+def started(*arguments: str) -> Iterator[str]:
+    """Runs a command of the teaching server until the block ends; gives its address."""
     with tempfile.NamedTemporaryFile("r") as log:
         variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(command, stdout=log.fileno(), stderr=log.fileno(), env=variables)
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], stdout=log.fileno(), stderr=log.fileno(), env=variables
+        )
         try:
-            yield Endpoint(_url(process, Path(log.name)), NAME)
+            yield _url(process, Path(log.name))
         finally:
             process.terminate()
             process.wait()
@@ -280,9 +347,50 @@ def _found(
     comparison: Comparison, goal: Goal, technique: list[list[Seen]], against: list[list[Seen]]
 ) -> Found:
     ours, theirs = ([goal.read(seen) for seen in turns] for turns in (technique, against))
+    return found_of(comparison.name, goal, ours, theirs)
+
+
+def in_process(flow: Flow, turns: int) -> Iterator[Found]:
+    """Compares the engine in this process with transformers, and the whole server with it."""
+    from serving_in_process import teaching_engine, transformers
+
+    engine, reference = (
+        make(flow.workspace.model(NAME)) for make in (teaching_engine, transformers)
+    )
+    for streams, ratio in ((1, 1.1), (8, 1.3)):
+        loads = [plain(streams, 16, 64)(100 * turn) for turn in range(turns + 1)][1:]
+        speeds = [(engine(asks), reference(asks)) for asks in loads]
+        goal = Goal(SPEED, tokens_per_s, ratio)
+        name = f"own forward against transformers, {streams} requests"
+        yield found_of(name, goal, *map(list, zip(*speeds, strict=True)))
+    with served(flow, BEST) as endpoint:
+        loads = [plain(8)(100 * turn) for turn in range(turns + 1)]
+        speeds = [(tokens_per_s(send(endpoint, asks, 8)), engine(asks)) for asks in loads][1:]
+    goal = Goal(SPEED, tokens_per_s, 0.9)
+    yield found_of(
+        "whole server against the engine in process, 8 streams",
+        goal,
+        *map(list, zip(*speeds, strict=True)),
+    )
+
+
+def starting(flow: Flow, turns: int) -> Iterator[Found]:
+    """Compares the seconds until each server answers."""
+    seconds: dict[Side, list[float]] = {BEST: [], VLLM: []}
+    for _ in range(turns):
+        for side, found in seconds.items():
+            begun = time.monotonic()
+            with served(flow, side):
+                found.append(time.monotonic() - begun)
+    goal = Goal("seconds to ready", tokens_per_s, 0.25, at_least=False)
+    yield found_of("own server against vLLM, start", goal, *seconds.values())
+
+
+def found_of(name: str, goal: Goal, ours: list[float], theirs: list[float]) -> Found:
+    """Computes the median, lowest and highest ratio over the turns."""
     ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
     return Found(
-        comparison.name,
+        name,
         goal.figure,
         statistics.median(ours),
         statistics.median(theirs),
@@ -296,9 +404,22 @@ def _found(
 
 def line(found: Found) -> str:
     """Formats one ratio as a line of the table."""
-    sign, verdict = ">=" if found.at_least else "<=", "met" if found.met else "missed"
     spread = f"{found.ratio:.2f} ({found.lowest:.2f} to {found.highest:.2f})"
-    return f"{found.name:50} {found.figure:26} {spread:22} {sign} {found.goal:<5} {verdict}"
+    goal = "reported"
+    if found.goal is not None:
+        sign, verdict = ">=" if found.at_least else "<=", "met" if found.met else "missed"
+        goal = f"{sign} {found.goal:<5} {verdict}"
+    return f"{found.name:50} {found.figure:26} {spread:22} {goal}"
+
+
+def measured(flow: Flow, turns: int, word: str) -> Iterator[Found]:
+    """Measures the comparisons whose name contains the word, one after the other."""
+    for comparison in COMPARISONS:
+        if word in comparison.name:
+            yield from compare(flow, comparison, turns)
+    for measure in (in_process, starting):
+        if word in measure.__name__:
+            yield from measure(flow, turns)
 
 
 def main() -> None:
@@ -309,11 +430,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a word in the name of the comparisons")
     options = parser.parse_args()
     flow = Flow.open(options.profile)
-    found = []
-    for comparison in COMPARISONS:
-        if options.only in comparison.name:
-            found += compare(flow, comparison, options.turns)
-            print(*map(line, found[-len(comparison.goals) :]), sep="\n", flush=True)
+    found: list[Found] = []
+    for one in measured(flow, options.turns, options.only):
+        print(line(one), flush=True)
+        found.append(one)
     if not options.only:
         write_json(FIGURES, [asdict(one) | {"met": one.met} for one in found])
 

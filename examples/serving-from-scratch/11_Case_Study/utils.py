@@ -201,9 +201,7 @@ def rung_flow(flow: Flow, rung: Rung) -> Flow:
     )
     engine = flow.config.engine
     own = Engine(kind="command", max_model_len=engine.max_model_len, program=program)
-    return replace(
-        flow, config=flow.config.model_copy(update={"engine": own}), workspace=workspace
-    )
+    return replace(flow, config=flow.config.model_copy(update={"engine": own}), workspace=workspace)
 
 
 class Ladder:

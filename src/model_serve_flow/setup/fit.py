@@ -121,26 +121,8 @@ def _size_ratio(candidate: Candidate) -> float:
 
 def check(flow: Flow, machine: Machine) -> list[Check]:
     """Compares the estimate with the machine: one check for each thing that must fit."""
-    from model_serve_flow.setup.device_checks import cpu_checks, gpu_checks
-
     need = estimate(flow)
-    int4 = [c.name for c in flow.candidates if c.recipe and is_int4(c.recipe.scheme)]
-    memory = fits(
-        "memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE
-    )
-    if flow.config.engine.kind != "vllm":  # what another program needs of a processor is not known
-        checks = [memory] if flow.config.device == "cpu" else []
-    elif flow.config.device == "cpu":
-        checks = [
-            _check_cpu(machine),
-            *([check_int4(int4, machine)] if int4 else []),
-            *cpu_checks(flow, machine),
-            memory,
-        ]
-    else:
-        checks = gpu_checks(flow, machine)
-    if flow.config.engine.kind == "vllm" and not flow.config.engine.enforce_eager:
-        checks.append(_check_compiler(flow.config))
+    checks = _serving_checks(flow, machine, need.serve_bytes)
     if any(candidate.recipe for candidate in flow.candidates):
         available = machine.memory_available_bytes
         needed = {"host": need.compress_bytes, "gpu": need.compress_gpu_bytes}
@@ -151,6 +133,27 @@ def check(flow: Flow, machine: Machine) -> list[Check]:
         "disk."
     )
     return [*checks, fits("disk", machine.disk_free_bytes, missing, advice), _check_port()]
+
+
+def _serving_checks(flow: Flow, machine: Machine, serve_bytes: int) -> list[Check]:
+    """Checks what the engine needs; of a program other than vLLM only its memory is known."""
+    from model_serve_flow.setup.device_checks import cpu_checks, gpu_checks
+
+    engine, on_cpu = flow.config.engine, flow.config.device == "cpu"
+    int4 = [c.name for c in flow.candidates if c.recipe and is_int4(c.recipe.scheme)]
+    memory = fits("memory to serve", machine.memory_available_bytes, serve_bytes, MEMORY_ADVICE)
+    if engine.kind != "vllm":
+        return [memory] if on_cpu else []
+    if on_cpu:
+        checks = [
+            _check_cpu(machine),
+            *([check_int4(int4, machine)] if int4 else []),
+            *cpu_checks(flow, machine),
+            memory,
+        ]
+    else:
+        checks = gpu_checks(flow, machine)
+    return checks if engine.enforce_eager else [*checks, _check_compiler(flow.config)]
 
 
 MEMORY_ADVICE = "Stop other programs, use a machine with more memory, or a smaller model or load."

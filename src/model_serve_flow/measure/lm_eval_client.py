@@ -29,6 +29,7 @@ MOST_DIFFERENCE = 1.0
 ONE_TOKEN, TOKEN_BY_TOKEN, ECHO = "one token", "token by token", "echo"
 NO_LABELS = "echo: the engine gives no label probabilities"
 TEXT, WRITTEN, EARLIER = "whole text", "written", "before an interruption"
+CUT = "cut"  # prompts that lost their beginning; they count in one of the ways above too
 
 # lm-eval's request: ((context, continuation) as text, or None for a window of a text; context and
 # continuation as tokens)
@@ -80,10 +81,14 @@ class WholeCompletions(LocalCompletionsAPI):
     lm-eval would assign its scores to the wrong prompts. If an answer lacked text, lm-eval would
     score a text of its own.
 
+    A prompt begins with the token that the endpoint would put before the same text: a BOS where the
+    tokenizer writes one, and nothing before a chat template, which writes its own.
+
     Args:
         client: carries the server's address and key.
         cache_block: the engine's reader of its own metrics (`Engine.cache_block`).
         ways: counts lm-eval's requests by how they were asked.
+        templated: whether prompts go through the chat template.
     """
 
     _progress: Count | None = None  # counts log-likelihoods and written answers
@@ -95,10 +100,12 @@ class WholeCompletions(LocalCompletionsAPI):
         client: httpx.Client,
         cache_block: Callable[[str], int | None],
         ways: Counter[str],
+        templated: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.ways = ways
+        self.add_bos_token = not templated and writes_bos(self.tokenizer)
         self.reader = NextTokenReader(
             client,
             self.model,
@@ -131,12 +138,35 @@ class WholeCompletions(LocalCompletionsAPI):
     def loglikelihood_rolling(self, requests: list[Any], **kwargs: Any) -> list[float]:
         self.ways[TEXT] += len(requests)
         self._progress, self._texts = None, Count("texts", len(requests))
-        return super().loglikelihood_rolling(requests, **kwargs)
+        begins, self.add_bos_token = self.add_bos_token, False  # each window gets one of lm-eval
+        try:
+            return super().loglikelihood_rolling(requests, **kwargs)
+        finally:
+            self.add_bos_token = begins
 
     def generate_until(self, requests: list[Any], **kwargs: Any) -> list[str]:
         self.ways[WRITTEN] += len(requests)
+        self._count_cut(requests)
         self._progress = Count("requests", len(requests))
         return super().generate_until(requests, **kwargs)
+
+    def _count_cut(self, requests: list[Any]) -> None:
+        """Counts the prompts whose beginning lm-eval drops to leave room for the answer.
+
+        Raises:
+            FlowError: the answers that a task allows leave no room for any prompt.
+        """
+        for prompt, settings in (request.args for request in requests):
+            answer = int(settings.get("max_gen_toks", self._max_gen_toks))
+            room = self.max_length - answer
+            if room < 1:
+                raise FlowError(
+                    f"A task allows answers of {answer} tokens, but only {self.max_length} fit "
+                    "into engine.max_model_len: no token is left for the question.",
+                    "Raise engine.max_model_len, or take another task.",
+                )
+            if len(self.tok_encode(prompt)) > room:
+                self.ways[CUT] += 1
 
     def _create_payload(self, messages: Any, generate: bool = False, **kwargs: Any) -> Any:
         payload = super()._create_payload(messages, generate=generate, **kwargs)
@@ -168,6 +198,8 @@ class WholeCompletions(LocalCompletionsAPI):
         """Cuts requests that are too long, as lm-eval does; equal contexts share one object."""
         wanted, contexts = [], {}
         for request in requests:
+            if len(request[1]) + len(request[2]) > self.max_length:
+                self.ways[CUT] += 1
             (tokens,), (length,), _ = self.batch_loglikelihood_requests([[request]])
             context = tuple(tokens[: max(0, length)])
             context = contexts.setdefault(context, context)
@@ -266,6 +298,12 @@ class WholeCompletions(LocalCompletionsAPI):
         if not all(isinstance(text, str) for text in found):
             raise not_whole("a prompt without text")
         return found
+
+
+def writes_bos(tokenizer: Any) -> bool:
+    """Checks whether the tokenizer puts a BOS before a text, as the endpoint then does too."""
+    ids = tokenizer("a").input_ids
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
 def _tokens(wanted: Sequence[Wanted], places: Iterable[int]) -> int:

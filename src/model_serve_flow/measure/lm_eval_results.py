@@ -187,12 +187,9 @@ def _texts(sample: dict[str, Any]) -> dict[str, str | None]:
     if sample["metrics"] and sample["metrics"][0] in PERPLEXITY_METRICS:
         return {"prompt": None, "answer": None, "expected": None}
     target, arguments = sample["target"], sample["arguments"]
-    if not isinstance(sample["filtered_resps"][0], list | tuple):  # text that the model wrote
-        answer, expected = (
-            str(sample["filtered_resps"][0]),
-            target if isinstance(target, str) else None,
-        )
-        return {"prompt": str(arguments[0][0]), "answer": answer, "expected": expected}
+    if (written := _written(sample["filtered_resps"][0])) is not None:
+        expected = target if isinstance(target, str) else None
+        return {"prompt": str(arguments[0][0]), "answer": written, "expected": expected}
     likelihoods = [float(response[0]) for response in sample["filtered_resps"]]
     best = likelihoods.index(max(likelihoods))
     # In winogrande the choices are inside the question: the contexts differ and the continuations
@@ -206,6 +203,16 @@ def _texts(sample: dict[str, Any]) -> dict[str, str | None]:
         if differ
         else None,
     }
+
+
+def _written(answer: Any) -> str | None:
+    """Returns the text that the model wrote, the first if it wrote several; None for a choice.
+
+    A choice is (log-likelihood, is greedy). Tasks with code give a list of texts.
+    """
+    if isinstance(answer, list | tuple):
+        return str(answer[0]) if answer and isinstance(answer[0], str) else None
+    return str(answer)
 
 
 def _right_choice(target: Any, choices: list[str]) -> str | None:
@@ -225,7 +232,7 @@ def _chance(samples: Iterable[list[dict[str, Any]]]) -> float | None:
         len(s["filtered_resps"])
         for leaf in samples
         for s in leaf
-        if isinstance(s["filtered_resps"][0], list | tuple)
+        if _written(s["filtered_resps"][0]) is None
     ]
     return sum(1 / n for n in choices) / len(choices) if choices and min(choices) > 1 else None
 

@@ -23,7 +23,9 @@ def right_choice_probability(sample: Mapping[str, Any]) -> float | None:
         does not say which choice is right.
     """
     responses = sample["filtered_resps"]
-    choices = all(isinstance(one, list | tuple) for one in responses)
+    choices = all(
+        isinstance(one, list | tuple) and not isinstance(one[0], str) for one in responses
+    )
     if len(responses) < 2 or len(responses) != len(sample["arguments"]) or not choices:
         return None
     likelihoods = [float(one[0]) for one in responses]

@@ -10,16 +10,12 @@ from pathlib import Path
 from model_serve_flow.errors import FlowError
 from model_serve_flow.system.environments import NAMES, environment
 from model_serve_flow.system.places import NOBODY, REPLACED_HOME
+from model_serve_flow.system.settings import settings
+from model_serve_flow.system.variables import variable
 
 DATA_FOLDER = "JUPYTER_DATA_DIR"
 # Folders that the user chose for the command line hold for the notebooks too. No key is among them.
-FOLDERS = (
-    "MODEL_SERVE_FLOW_ARTIFACTS",
-    "MODEL_SERVE_FLOW_CACHE",
-    "MODEL_SERVE_FLOW_ENVIRONMENTS",
-    "MODEL_SERVE_FLOW_MIRROR",
-    "MODEL_SERVE_FLOW_PROFILES",
-)
+FOLDERS = ("artifacts", "cache", "environments", "mirror", "modules", "profiles")
 
 
 def user_kernels(surrounding: Mapping[str, str]) -> Path:
@@ -56,8 +52,10 @@ def _install(folder: Path, name: str) -> Path:
     if not source.is_file():
         raise FlowError(f"The {name} environment is not built.", "Build it: make environments.")
     specification = json.loads(source.read_text(encoding="utf-8"))
-    chosen = {variable: os.environ[variable] for variable in FOLDERS if os.environ.get(variable)}
-    specification["env"] |= {key: str(Path(value).resolve()) for key, value in chosen.items()}
+    places = {name: getattr(settings(), name) for name in FOLDERS}
+    specification["env"] |= {
+        variable(name): str(place.resolve()) for name, place in places.items() if place
+    }
     specification["env"] |= _replaced(os.environ)
     try:
         folder.mkdir(parents=True, exist_ok=True)

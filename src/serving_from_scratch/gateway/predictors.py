@@ -100,7 +100,8 @@ class LocalPredictor:
         yield await asyncio.to_thread(self.source.predict, call.body)
 
     async def check(self) -> None:
-        if not self.healthy:
+        if self.healthy is None:
+            self.healthy = False  # if the next line fails
             await asyncio.to_thread(self.source.model)
             self.healthy = True
 

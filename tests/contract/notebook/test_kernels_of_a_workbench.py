@@ -33,7 +33,7 @@ def workbench(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "volume"))
     monkeypatch.setenv("MODEL_SERVE_FLOW_ARTIFACTS", str(tmp_path / "volume" / "artifacts"))
-    monkeypatch.setenv("MODEL_SERVE_FLOW_API_KEY", "secret")
+    monkeypatch.setenv("MODEL_SERVE_FLOW_API_KEY", "secret-of-16-letters")
     (tmp_path / "volume").mkdir()
     return tmp_path / "volume"
 
@@ -84,7 +84,7 @@ def test_they_set_what_lab_sets_and_the_users_folders_but_no_key(workbench, monk
         variables = json.loads(text)["env"]
         assert variables.items() >= environments.PROCESS_VARIABLES.items()
         assert variables["MODEL_SERVE_FLOW_ARTIFACTS"] == str(workbench / "artifacts")
-        assert "secret" not in text
+        assert "secret-of" not in text
     kernels()
     assert written == {path: path.read_text() for path in written}, "a second call changes nothing"
 

@@ -130,7 +130,8 @@ def test_every_answer_is_that_of_local_completions(
             questions, endpoint, opened(folder), monkeypatch, concurrency, batch
         )
     same(stock, ours)
-    assert sum(ways.values()) == len(questions) and ways["one token"] > 0
+    cut = ways.pop("cut", 0)  # the longest contexts of these questions
+    assert sum(ways.values()) == len(questions) >= cut and ways["one token"] > 0
     if not metrics:
         assert after < before and not ways["token by token"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -105,7 +106,8 @@ class Busy(Record):
     )
     throttled_share: Probability | None = Field(
         default=None,
-        description="in which the cores were slowed by heat or stopped by a quota; none: not told",
+        description="in which the cores were slowed by heat or stopped by a quota, or a GPU was "
+        "slowed by heat or a power brake, the larger; none: not told",
     )
     seconds: NonNegative = Field(description="length of the time that was looked at")
 
@@ -198,6 +200,17 @@ class AccuracyResult(Measurement):
     requests: dict[str, Count] = Field(
         default={}, description="how lm-eval's requests were asked -> how many"
     )
+    cut_prompts: Count = Field(
+        default=0,
+        exclude_if=operator.not_,
+        description="prompts that lost their beginning, because they are longer than the engine's "
+        "context",
+    )
+
+    @property
+    def comparable_hash(self) -> str:
+        """Returns the hash of the protocol without the looks made: equal where results compare."""
+        return protocol_hash({key: part for key, part in self.protocol.items() if key != LOOK})
 
 
 class TokenTops(Record):

@@ -27,7 +27,7 @@ from model_serve_flow.system.files import read_json, write_json
 from model_serve_flow.system.hardware import inspect_machine
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOL_CELLS = ("serve(flow", "serve_each(flow", "from llmcompressor import", "compress(flow")
+TOOL_CELLS = ("serve(flow", "serve_each(flow", "compress_apart(flow", "sample_apart(flow")
 
 
 class Memory:

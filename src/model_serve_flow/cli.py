@@ -244,6 +244,23 @@ def mirror(profile: str, assignments: tuple[str, ...], to: Path, only_list: bool
         click.echo(f"    {command}")
 
 
+@main.command("new-profile")
+@click.argument("model")
+@click.option("--output", type=click.Path(path_type=Path), help="The YAML file to write.")
+@click.option("--device", help="cpu, or a GPU such as t4 or 4xh100. Default: what is found here.")
+@click.option("--parameters", type=int, help="Weights of a model whose config.json does not tell.")
+def new_profile(
+    model: str, output: Path | None, device: str | None, parameters: int | None
+) -> None:
+    """Writes a profile for MODEL, a hub id or a local folder, with a comment on every choice."""
+    from model_serve_flow.setup import new_profile as writer
+
+    path = writer.new_profile(model, output, device, parameters)
+    click.echo(f"{path} is written. Read its comments, then:")
+    for command in ("plan", "doctor", "run"):
+        click.echo(f"    model-serve-flow {command} --profile {shlex.quote(str(path))}")
+
+
 @main.command()
 @PROFILE
 @SET

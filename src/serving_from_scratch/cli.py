@@ -18,9 +18,11 @@ from serving_from_scratch.api.app import create_app
 from serving_from_scratch.api.sse import Service
 from serving_from_scratch.core.batching import make_strategy
 from serving_from_scratch.core.errors import ServingError
-from serving_from_scratch.engine.executor import KEY_VARIABLE
+from serving_from_scratch.core.proposers import make_proposer
+from serving_from_scratch.engine.executor import KEY_VARIABLE, Executor, WorkerProcess
 from serving_from_scratch.engine.llm_engine import EngineOptions, LLMEngine
 from serving_from_scratch.engine.messages import ModelOptions
+from serving_from_scratch.engine.parallel import DataParallel, PipelineParallel, TensorParallel
 
 ADMIN_KEY_VARIABLE = "SERVING_FROM_SCRATCH_ADMIN_KEY"
 SEND_BUFFER = 64 * 1024  # bytes that the kernel holds for one slow reader
@@ -82,6 +84,10 @@ def model_options(command: Any) -> Any:
 @click.option("--strategy", default="continuous", help="Who computes next.", show_default=True)
 @click.option("--chunk", default=256, help="Tokens a step of the strategy chunked.")
 @click.option("--prefixes", is_flag=True, help="Computes equal beginnings once.")
+@click.option("--proposer", default="none", help="Guesses tokens: none or ngram.")
+@click.option("--guesses", default=5, help="Tokens that are guessed at once.")
+@click.option("--parallel", default="", help="With --ranks: tensor, pipeline or data.")
+@click.option("--ranks", default=2, help="Worker processes that compute one step.")
 @click.option("--max-waiting", default=256, help="More requests get 429.")
 @click.option("--step-seconds", default=30.0, help="A worker silent for longer is ended.")
 @click.option("--request-seconds", default=600.0, help="The longest time of a request.")
@@ -89,10 +95,14 @@ def model_options(command: Any) -> Any:
 @click.option("--drain-seconds", default=30.0, help="What running requests may take at the end.")
 @click.option("--vllm", default="", help="Address of a vLLM for /generate_vllm.")
 def serve(host: str, port: int, name: str, **options: Any) -> None:
-    """Serves the model of FOLDER. The API key is taken from SERVING_FROM_SCRATCH_API_KEY."""
+    """Serves the model of FOLDER.
+
+    The API key is taken from SERVING_FROM_SCRATCH_API_KEY.
+    """
     try:
         listener = listen(host, port, options["write_seconds"])
-        engine = LLMEngine(engine_options(options))
+        wanted = engine_options(options)
+        engine = LLMEngine(wanted, executor_of(wanted, options))
     except ServingError as error:
         sys.exit(str(error))
     service = Service(
@@ -133,8 +143,9 @@ def doctor(**options: Any) -> None:
 @click.option("--port", default=8000, show_default=True, help="0: any free one.")
 @click.option("--write-seconds", default=30.0, help="Ends streams whose client reads nothing.")
 def gateway(file: Path, host: str, port: int, write_seconds: float) -> None:
-    """Serves the models of FILE at one address. The keys are taken from
-    SERVING_FROM_SCRATCH_API_KEY and SERVING_FROM_SCRATCH_ADMIN_KEY.
+    """Serves the models of FILE at one address.
+
+    The keys are taken from SERVING_FROM_SCRATCH_API_KEY and SERVING_FROM_SCRATCH_ADMIN_KEY.
     """
     from serving_from_scratch.gateway.app import create_gateway
     from serving_from_scratch.gateway.registry import read_models
@@ -176,8 +187,23 @@ def engine_options(options: dict[str, Any]) -> EngineOptions:
     model = ModelOptions(str(options["folder"]), **{name: options[name] for name in names})
     size, chunk = options["places"], options.get("chunk", 256)
     strategy = make_strategy(options.get("strategy", "continuous"), size, chunk)
+    proposer = make_proposer(options.get("proposer", "none"), options.get("guesses", 5))
     names = ("prefixes", "max_waiting", "step_seconds", "request_seconds")
-    return EngineOptions(model, strategy, **{n: options[n] for n in names if n in options})
+    others = {name: options[name] for name in names if name in options}
+    return EngineOptions(model, strategy, proposer=proposer, **others)
+
+
+def executor_of(engine: EngineOptions, options: dict[str, Any]) -> Executor:
+    """Makes what computes: one worker process, or several that compute together."""
+    name, seconds = options["parallel"], engine.step_seconds
+    known = {"tensor": TensorParallel, "pipeline": PipelineParallel, "data": DataParallel}
+    if not name:
+        return WorkerProcess(engine.model, seconds)
+    if name not in known:
+        raise ServingError(f"parallel is {name!r}.", f"Choose one of {', '.join(known)}.")
+    if name == "data" and engine.prefixes:
+        raise ServingError("Workers share no beginnings.", "Switch --prefixes off.")
+    return known[name](engine.model, options["ranks"], seconds)
 
 
 def listen(host: str, port: int, write_seconds: float) -> socket.socket:

@@ -49,9 +49,17 @@ class Door:
         return httpx.post(url, json=body, headers=headers, trust_env=False, timeout=120)
 
     def admin(self, method, path="", /, **body):
-        return self.client.request(
-            method, f"/admin/models{path}", headers=ADMIN, json=body or None
-        )
+        return self.client.request(method, f"/admin/models{path}", headers=ADMIN, json=body or None)
+
+    @contextlib.contextmanager
+    def models(self, *specs):
+        """Adds models, and removes them at the end."""
+        with contextlib.ExitStack() as stack:
+            for spec in specs:
+                reply = self.admin("POST", **spec)
+                assert reply.status_code == 201, reply.text
+                stack.callback(self.admin, "DELETE", f"/{spec['name']}")
+            yield
 
     def healthy(self):
         """The health of every predictor, by its name."""

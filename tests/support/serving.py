@@ -74,3 +74,24 @@ class Reference:
             output = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
             answers[str(place)] = output[0, len(prompt) :].tolist()
         return cls(prompts, answers, max_tokens)
+
+
+def save_llama(folder, layers=2, heads=4, kv_heads=2, hidden=64):
+    """Writes a random Llama with weights so large that its answers vary."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=hidden,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=16,
+        max_position_embeddings=1024,
+        initializer_range=0.3,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder

@@ -119,7 +119,9 @@ def started(log, variables, *command):
     """Starts a command that says its address; its API key is in `variables`."""
     variables = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}
     with log.open("wb") as output:
-        process = subprocess.Popen([*COMMAND, *command], stdout=output, stderr=output, env=variables)
+        process = subprocess.Popen(
+            [*COMMAND, *command], stdout=output, stderr=output, env=variables
+        )
     try:
         url = wait_for_url(process, log)
         key = variables["SERVING_FROM_SCRATCH_API_KEY"]

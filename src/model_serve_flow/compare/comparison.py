@@ -29,7 +29,7 @@ from model_serve_flow.compare.looks import (
     looks_sentence,
     tiers_of,
 )
-from model_serve_flow.compare.margins import PLAN, check_seal
+from model_serve_flow.compare.margins import check_seal, of_plan
 from model_serve_flow.compare.pairs import flipped_items
 from model_serve_flow.compare.ranking import rankable, ranked
 from model_serve_flow.compare.reading import primary_metric
@@ -93,7 +93,7 @@ def refused_after_change(comparison: Comparison) -> Comparison:
     A user may measure again with the number of items that a report asks for. After up to three such
     repeats, a candidate whose loss equals the margin ships in 6 to 7 % of all cases.
     """
-    if comparison.margins is None or not PLAN & comparison.margins.changed.keys():
+    if comparison.margins is None or not any(map(of_plan, comparison.margins.changed)):
         return comparison
     refused = tuple(
         c.model_copy(update={"verdict": "INCONCLUSIVE", "reasons": (REFUSED, *c.reasons)})

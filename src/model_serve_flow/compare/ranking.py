@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from model_serve_flow.compare.gaps import Evidence
+from model_serve_flow.compare.reading import must_not_ship
 from model_serve_flow.compare.speed import mean_speedup
 from model_serve_flow.compare.stats.simultaneous import better, ranks
 from model_serve_flow.flow.results.compared import (
@@ -18,7 +19,7 @@ from model_serve_flow.flow.results.measured import BASE
 
 def rankable(candidates: Sequence[CandidateComparison]) -> list[CandidateComparison]:
     """Returns the candidates that are ranked: those that may ship or are open, and have a score."""
-    return [c for c in candidates if c.verdict != "DO NOT SHIP" and c.suite is not None]
+    return [c for c in candidates if not must_not_ship(c) and c.suite is not None]
 
 
 def ranked(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MODULE = "model_serve_flow.compress.main"
 VARIABLE = variable("compression")  # marks the process and all that it starts
 ANSWER = "answer.json"
+KILLED_BY_TORCHRUN = "Signal 9 (SIGKILL)"  # torchrun's words for a process that the system killed
 LEFTOVER_SECONDS = 4  # time for the processes to clean up, before they are killed
 
 
@@ -197,11 +198,11 @@ def _failure(
     where = f"Exit status {status}; the whole log: {log}"
     if answer is not None and answer.problem:
         return FlowError(f"Compressing {name} failed: {answer.problem}", f"\n{where}")
-    if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
+    if status == -signal.SIGKILL or KILLED_BY_TORCHRUN in log.read_text("utf-8", "replace"):
         return FlowError(
             f"The process that compressed {name} was killed, as the system does when memory ends.",
             f"{where}. {memory_advice(flow, available)}",
         )
     return FlowError(
-        f"The process that compressed {name} ended without an answer.", f"{where}. {RERUN}"
+        f"The process that compressed {name} ended without saying why.", f"{where}. {RERUN}"
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from model_serve_flow.flow.results.measured import Busy
 from model_serve_flow.system import processes
+from model_serve_flow.system.gpu_throttling import gpu_throttled_seconds
 from model_serve_flow.system.hardware import usable_cores
 from model_serve_flow.system.throttling import throttled_seconds
 
@@ -33,6 +34,7 @@ class _Moment:
         total, used, stolen: of the cores that this process may run on, since the machine started.
         own: of our processes.
         throttled: core seconds in which the cores were held back; None: not known.
+        gpu_throttled: seconds in which a GPU was held back; None: not known.
     """
 
     when: float
@@ -41,6 +43,7 @@ class _Moment:
     stolen: float
     own: float
     throttled: float | None = None
+    gpu_throttled: float | None = None
 
 
 class MachineWatch:
@@ -90,7 +93,7 @@ def is_busy(busy: Busy) -> bool:
 
 
 def disturbed(busy: Busy | None) -> bool:
-    """Checks whether a measurement should be repeated: others took the CPU, or it was held back."""
+    """Checks whether to repeat a measurement: others took the CPU, or CPU or GPU was held back."""
     return busy is not None and (is_busy(busy) or (busy.throttled_share or 0.0) >= THROTTLED_SHARE)
 
 
@@ -105,8 +108,8 @@ def disturbance(disturbed: Sequence[Busy]) -> str:
     taken = max((busy.taken or 0.0) for busy in disturbed)
     held = max((busy.throttled_share or 0.0) for busy in disturbed)
     return (
-        f"other programs took up to {taken:.0%} of the CPU, and it was held back for {held:.0%} of "
-        "the time"
+        f"other programs took up to {taken:.0%} of the CPU, and heat or a quota held CPU or GPU "
+        f"back for {held:.0%} of the time"
     )
 
 
@@ -139,9 +142,8 @@ def _effect(busy: Busy) -> str:
 def _look() -> _Moment:
     total, used, stolen = _machine(STATISTICS.read_text(encoding="utf-8"), os.sched_getaffinity(0))
     own = processes.cpu_seconds(processes.own(), ended_children=True)
-    return _Moment(
-        time.monotonic(), total, used, stolen, own, throttled_seconds(os.sched_getaffinity(0))
-    )
+    held = throttled_seconds(os.sched_getaffinity(0)), gpu_throttled_seconds()
+    return _Moment(time.monotonic(), total, used, stolen, own, *held)
 
 
 def _machine(statistics: str, cores: set[int]) -> tuple[float, float, float]:
@@ -181,8 +183,15 @@ def _between(start: _Moment, end: _Moment) -> Busy:
 
 
 def _throttled(start: _Moment, end: _Moment) -> float | None:
-    if start.throttled is None or end.throttled is None or end.when <= start.when:
-        return None
-    return min(
-        max(end.throttled - start.throttled, 0.0) / (end.when - start.when) / usable_cores(), 1.0
+    """Returns the share of the time that was held back: of the cores or of a GPU, the larger."""
+    seconds = end.when - start.when
+    pairs = (
+        (start.throttled, end.throttled, seconds * usable_cores()),
+        (start.gpu_throttled, end.gpu_throttled, seconds),
     )
+    shares = [
+        min(max(after - before, 0.0) / whole, 1.0)
+        for before, after, whole in pairs
+        if before is not None and after is not None and whole > 0
+    ]
+    return max(shares, default=None)

@@ -212,6 +212,8 @@ def _not_plain(value: Any) -> str:
     )
 
 
+# OmegaConf would merge and set keys in fewer lines. But it rejects a text with "${", ignores the
+# text "???", and turns a number into a section for a wrong override.
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():

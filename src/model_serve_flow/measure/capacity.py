@@ -9,17 +9,13 @@ from statistics import fmean
 
 from model_serve_flow.compare.speed import output_bracket
 from model_serve_flow.compare.stats.capacity import bracket_interval
-from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.profile import FlowConfig, Objectives
 from model_serve_flow.flow.results.measured import Capacity, Probe
 from model_serve_flow.measure.guidellm.commands import search_command
-from model_serve_flow.measure.guidellm.generator import LoadGenerator
+from model_serve_flow.measure.guidellm.generator import LoadGenerator, NoRequestCompleted
 from model_serve_flow.measure.guidellm.report import SearchedLoad, SearchedProbe, SearchReport
 from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.system.files import read_document
-
-# GuideLLM says this, and writes no result, when a load ended before any of its requests completed.
-NO_REQUEST_COMPLETED = "No request produced a determined verdict"
 
 
 def measure_capacity(
@@ -79,10 +75,8 @@ def _search(
     command = search_command(config, objectives, *where)
     try:
         generator.run(endpoint, command, path)
-    except FlowError as error:
-        if NO_REQUEST_COMPLETED in error.problem:
-            return None
-        raise
+    except NoRequestCompleted:
+        return None
     return read_capacity(path, objectives)
 
 

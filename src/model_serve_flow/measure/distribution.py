@@ -80,7 +80,15 @@ def measure_distribution(
     what = f"{server.model_name}{', again' if again else ''}: distributions"
     found = _ask_all(server, documents[::turn], k, concurrency, what)[::turn]
     source = provenance(server, proven_facts(server), protocol, started)
-    result = DistributionResult(**source, k=k, documents=tuple(found))
+    result = DistributionResult(
+        model=source.model,
+        protocol=source.protocol,
+        protocol_hash=source.protocol_hash,
+        engine=source.engine,
+        seconds=source.seconds,
+        k=k,
+        documents=tuple(found),
+    )
     # On one line: a line for each of hundreds of thousands of numbers would double the size.
     write_text(path, result.model_dump_json() + "\n")
     return result
@@ -217,32 +225,39 @@ def _ask(client: httpx.Client, server: Server, document: Document, k: int) -> To
     try:
         response = client.post("/v1/completions", json=body)
         response.raise_for_status()
-        positions = response.json()["choices"][0]["prompt_logprobs"]
+        positions = response.json()["choices"][0].get("prompt_logprobs")
     except httpx.HTTPStatusError as error:
         raise FlowError(
-            f"vLLM refused to score document {document.id} ({error.response.status_code}): "
+            f"{server.engine.name} refused to score document {document.id} "
+            f"({error.response.status_code}): "
             f"{error.response.text[:500]}",
             f"See {server.log}.",
         ) from error
     except httpx.HTTPError as error:
         raise FlowError(
-            f"vLLM did not score document {document.id}: {error!r}", f"See {server.log}."
+            f"{server.engine.name} did not score document {document.id}: {error!r}",
+            f"See {server.log}.",
         ) from error
+    if positions is None:
+        raise FlowError(
+            f"{server.engine.name} gives no 'prompt_logprobs' for document {document.id}.",
+            "Only some engines do: leave out accuracy.distribution.",
+        )
     return token_tops(document, positions, k)
 
 
 def token_tops(
     document: Document, positions: list[dict[str, dict[str, Any]] | None], k: int
 ) -> TokenTops:
-    """Converts vLLM's `prompt_logprobs` into the k likeliest tokens of each position.
+    """Converts an engine's `prompt_logprobs` into the k likeliest tokens of each position.
 
-    vLLM gives no entry for the first token. Beside the k likeliest tokens vLLM returns the text's
-    own token, with a rank beyond k if it is not among them. The own token is stored separately, so
-    that all models have the same number of tokens.
+    There is no entry for the first token. Beside the k likeliest tokens the engine returns the
+    text's own token, with a rank beyond k if it is not among them. The own token is stored
+    separately, so that all models have the same number of tokens.
 
     Args:
         document: N tokens.
-        positions: vLLM's `prompt_logprobs`: N entries, token id -> rank and natural
+        positions: the engine's `prompt_logprobs`: N entries, token id -> rank and natural
             log-probability.
         k: likeliest tokens per position.
 
@@ -255,9 +270,9 @@ def token_tops(
     """
     if len(positions) != len(document.tokens) or positions[0] is not None:
         raise FlowError(
-            f"vLLM scored {len(positions)} positions of {len(document.tokens)} tokens of document "
-            f"{document.id}.",
-            "Does this version of vLLM give 'prompt_logprobs' in another form?",
+            f"The engine scored {len(positions)} positions of {len(document.tokens)} tokens of "
+            f"document {document.id}.",
+            "Does this version of the engine give 'prompt_logprobs' in another form?",
         )
     ids, logprobs, own = [], [], []
     for place, entries in enumerate(positions[1:], start=1):
@@ -274,11 +289,16 @@ def token_tops(
                 else f"nothing of token {token}"
             )
             raise FlowError(
-                f"vLLM gave {lacking} at place {place} of document {document.id}.",
-                "Does this version of vLLM give 'prompt_logprobs' in another form?",
+                f"The engine gave {lacking} at place {place} of document {document.id}.",
+                "Does this version of the engine give 'prompt_logprobs' in another form?",
             )
         ids.append(tuple(token for _, token, _ in top))
         logprobs.append(tuple(round(logprob, DECIMALS) for _, _, logprob in top))
         own.append(round(position[token]["logprob"], DECIMALS))
-    rows = {"top_ids": tuple(ids), "top_logprobs": tuple(logprobs), "own_logprobs": tuple(own)}
-    return TokenTops(id=document.id, tokens=document.tokens, **rows)
+    return TokenTops(
+        id=document.id,
+        tokens=document.tokens,
+        top_ids=tuple(ids),
+        top_logprobs=tuple(logprobs),
+        own_logprobs=tuple(own),
+    )

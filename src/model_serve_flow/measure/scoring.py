@@ -10,7 +10,7 @@ from functools import cached_property
 Tokens = tuple[int, ...]
 Answer = tuple[float, bool]  # (log-likelihood, whether greedy decoding writes the continuation)
 
-MOST_LABELS = 128  # the most `logprob_token_ids` that vLLM accepts in a request
+MOST_LABELS = 128  # the most `logprob_token_ids` that an engine accepts in a request
 PROMPT_TOKENS = 16  # overhead of one more prompt, in tokens
 
 

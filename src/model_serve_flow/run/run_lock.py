@@ -19,7 +19,8 @@ NAME = ".run.lock"
 def only_run(workspace: Workspace) -> Iterator[None]:
     """Locks the workspace until the block ends.
 
-    The system releases the lock when this process ends, however it ends.
+    The system releases the lock when this process ends, however it ends. filelock would take as
+    many lines; its older releases empty the holder's file.
 
     Raises:
         FlowError: another run holds the lock; the message names its process id and start time.

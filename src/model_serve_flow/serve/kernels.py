@@ -35,6 +35,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "MXFP8": ("MXFP8", "MxFp8 MoE"),
 }
 FIRST_WITH_FP8 = 8.9  # compute capability; below it vLLM serves FP8 as W8A16 and logs no kernel
+CPU_INT8_KERNEL = "CPUInt8ScaledMMLinearKernel"
+INT8_SATURATES = (
+    "The processor has no VNNI: sums in vLLM's INT8 kernel saturate there, so INT8 loses more "
+    "accuracy than on a processor that has it."
+)
 # with any of them, the CPU multiplies INT8 and sums in 32 bits
 INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8")
 
@@ -139,3 +144,9 @@ def int8_saturates(architecture: str, cpu_features: Collection[str]) -> bool:
     oneDNN's developer guide, "Nuances of int8 computations"; measured by benchmarks/int8_sums.py.
     """
     return architecture == "x86_64" and not set(INT8_FEATURES) & set(cpu_features)
+
+
+def kernel_caveat(kernels: str, architecture: str, cpu_features: Collection[str]) -> str:
+    """Says what a reader must know of the kernels on this processor; empty if nothing."""
+    known = CPU_INT8_KERNEL in kernels and int8_saturates(architecture, cpu_features)
+    return INT8_SATURATES if known else ""

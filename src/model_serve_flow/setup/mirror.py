@@ -188,7 +188,9 @@ def environment_commands(folder: Path, device: environments.Device) -> list[str]
     download = (
         f"python -m pip download --dest {shlex.quote(str(folder / 'wheels'))} {python}--no-deps -r "
     )
-    locks = [path for name in environments.EVERY_NAME for path in environments.lock_paths(name, device)]
+    locks = [
+        path for name in environments.EVERY_NAME for path in environments.lock_paths(name, device)
+    ]
     return [f"{download}{shlex.quote(str(lock))}" for lock in dict.fromkeys(locks)]
 
 

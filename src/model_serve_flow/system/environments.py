@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -276,12 +277,16 @@ def _has_torch(link: str) -> bool:
 def _digest(name: str, device: Device) -> str:
     """Computes the digest of an environment's sources.
 
-    The sources are the device, the locks, the Jupyter kernel, and the library's pyproject.toml.
+    The sources are the device, the locks, the Jupyter kernel, and what the library's pyproject.toml
+    says of installing it. The settings of linters there change no environment.
     """
-    files = [*lock_paths(name, device), checkout() / "pyproject.toml"]
-    kernel = json.dumps(_kernel_specification(Environment(name, Path(name))))
-    content = b"\0".join([device.encode(), kernel.encode(), *(path.read_bytes() for path in files)])
-    return hashlib.sha256(content).hexdigest()
+    library = tomllib.loads((checkout() / "pyproject.toml").read_text(encoding="utf-8"))
+    tools = library.get("tool", {})
+    settings = [library.get("build-system"), library.get("project"), tools.get("hatch")]
+    kernel = _kernel_specification(Environment(name, Path(name)))
+    locks = [path.read_bytes() for path in lock_paths(name, device)]
+    content = [device.encode(), json.dumps([kernel, settings]).encode(), *locks]
+    return hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
 def _build(built: Environment, device: Device) -> None:

@@ -1,8 +1,12 @@
-"""Finds the NVIDIA GPUs that CUDA would use in this process, with nvidia-smi."""
+"""Finds the NVIDIA GPUs that CUDA would use in this process, with nvidia-smi.
+
+The library NVML answers the same, but in this process: a driver that hangs would hang the flow.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
@@ -18,6 +22,7 @@ LEAST_DRIVER = 580  # driver of CUDA 13, for which the pinned vLLM and PyTorch a
 ANSWER_SECONDS = 60
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 MEBIBYTE = 1 << 20
+MIG_PROFILE = r"(?:\d+c\.)?\d+g\.\d+gb(?:\+me)?"
 
 
 class Gpu(Record):
@@ -50,7 +55,7 @@ def find_gpus(environment: Mapping[str, str] = os.environ) -> tuple[tuple[Gpu, .
     """
     if shutil.which("nvidia-smi") is None:
         return (), "nvidia-smi was not found: no NVIDIA driver is installed"
-    text, problem = _ask(f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits")
+    text, problem = ask(f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits")
     rows = [row for row in map(_row, text.splitlines()) if row is not None]
     said = "; ".join(
         line.strip() for line in text.splitlines() if line.strip() and _row(line) is None
@@ -81,7 +86,17 @@ def driver_is_old(gpu: Gpu) -> bool:
     return major.isdigit() and int(major) < LEAST_DRIVER
 
 
-def _ask(*arguments: str) -> tuple[str, str | None]:
+def mig_profile(gpu: Gpu) -> str | None:
+    """Returns the profile of a MIG instance as Kubernetes writes it, such as "1g.10gb".
+
+    Returns:
+        None for a whole GPU, or if nvidia-smi does not name the profile.
+    """
+    found = re.search(rf" MIG ({MIG_PROFILE})$", gpu.name)
+    return found[1].replace("+", ".") if found else None
+
+
+def ask(*arguments: str) -> tuple[str, str | None]:
     """Runs nvidia-smi and returns its output, and why the output may be incomplete."""
     try:
         done = subprocess.run(
@@ -110,12 +125,12 @@ def _row(line: str) -> _Listed | None:
 
 def _instances() -> dict[str, list[_Listed]]:
     """Returns GPU uuid -> its first MIG instance with its memory, from nvidia-smi's XML."""
-    text, _ = _ask("-q", "-x")
+    text, _ = ask("-q", "-x")
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError:
         return {}
-    driver = root.findtext("driver_version", "")
+    driver, profiles = root.findtext("driver_version", ""), _mig_profiles()
     found: dict[str, list[_Listed]] = {}
     for gpu in root.iter("gpu"):
         uuid, name = gpu.findtext("uuid", ""), gpu.findtext("product_name", "")
@@ -123,15 +138,32 @@ def _instances() -> dict[str, list[_Listed]]:
         for number, instance in enumerate(gpu.iter("mig_device")):
             total = instance.findtext("fb_memory_usage/total", "").split()
             size = int(total[0]) * MEBIBYTE if total and total[0].isdigit() else None
+            profile = profiles.get(uuid, [])[number : number + 1]
             part = Gpu(
-                name=f"{name} MIG", memory_bytes=size, driver=driver, compute_capability=capability
+                name=" ".join([name, "MIG", *profile]),
+                memory_bytes=size,
+                driver=driver,
+                compute_capability=capability,
             )
             found.setdefault(uuid, []).append(_Listed(f"MIG-{uuid}-{number}", part))
     return {uuid: parts[:1] for uuid, parts in found.items()}
 
 
+def _mig_profiles() -> dict[str, list[str]]:
+    """Returns GPU uuid -> the profiles of its MIG instances, such as "1g.10gb", in their order."""
+    text, _ = ask("-L")
+    found: dict[str, list[str]] = {}
+    uuid = ""
+    for line in text.splitlines():
+        if gpu := re.search(r"^GPU \d+: .*\(UUID: (GPU-[^)]+)\)", line):
+            uuid = gpu[1]
+        elif instance := re.search(rf"^\s+MIG ({MIG_PROFILE})\s", line):
+            found.setdefault(uuid, []).append(instance[1])
+    return found
+
+
 def _capability(uuid: str) -> str:
-    text, _ = _ask(f"--id={uuid}", "--query-gpu=compute_cap", "--format=csv,noheader")
+    text, _ = ask(f"--id={uuid}", "--query-gpu=compute_cap", "--format=csv,noheader")
     return text.strip()
 
 

@@ -38,6 +38,10 @@ NO_INT8 = (
     "vLLM has no compiled INT8 kernel for compute capability 10.0 and newer: it starts, and "
     "refuses the first request (csrc, cutlass/c3x/scaled_mm_helper.hpp)"
 )
+NO_STATIC_FP8_ON_CPU = (
+    "vLLM's CPU build stops while it loads the weights: layers that it joins, such as query, key "
+    "and value, get one scale, and static_scaled_fp8_quant is empty there (measured)"
+)
 NO_INT4_ON_CPU = f"vLLM's kernel for 4-bit weights needs {INT4_FEATURE} (AVX-512) on x86-64"
 
 
@@ -115,6 +119,8 @@ def on_cpu(
         None if the table does not know the scheme.
     """
     row = _table()["cpu"]["amx" if "amx_tile" in features else "other"].get(scheme)
+    if scheme == "FP8":
+        return Service(scheme, "absent", why=NO_STATIC_FP8_ON_CPU)
     if scheme.startswith("W4A16") and not serves_int4(architecture, features):
         return Service(scheme, "absent", why=NO_INT4_ON_CPU)
     return None if row is None else _service(scheme, row, experts)
@@ -125,7 +131,7 @@ def _service(scheme: str, row: dict[str, Any], experts: bool) -> Service:
         return Service(scheme, "absent", why=row["absent"])
     rows = [row, *([row["with_toolkit"]] if "with_toolkit" in row else [])]
     kernels = [found["kernel"] for found in rows]
-    if experts:
+    if experts and scheme != KV_CACHE:
         kernels = [found["experts"] or "" for found in rows]
         if not any(kernels):
             return Service(

@@ -128,7 +128,8 @@ async def facts(request: Request) -> Response:
     service: Service = request.app.state.service
     options = asdict(service.engine.options)
     options["model"].pop("folder")
-    options["strategy"] = type(service.engine.options.strategy).__name__
+    for name in ("strategy", "proposer"):
+        options[name] = type(getattr(service.engine.options, name)).__name__
     engine = {"engine": "serving-from-scratch", "version": version("model-serve-flow")}
     model = {"model": service.name, "max_length": service.engine.limits.max_length}
     return Json({**engine, **model, "facts": asdict(service.engine.facts), "options": options})

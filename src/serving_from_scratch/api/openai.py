@@ -16,6 +16,7 @@ from serving_from_scratch.api.schemas import (
     Ids,
 )
 from serving_from_scratch.api.sse import Json, Service, collect, respond, unless_gone
+from serving_from_scratch.api.tools import CallReader, conversation, grammar_of, offered
 from serving_from_scratch.core.errors import InvalidRequest
 from serving_from_scratch.core.request import SamplingParameters, TokenLogprob
 from serving_from_scratch.engine.llm_engine import Delta, Job
@@ -59,10 +60,11 @@ async def chat(body: ChatBody, request: Request) -> Response:
     if body.max_completion_tokens is not None:
         body.max_tokens = body.max_completion_tokens
     check_chat(body)
-    prompt = service.engine.text.chat([message.plain() for message in body.messages])
+    grammar = grammar_of(body)
+    prompt = service.engine.text.chat(conversation(body))
     room = max(service.engine.limits.max_length - len(prompt), 1)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    choices = [body.sampling(room, 1.0, choice, logprobs) for choice in range(body.n)]
+    choices = [body.sampling(room, 1.0, n, logprobs, False, grammar) for n in range(body.n)]
     shape = ChatShape(service, body, len(prompt))
     jobs = [Job(prompt, sampling) for sampling in choices]
     return await respond(request, jobs, shape, body.stream, body.timeout)
@@ -200,14 +202,22 @@ class ChatShape(OpenAIShape):
 
     kind, prefix = "chat.completion", "chatcmpl"
 
+    def __init__(self, service: Service, body: ChatBody, prompt_tokens: int) -> None:
+        super().__init__(service, body, prompt_tokens)
+        self.readers = [CallReader(bool(offered(body))) for _ in range(body.n)]
+
     def choice(self, delta: Delta, whole: bool) -> dict[str, Any]:
-        role = {} if delta.job in self.begun else {"role": "assistant"}
+        said: dict[str, Any] = {} if delta.job in self.begun else {"role": "assistant"}
+        said["content"], call = self.readers[delta.job].feed(delta)
+        if call:
+            said["content"] = said["content"] or None
+            said["tool_calls"] = [call if whole else {"index": 0, **call}]
         logprobs = [self._entry(entry) for entry in delta.logprobs]
         return {
             "index": delta.job,
-            "message" if whole else "delta": {**role, "content": delta.text},
+            "message" if whole else "delta": said,
             "logprobs": {"content": logprobs} if self.wants_logprobs else None,
-            "finish_reason": delta.finish_reason,
+            "finish_reason": "tool_calls" if call else delta.finish_reason,
         }
 
     def _entry(self, entry: TokenLogprob) -> dict[str, Any]:
@@ -220,9 +230,7 @@ class ChatShape(OpenAIShape):
 
 
 def check_chat(body: ChatBody) -> None:
-    """Checks what the schema cannot: fields that depend on each other, and missing features."""
-    if body.tools or body.tool_choice not in (None, "none"):
-        raise InvalidRequest("This server has no function calls.", "tools", "Leave tools out.")
+    """Checks what the schema cannot: fields that depend on each other."""
     if body.max_tokens == 0:
         raise InvalidRequest("max_tokens is 0; the limit is at least 1.", "max_tokens")
     if body.top_logprobs is not None and not body.logprobs:

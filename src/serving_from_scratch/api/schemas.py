@@ -1,8 +1,8 @@
 """Defines what clients may send. An unknown field is refused, never ignored."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving_from_scratch.core.request import SamplingParameters
 
@@ -46,6 +46,7 @@ class Sampling(Body):
         choice: int = 0,
         logprobs: int | None = None,
         echo: bool = False,
+        grammar: str = "",
     ) -> SamplingParameters:
         """Fills in defaults; each choice of a prompt gets its own seed."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -59,6 +60,7 @@ class Sampling(Body):
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
             prompt_logprobs=logprobs if echo else None,
+            grammar=grammar,
         )
 
 
@@ -96,20 +98,105 @@ class TextPart(Body):
     text: str
 
 
-class Message(BaseModel):
-    """One turn of a conversation."""
+class Part(BaseModel):
+    """The base of what is inside a body: strict JSON types, no unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
 
-    def plain(self) -> dict[str, str]:
-        """Returns the message as a chat template reads it."""
-        whole = isinstance(self.content, str)
-        parts = self.content if whole else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": parts}
+class Called(Part):
+    """The name of a called function, and its arguments as JSON in a text."""
+
+    name: str
+    arguments: str
+
+
+class Call(Part):
+    """A function call of an earlier turn."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: Called
+
+
+class Message(Part):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[Call] | None = Field(None, max_length=16)
+    tool_call_id: str | None = None
+    refusal: None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only the assistant has tool_calls")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is missing")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        parts = self.content or ""
+        return parts if isinstance(parts, str) else "".join(part.text for part in parts)
+
+
+class Function(Part):
+    """A function that the model may call; its parameters are a JSON schema."""
+
+    name: str = Field(pattern="^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] = {}
+    strict: bool | None = None
+
+
+class Tool(Part):
+    """A tool; there are only functions."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class Name(Part):
+    """The name of a function."""
+
+    name: str
+
+
+class ToolChoice(Part):
+    """Asks for a call of one function."""
+
+    type: Literal["function"]
+    function: Name
+
+
+class NamedSchema(Part):
+    """A JSON schema, as OpenAI wraps it."""
+
+    name: str
+    description: str | None = None
+    strict: bool | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(Part):
+    """The form of an answer: text, or JSON of a schema."""
+
+    type: Literal["text", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.json_schema is None) != (self.type == "text"):
+            raise ValueError("json_schema belongs to the type json_schema, and only to it")
+        return self
+
+    def schema_of(self) -> dict[str, Any] | None:
+        """Returns the JSON schema; None for text."""
+        return self.json_schema.schema_ if self.json_schema else None
 
 
 class ChatBody(OpenAISampling):
@@ -119,9 +206,10 @@ class ChatBody(OpenAISampling):
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
-    response_format: dict[str, Literal["text"]] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(None, max_length=32)
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None  # an answer has at most one call
 
 
 class EmbeddingBody(Body):

@@ -49,17 +49,21 @@ class Service:
             raise UnknownModel(problem, "model", f"This server has {self.name!r}.")
 
 
-class Shape(Protocol):
-    """The form of an endpoint's answers."""
+class Chunks(Protocol):
+    """The form of a stream's chunks; the gateway has pieces of its own."""
 
-    def whole(self, answers: list[Delta]) -> dict[str, Any]:
-        """Makes the response from the complete answers, one per job."""
-
-    def chunk(self, delta: Delta) -> dict[str, Any] | None:
+    def chunk(self, delta: Any) -> dict[str, Any] | None:
         """Makes a chunk from a piece of one answer; None if the piece shows nothing."""
 
     def last(self) -> dict[str, Any] | None:
         """Makes the chunk after all pieces; None if there is none."""
+
+
+class Shape(Chunks, Protocol):
+    """The form of an endpoint's answers."""
+
+    def whole(self, answers: list[Delta]) -> dict[str, Any]:
+        """Makes the response from the complete answers, one per job."""
 
 
 class Json(Response):
@@ -81,9 +85,9 @@ class EventStream(StreamingResponse):
 
     def __init__(
         self,
-        first: Delta,
-        deltas: AsyncIterator[Delta],
-        shape: Shape,
+        first: Any,  # pieces of an answer, as `shape.chunk` takes them
+        deltas: AsyncIterator[Any],
+        shape: Chunks,
         write_seconds: float,
     ) -> None:
         self.first, self.deltas, self.shape = first, deltas, shape

@@ -8,6 +8,23 @@ from serving_from_scratch.core.memory import Memory, NoMemory, Slots
 
 
 @dataclass(frozen=True, slots=True)
+class Rank:
+    """One of several processes that compute one model together.
+
+    Attributes:
+        number: 0 to count - 1.
+        count: of all ranks.
+        kind: "tensor" (each has a part of every layer) or "pipeline" (each has some layers).
+        meeting: where the ranks find each other: "file:///path" or "tcp://host:port".
+    """
+
+    number: int
+    count: int
+    kind: str
+    meeting: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelOptions:
     """How a model is loaded.
 
@@ -21,6 +38,7 @@ class ModelOptions:
         blocks: pages of the paged cache; 0: enough for every place at full length.
         block_tokens: tokens per page.
         threads: of torch; 0: torch's own number.
+        rank: which part of the model this process computes; None: all of it.
     """
 
     folder: str
@@ -32,6 +50,7 @@ class ModelOptions:
     blocks: int = 0
     block_tokens: int = 16
     threads: int = 0
+    rank: Rank | None = None
 
     @property
     def pages(self) -> int:

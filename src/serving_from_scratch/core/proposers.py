@@ -22,12 +22,11 @@ class Proposer(Protocol):
     every token; a guess counts only if it equals the model's choice. For a guess that is not drawn
     at random, this is the rejection sampling of Leviathan et al. (2023): the guess is accepted with
     the model's probability of it, and otherwise the token comes from the other probabilities.
-
-    Attributes:
-        cost: of one guess, to make it and to check it, in plain steps.
     """
 
-    cost: float
+    @property
+    def cost(self) -> float:
+        """The cost of one guess, to make it and to check it, in plain steps."""
 
     def propose(self, tokens: Sequence[int]) -> Sequence[int]:
         """Returns the likely next tokens of a text; may be empty."""
@@ -104,7 +103,7 @@ def make_proposer(name: str, guesses: int = 5) -> Proposer:
     Raises:
         ServingError: lists the known names.
     """
-    known = {"none": NoProposer(), "ngram": NGram(k=guesses)}
+    known: dict[str, Proposer] = {"none": NoProposer(), "ngram": NGram(k=guesses)}
     if name not in known:
         raise ServingError(f"proposer is {name!r}.", f"Choose one of {', '.join(known)}.")
     if guesses < 1:

@@ -40,7 +40,7 @@ class SamplingParameters:
         ignore_eos: continues after an end-of-sequence token, until max_tokens.
         logprobs: how many of the likeliest tokens to report per new token; None: no report.
         prompt_logprobs: the same for the tokens of the prompt.
-        grammar: what the answer must look like, as an xgrammar structural tag in JSON; "": anything.
+        grammar: what the answer must look like, as xgrammar's structural tag in JSON; "": free.
     """
 
     max_tokens: int = 16

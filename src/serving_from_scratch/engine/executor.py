@@ -97,18 +97,22 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def pipe(self) -> Connection:
+        return self._pipe
+
     def step(self, step: Step) -> StepResult:
-        self._send(step)
-        return self._receive()
+        self.send(step)
+        return self.receive()
 
     def ready(self, seconds: float) -> bool:
         if self._loaded:
             # The worker says nothing between steps: anything to read means that it has ended.
             if self._pipe.poll(seconds):
-                self._receive()
+                self.receive()
             return True
         if self._pipe.poll(seconds):
-            self.facts = self._receive()
+            self.facts = self.receive()
             self._loaded = True
         elif time.monotonic() - self._started > self.start_seconds:
             raise self._died(f"The model was not loaded after {self.start_seconds:g} seconds.")
@@ -142,9 +146,10 @@ class WorkerProcess:
             ours.setsockopt(socket.SOL_SOCKET, option, limit)
         self._pipe = Connection(ours.detach())
         self._loaded, self._started = False, time.monotonic()
-        self._send(self.options)
+        self.send(self.options)
 
-    def _send(self, message: Any) -> None:
+    def send(self, message: Any) -> None:
+        """Sends the worker a message; raises WorkerDied."""
         try:
             self._pipe.send(message)
         except BlockingIOError as error:
@@ -152,7 +157,8 @@ class WorkerProcess:
         except OSError as error:
             raise self._died(self._last_words()) from error
 
-    def _receive(self) -> Any:
+    def receive(self) -> Any:
+        """Waits for the worker's next message; raises WorkerDied."""
         try:
             message = self._pipe.recv()
         except BlockingIOError as error:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from serving_from_scratch.core.batching import BatchingStrategy
 from serving_from_scratch.core.limits import Limits
+from serving_from_scratch.core.proposers import Proposer
 from serving_from_scratch.core.request import (
     FinishReason,
     Request,
     SamplingParameters,
     TokenLogprob,
 )
-from serving_from_scratch.core.scheduler import Scheduler
+from serving_from_scratch.core.scheduler import NO_PROPOSER, Scheduler
 from serving_from_scratch.core.stopping import StopTexts
 from serving_from_scratch.engine.executor import Executor, WorkerProcess
 from serving_from_scratch.engine.messages import ModelFacts, ModelOptions
@@ -32,6 +33,7 @@ class EngineOptions:
         model: how the model is loaded.
         strategy: decides who computes next.
         prefixes: whether equal beginnings of texts are computed once.
+        proposer: guesses tokens of running answers.
         step_tokens: how many tokens a step should compute.
         step_seconds: a worker that is silent for longer is killed.
         max_waiting: how many requests may wait.
@@ -41,6 +43,7 @@ class EngineOptions:
     model: ModelOptions
     strategy: BatchingStrategy
     prefixes: bool = False
+    proposer: Proposer = NO_PROPOSER
     step_tokens: int = 8192
     step_seconds: float = 30.0
     max_waiting: int = 256
@@ -104,7 +107,9 @@ class LLMEngine:
                 max_waiting=options.max_waiting,
             )
             places, tokens = options.model.places, options.step_tokens
-            scheduler = Scheduler(options.strategy, self.memory, places, tokens, self.facts.eos)
+            scheduler = Scheduler(
+                options.strategy, self.memory, places, tokens, self.facts.eos, options.proposer
+            )
         except BaseException:
             executor.close()
             raise
@@ -179,15 +184,19 @@ class Writer:
         self._stops = StopTexts(stops)
 
     def write(self, job: int, news: News) -> Delta:
-        text = self._stops.feed("".join(map(self._detokenizer.feed, news.tokens)))
+        text, taken = "", 0
+        # Right guesses may come after a stop text; they do not count.
+        while taken < len(news.tokens) and self._stops.stopped is None:
+            text += self._stops.feed(self._detokenizer.feed(news.tokens[taken]))
+            taken += 1
         if news.finish_reason:
             text += self._stops.feed(self._detokenizer.end()) + self._stops.end()
         met = self._stops.stopped is not None
         return Delta(
             job=job,
             text=text,
-            tokens=news.tokens,
-            logprobs=news.logprobs,
+            tokens=news.tokens[:taken],
+            logprobs=news.logprobs[:taken],
             prompt_logprobs=news.prompt_logprobs,
             embedding=news.embedding,
             finish_reason=FinishReason.STOP if met else news.finish_reason,

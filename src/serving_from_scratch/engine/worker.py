@@ -31,8 +31,11 @@ class ModelWorker:
         while True:
             step = self.pipe.recv()
             started = time.perf_counter()
+            model = runner.model
+            model.sent, model.exchange = 0, 0.0
             outcomes = runner.run(step)
-            self.pipe.send(StepResult(outcomes, time.perf_counter() - started))
+            seconds = time.perf_counter() - started
+            self.pipe.send(StepResult(outcomes, seconds, model.sent, model.exchange))
 
 
 def main() -> int:

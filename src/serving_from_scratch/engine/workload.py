@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import cast
 
-from serving_from_scratch.core.errors import DeadlinePassed, ServingError, Unavailable
+from serving_from_scratch.core.errors import (
+    DeadlinePassed,
+    InvalidRequest,
+    ServingError,
+    Unavailable,
+)
 from serving_from_scratch.core.limits import Limits
 from serving_from_scratch.core.request import FinishReason, Request, Sequence, TokenLogprob
 from serving_from_scratch.core.scheduler import Scheduler
@@ -58,6 +63,8 @@ class Counts:
     step_seconds: float = 0.0
     step_tokens: int = 0
     generated_tokens: int = 0
+    guessed_tokens: int = 0
+    right_guesses: int = 0
     worker_deaths: int = 0
     finished: dict[str, int] = field(default_factory=dict)  # finish reason -> requests
 
@@ -158,6 +165,8 @@ class WorkloadManager:
             self.counts.steps += 1
             self.counts.step_seconds += result.seconds
             self.counts.step_tokens += step.tokens
+            self.counts.guessed_tokens += sum(chunk.guesses for chunk in step.chunks)
+            self.counts.right_guesses += sum(max(0, len(o.tokens) - 1) for o in result.outcomes)
             for sequence in self.scheduler.update(step, result):
                 self._tell(sequence)
 
@@ -211,6 +220,7 @@ class WorkloadManager:
             prompt_logprobs=tuple(sequence.prompt_logprobs) if not ticket.sent else (),
             embedding=sequence.embedding,
             finish_reason=sequence.finish_reason,
+            error=InvalidRequest(sequence.error) if sequence.error else None,
         )
         ticket.sent += len(tokens)
         self.counts.generated_tokens += len(tokens)

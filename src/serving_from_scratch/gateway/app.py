@@ -24,6 +24,7 @@ from serving_from_scratch.api.app import (
     refused,
     require_key,
 )
+from serving_from_scratch.api.generate import PredictorFailed
 from serving_from_scratch.api.sse import EventStream, Json, unless_gone
 from serving_from_scratch.core.errors import InvalidRequest, ServingError
 from serving_from_scratch.gateway.lifecycle import ModelPool
@@ -94,19 +95,15 @@ def create_gateway(file: GatewayFile, key: str = "", admin_key: str = "") -> Fas
         await gateway.pool.close()
 
     app = FastAPI(title="gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.service = gateway
-    app.state.registry = CollectorRegistry()
+    app.state.service, app.state.registry = gateway, CollectorRegistry()
     app.state.registry.register(gateway)
     responses = Counter(PREFIX + "responses", "by status", ["status"], registry=app.state.registry)
     app.get("/")(front)
     app.get("/health")(health)
     app.include_router(admin, dependencies=[Depends(require_admin_key)])
     app.include_router(router, dependencies=[Depends(require_key)])
-    app.add_exception_handler(ServingError, refused)
-    app.add_exception_handler(PredictorRefused, pass_refusal)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(ClientDisconnect, client_left)
+    for error, handler in HANDLERS.items():
+        app.add_exception_handler(error, handler)
     app.add_middleware(Border, service=gateway, responses=responses)
     return app
 
@@ -220,16 +217,25 @@ async def unregister(name: str, request: Request) -> Response:
 
 def describe(gateway: Gateway, model: Model) -> dict[str, Any]:
     """Shows a model to an admin, without keys."""
-    process = model.process.pid if model.process else None
+    process = model.process.child.pid if model.process else None
     state = {"loaded": model.spec.name in gateway.pool.loaded, "process": process}
     return {**model.spec.model_dump(), **state, "in_flight": model.in_flight}
+
+
+HANDLERS: dict[type[Exception], Any] = {
+    ServingError: refused,
+    PredictorRefused: pass_refusal,
+    RequestValidationError: invalid,
+    HTTPException: http_error,
+    ClientDisconnect: client_left,
+}
 
 
 class Unchanged:
     """Leaves a predictor's answer as it is."""
 
-    def chunk(self, piece: Answer) -> Answer | None:
-        return piece
+    def chunk(self, delta: Answer) -> Answer | None:
+        return delta
 
     def last(self) -> Answer | None:
         """Returns nothing."""
@@ -238,12 +244,12 @@ class Unchanged:
 class Plain(Unchanged):
     """Takes out of a completion what /predict answers."""
 
-    def chunk(self, piece: Answer) -> Answer | None:
-        if not piece.get("choices"):
+    def chunk(self, delta: Answer) -> Answer | None:
+        if not delta.get("choices"):
             return None
-        choice = piece["choices"][0]
+        choice = delta["choices"][0]
         shown = {"text": choice.get("text", ""), "finish_reason": choice.get("finish_reason")}
-        return {"model": piece.get("model"), **shown}
+        return {"model": delta.get("model"), **shown}
 
 
 async def plain(model: Model, request: Request, stream: bool) -> Response:
@@ -266,7 +272,9 @@ async def answer(model: Model, call: Call, request: Request, shape: Unchanged) -
     if call.stream:
         return EventStream(first, pieces, shape, gateway.write_seconds)
     await pieces.aclose()
-    return Json(shape.chunk(first))
+    if (content := shape.chunk(first)) is None:
+        raise PredictorFailed(f"{model.spec.name} answered without a choice.")
+    return Json(content)
 
 
 async def read_body(request: Request) -> dict[str, Any]:

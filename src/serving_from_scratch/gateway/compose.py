@@ -1,11 +1,10 @@
 """Runs the services of a compose file as local processes, with the file's own commands."""
 
-import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import click
 import yaml
 
 from serving_from_scratch.core.errors import ServingError
-from serving_from_scratch.gateway.lifecycle import END_SECONDS, end_with_parent
+from serving_from_scratch.gateway.child import Child
 from serving_from_scratch.gateway.registry import expand
 
 LOOK_EVERY = 0.2  # seconds
@@ -37,27 +36,29 @@ class Service:
     environment: str
     restarts: bool
     deaths: list[float] = field(default_factory=list)
-    process: subprocess.Popen[bytes] | None = None
+    child: Child | None = None
 
     def start(self, environments: Path) -> None:
         """Starts the process; its programs come from its environment."""
         path = f"{environments / self.environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        self.process = subprocess.Popen(
-            ["/usr/bin/env", *self.command],  # looks for the program in the new PATH
-            env={**os.environ, **self.variables, "PATH": path},
-            start_new_session=True,
-            preexec_fn=end_with_parent,
-        )
+        self.child = Child(self.command, {**self.variables, "PATH": path})
 
-    def end(self, seconds: float) -> None:
-        """Waits for the end of the process, and kills what is left of it and its children."""
-        if self.process is None:
+    def look_after(self, environments: Path) -> None:
+        """Starts the process again if it has ended.
+
+        Raises:
+            ServingError: it keeps ending, or is not to be started again.
+        """
+        if self.child is None or self.child.poll() is None:
             return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
-        with contextlib.suppress(ProcessLookupError):  # nobody of its group is left
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        now = time.monotonic()
+        self.deaths = [moment for moment in self.deaths if now - moment < WITHIN] + [now]
+        click.echo(f"{self.name} ended with exit code {self.child.returncode}.")
+        if not self.restarts or len(self.deaths) == DEATHS:
+            times = f"{len(self.deaths)} times within {WITHIN:g} seconds"
+            raise ServingError(f"{self.name} ended {times}.", "Its output says why.")
+        self.child.end()  # what it has left behind
+        self.start(environments)
 
 
 def read_services(path: Path, profiles: tuple[str, ...], given: Mapping[str, str]) -> list[Service]:
@@ -92,8 +93,8 @@ def up(services: list[Service], environments: Path) -> None:
     for service in services:
         python = environments / service.environment / "bin" / "python"
         if not python.exists():
-            hint = f"Build it: make {service.environment}, or make environments."
-            raise ServingError(f"{python} of the service {service.name} is missing.", hint)
+            problem = f"{python} of the service {service.name} is missing."
+            raise ServingError(problem, "Build it: make environments predictors.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for service in services:
@@ -102,27 +103,14 @@ def up(services: list[Service], environments: Path) -> None:
         while True:
             time.sleep(LOOK_EVERY)
             for service in services:
-                _look_after(service, environments)
+                service.look_after(environments)
     except KeyboardInterrupt:
         click.echo("Ending all services.")
     finally:
-        for service in services:
-            if service.process:
-                service.process.terminate()
-        deadline = time.monotonic() + END_SECONDS
-        for service in services:
-            service.end(max(0.0, deadline - time.monotonic()))
+        _end([service.child for service in services if service.child])
 
 
-def _look_after(service: Service, environments: Path) -> None:
-    """Starts a service again that has ended."""
-    if service.process is None or service.process.poll() is None:
-        return
-    now = time.monotonic()
-    service.deaths = [moment for moment in service.deaths if now - moment < WITHIN] + [now]
-    click.echo(f"{service.name} ended with exit code {service.process.returncode}.")
-    if not service.restarts or len(service.deaths) == DEATHS:
-        times = f"{len(service.deaths)} times within {WITHIN:g} seconds"
-        raise ServingError(f"{service.name} ended {times}.", "Its output says why.")
-    service.end(0)  # what it has left behind
-    service.start(environments)
+def _end(children: list[Child]) -> None:
+    """Ends all children at once."""
+    with ThreadPoolExecutor(len(children) or 1) as pool:
+        list(pool.map(Child.end, children))

@@ -2,31 +2,24 @@
 
 import asyncio
 import contextlib
-import ctypes
+import logging
 import os
 import secrets
-import signal
 import socket
 import tempfile
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 
 from serving_from_scratch.api.generate import PredictorFailed
 from serving_from_scratch.api.sse import UnknownModel
 from serving_from_scratch.core.errors import Unavailable
+from serving_from_scratch.gateway.child import Child
 from serving_from_scratch.gateway.predictors import Predictor, make_predictors
 from serving_from_scratch.gateway.registry import Model, ModelSpec, ModelStore
 
 HEALTH_EVERY = 0.5  # seconds
-END_SECONDS = 35.0  # a little longer than our server drains
 TAIL_BYTES = 1000
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
-_LIBC = ctypes.CDLL(None)
-
-
-def end_with_parent() -> None:
-    """Makes the kernel end this process when its parent dies, however that happens."""
-    _LIBC.prctl(DIE_WITH_PARENT, signal.SIGTERM)
 
 
 class PredictorProcess:
@@ -34,43 +27,34 @@ class PredictorProcess:
 
     def __init__(self, spec: ModelSpec, launcher: list[str]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = listener.getsockname()[1]
-        filled = {"source": spec.source, "name": spec.name, "port": self.port}
-        self.command = [part.format(**filled) for part in launcher]
-        self.key = secrets.token_hex()
-        [self.predictor] = make_predictors(spec, [f"http://127.0.0.1:{self.port}"], self.key)
+            port = str(listener.getsockname()[1])
+        command = launcher
+        for word, value in {"{source}": spec.source, "{name}": spec.name, "{port}": port}.items():
+            command = [part.replace(word, value) for part in command]
+        key = secrets.token_hex()
+        keys = dict.fromkeys(("SERVING_FROM_SCRATCH_API_KEY", "VLLM_API_KEY"), key)
+        [self.predictor] = make_predictors(spec, [f"http://127.0.0.1:{port}"], key)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
-        self._process: asyncio.subprocess.Process | None = None
+        try:
+            self.child = Child(command, keys, self._log)
+        except OSError as error:
+            raise PredictorFailed(f"{spec.name} did not start: {error}.") from error
 
-    @property
-    def alive(self) -> bool:
-        return self._process is not None and self._process.returncode is None
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
-
-    async def start(self, seconds: float) -> None:
-        """Starts the process and waits until it is healthy; ends it if that fails.
+    async def until_healthy(self, seconds: float) -> None:
+        """Waits until the predictor answers; ends it if that fails.
 
         Raises:
             PredictorFailed: it ended, or took longer than `seconds`; with the end of its log.
         """
-        keys = dict.fromkeys(("SERVING_FROM_SCRATCH_API_KEY", "VLLM_API_KEY"), self.key)
+        deadline = time.monotonic() + seconds
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *self.command,
-                stdout=self._log,
-                stderr=self._log,
-                env={**os.environ, **keys},
-                start_new_session=True,
-                preexec_fn=end_with_parent,
-            )
-            async with asyncio.timeout(seconds):
-                await self._until_healthy()
-        except (OSError, TimeoutError) as error:
-            await self.end()
-            raise PredictorFailed(f"{self.predictor.name} did not start: {error!r}.") from error
+            while not self.predictor.healthy:
+                if self.child.poll() is not None or time.monotonic() > deadline:
+                    self._log.seek(-min(self._log.tell(), TAIL_BYTES), os.SEEK_END)
+                    tail = self._log.read().decode(errors="replace").strip()
+                    raise PredictorFailed(f"{self.predictor.name} did not start: {tail}")
+                await asyncio.sleep(0.1)
+                await self.predictor.check()
         except BaseException:
             await self.end()
             raise
@@ -78,26 +62,8 @@ class PredictorProcess:
     async def end(self) -> None:
         """Ends the process and all its children."""
         await self.predictor.close()
-        if self._process is None:
-            return
-        if self.alive:
-            self._process.terminate()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), END_SECONDS)
-        with contextlib.suppress(ProcessLookupError):  # nobody of its group is left
-            os.killpg(self._process.pid, signal.SIGKILL)
-        await self._process.wait()
+        await asyncio.to_thread(self.child.end)
         self._log.close()
-
-    async def _until_healthy(self) -> None:
-        self.predictor.healthy = False
-        while not self.predictor.healthy:
-            if not self.alive:
-                self._log.seek(-min(self._log.tell(), TAIL_BYTES), os.SEEK_END)
-                tail = self._log.read().decode(errors="replace").strip()
-                raise PredictorFailed(f"{self.predictor.name} did not start: {tail}")
-            await asyncio.sleep(0.1)
-            await self.predictor.check()
 
 
 class ModelPool:
@@ -163,7 +129,9 @@ class ModelPool:
         while True:
             models = list(self.store.models.values())
             checks = [predictor.check() for model in models for predictor in model.predictors]
-            await asyncio.gather(*checks, return_exceptions=True)
+            for outcome in await asyncio.gather(*checks, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    logging.warning("A check of a predictor's health failed: %r.", outcome)
             await asyncio.sleep(HEALTH_EVERY)
 
     async def close(self) -> None:
@@ -191,7 +159,8 @@ class ModelPool:
         """Whether the model is loaded or being loaded."""
         if model.spec.name not in self.loaded or model.loading is None:
             return False
-        return not model.loading.done() or (model.process is not None and model.process.alive)
+        process = model.process
+        return not model.loading.done() or (process is not None and process.child.poll() is None)
 
     def _make_room(self) -> list[PredictorProcess | None] | None:
         """Chooses what has to leave; None if everything is in use."""
@@ -211,9 +180,11 @@ class ModelPool:
     async def _load(self, model: Model, leaving: list[PredictorProcess | None]) -> None:
         for process in filter(None, leaving):  # first, because both might not fit into memory
             await process.end()
-        model.process = PredictorProcess(model.spec, self.store.launchers[model.spec.launcher])
+        model.process = None
         try:
-            await model.process.start(self.start_seconds)
+            launcher = self.store.launchers[model.spec.launcher]
+            model.process = PredictorProcess(model.spec, launcher)
+            await model.process.until_healthy(self.start_seconds)
             model.predictors = [model.process.predictor]
         except BaseException:
             self.loaded.pop(model.spec.name, None)

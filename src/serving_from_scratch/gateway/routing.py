@@ -72,10 +72,8 @@ async def ask_one(
 ) -> AsyncGenerator[Answer, None]:
     """Yields the answer of the first replica that gives one.
 
-    A replica that fails after its first piece is not replaced: the client has that piece already.
-
     Raises:
-        PredictorFailed: all replicas failed.
+        PredictorFailed: all failed, or one failed after a piece, which the client has already.
     """
     usable = [replica for replica in replicas if replica.healthy is not False]
     failures = [f"{replica.name} does not answer." for replica in replicas if replica not in usable]

@@ -64,7 +64,16 @@ class Llama:
         embedding: vocabulary x hidden.
         norm: of the last hidden state.
         head: vocabulary x hidden; often the same tensor as the embedding.
+
+    Attributes:
+        leads: whether it has the last hidden states and chooses the tokens; a shard may not.
+        sent: bytes that it gave to other processes.
+        exchange: seconds in which it sent, received and waited.
     """
+
+    leads = True
+    sent = 0
+    exchange = 0.0
 
     def __init__(
         self,
@@ -86,13 +95,25 @@ class Llama:
         """Computes the last hidden state of every token of the row: tokens x hidden."""
         cache.begin(row)
         cos, sin = (table[row.positions, None] for table in self.rotations)
-        x = functional.embedding(row.ids, self.embedding)
+        x = self.enter(row)
         for number, layer in enumerate(self.layers):
             q, k, v = self._qkv(layer, x)
             cache.write(number, rotate(k, cos, sin), v)
             attended = backend.attend(rotate(q, cos, sin), cache, number, row)
-            x = x + functional.linear(attended.flatten(1), layer.output)
-            x = x + self._mlp(layer, x)
+            x = x + self.join(functional.linear(attended.flatten(1), layer.output))
+            x = x + self.join(self._mlp(layer, x))
+        return self.leave(x)
+
+    def enter(self, row: Row) -> Tensor:
+        """Makes what the first layer reads: tokens x hidden."""
+        return functional.embedding(row.ids, self.embedding)
+
+    def join(self, part: Tensor) -> Tensor:
+        """Completes the output of attention or MLP; a shard has only its part of the sum."""
+        return part
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Makes the last hidden state of what the last layer wrote."""
         return self._norm(x, self.norm)
 
     @torch.inference_mode()

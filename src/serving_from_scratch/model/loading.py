@@ -55,9 +55,16 @@ class ModelManager:
         if options.threads:
             torch.set_num_threads(options.threads)
         model = self._model(options, shape, config)
-        cache = make_cache(options, shape)
+        known = facts(options, model, config)
+        if options.rank:
+            # Imported here, because only ranks need it.
+            from serving_from_scratch.model.sharding import shard
+
+            model = shard(model, options.rank)
+            self._models.clear()
+        cache = make_cache(options, model.shape)
         backend: AttentionBackend = pick("attention", options.attention, BACKENDS)()
-        return ModelRunner(model, cache, backend, facts(options, model, config))
+        return ModelRunner(model, cache, backend, known, options.folder)
 
     def _model(self, options: ModelOptions, shape: LlamaShape, config: dict) -> Llama:
         key = (options.folder, options.precision)

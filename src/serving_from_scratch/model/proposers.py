@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from serving_from_scratch.core.batching import OneByOne
+from serving_from_scratch.core.batching import make_strategy
 from serving_from_scratch.core.memory import Memory
 from serving_from_scratch.core.request import Request, SamplingParameters
 from serving_from_scratch.core.scheduler import Scheduler
@@ -27,7 +27,7 @@ class Draft:
         self.runner = runner
         self.k = k
         self.cost = cost
-        self._scheduler = Scheduler(OneByOne(), memory, places=1)
+        self._scheduler = Scheduler(make_strategy("one-by-one"), memory, places=1)
 
     def propose(self, tokens: Sequence[int]) -> Sequence[int]:
         room = min(self.k, self._scheduler.memory.capacity - len(tokens))

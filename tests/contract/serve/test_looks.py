@@ -46,6 +46,9 @@ def test_all_looks_ask_every_item_once_with_the_prompts_of_the_base(flow):
         assert everything <= len(endpoint.asked) < 1.2 * everything
         assert measure_accuracy_in_looks(flow, server, decided) == result, "kept"
     assert len(seen) == 2 and len(result.looks) == 3
+    assert sum(result.requests.values()) == sum(base.requests.values())
+    assert "before an interruption" not in result.requests
+    assert result.comparable_hash == base.comparable_hash != result.protocol_hash
     found = compare_answers(base, result, flow.config.verdict, 0)  # refuses other prompts
     assert {pairs.task: len(pairs.rows) for pairs in found.tasks} == {
         name: task.n for name, task in base.tasks.items()
@@ -66,6 +69,38 @@ def test_a_candidate_that_is_decided_is_asked_no_more_and_goes_on_where_it_was(f
         later = measure_accuracy_in_looks(flow, server, until(9)[0])
     assert later.looks[0] == early.looks[0] and len(later.looks) == 3
     assert later.tasks == base.tasks
+
+
+@pytest.mark.parametrize("looks", [1, 3])
+def test_a_task_that_is_added_later_is_asked_alone_up_to_the_look_made(flow, looks):
+    every = flow.config.accuracy.tasks
+    fewer = flow.config.accuracy.model_copy(update={"tasks": every[:2]})
+    part = Flow(flow.config.model_copy(update={"accuracy": fewer}), flow.workspace)
+    with Endpoint() as endpoint:
+        server = serving(flow, endpoint.url)
+        base = base_of(flow, server)
+        before = measure_accuracy_in_looks(part, server, until(looks)[0])
+        endpoint.asked.clear()
+        after = measure_accuracy_in_looks(flow, server, until(1)[0])
+    checks = 2  # of how to ask
+    windows = 2  # of a text, at most
+    assert len(endpoint.asked) <= windows * after.tasks[every[2]].n + checks
+    assert {task: after.tasks[task] for task in every[:2]} == before.tasks
+    assert len(after.looks) == len(before.looks) == looks
+    assert set(after.looks[0]) == set(every)
+    found = compare_answers(base, after, flow.config.verdict, 0)
+    text = found.differences[every[2]]["word_perplexity"]
+    assert text.look_shares == (pytest.approx(after.tasks[every[2]].n / base.tasks[every[2]].n),)
+
+
+def test_a_part_of_the_items_is_not_taken_for_all_of_them(flow):
+    once = flow.config.verdict.model_copy(update={"looks": 1})
+    whole = Flow(flow.config.model_copy(update={"verdict": once}), flow.workspace)
+    with Endpoint() as endpoint:
+        server = serving(flow, endpoint.url)
+        base = base_of(flow, server)
+        measure_accuracy_in_looks(flow, server, until(1)[0])
+        assert measure_accuracy_in_looks(whole, server, until(1)[0]).tasks == base.tasks
 
 
 def test_a_look_asks_its_items_with_every_seed(folder):  # noqa: F811

@@ -7,10 +7,11 @@ import json
 import factories
 import pytest
 
-from model_serve_flow.compare.margins import check_seal, seal_margins, seal_sentence
+from model_serve_flow.compare.margins import check_seal, of_plan, seal_margins, seal_sentence
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.manifest import read_manifest, update_manifest
 from model_serve_flow.flow.profile import Repeats
+from model_serve_flow.flow.results.measured import protocol_hash
 from model_serve_flow.flow.workspace import Workspace
 from model_serve_flow.report.sections import sections
 from model_serve_flow.report.wording import caveat
@@ -101,10 +102,48 @@ def test_a_plan_of_looks_is_sealed_with_the_number_of_items(flow):
     assert check_seal(planned(4, 100)).changed == {}
     assert check_seal(planned(4, 400)).changed == {"accuracy.limit": (100, 400)}
     assert check_seal(planned(8, 100)).changed == {"looks": (4, 8)}
-    assert check_seal(planned(1, 100)).changed == {
-        "looks": (4, None),
-        "accuracy.limit": (100, None),
+    assert check_seal(planned(1, 100)).changed == {"looks": (4, 1)}
+
+
+@pytest.mark.parametrize("measured_model", ["base", "w8a8-int8"])
+def test_the_number_of_items_is_sealed_once_a_candidate_is_measured(flow, measured_model):
+    """Also without looks: measuring again with more items is a look that was not planned."""
+
+    def planned(limit, per_category=12):
+        packaged = flow.config.accuracy.packaged.model_copy(
+            update={"analogies_per_category": per_category}
+        )
+        update = {"limit": limit, "packaged": packaged}
+        accuracy = flow.config.accuracy.model_copy(update=update)
+        return Flow(flow.config.model_copy(update={"accuracy": accuracy}), flow.workspace)
+
+    seal_margins(planned(20))
+    write_json(
+        flow.workspace.results(measured_model) / "accuracy.json", factories.accuracy(measured_model)
+    )
+    seal_margins(planned(None, 40))
+    assert check_seal(planned(None, 40)).changed == (
+        {}
+        if measured_model == "base"
+        else {
+            "accuracy.limit": (20, None),
+            "accuracy.packaged.analogies_per_category": (12, 40),
+        }
+    )
+
+
+@pytest.mark.parametrize(("looks", "left"), [(1, ()), (4, ("looks", "accuracy.limit"))])
+def test_a_seal_of_an_earlier_version_with_less_of_the_plan_holds(flow, looks, left):
+    once = flow.config.verdict.model_copy(update={"looks": looks})
+    flow = Flow(flow.config.model_copy(update={"verdict": once}), flow.workspace)
+    seal = seal_margins(flow)
+    measured(flow)
+    old = {
+        name: value for name, value in seal["values"].items() if name in left or not of_plan(name)
     }
+    sealed = {**seal, "values": old, "sha256": protocol_hash(old)}
+    update_manifest(flow.workspace, replace=True, margins=sealed)
+    assert check_seal(flow).changed == {}
 
 
 def test_the_answers_to_an_item_belong_to_a_plan_of_looks(flow):

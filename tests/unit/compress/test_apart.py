@@ -45,7 +45,18 @@ def test_a_foreseen_failure_is_passed_on_as_it_is(flow):
     assert (failure.problem, failure.hint) == ("No room.", "Make some.")
 
 
-def test_an_end_without_an_answer_names_status_and_log(flow):
-    failure = _failure(flow, "gptq", None, -11, 0)
-    assert "ended without an answer" in failure.problem
-    assert "Exit status -11" in failure.hint and "compress-gptq.log" in failure.hint
+@pytest.mark.parametrize(
+    ("status", "log", "said"),
+    [
+        (-11, "", "ended without saying why"),
+        (-9, "", "was killed, as the system does when memory ends"),
+        (1, "traceback : Signal 9 (SIGKILL) received by PID 7", "was killed"),
+    ],
+)
+def test_an_end_without_an_answer_names_status_and_log(flow, status, log, said):
+    path = flow.workspace.logs / "compress-gptq.log"
+    path.parent.mkdir(parents=True)
+    path.write_text(log)
+    failure = _failure(flow, "gptq", None, status, 0)
+    assert said in failure.problem
+    assert failure.hint.startswith(f"Exit status {status}; the whole log: {path}")

@@ -179,7 +179,7 @@ def test_a_section_that_is_not_needed_may_be_taken_away(section):
     ("absent", "problem"),
     [
         (["accuracy", "performance"], "nothing is measured: give accuracy, performance, or both"),
-        (["calibration"], "the recipe of w8a8-int8 needs texts: give the section calibration"),
+        (["calibration"], "the candidates need texts: give the section calibration"),
         (["engine"], "engine: Input should be an object"),
     ],
 )

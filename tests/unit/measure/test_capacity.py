@@ -13,9 +13,9 @@ from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.load import load_profile
 from model_serve_flow.flow.profile import Objectives
 from model_serve_flow.flow.results.measured import Probe
-from model_serve_flow.measure import capacity as module
 from model_serve_flow.measure.capacity import measure_capacity, pooled, read_capacity
 from model_serve_flow.measure.guidellm.commands import search_command
+from model_serve_flow.measure.guidellm.generator import GeneratorFailed, NoRequestCompleted
 from model_serve_flow.report.formatting import capacity_interval, capacity_sentence, capacity_text
 from model_serve_flow.serve.endpoint import Endpoint
 
@@ -124,7 +124,7 @@ def search(searched, tmp_path):
     once.
     """
 
-    def run(answered, seconds=20.0, problem=module.NO_REQUEST_COMPLETED):
+    def run(answered, seconds=20.0, failure=NoRequestCompleted):
         asked = []
 
         class Generator:
@@ -134,10 +134,11 @@ def search(searched, tmp_path):
             profile = json.loads(command[command.index("--profile") + 1])
             asked.append((profile["initial_streams"], profile["max_streams"]))
             if profile["max_streams"] > answered:
-                raise FlowError(f"GuideLLM ended with exit code 1: {problem}")
+                raise failure("GuideLLM ended with exit code 1.", log)
             output.parent.mkdir(parents=True, exist_ok=True)
             searched([(profile["max_streams"], PASSES)], "max_streams_reached").rename(output)
 
+        (log := tmp_path / "guidellm.log").touch()
         slo = OBJECTIVES.model_dump() | {"seconds": seconds}
         flow = Flow.open(
             "cpu-smollm2", {"performance.slo": slo, "performance.output_tokens": 32}, tmp_path
@@ -183,8 +184,8 @@ def test_a_load_shorter_than_an_answer_within_the_objectives_says_what_to_raise(
 
 
 def test_any_other_failure_of_guidellm_is_shown_at_once(search):
-    measure, asked = search(0, problem="Connection refused")
-    with pytest.raises(FlowError, match="Connection refused"):
+    measure, asked = search(0, failure=GeneratorFailed)
+    with pytest.raises(GeneratorFailed, match="exit code 1"):
         measure()
     assert len(asked) == 1
 

@@ -26,7 +26,11 @@ from model_serve_flow.measure.guidellm.commands import (
     time_limit,
 )
 from model_serve_flow.measure.guidellm.driver import with_values
-from model_serve_flow.measure.guidellm.generator import load_generator
+from model_serve_flow.measure.guidellm.generator import (
+    GeneratorFailed,
+    NoRequestCompleted,
+    load_generator,
+)
 from model_serve_flow.serve.server import Server, ServerGone
 from model_serve_flow.system import processes
 from model_serve_flow.system.worker import LEFTOVER_SECONDS
@@ -43,6 +47,8 @@ for line in sys.stdin:
         open(before, "w").close()
     with open(job["log"], "w", buffering=1) as log:
         log.write(order + " was asked for")
+        if order == "give up":
+            log.write("\\nerror: No request produced a determined verdict")
         for line in range(20 if order == "talk" else 0):
             time.sleep(0.1)
             log.write("\\na line")
@@ -55,7 +61,7 @@ for line in sys.stdin:
         subprocess.Popen(sleep, start_new_session=True)
         time.sleep(60 if order == "hang" else 0.2)
         os.kill(os.getpid(), 9)
-    print(json.dumps(order != "fail"), flush=True)
+    print(json.dumps(order not in ("fail", "give up")), flush=True)
 """
 
 
@@ -118,6 +124,16 @@ def test_a_failed_job_shows_its_log_and_leaves_no_output_and_the_next_one_runs(
     assert not output.exists()
     generator.run(server, command("succeed", output), output)
     assert output.is_file()
+
+
+def test_a_search_that_gave_up_is_told_apart_from_other_failures(generator, server, tmp_path):
+    output = tmp_path / "goodput.json"
+    with pytest.raises(NoRequestCompleted) as gave_up:
+        generator.run(server, command("give up", output), output)
+    assert gave_up.value.what == "GuideLLM failed."
+    with pytest.raises(GeneratorFailed) as failed:
+        generator.run(server, command("fail", output), output)
+    assert not isinstance(failed.value, NoRequestCompleted)
 
 
 def test_a_generator_that_dies_is_an_error_and_leaves_neither_processes_nor_half_a_file(

@@ -30,6 +30,7 @@ from model_serve_flow.report.tables import (
     speed_table,
     speedup_range,
 )
+from model_serve_flow.serve.kernels import INT8_SATURATES
 
 COMPARISON = factories.sample_comparison()
 SHIPS, FAILS = COMPARISON.candidates
@@ -402,7 +403,7 @@ def test_a_processor_whose_int8_sums_saturate_is_a_caveat_only_where_int8_was_se
     old = {"architecture": "x86_64", "cpu_features": ["avx2"]}
     written = report.write_report(COMPARISON, {**MANIFEST, "hardware": old}, tmp_path)
     for text in (unescape(written.html.read_text("utf-8")), written.markdown.read_text("utf-8")):
-        assert wording.INT8_SATURATES in text and COMPARISON.base.note in text
+        assert INT8_SATURATES in text and COMPARISON.base.note in text
     new = {**old, "cpu_features": ["avx512f", "avx512_vnni"]}
     only_int4 = COMPARISON.model_copy(update={"candidates": (FAILS,)})
     for compared, hardware in ((COMPARISON, new), (COMPARISON, {}), (only_int4, old)):

@@ -72,7 +72,8 @@ def test_a_program_serves_and_proves_its_version(flow):
     assert not server.process.is_running()
 
 
-def test_the_settings_of_a_program_are_part_of_the_protocol(flow):
+def test_the_settings_of_a_program_are_part_of_the_protocol(flow, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.8.1")  # of GuideLLM
     ours = performance_protocol(flow().config, "1.2")
     assert ours["engine_arguments"] == [*PROGRAM["command"], "THREADS=2"]
     assert performance_protocol(flow(variables={"THREADS": "4"}).config, "1.2") != ours

@@ -1,10 +1,13 @@
 """compose.yaml, models.yaml and the Dockerfile agree with each other and with the checkout."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+
+from model_serve_flow.system import lockfiles
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLE = ROOT / "examples" / "serving-from-scratch"
@@ -28,8 +31,7 @@ def option(service, name):
 def test_each_address_of_a_model_is_a_service_of_that_name():
     addresses = {url: model["name"] for model in MODELS for url in model.get("urls", ())}
     served = {
-        f"http://127.0.0.1:{option(service, '--port')}": service
-        for service in PREDICTORS.values()
+        f"http://127.0.0.1:{option(service, '--port')}": service for service in PREDICTORS.values()
     }
     assert len(served) == len(PREDICTORS) and addresses.keys() == served.keys()
     for url, service in served.items():
@@ -76,3 +78,13 @@ def test_what_the_dockerfile_copies_exists():
     assert len(copied) >= 4
     for path in copied:
         assert (ROOT / path).exists(), path
+
+
+def test_the_lock_of_the_stock_servers_has_what_they_pin_and_no_torch():
+    pyproject = tomllib.loads((EXAMPLE / "predictors" / "pyproject.toml").read_text())
+    environments = ROOT / "examples" / "model-serve-flow" / "environments"
+    pins = {pin.name: pin for pin in lockfiles.read(environments / "predictors" / "cpu.txt")}
+    for requirement in pyproject["project"]["dependencies"]:
+        name, version = requirement.split("==")
+        assert str(pins[name].version) == version
+    assert not {"torch", "transformers", "vllm", "mcp"} & pins.keys()

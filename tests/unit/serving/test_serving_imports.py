@@ -14,6 +14,8 @@ BELOW = {
     "model": {"core"},
     "engine": {"core", "model"},
     "api": {"core", "engine"},
+    "predictors": set(),
+    "gateway": {"core", "api", "predictors"},
 }
 
 

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 SEQUENCE = Path(__file__).resolve().parents[3] / "examples" / "serving-from-scratch"
-MODULES = sorted(path.parent.name for path in SEQUENCE.glob("*/pyproject.toml"))
+MODULES = sorted(path.parent.name for path in SEQUENCE.glob("[0-9]*/pyproject.toml"))
 PARAMETERS = ("profile = None", "overrides = {}", "artifacts = None")
 
 module = pytest.mark.parametrize("module", MODULES)

@@ -55,6 +55,30 @@ def test_builds_once(checkout, uv):
     assert str(built.jupyter_path) in environments.jupyter_path().split(":")
 
 
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_predictors_are_built_of_one_lock_without_torch_and_without_a_kernel(
+    checkout, uv, device
+):
+    lock = environments.lock_path("predictors", device)
+    lock.parent.mkdir()
+    lock.write_text("a==1\n")
+    built = environments.ensure("predictors", device)
+    assert [call[0] for call in uv] == ["venv", "pip", "pip"]
+    assert str(lock) in uv[1] and sys.executable in uv[0]
+    assert not built.jupyter_path.exists()
+    assert str(built.jupyter_path) not in environments.jupyter_path()
+    assert environments.is_ready("predictors", device)
+
+
+def test_settings_of_a_linter_build_no_environment_again_and_a_dependency_does(checkout, uv):
+    environments.ensure("serve", "cpu")
+    project = checkout / "pyproject.toml"
+    project.write_text("[project]\n[tool.ruff]\nline-length = 100\n")
+    assert environments.is_ready("serve", "cpu")
+    project.write_text('[project]\ndependencies = ["a"]\n')
+    assert not environments.is_ready("serve", "cpu")
+
+
 def test_what_a_kernel_imports_is_compiled_once_whatever_the_image_says(checkout, uv, tmp_path):
     built = environments.ensure("serve", "cpu")
     kernel = json.loads(

@@ -82,6 +82,12 @@ def test_a_cpu_serves_int8_everywhere_and_int4_with_avx_512():
     assert "avx512f" in on_cpu("W4A16", "x86_64", ("avx2",)).why
     assert on_cpu("NVFP4", "x86_64", AVX512).state == "absent"
     assert on_cpu("KV_FP8", "x86_64", AVX512).state == "as stored"
+    assert on_cpu("KV_FP8", "x86_64", AVX512, experts=True).state == "as stored"
+
+
+def test_the_cpu_build_selects_a_kernel_for_static_fp8_and_stops_while_loading():
+    assert on_cpu("FP8_DYNAMIC", "x86_64", AVX512).state != "absent"
+    assert "static_scaled_fp8_quant" in on_cpu("FP8", "x86_64", (*AVX512, "amx_tile")).why
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from model_serve_flow.flow import busy
 from model_serve_flow.flow.busy import disturbance, disturbed, less_disturbed
 from model_serve_flow.flow.results.measured import Busy
 from model_serve_flow.system import throttling
+from model_serve_flow.system.gpu_throttling import gpu_throttled_seconds
 from model_serve_flow.system.throttling import throttled_seconds
 
 QUIET = Busy(
@@ -78,5 +79,52 @@ def test_a_throttled_time_is_disturbed_though_nobody_else_computes():
     assert less_disturbed(QUIET, held) and not less_disturbed(held, QUIET)
     assert (
         disturbance([QUIET, held])
-        == "other programs took up to 1% of the CPU, and it was held back for 10% of the time"
+        == "other programs took up to 1% of the CPU, and heat or a quota held CPU or GPU back for "
+        "10% of the time"
     )
+
+
+def counters(**times):
+    inner = "".join(
+        f"<clocks_event_reasons_counters_{name}>{time}</clocks_event_reasons_counters_{name}>"
+        for name, time in times.items()
+    )
+    return f"<gpu><clocks_event_reasons_counters>{inner}</clocks_event_reasons_counters></gpu>"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "seconds"),
+    [
+        # the power cap is the usual work of a GPU
+        ([counters(sw_power_cap="9000000 us", hw_therm_slowdown="0 us")], 0.0),
+        ([counters(sw_power_cap="9000000 us", sw_therm_slowdown="2500000 us")], 2.5),
+        # as driver 575 on a laptop
+        ([counters(sw_power_cap="91403239 us", sw_therm_slowdown="91403239 us",
+                   hw_therm_slowdown="0 us", hw_power_brake="0 us")], 0.0),
+        ([counters(hw_therm_slowdown="0 us"), counters(hw_power_braking="4000000 us")], 4.0),
+        ([counters(hw_therm_slowdown="N/A")], None),
+        (["<gpu></gpu>"], None),
+        (["<gpu>"], None),
+    ],
+)  # fmt: skip
+def test_heat_and_power_brakes_of_gpus_count(gpus, seconds, tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    text = f"<nvidia_smi_log>{''.join(gpus)}</nvidia_smi_log>"
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert gpu_throttled_seconds() == seconds
+
+
+def test_without_nvidia_smi_no_gpu_is_held_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_throttled_seconds() is None
+
+
+def test_a_gpu_that_was_held_back_disturbs_a_load():
+    start = busy._Moment(0.0, 100, 40, 0, 40, gpu_throttled=7.0)
+    end = busy._Moment(10.0, 120, 60, 0, 60, gpu_throttled=8.0)
+    held = busy._between(start, end)
+    assert held.throttled_share == pytest.approx(0.1) and disturbed(held)
+    unknown = busy._between(busy._Moment(0.0, 100, 40, 0, 40), end)
+    assert unknown.throttled_share is None

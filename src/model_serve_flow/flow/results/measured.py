@@ -106,7 +106,8 @@ class Busy(Record):
     )
     throttled_share: Probability | None = Field(
         default=None,
-        description="in which the cores were slowed by heat or stopped by a quota; none: not told",
+        description="in which the cores were slowed by heat or stopped by a quota, or a GPU was "
+        "slowed by heat or a power brake, the larger; none: not told",
     )
     seconds: NonNegative = Field(description="length of the time that was looked at")
 
@@ -205,6 +206,11 @@ class AccuracyResult(Measurement):
         description="prompts that lost their beginning, because they are longer than the engine's "
         "context",
     )
+
+    @property
+    def comparable_hash(self) -> str:
+        """Returns the hash of the protocol without the looks made: equal where results compare."""
+        return protocol_hash({key: part for key, part in self.protocol.items() if key != LOOK})
 
 
 class TokenTops(Record):

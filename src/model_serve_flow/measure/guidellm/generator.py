@@ -26,7 +26,8 @@ DRIVER = (sys.executable, "-m", "model_serve_flow.measure.guidellm.driver")
 GENERATOR_VARIABLE = variable("load_generator")  # marks every process of one load generator
 SAMPLE_SECONDS = 0.5
 STOP_SECONDS = 10
-LAST_LINES = " Its last lines:\n"
+# GuideLLM 0.8.1 logs this, and writes no result, when a load ended before any request completed.
+NO_REQUEST_COMPLETED = "No request produced a determined verdict"
 
 
 @contextlib.contextmanager
@@ -44,7 +45,24 @@ def load_generator(flow: Flow) -> Iterator[LoadGenerator]:
         generator.stop()
 
 
-class GeneratorHung(FlowError):
+class GeneratorFailed(FlowError):
+    """GuideLLM failed; the message shows the end of its log.
+
+    Args:
+        what: the failure in one sentence.
+        log: path of the log.
+    """
+
+    def __init__(self, what: str, log: Path) -> None:
+        self.what = what
+        super().__init__(f"{what} Its last lines:\n{log_tail(log)}", f"\nThe whole log: {log}")
+
+
+class NoRequestCompleted(GeneratorFailed):
+    """GuideLLM gave up a search, because no request completed."""
+
+
+class GeneratorHung(GeneratorFailed):
     """GuideLLM took far longer than its loads, or made no progress in a load."""
 
 
@@ -88,14 +106,14 @@ class LoadGenerator:
 
         Raises:
             GeneratorHung: GuideLLM took too long, or wrote nothing for too long, twice.
-            FlowError: GuideLLM failed; the message shows the end of its log.
+            NoRequestCompleted: GuideLLM gave up a search.
+            GeneratorFailed: GuideLLM failed in another way.
             ServerGone: the server ended.
         """
         try:
             return self._run(endpoint, command, output)
         except GeneratorHung as hung:
-            problem = hung.problem.partition(LAST_LINES)[0]
-            print(f"{problem} It is started again, and measures this once more.")
+            print(f"{hung.what} It is started again, and measures this once more.")
             self._start()
             return self._run(endpoint, command, output)
 
@@ -158,10 +176,13 @@ class LoadGenerator:
             self.stop(patience=0)
             raise
 
-    def _failure(self, problem: str, log: Path, kind: type[FlowError] = FlowError) -> FlowError:
+    def _failure(
+        self, what: str, log: Path, kind: type[GeneratorFailed] = GeneratorFailed
+    ) -> GeneratorFailed:
         """Builds an error with the end of the job's log, or of the driver's log if no job began."""
         log = log if log.is_file() and log.stat().st_size else self._driver.log
-        return kind(f"{problem}{LAST_LINES}{log_tail(log)}", f"\nThe whole log: {log}")
+        gave_up = kind is GeneratorFailed and NO_REQUEST_COMPLETED in log_tail(log)
+        return (NoRequestCompleted if gave_up else kind)(what, log)
 
     def stop(self, patience: float = STOP_SECONDS) -> None:
         """Stops the driver and all its processes; may be called again.

@@ -4,31 +4,15 @@ import random
 
 import pytest
 import torch
-from support.serving import Reference
+from support.serving import Reference, save_llama
 from support.serving_server import write_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory):
     """The folder of a checkpoint whose answers are more than one repeated token."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=1024,
-        initializer_range=0.3,
-        eos_token_id=2,
-        tie_word_embeddings=False,
-    )
-    folder = tmp_path_factory.mktemp("model") / "tiny-llama"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return save_llama(tmp_path_factory.mktemp("model") / "tiny-llama")
 
 
 @pytest.fixture(scope="session")

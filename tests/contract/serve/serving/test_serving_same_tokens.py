@@ -3,7 +3,8 @@
 import itertools
 
 import pytest
-from support.serving import serve
+import torch
+from support.serving import save_llama, serve
 
 from serving_from_scratch.core.batching import (
     ChunkedPrefill,
@@ -13,9 +14,11 @@ from serving_from_scratch.core.batching import (
     Static,
 )
 from serving_from_scratch.core.options import ModelOptions
+from serving_from_scratch.core.proposers import NGram
 from serving_from_scratch.core.scheduler import Scheduler
 from serving_from_scratch.engine.executor import InProcess
 from serving_from_scratch.model.loading import ModelManager
+from serving_from_scratch.model.proposers import Draft
 
 
 class ShortestFirst(Continuous):
@@ -47,6 +50,14 @@ def models():
     return ModelManager()
 
 
+@pytest.fixture(scope="session")
+def other_llama(tmp_path_factory):
+    """A checkpoint of one layer and other weights, which guesses wrongly."""
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("model") / "other-llama"
+    return save_llama(folder, layers=1)
+
+
 def scheduler_for(options, strategy, prefixes=False, **other):
     return Scheduler(strategy, options.memory(prefixes), options.places, **other)
 
@@ -76,3 +87,45 @@ def test_tokens_are_those_of_transformers(
     scheduler = scheduler_for(options, strategy, prefixes)
     trace = serve(scheduler, InProcess(models.runner(options)), reference.requests(), seed=3)
     assert trace.answers == reference.answers
+
+
+def drafts_of(folder, k, cost):
+    options = ModelOptions(str(folder), "float32", places=1, length=576)
+    runner = ModelManager().runner(options)
+    return Draft(runner, options.memory(prefixes=True), k, cost)
+
+
+PROPOSED = [
+    ("none", "sdpa", False),
+    ("slots", "sdpa", True),
+    ("slots", "tiled", False),
+    ("paged", "eager", False),
+    ("paged", "paged", True),
+]
+
+
+@pytest.mark.parametrize("guesser", ["n-gram", "good draft", "bad draft"])
+@pytest.mark.parametrize(("cache", "attention", "prefixes"), PROPOSED)
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=name)
+def test_guesses_change_no_token(
+    tiny_llama, other_llama, reference, models, strategy, cache, attention, prefixes, guesser
+):
+    if strategy.chunks and cache == "none":
+        pytest.skip("chunks need a cache; the scheduler refuses the pair")
+    proposer = {
+        "n-gram": lambda: NGram(n=2, k=4, cost=-1.0),  # never pauses
+        "good draft": lambda: drafts_of(tiny_llama, k=3, cost=0.2),
+        "bad draft": lambda: drafts_of(other_llama, k=2, cost=0.2),
+    }[guesser]()
+    options = ModelOptions(str(tiny_llama), "float32", cache, attention, length=576)
+    scheduler = scheduler_for(options, strategy, prefixes, proposer=proposer)
+    requests = reference.requests()[1::6]
+    trace = serve(scheduler, InProcess(models.runner(options)), requests, seed=3)
+    assert trace.answers == {r.id: reference.answers[r.id] for r in requests}
+    guessed = sum(sequence.guessing.guessed for sequence in trace.finished.values())
+    right = sum(sequence.guessing.right for sequence in trace.finished.values())
+    assert guessed
+    if guesser == "good draft":
+        assert right > 0.95 * guessed and right > len(requests) * 40
+    if guesser == "bad draft":
+        assert right < 0.3 * guessed < len(requests) * 20

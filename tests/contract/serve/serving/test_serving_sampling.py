@@ -11,6 +11,7 @@ from serving_from_scratch.core.batching import ChunkedPrefill, Continuous, OneBy
 from serving_from_scratch.core.options import ModelOptions
 from serving_from_scratch.core.request import Request, SamplingParameters
 from serving_from_scratch.core.scheduler import Scheduler
+from serving_from_scratch.core.step import Chunk, Step
 from serving_from_scratch.engine.executor import InProcess
 from serving_from_scratch.model.loading import ModelManager
 from serving_from_scratch.model.sampling import choose, distribution
@@ -100,6 +101,31 @@ def test_guesses_change_no_sampled_text(executor, reference):
     assert guessed.answers == alone.answers
     chunks = [chunk for step in guessed.steps for chunk in step.chunks]
     assert len(chunks) < sum(len(step.chunks) for step in alone.steps) * 0.6
+
+
+def test_tokens_drawn_with_guesses_follow_the_models_distribution(executor, tiny_llama):
+    sampling = SamplingParameters(temperature=2.0, top_k=8)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    text, expected = (5, 6, 7), []
+    for _ in range(2):  # the guesses are the likeliest tokens
+        scores = model(torch.tensor([text])).logits[0, -1].detach()
+        expected.append(distribution(scores, sampling))
+        text = (*text, int(scores.argmax()))
+
+    def chunk(seed):
+        return Chunk(str(seed), seed % 8, 0, text, True, sampling, seed, guesses=2)
+
+    steps = [Step(tuple(map(chunk, range(start, start + 8)))) for start in range(0, 4_000, 8)]
+    outcomes = [outcome.tokens for step in steps for outcome in executor.step(step).outcomes]
+    right = [tokens for tokens in outcomes if tokens[0] == text[3]]
+    assert all(len(tokens) > 1 for tokens in right) and len(right) > 300
+    assert all(len(tokens) == 1 for tokens in outcomes if tokens[0] != text[3])
+    for place, drawn in enumerate((outcomes, right)):
+        kept = expected[place].nonzero().flatten()
+        counts = [sum(tokens[place] == token for tokens in drawn) for token in kept]
+        shares = expected[place][kept].double().numpy()
+        assert sum(counts) == len(drawn)
+        assert chisquare(counts, shares / shares.sum() * len(drawn)).pvalue > 0.001
 
 
 def test_a_request_without_a_seed_gets_another_text_each_time(executor):

@@ -29,7 +29,7 @@ def test_the_cost_model_says_when_guessing_pays():
 def test_proposers_are_found_by_name():
     assert isinstance(make_proposer("none"), NoProposer)
     assert make_proposer("ngram", 7) == NGram(k=7)
-    with pytest.raises(ServingError, match="'crystal ball'.*none, ngram"):
+    with pytest.raises(ServingError, match=r"'crystal ball'.*none, ngram"):
         make_proposer("crystal ball")
     with pytest.raises(ServingError, match="guesses is 0"):
         make_proposer("ngram", 0)

@@ -257,10 +257,3 @@ def test_errors_are_the_clients_exceptions(client):
         client.completions.create(model="other", prompt="a")
     with pytest.raises(openai.BadRequestError, match=r"max_tokens.*1024"):
         client.completions.create(model="tiny", prompt="a", max_tokens=5000)
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    with pytest.raises(openai.BadRequestError, match="function calls"):
-        client.chat.completions.create(
-            model="tiny",
-            messages=[{"role": "user", "content": "a"}],
-            tools=[tool],
-        )

@@ -68,7 +68,9 @@ def compose(tiny_model, gguf, tmp_path_factory):
         headers = {"Authorization": f"Bearer {KEY}"}
         with httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False) as client:
             door = Door(client, psutil.Process(process.pid), ports)
-            wait_until(lambda: all(state or "vllm" in n for n, state in door.healthy().items()), 180)
+            wait_until(
+                lambda: all(state or "vllm" in n for n, state in door.healthy().items()), 180
+            )
             yield door
         assert "Traceback" not in log.read_text()
     finally:
@@ -78,22 +80,39 @@ def compose(tiny_model, gguf, tmp_path_factory):
         assert all(map(gone, everyone)), "processes are left"
 
 
+@contextlib.contextmanager
+def gateway(folder, **content):
+    """Starts a gateway with the given content of models.yaml, on a free port."""
+    file, log = folder / "models.yaml", folder / "log"
+    file.write_text(yaml.safe_dump(content))
+    keys = {"SERVING_FROM_SCRATCH_API_KEY": KEY, "SERVING_FROM_SCRATCH_ADMIN_KEY": ADMIN_KEY}
+    with started(log, keys, "gateway", str(file), "--port", "0") as running:
+        yield Door(running.client, running.process, {})
+        assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="session")
+def door(tmp_path_factory):
+    """A gateway without models; each test adds its own, and removes them."""
+    launchers = {
+        "stand-in": [sys.executable, str(STAND_IN), "{port}", "{name}"],
+        "own": [
+            *COMMAND,
+            "serve",
+            "{source}",
+            *["--port", "{port}", "--name", "{name}", "--length", "1024"],
+        ],
+    }
+    with gateway(tmp_path_factory.mktemp("door"), limit=2, launchers=launchers) as door:
+        yield door
+
+
 @pytest.fixture
-def gateway(tmp_path):
-    """Starts a gateway that a test may break, with the given content of models.yaml."""
-
-    @contextlib.contextmanager
-    def begin(**content):
-        file = tmp_path / "models.yaml"
-        launchers = {"stand-in": [sys.executable, str(STAND_IN), "{port}", "{name}"]}
-        launchers["own"] = [*COMMAND, "serve", "{source}", "--port", "{port}", "--name", "{name}"]
-        file.write_text(yaml.safe_dump({"launchers": launchers, **content}))
-        keys = {"SERVING_FROM_SCRATCH_API_KEY": KEY, "SERVING_FROM_SCRATCH_ADMIN_KEY": ADMIN_KEY}
-        with started(tmp_path / "log", keys, "gateway", str(file), "--port", "0") as running:
-            yield Door(running.client, running.process, {})
-            assert "Traceback" not in running.log.read_text()
-
-    return begin
+def lonely(tmp_path):
+    """A gateway whose one predictor does not run; yields it with the predictor's address."""
+    url = f"http://127.0.0.1:{free_ports(1)[0]}"
+    with gateway(tmp_path, models=[{"name": "m", "path": "/llm", "urls": [url]}]) as door:
+        yield door, url
 
 
 @pytest.fixture

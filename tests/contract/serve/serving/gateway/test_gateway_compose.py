@@ -9,6 +9,7 @@ import openai
 import pytest
 from sklearn.datasets import load_digits
 from support.gateway import PREDICTOR_KEY
+from support.serving_server import gone, wait_until
 
 HELD_OUT = 397
 QUESTION = {"prompt": "The end of the process is", "max_tokens": 8}
@@ -79,9 +80,11 @@ def test_predict_and_stream_say_the_same(compose, model):
     events = [line.removeprefix("data: ") for line in lines if line]
     assert events.pop() == "[DONE]"
     pieces = [json.loads(event)["text"] for event in events]
-    assert "".join(pieces) == whole["text"] == text(compose.post(
-        "/v1/completions", model=model, **GREEDY
-    ))
+    assert (
+        "".join(pieces)
+        == whole["text"]
+        == text(compose.post("/v1/completions", model=model, **GREEDY))
+    )
     assert len(pieces) >= 2
 
 
@@ -137,7 +140,8 @@ def test_eight_images_at_once_run_in_few_batches(compose):
 
 
 @pytest.mark.parametrize(
-    "image", [None, "x", [0] * 63, [0] * 63 + [17], [0] * 63 + ["0"], [0] * 63 + [math.nan], [True] * 64]
+    "image",
+    [None, "x", [0] * 63, [0] * 63 + [17], [0] * 63 + ["0"], [0] * 63 + [math.nan], [True] * 64],
 )
 def test_a_bad_image_is_400_before_it_reaches_litserve(compose, image):
     content = json.dumps({"image": image})
@@ -148,7 +152,9 @@ def test_a_bad_image_is_400_before_it_reaches_litserve(compose, image):
 
 def test_replicas_share_requests(compose):
     spec = {"name": "shared", "upstream": "smollm2", "key": "PREDICTOR_KEY"}
-    spec["urls"] = [f"http://127.0.0.1:{compose.ports[port]}" for port in ("OWN_PORT", "OWN_2_PORT")]
+    spec["urls"] = [
+        f"http://127.0.0.1:{compose.ports[port]}" for port in ("OWN_PORT", "OWN_2_PORT")
+    ]
     assert compose.admin("POST", **spec).status_code == 201
     try:
         with ThreadPoolExecutor(8) as pool:
@@ -193,3 +199,17 @@ def test_only_the_gateway_listens_beyond_this_machine(compose):
 def test_a_gateway_needs_no_torch(compose):
     [gateway] = [p for p in compose.process.children() if "gateway" in p.cmdline()]
     assert not any("torch" in mapped.path for mapped in gateway.memory_maps())
+
+
+def test_a_killed_service_starts_again(compose):
+    """Last in this file: it is the only test that leaves the services other than they were."""
+    name = f"digits at http://127.0.0.1:{compose.ports['DIGITS_PORT']}"
+    [digits] = [p for p in compose.process.children() if "litserve" in " ".join(p.cmdline())]
+    family = [digits, *digits.children(recursive=True)]
+    digits.kill()
+    wait_until(lambda: compose.healthy()[name] is False, 30)
+    reply = compose.post("/torch/image/predict", image=[0] * 64)
+    assert reply.status_code == 502 and "digits at" in reply.json()["error"]["message"]
+    wait_until(lambda: compose.healthy()[name], 120)
+    assert all(map(gone, family))
+    assert compose.post("/torch/image/predict", image=[0] * 64).status_code == 200

@@ -1,8 +1,8 @@
 """A predictor of a few lines, for faults that a real one does not show on request.
 
 `python stand_in.py PORT NAME` answers like an OpenAI server. A prompt tells it what to do: "slow N"
-waits N seconds, "nonsense" answers no JSON, "error" answers 500, "refuse" answers 400, "close" ends
-a stream in the middle, "empty" sends nothing and closes.
+waits N seconds, "nonsense" answers no JSON, "nothing" an answer without content, "error" answers
+500, "refuse" answers 400, "close" ends a stream in the middle, "empty" sends nothing and closes.
 """
 
 import json
@@ -25,6 +25,8 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(float(number))
         if word == "nonsense":
             return self.send(200, b"<html>nonsense</html>")
+        if word == "nothing" and not body.get("stream"):
+            return self.send(200, b"[]")
         if word in ("error", "refuse"):
             return self.reply(500 if word == "error" else 400, {"error": {"message": NAME}})
         if word == "empty":
@@ -37,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        for piece in ("one", "two"):
+        for piece in ("one", "two") if word != "nothing" else ():
             self.wfile.write(f"data: {json.dumps(completion(piece))}\n\n".encode())
             self.wfile.flush()
             if word == "close":

@@ -26,7 +26,7 @@ from model_serve_flow.flow.flow import Flow
 from model_serve_flow.report.chart_style import PALETTE, house_style
 from model_serve_flow.setup.models import prepare_base
 from model_serve_flow.setup.wheels import fetch_packaged
-from model_serve_flow.system.environments import PREDICTORS, ensure, environments_folder
+from model_serve_flow.system.environments import environments_folder
 from model_serve_flow.system.files import write_json
 
 __all__ = [
@@ -71,7 +71,6 @@ class Services:
     """
 
     def __init__(self, base: Path, gguf: Path) -> None:
-        ensure(PREDICTORS, "cpu")
         self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         self.keys = {k: secrets.token_hex() for k in ("GATEWAY_KEY", "ADMIN_KEY", "PREDICTOR_KEY")}
         variables = {"BASE": base, "GGUF": gguf, "MODELS": SEQUENCE / "models.yaml", "LOADED": 1}

@@ -174,15 +174,17 @@ class OpenAIPredictor:
 
     async def _events(self, reply: httpx.Response) -> AsyncGenerator[Answer, None]:
         """Yields the events of a stream that ends in [DONE]; refuses any other end."""
+        begun = False
         async for line in reply.aiter_lines():
             if not line.startswith("data:"):
                 continue  # empty, or a comment that keeps the connection open
             data = line.removeprefix("data:").strip()
-            if data == "[DONE]":
+            if data == "[DONE]" and begun:
                 return
             piece = as_object(data)
             if "error" in piece:
                 raise PredictorFailed(f"{self.name} failed: {str(piece['error'])[:300]}")
+            begun = True
             yield piece
         raise PredictorFailed(f"{self.name} ended its answer too early.")
 

@@ -139,9 +139,7 @@ def test_a_seal_of_an_earlier_version_with_less_of_the_plan_holds(flow, looks, l
     seal = seal_margins(flow)
     measured(flow)
     old = {
-        name: value
-        for name, value in seal["values"].items()
-        if name in left or not of_plan(name)
+        name: value for name, value in seal["values"].items() if name in left or not of_plan(name)
     }
     sealed = {**seal, "values": old, "sha256": protocol_hash(old)}
     update_manifest(flow.workspace, replace=True, margins=sealed)

@@ -204,21 +204,6 @@ def _betting_limit(losses: NDArray) -> float:
     )
 
 
-def paired_mean_difference(base: ArrayLike, candidate: ArrayLike, seed: int) -> Interval:
-    """Computes candidate minus base in the mean of a continuous metric, over the same items.
-
-    See `PairedMean`.
-
-    Args:
-        base, candidate: n values, item by item, n at least 2.
-        seed: of the resampling; the same seed gives the same interval.
-
-    Raises:
-        ValueError: fewer than two values, unequal lengths, NaN or infinity.
-    """
-    return PairedMean.of(base, candidate, seed).interval()
-
-
 def share_at_most(count: int, n: int) -> float:
     """Computes the upper 95 % confidence bound of a share of which `count` of n units were seen.
 

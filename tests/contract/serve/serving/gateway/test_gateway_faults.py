@@ -1,4 +1,4 @@
-"""Rows 0.1 and 0.9, and the faults of predictors: named within a second, never half an answer."""
+"""Rows 0.1 and 0.7 to 0.10, and faults of predictors: named at once, never half an answer."""
 
 import json
 import signal
@@ -60,7 +60,7 @@ def test_a_stopped_predictor_gets_no_more_requests(door, stand_in):
         wait_until(lambda: door.healthy()[f"m at {one}"], 5)
 
 
-@pytest.mark.parametrize("prompt", ["nonsense", "error", "empty", "slow 3"])
+@pytest.mark.parametrize("prompt", ["nonsense", "nothing", "error", "empty", "slow 3"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_predictor_that_fails_is_named(door, stand_in, prompt, stream):
     _, url = stand_in()
@@ -75,6 +75,16 @@ def test_a_refusal_is_passed_on_and_not_tried_elsewhere(door, stand_in):
     with door.models({"name": "m", "urls": urls}):
         reply = door.post("/v1/completions", model="m", prompt="refuse")
         assert reply.status_code == 400 and message(reply) in ("one", "two")
+
+
+def test_the_least_busy_replica_is_asked(door, stand_in):
+    urls = [stand_in(name)[1] for name in ("one", "two")]
+    spec = {"name": "m", "urls": urls, "balance": "least-busy"}
+    with door.models(spec), ThreadPoolExecutor() as pool:
+        slow = pool.submit(door.post, "/v1/completions", model="m", prompt="slow 2")
+        wait_until(lambda: door.admin("GET").json()[0]["in_flight"] == 1)
+        quick = {door.post("/v1/completions", **ASK).json()["model"] for _ in range(4)}
+        assert not slow.done() and quick == {"one", "two"} - {slow.result().json()["model"]}
 
 
 def test_half_an_answer_never_looks_whole(door, stand_in):

@@ -13,7 +13,7 @@ TO ?= $(HOME)/.local/bin
 export OMP_WAIT_POLICY ?= passive
 unexport PYTHONDONTWRITEBYTECODE   # set in many images; without compiled files every import takes almost three times as long
 
-.PHONY: help demo serving install test test-fast lab lint lock audit bench bench-accuracy evidence soak clean bootstrap environments predictors
+.PHONY: help demo serving install test test-fast lab lint lock audit bench bench-accuracy bench-serving evidence soak clean bootstrap environments predictors
 .DEFAULT_GOAL := demo
 
 help:             ## these lines
@@ -66,6 +66,10 @@ bench: bootstrap  ## the benchmarks of docs/benchmarks; `make bench PROFILE=...`
 bench-accuracy: environments   ## scores with stock lm-eval and with ours, side by side; `make bench-accuracy ITEMS=50`
 	$(BIN)/model-serve-flow run $(addprefix --profile ,$(PROFILE)) --only 00
 	$(ENVIRONMENTS)/serve/bin/python benchmarks/bench_accuracy.py $(PROFILE) --items $(or $(ITEMS),200)
+
+bench-serving: environments   ## the teaching server's techniques, each against its goal; on an idle machine
+	$(BIN)/model-serve-flow run $(addprefix --profile ,$(PROFILE)) --only 00
+	$(ENVIRONMENTS)/serve/bin/python benchmarks/bench_serving.py $(PROFILE)
 
 evidence: bootstrap   ## every promised error rate and coverage, simulated: writes docs/evidence in half an hour
 	$(BIN)/python docs/evidence/evidence.py $(EVIDENCE)

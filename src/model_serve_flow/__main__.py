@@ -18,7 +18,7 @@ from model_serve_flow.system.environments import (
     is_ready,
     lock_path,
 )
-from model_serve_flow.system.places import home_variables, own_places
+from model_serve_flow.system.places import usable_places
 from model_serve_flow.system.streams import show_what_can_be_shown
 from model_serve_flow.system.tools import provide
 
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     built = environment("notebook")
     show_what_can_be_shown()
     try:
-        os.environ.update(home_variables(os.environ, own_places()))
+        os.environ.update(usable_places(os.environ))
         if Path(sys.prefix).resolve() != built.folder and not is_ready("notebook", "cpu"):
             tools = provide(environments_folder() / "bootstrap", lock_path("notebook", "cpu"))
             sys.path.insert(0, str(tools))

@@ -21,7 +21,7 @@ from model_serve_flow.from_files.command import compare
 from model_serve_flow.setup.offline import VARIABLE
 from model_serve_flow.system import environments
 from model_serve_flow.system.checkout import MODULES, checkout
-from model_serve_flow.system.places import home_variables, own_places
+from model_serve_flow.system.places import usable_places
 from model_serve_flow.system.settings import Settings
 from model_serve_flow.system.streams import show_what_can_be_shown
 from model_serve_flow.system.variables import variable
@@ -78,7 +78,7 @@ class FlowGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         show_what_can_be_shown()
         try:
-            os.environ.update(home_variables(os.environ, own_places()))
+            os.environ.update(usable_places(os.environ))
             return super().invoke(ctx)
         except FlowError as error:
             console = Console(stderr=True)
@@ -242,6 +242,23 @@ def mirror(profile: str, assignments: tuple[str, ...], to: Path, only_list: bool
     )
     for command in mirror.environment_commands(folder, config.device):
         click.echo(f"    {command}")
+
+
+@main.command("new-profile")
+@click.argument("model")
+@click.option("--output", type=click.Path(path_type=Path), help="The YAML file to write.")
+@click.option("--device", help="cpu, or a GPU such as t4 or 4xh100. Default: what is found here.")
+@click.option("--parameters", type=int, help="Weights of a model whose config.json does not tell.")
+def new_profile(
+    model: str, output: Path | None, device: str | None, parameters: int | None
+) -> None:
+    """Writes a profile for MODEL, a hub id or a local folder, with a comment on every choice."""
+    from model_serve_flow.setup import new_profile as writer
+
+    path = writer.new_profile(model, output, device, parameters)
+    click.echo(f"{path} is written. Read its comments, then:")
+    for command in ("plan", "doctor", "run"):
+        click.echo(f"    model-serve-flow {command} --profile {shlex.quote(str(path))}")
 
 
 @main.command()

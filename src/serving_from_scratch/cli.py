@@ -95,7 +95,10 @@ def model_options(command: Any) -> Any:
 @click.option("--drain-seconds", default=30.0, help="What running requests may take at the end.")
 @click.option("--vllm", default="", help="Address of a vLLM for /generate_vllm.")
 def serve(host: str, port: int, name: str, **options: Any) -> None:
-    """Serves the model of FOLDER. The API key is taken from SERVING_FROM_SCRATCH_API_KEY."""
+    """Serves the model of FOLDER.
+
+    The API key is taken from SERVING_FROM_SCRATCH_API_KEY.
+    """
     try:
         listener = listen(host, port, options["write_seconds"])
         wanted = engine_options(options)
@@ -140,8 +143,9 @@ def doctor(**options: Any) -> None:
 @click.option("--port", default=8000, show_default=True, help="0: any free one.")
 @click.option("--write-seconds", default=30.0, help="Ends streams whose client reads nothing.")
 def gateway(file: Path, host: str, port: int, write_seconds: float) -> None:
-    """Serves the models of FILE at one address. The keys are taken from
-    SERVING_FROM_SCRATCH_API_KEY and SERVING_FROM_SCRATCH_ADMIN_KEY.
+    """Serves the models of FILE at one address.
+
+    The keys are taken from SERVING_FROM_SCRATCH_API_KEY and SERVING_FROM_SCRATCH_ADMIN_KEY.
     """
     from serving_from_scratch.gateway.app import create_gateway
     from serving_from_scratch.gateway.registry import read_models

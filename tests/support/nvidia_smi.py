@@ -20,14 +20,24 @@ def line(
 
 
 def put_on_path(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str, xml: str = "", status: int = 0
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *lines: str,
+    xml: str = "",
+    listed: str = "",
+    status: int = 0,
 ) -> None:
-    """Puts the program on PATH; it answers the query with the lines, and `-q -x` with the XML."""
+    """Puts the program on PATH.
+
+    It answers the query with the lines, `-q -x` with the XML, and `-L` with `listed`.
+    """
     (folder / "csv").write_text("".join(f"{text}\n" for text in lines))
     (folder / "xml").write_text(xml)
+    (folder / "listed").write_text(listed)
     tool = folder / "nvidia-smi"
     tool.write_text(
-        f'#!/bin/sh\ncase "$*" in "-q -x") cat {folder}/xml;; --id=*) echo 9.0;; '
+        f'#!/bin/sh\ncase "$*" in "-q -x") cat {folder}/xml;; -L) cat {folder}/listed;; '
+        "--id=*) echo 9.0;; "
         f"*) cat {folder}/csv; exit {status};; esac\n"
     )
     tool.chmod(0o755)

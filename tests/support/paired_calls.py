@@ -8,6 +8,15 @@ from model_serve_flow.compare.stats.paired import Interval, PairedMean
 from model_serve_flow.compare.stats.texts import PairedLoss
 
 
+def paired_mean_difference(base: ArrayLike, candidate: ArrayLike, seed: int) -> Interval:
+    """Computes candidate minus base in the mean of a continuous metric, see `PairedMean`.
+
+    Raises:
+        ValueError: fewer than two values, unequal lengths, NaN or infinity.
+    """
+    return PairedMean.of(base, candidate, seed).interval()
+
+
 def paired_loss_change(
     base_loglik: ArrayLike, candidate_loglik: ArrayLike, sizes: ArrayLike, seed: int
 ) -> Interval:

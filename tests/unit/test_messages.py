@@ -21,7 +21,7 @@ from model_serve_flow.flow import default_profile
 from model_serve_flow.flow.load import load_profile
 from model_serve_flow.run import runner
 from model_serve_flow.run.steps import select
-from model_serve_flow.setup import fit, mirror
+from model_serve_flow.setup import fit, mirror, new_profile
 from model_serve_flow.system import environments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,6 +178,7 @@ def started(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "_show_result", lambda _: None)
     monkeypatch.setattr(fit, "require", lambda _: None)
     monkeypatch.setattr(mirror, "pieces", lambda _: [])
+    monkeypatch.setattr(new_profile, "new_profile", lambda *_: Path("new.yaml"))
     monkeypatch.setattr(environments, "ensure", lambda *_: None)
     monkeypatch.setattr(os, "execv", lambda *_: None)
     monkeypatch.setattr(os, "environ", dict(os.environ))

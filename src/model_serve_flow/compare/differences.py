@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from numpy.typing import NDArray
 
@@ -16,15 +16,16 @@ from model_serve_flow.compare.pairs import Pairs, count_flips
 from model_serve_flow.compare.reading import PRIMARY_METRICS, primary_metric
 from model_serve_flow.compare.repeats import repeated
 from model_serve_flow.compare.secondary import gross_loss
-from model_serve_flow.compare.stats import bootstrap, paired
+from model_serve_flow.compare.stats import paired
 from model_serve_flow.compare.stats.clusters import ClusteredMean, cluster_key
 from model_serve_flow.compare.stats.paired import Interval, PairedMean
 from model_serve_flow.compare.stats.texts import PairedLoss
+from model_serve_flow.compare.tested import Drawn, Sensitivity, Tested, drawn, sensitivity
 from model_serve_flow.compare.tiers import Tiers
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.profile import Verdict
-from model_serve_flow.flow.results.compared import Clusters, Difference, Tail
-from model_serve_flow.flow.results.measured import TaskAccuracy
+from model_serve_flow.flow.results.compared import Clusters, Difference, Tail, Unit
+from model_serve_flow.flow.results.measured import Metric, TaskAccuracy
 
 TEXT_KEYS = ("loglikelihood", "words", "bytes")  # values of an item of a perplexity task
 # LAMBADA's metric: exp(-mean). Its values are log-likelihoods, where higher is better.
@@ -71,7 +72,7 @@ def deciding(differences: Differences) -> dict[str, Difference]:
 def asked(differences: Differences) -> dict[str, Difference]:
     """Returns task -> difference in the primary metric, for every task that can show a loss.
 
-    The base must score high enough on the task (see `_sensitivity`). Texts (perplexity tasks) are
+    The base must score high enough on the task (see `sensitivity`). Texts (perplexity tasks) are
     left out.
     """
     primaries = {task: metrics[primary_metric(metrics)] for task, metrics in differences.items()}
@@ -104,7 +105,8 @@ def compare_suite(differences: Differences, margins: Verdict) -> Difference | No
         if all(d.higher_is_better for d in tasks)
         else None,
         smallest_detectable_drop=paired.smallest_detectable_change(interval),
-        **_bounds(interval),
+        difference=interval.difference,
+        ci95=(interval.low, interval.high),
     )
 
 
@@ -134,94 +136,81 @@ def _answer_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -
         return _perplexity_difference(pairs, metric, margins, seed)
     base, candidate = pairs.scores(metric)
     binary = paired.is_binary(base) and paired.is_binary(candidate)
-    higher_is_better = pairs.base.metrics[metric].higher_is_better
-    tested = (_binary_test if binary else _mean_test)(pairs, metric, margins, seed)
-    tested |= _cluster_test(pairs, metric, margins, tested)
-    misleading = tested.get("near_chance", False) or not higher_is_better
+    alone = (_binary_test if binary else _mean_test)(pairs, metric, margins, seed)
+    tested = _over_clusters(pairs, metric, margins, alone)
+    weak, higher_is_better = tested.sensitivity, pairs.base.metrics[metric].higher_is_better
+    misleading = weak.near_chance or not higher_is_better
     return Difference(
         n=base.size,
         base=100 * base.mean(),
         candidate=100 * candidate.mean(),
+        difference=tested.interval.difference,
+        ci95=(tested.interval.low, tested.interval.high),
         unit="points",
         higher_is_better=higher_is_better,
+        method=tested.method,
         chance=None if pairs.base.chance is None else 100 * pairs.base.chance,
+        near_chance=weak.near_chance,
         margin=margins.task_margin_points,
-        gross_loss=gross_loss(pairs, metric) if binary else None,
-        repeated=repeated(pairs, metric),
+        base_low=weak.base_low,
+        too_weak=weak.too_weak,
+        retention=weak.retention,
+        retention_p=weak.retention_p,
+        retention_limit=weak.retention_limit,
+        noninferiority_p=tested.loss.p,
         recovery_percent=None if misleading else _recovery(base.mean(), candidate.mean()),
-        **tested,
+        mcnemar_p=tested.mcnemar_p,
+        flips=tested.flips,
+        smallest_detectable_drop=tested.smallest_detectable_drop,
+        clusters=tested.clusters,
+        too_few=tested.loss.too_few,
+        monte_carlo_error=tested.loss.monte_carlo_error,
+        repeated=repeated(pairs, metric),
+        gross_loss=gross_loss(pairs, metric) if binary else None,
     )
 
 
-def _binary_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[str, Any]:
+def _binary_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Tested:
     """Computes the interval and the tests of values of 0 and 1, without random resampling."""
-    (base, candidate), good = pairs.scores(metric), pairs.oriented(metric)
+    (base, candidate), good, chance = (
+        pairs.scores(metric),
+        pairs.oriented(metric),
+        pairs.base.chance,
+    )
     flips = count_flips(good[0] == 1, good[1] == 1)
-    changed = flips.total / base.size
     low = paired.wilson_interval(int(good[0].sum()), base.size).low
-    retention_p = paired.binary_retention_p(*good, margins.retention, pairs.base.chance or 0.0)
-    return {
-        **_bounds(paired.paired_binary_difference(base, candidate).scaled(100)),
-        "method": TANGO,
-        "noninferiority_p": paired.binary_noninferiority_p(*good, margins.task_margin_points / 100),
-        "mcnemar_p": paired.mcnemar_p(base, candidate),
-        "flips": flips,
-        "smallest_detectable_drop": 100 * paired.smallest_detectable_drop(base.size, changed),
-        **_sensitivity(float(good[0].mean()), low, pairs.base.chance, margins),
-        "retention_p": retention_p,
-    }
+    kept = paired.binary_retention_p(*good, margins.retention, chance or 0.0)
+    return Tested(
+        interval=paired.paired_binary_difference(base, candidate).scaled(100),
+        method=TANGO,
+        loss=Drawn(paired.binary_noninferiority_p(*good, margins.task_margin_points / 100)),
+        smallest_detectable_drop=100
+        * paired.smallest_detectable_drop(base.size, flips.total / base.size),
+        sensitivity=sensitivity(float(good[0].mean()), low, chance, kept, margins),
+        mcnemar_p=paired.mcnemar_p(base, candidate),
+        flips=flips,
+    )
 
 
-def _mean_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> dict[str, Any]:
+def _mean_test(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Tested:
     """Computes the interval and the tests of other values, from one set of bootstrap resamples."""
     tested, chance = PairedMean.of(*pairs.oriented(metric), seed), pairs.base.chance
     interval = tested.interval().scaled(100)
     higher_is_better = pairs.base.metrics[metric].higher_is_better
     if not higher_is_better:
         interval = Interval(-interval.difference, -interval.high, -interval.low)
-    found = {
-        **_bounds(interval),
-        "method": BOOTSTRAP,
-        **_drawn(pairs.base.n, tested.noninferiority_p(margins.task_margin_points / 100)),
-        "smallest_detectable_drop": paired.smallest_detectable_change(interval),
-    }
+    found = Tested(
+        interval=interval,
+        method=BOOTSTRAP,
+        loss=drawn(pairs.base.n, tested.noninferiority_p(margins.task_margin_points / 100)),
+        smallest_detectable_drop=paired.smallest_detectable_change(interval),
+    )
     # An error without an upper limit has no worst value from which to count the score.
-    if "too_few" in found or not (higher_is_better or tested.bounded):
+    if found.loss.too_few or not (higher_is_better or tested.bounded):
         return found
-    sensitivity = _sensitivity(float(tested.base.mean()), tested.base_low(), chance, margins)
-    return {
-        **found,
-        **sensitivity,
-        "retention_p": tested.retention_p(margins.retention, chance or 0.0),
-    }
-
-
-def _sensitivity(
-    score: float, low: float, chance: float | None, margins: Verdict
-) -> dict[str, Any]:
-    """Tells whether the base scores high enough for the task to show a loss.
-
-    This is called assay sensitivity: ICH E10 (2000), section 1.5.
-
-    Args:
-        score, low: score of the base and its lower bound, from 0 to 1, turned so that higher is
-            better.
-        chance: expected score of guessing, from 0 to 1. None: the model writes freely, and guessing
-            scores 0.
-        margins: give the task margin and the share of the score to keep.
-
-    Returns:
-        Fields of a `Difference`; `base_low` and `retention_limit` in points.
-    """
-    floor = chance or 0.0
-    allowed = 100 * (1 - margins.retention) * (score - floor)
-    return {
-        "base_low": 100 * low,
-        "near_chance": chance is not None and low <= chance,
-        "too_weak": 100 * (low - floor) <= margins.task_margin_points,
-        "retention": margins.retention,
-        "retention_limit": allowed if allowed > 0 else None,
-    }
+    kept = tested.retention_p(margins.retention, chance or 0.0)
+    score, low = float(tested.base.mean()), tested.base_low()
+    return replace(found, sensitivity=sensitivity(score, low, chance, kept, margins))
 
 
 def _perplexity_difference(pairs: Pairs, metric: str, margins: Verdict, seed: int) -> Difference:
@@ -237,62 +226,58 @@ def _perplexity_difference(pairs: Pairs, metric: str, margins: Verdict, seed: in
         metric,
         [math.exp(-side.mean()) for side in (base, candidate)],
         tested.percent(),
-        method=CAUTIOUS.format("items"),
+        drawn(base.size, tested.noninferiority_p(math.log1p(margin / 100))),
         unit="percent",
         margin=margin,
-        **_drawn(base.size, tested.noninferiority_p(math.log1p(margin / 100))),
+        over="items",
     )
 
 
-def _cluster_test(
-    pairs: Pairs, metric: str, margins: Verdict, found: dict[str, Any]
-) -> dict[str, Any]:
-    """Computes the fields of a difference that change because its items come in clusters.
+def _over_clusters(pairs: Pairs, metric: str, margins: Verdict, found: Tested) -> Tested:
+    """Replaces the figures that change because the items come in clusters.
 
     Cluster-robust figures replace the figures over single items if the clustered interval is wider.
 
     Args:
-        found: the fields computed over single items.
-
-    Returns:
-        The fields to replace; none where the items come in no clusters.
+        found: computed over single items; returned unchanged where they come in no clusters.
     """
     key = cluster_key(pairs.base.items)
     if key is None:
-        return {}
-    labels, (base, candidate) = (
-        [item.groups[key] for item in pairs.base.items],
-        pairs.oriented(metric),
-    )
-    change = candidate - base
+        return found
+    labels, good = [item.groups[key] for item in pairs.base.items], pairs.oriented(metric)
+    change = good[1] - good[0]
     whole, alone = ClusteredMean.of(change, labels), float(change.var(ddof=1) / change.size)
-    interval, (low, high) = whole.interval().scaled(100), found["ci95"]
-    wider = interval.high - interval.low > high - low
+    interval = whole.interval().scaled(100)
+    wider = interval.high - interval.low > found.interval.high - found.interval.low
     effect = whole.error**2 / alone if alone > 0 else None
-    clusters = Clusters(
-        key=key,
-        count=whole.clusters,
-        design_effect=effect,
-        decide=wider,
-        degrees=whole.degrees,
+    found = replace(
+        found,
+        clusters=Clusters(
+            key=key,
+            count=whole.clusters,
+            design_effect=effect,
+            decide=wider,
+            degrees=whole.degrees,
+        ),
     )
-    if "too_few" in found:
-        return {"clusters": clusters}
-    sensitivity = _cluster_sensitivity(pairs, labels, (base, candidate), margins, found)
+    if found.loss.too_few:
+        return found
     # Clusters can widen the interval of the base's own score even if not that of the difference.
-    if not wider:
-        return {"clusters": clusters, **sensitivity}
-    if not pairs.base.metrics[metric].higher_is_better:
+    found = replace(found, sensitivity=_cluster_sensitivity(pairs, labels, good, margins, found))
+    return _clustered(found, whole, pairs.base.metrics[metric], margins) if wider else found
+
+
+def _clustered(found: Tested, whole: ClusteredMean, metric: Metric, margins: Verdict) -> Tested:
+    interval = whole.interval().scaled(100)
+    if not metric.higher_is_better:
         interval = Interval(-interval.difference, -interval.high, -interval.low)
-    tested = {
-        "clusters": clusters,
-        **_bounds(interval),
-        "method": CLUSTERED,
-        "noninferiority_p": whole.p_at_most(-margins.task_margin_points / 100),
-        "monte_carlo_error": None,
-        "smallest_detectable_drop": paired.smallest_detectable_change(interval),
-    }
-    return {**tested, **sensitivity}
+    return replace(
+        found,
+        interval=interval,
+        method=CLUSTERED,
+        loss=Drawn(whole.p_at_most(-margins.task_margin_points / 100)),
+        smallest_detectable_drop=paired.smallest_detectable_change(interval),
+    )
 
 
 def _cluster_sensitivity(
@@ -300,38 +285,27 @@ def _cluster_sensitivity(
     labels: list[str],
     good: tuple[NDArray, NDArray],
     margins: Verdict,
-    found: dict[str, Any],
-) -> dict[str, Any]:
+    found: Tested,
+) -> Sensitivity:
     """Computes the base's lower bound and the retention test over clusters.
 
-    The more cautious of the figures over clusters and over single items counts. Nothing is returned
-    where single items have no such figures.
+    The more cautious of the figures over clusters and over single items counts. Where single items
+    have no such figures, there are none.
 
     Args:
         good: values of base and candidate, turned so that higher is better.
-        found: the fields computed over single items.
+        found: computed over single items.
     """
-    if "base_low" not in found:
-        return {}
+    single = found.sensitivity
+    if single.base_low is None or single.retention_p is None:
+        return single
     (base, candidate), chance = good, pairs.base.chance or 0.0
-    low = min(found["base_low"] / 100, ClusteredMean.of(base, labels).interval().low)
+    low = min(single.base_low / 100, ClusteredMean.of(base, labels).interval().low)
     kept = ClusteredMean.of(
         candidate - margins.retention * base - (1 - margins.retention) * chance, labels
     )
-    p = kept.p_at_most(0.0) if kept.error else found["retention_p"]
-    sensitivity = _sensitivity(float(base.mean()), low, pairs.base.chance, margins)
-    return {**sensitivity, "retention_p": max(found["retention_p"], p)}
-
-
-def _drawn(n: int, p: float) -> dict[str, Any]:
-    """Returns the fields of a bootstrap p-value over n units.
-
-    Fewer units than `LEAST_UNITS` give no p-value; then the field `too_few` says how many are
-    needed.
-    """
-    if n < bootstrap.LEAST_UNITS:
-        return {"too_few": bootstrap.LEAST_UNITS}
-    return {"noninferiority_p": p, "monte_carlo_error": bootstrap.monte_carlo_error(p)}
+    p = max(single.retention_p, kept.p_at_most(0.0) if kept.error else single.retention_p)
+    return sensitivity(float(base.mean()), low, pairs.base.chance, p, margins)
 
 
 def _recovery(base: float, candidate: float) -> float | None:
@@ -365,43 +339,54 @@ def _text_differences(pairs: Pairs, margins: Verdict, seed: int) -> dict[str, Di
             "word_perplexity",
             [math.exp(-side.sum() / words.sum()) for side in (base, candidate)],
             by_word.percent(),
+            drawn(words.size, by_word.noninferiority_p(margin)),
             unit="percent",
             margin=margins.perplexity_margin_percent,
             tail=tail,
-            **_drawn(words.size, by_word.noninferiority_p(margin)),
         ),
         "bits_per_byte": _text_difference(
             pairs,
             "bits_per_byte",
             [-side.sum() / sizes.sum() / math.log(2) for side in (base, candidate)],
             by_byte.interval().scaled(1 / math.log(2)),
+            drawn(words.size, by_byte.noninferiority_p(byte_margin)),
             unit="bits/byte",
             margin=byte_margin / math.log(2),
             tail=tail,
-            **_drawn(words.size, by_byte.noninferiority_p(byte_margin)),
         ),
     }
 
 
 def _text_difference(
-    pairs: Pairs, metric: str, values: list[float], interval: Interval, **fields: Any
+    pairs: Pairs,
+    metric: str,
+    values: list[float],
+    interval: Interval,
+    loss: Drawn,
+    *,
+    unit: Unit,
+    margin: float,
+    tail: Tail | None = None,
+    over: str = "documents",
 ) -> Difference:
     for result, value in zip((pairs.base, pairs.candidate), values, strict=True):
         _require_figure(pairs.task, metric, result, value)
-    method = CAUTIOUS.format("documents")
-    figures: dict[str, Any] = {"method": method, **_bounds(interval), **fields}
     return Difference(
         n=pairs.base.n,
         base=values[0],
         candidate=values[1],
+        difference=interval.difference,
+        ci95=(interval.low, interval.high),
+        unit=unit,
         higher_is_better=False,
+        method=CAUTIOUS.format(over),
+        margin=margin,
+        noninferiority_p=loss.p,
         smallest_detectable_drop=paired.smallest_detectable_change(interval),
-        **figures,
+        too_few=loss.too_few,
+        monte_carlo_error=loss.monte_carlo_error,
+        tail=tail,
     )
-
-
-def _bounds(interval: Interval) -> dict[str, Any]:
-    return {"difference": interval.difference, "ci95": (interval.low, interval.high)}
 
 
 def _require_own_figure(pairs: Pairs, metric: str) -> None:

@@ -129,15 +129,22 @@ def noise_floor(base: BaseResults, seed: int) -> NoiseFloor | None:
     """
     if base.accuracy_again is None:
         return None
-    shift: dict[str, Any] = {"kl": None, "top1_agreement": None}
+    shift = None
     if base.distribution is not None and base.distribution_again is not None:
-        shift = measure_shift(base.distribution, base.distribution_again, seed).fields()
+        shift = measure_shift(base.distribution, base.distribution_again, seed)
     flips, items = {}, {}
     for task, pairs in pairs_of_second(base.accuracy, base.accuracy_again).items():
         if (right := pairs.right()) is not None:
             flips[task], items[task] = count_flips(*right), len(pairs.rows)
     rate = _flip_rate(flips, items, base.accuracy)
-    return NoiseFloor(flips=flips, items=items, rate=rate, **shift)
+    return NoiseFloor(
+        flips=flips,
+        items=items,
+        rate=rate,
+        kl=None if shift is None else shift.kl,
+        top1_agreement=None if shift is None else shift.agreement,
+        top1_ci95=None if shift is None else shift.agreement_ci95,
+    )
 
 
 def pairs_of_second(first: AccuracyResult, second: AccuracyResult) -> dict[str, Pairs]:

@@ -58,9 +58,9 @@ def check_seal(flow: Flow) -> MarginSeal | None:
     sealed, current = seal["values"], _values(flow.config)
     if protocol_hash(sealed) != seal["sha256"]:
         sealed = {}
-    elif LOOKS not in sealed:  # an earlier version left out one look, and its number of items
-        sealed = {name: value for name, value in current.items() if of_plan(name)} | sealed
-        sealed[LOOKS] = 1
+    else:  # an earlier version left out one look, and sealed fewer numbers of items
+        plan = {name: value for name, value in current.items() if of_plan(name)}
+        sealed = {**plan, LOOKS: 1, **sealed}
     names = sorted(sealed.keys() | current.keys())
     changed = {
         name: (sealed.get(name), current.get(name))
@@ -113,7 +113,7 @@ def _values(config: FlowConfig) -> dict[str, float | str | None]:
         **values,
         LOOKS: config.verdict.looks,
         ITEMS: config.accuracy.limit,
-        **({ANSWERS: repeats.count} if repeats else {}),
+        ANSWERS: repeats.count if repeats else None,
         **{PACKAGED + name: count for name, count in counts.items() if isinstance(count, int)},
     }
 

@@ -68,8 +68,13 @@ def calibration_facts(
     """Describes what the compressor will see.
 
     Raises:
-        FlowError: a token is padding.
+        FlowError: a token is padding, or a text has no token.
     """
+    if empty := sum(not row for row in dataset["input_ids"]):
+        raise FlowError(
+            f"{empty} of {len(dataset['input_ids'])} calibration texts have no token.",
+            "The tokenizer knows none of their words: is it the model's own?",
+        )
     tokens = sum(len(row) for row in dataset["input_ids"])
     padding = tokens - sum(sum(mask) for mask in dataset["attention_mask"])
     if padding:

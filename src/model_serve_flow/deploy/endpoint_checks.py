@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 import time
@@ -12,8 +13,8 @@ from typing import Any
 import httpx
 
 from model_serve_flow.errors import RERUN, FlowError
-from model_serve_flow.serve.chat import chat_body, chat_content, server_sent_events
-from model_serve_flow.serve.server import Server
+from model_serve_flow.serve.chat import Way, server_sent_events, way_of
+from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.system.records import NonNegative, Record
 
 QUESTION = "Name three colours."
@@ -49,38 +50,41 @@ class _Outcome:
     detail: str = ""
 
 
-def check_endpoint(server: Server, max_model_len: int) -> tuple[EndpointCheck, ...]:
+def check_endpoint(server: Endpoint, max_model_len: int) -> tuple[EndpointCheck, ...]:
     """Sends a running server the requests that it must answer and those that it must refuse.
 
     A failed check raises nothing; `require_checks` does.
 
     Args:
-        server: the running server.
+        server: the endpoint of the running server.
         max_model_len: the longest context of the server, in tokens.
     """
-    key, model = server.api_key, server.model_name
+    key, model, way = server.api_key, server.model_name, way_of(server.folder)
     right, wrong = (
         {"Authorization": f"Bearer {token}"} for token in (key, secrets.token_urlsafe(32))
     )
-    body = chat_body(model, QUESTION, ANSWER_TOKENS)
-    too_long = chat_body(model, "one " * max_model_len, ANSWER_TOKENS)
+    body = way.body(model, QUESTION, ANSWER_TOKENS)
+    too_long = way.body(model, "one " * max_model_len, ANSWER_TOKENS)
+
+    def refusal(name: str, headers: dict[str, str], body: dict[str, Any], status: int) -> Any:
+        asked = functools.partial(_refusal, client, way, headers, body, status)
+        return _check(name, str(status), key, asked)
+
     with httpx.Client(base_url=server.url, timeout=REQUEST_SECONDS, trust_env=False) as client:
         return (
             _check("health", "200", key, lambda: _health(client)),
             _check("model list", f"names {model}", key, lambda: _model_list(client, right, model)),
-            _check("chat", "200 and an answer", key, lambda: _chat(client, right, body)),
+            _check(way.name, "200 and an answer", key, lambda: _answer(client, way, right, body)),
             _check(
-                "streaming", "chunks, then [DONE]", key, lambda: _streaming(client, right, model)
-            ),
-            _check("missing key", "401", key, lambda: _refusal(client, {}, body, 401)),
-            _check("wrong key", "401", key, lambda: _refusal(client, wrong, body, 401)),
-            _check(
-                "wrong model",
-                "404",
+                "streaming",
+                "chunks, then [DONE]",
                 key,
-                lambda: _refusal(client, right, {**body, "model": f"not-{model}"}, 404),
+                lambda: _streaming(client, way, right, model),
             ),
-            _check("prompt too long", "400", key, lambda: _refusal(client, right, too_long, 400)),
+            refusal("missing key", {}, body, 401),
+            refusal("wrong key", wrong, body, 401),
+            refusal("wrong model", right, {**body, "model": f"not-{model}"}, 404),
+            refusal("prompt too long", right, too_long, 400),
         )
 
 
@@ -103,16 +107,18 @@ def require_checks(checks: tuple[EndpointCheck, ...]) -> None:
         )
 
 
-def _streamed_answer(client: httpx.Client, headers: dict[str, str], model: str) -> _StreamedAnswer:
+def _streamed_answer(
+    client: httpx.Client, way: Way, headers: dict[str, str], model: str
+) -> _StreamedAnswer:
     """Asks for a streamed answer; returns its text, its pieces, the time of the first, its end."""
     pieces, first, data, started = [], None, None, time.perf_counter()
-    body = {**chat_body(model, QUESTION, ANSWER_TOKENS), "stream": True}
-    with client.stream("POST", "/v1/chat/completions", headers=headers, json=body) as response:
+    body = {**way.body(model, QUESTION, ANSWER_TOKENS), "stream": True}
+    with client.stream("POST", way.path, headers=headers, json=body) as response:
         if response.is_error:
             response.read()
         response.raise_for_status()
         for data in server_sent_events(response):
-            piece = "" if data == "[DONE]" else chat_content(json.loads(data), "delta")
+            piece = "" if data == "[DONE]" else way.text(json.loads(data))
             if piece:
                 first = first or 1000 * (time.perf_counter() - started)
                 pieces.append(piece)
@@ -159,16 +165,18 @@ def _model_list(client: httpx.Client, headers: dict[str, str], model: str) -> _O
     return _Outcome(", ".join(map(str, names)) or "no model", model in names)
 
 
-def _chat(client: httpx.Client, headers: dict[str, str], body: dict[str, Any]) -> _Outcome:
-    response = client.post("/v1/chat/completions", headers=headers, json=body).raise_for_status()
-    answer = chat_content(response.json(), "message").strip()
+def _answer(
+    client: httpx.Client, way: Way, headers: dict[str, str], body: dict[str, Any]
+) -> _Outcome:
+    response = client.post(way.path, headers=headers, json=body).raise_for_status()
+    answer = way.text(response.json()).strip()
     return _Outcome(
         str(response.status_code) if answer else "an empty answer", bool(answer), answer
     )
 
 
-def _streaming(client: httpx.Client, headers: dict[str, str], model: str) -> _Outcome:
-    answer = _streamed_answer(client, headers, model)
+def _streaming(client: httpx.Client, way: Way, headers: dict[str, str], model: str) -> _Outcome:
+    answer = _streamed_answer(client, way, headers, model)
     # A single chunk means that the server, or a proxy before it, waits for the whole answer.
     ok = answer.finished and answer.chunks > 1
     got = f"{answer.chunks} chunks, {'then' if answer.finished else 'without'} [DONE]"
@@ -177,9 +185,9 @@ def _streaming(client: httpx.Client, headers: dict[str, str], model: str) -> _Ou
 
 
 def _refusal(
-    client: httpx.Client, headers: dict[str, str], body: dict[str, Any], status: int
+    client: httpx.Client, way: Way, headers: dict[str, str], body: dict[str, Any], status: int
 ) -> _Outcome:
-    response = client.post("/v1/chat/completions", headers=headers, json=body)
+    response = client.post(way.path, headers=headers, json=body)
     return _Outcome(str(response.status_code), response.status_code == status, response.text)
 
 

@@ -9,18 +9,26 @@ import re
 from importlib import resources
 from typing import Any
 
-from model_serve_flow.deploy.endpoint_checks import ANSWER_TOKENS, QUESTION
+from model_serve_flow.deploy.cluster import (
+    POD_ANNOTATIONS,
+    PORT,
+    gpu_amount,
+    metadata,
+    pod_settings,
+    require_safe,
+    service_annotations,
+)
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.flow.results.compared import BaseComparison, CandidateComparison, Comparison
 from model_serve_flow.flow.results.measured import BASE, Model
 from model_serve_flow.serve import vllm_main as vllm
+from model_serve_flow.serve.engine import DEPLOY
 from model_serve_flow.serve.vllm import engine_arguments, engine_environment
 from model_serve_flow.system.hardware import usable_cores
 from model_serve_flow.system.sizes import GIB
 
-PORT = 8080
 MODEL_FOLDER = "/mnt/models"  # where KServe puts the checkpoint, whatever the storage URI
 SECRET_KEY = "api-key"
 NAME_LENGTH = 40  # KServe adds "-predictor" and the like, and a DNS label ends at 63
@@ -28,10 +36,6 @@ KINDS = {
     ("serving.kserve.io/v1alpha1", "ServingRuntime"): "V1alpha1ServingRuntime",
     ("serving.kserve.io/v1beta1", "InferenceService"): "V1beta1InferenceService",
 }
-
-_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_IMAGE = re.compile(r"[a-z0-9][\w.:/-]*(@sha256:[0-9a-f]{64})?", re.ASCII)
-_STORAGE = re.compile(r"(pvc|s3|gs|hf|oci|https?|hdfs|webhdfs)://[\w.~:/%+=-]+", re.ASCII)
 
 
 def resource_name(config: FlowConfig, name: str) -> str:
@@ -49,19 +53,22 @@ def resource_name(config: FlowConfig, name: str) -> str:
 
 
 def serving_runtime(flow: Flow, name: str) -> dict[str, Any]:
-    """Returns the KServe ServingRuntime, which starts vLLM with the flags of the measurement.
+    """Returns the KServe ServingRuntime, which starts vLLM as it was measured.
+
+    Only what `deploy.differences` lists is other than in the measurement of performance.
 
     Raises:
         FlowError: a value of `deploy` or `engine` cannot be written into a manifest.
     """
     config = flow.config
-    _require_safe(config)
+    require_safe(config)
     resource = resource_name(config, name)
     return {
         "apiVersion": "serving.kserve.io/v1alpha1",
         "kind": "ServingRuntime",
-        "metadata": _metadata(config, resource),
+        "metadata": metadata(config, resource),
         "spec": {
+            "annotations": dict(POD_ANNOTATIONS),
             "multiModel": False,
             "supportedModelFormats": [{"name": "vLLM", "autoSelect": False}],
             "containers": [_container(config, resource)],
@@ -84,7 +91,10 @@ def inference_service(
     cores: int | None = None,
     run_as_user: int | None = None,
 ) -> dict[str, Any]:
-    """Returns the KServe InferenceService, which serves the model on `serving_runtime`.
+    """Returns the KServe InferenceService, which serves the model.
+
+    It runs on `serving_runtime`, or on the runtime of the cluster that `deploy.runtime` names. The
+    latter gets the engine's flags and variables from here, after its own.
 
     Args:
         model: the model to deploy, as `describe_model` finds it on the disk.
@@ -98,41 +108,63 @@ def inference_service(
             was not compared.
     """
     config = flow.config
-    _require_safe(config)
+    require_safe(config)
     resource = resource_name(config, model.name)
     figures = comparison.base if model.name == BASE else comparison.candidate(model.name)
-    user = {} if run_as_user is None else {"runAsUser": run_as_user, "fsGroup": run_as_user}
-    # RawDeployment is a plain Deployment: a model loads for minutes, so it must not scale to zero.
-    annotations = {
-        "serving.kserve.io/deploymentMode": "RawDeployment",
-        "model-serve-flow/sha256": model.sha256,
-    }
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {**_metadata(config, resource), "annotations": annotations},
+        "metadata": {
+            **metadata(config, resource),
+            "annotations": service_annotations(config, model),
+        },
         "spec": {
             "predictor": {
-                "minReplicas": 1,
-                "maxReplicas": 1,
-                "automountServiceAccountToken": False,
-                # Otherwise a Service called "vllm" would set VLLM_PORT in the pod, a variable that
-                # vLLM reads.
-                "enableServiceLinks": False,
-                "securityContext": {
-                    "runAsNonRoot": True,
-                    "seccompProfile": {"type": "RuntimeDefault"},
-                    **user,
-                },
+                **_predictor(config, run_as_user),
                 "model": {
                     "modelFormat": {"name": "vLLM"},
-                    "runtime": resource,
+                    **_runtime(config, resource),
                     "storageUri": config.deploy.storage_uri,
                     "resources": _resources(config, figures, cores),
                 },
             }
         },
     }
+
+
+def _predictor(config: FlowConfig, run_as_user: int | None) -> dict[str, Any]:
+    """Returns the settings of the pod."""
+    user = {} if run_as_user is None else {"runAsUser": run_as_user, "fsGroup": run_as_user}
+    return {
+        "minReplicas": 1,
+        "maxReplicas": 1,
+        "automountServiceAccountToken": False,
+        # Otherwise a Service called "vllm" would set VLLM_PORT in the pod, a variable that vLLM
+        # reads.
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            **user,
+        },
+        **pod_settings(config),
+    }
+
+
+def _runtime(config: FlowConfig, resource: str) -> dict[str, Any]:
+    """Returns the name of the runtime, and what the cluster's own runtime has to be told."""
+    if config.deploy.runtime is None:
+        return {"runtime": resource}
+    return {
+        "runtime": config.deploy.runtime,
+        "args": _kept(["--served-model-name", resource, *engine_arguments(config, DEPLOY)]),
+        "env": _environment(engine_environment(config), config, resource),
+    }
+
+
+def _kept(arguments: list[str]) -> list[str]:
+    """Returns the arguments so that Kubernetes, which replaces $(NAME) in them, keeps them."""
+    return [argument.replace("$", "$$") for argument in arguments]
 
 
 def validate_manifest(document: dict[str, Any]) -> None:
@@ -158,14 +190,6 @@ def validate_manifest(document: dict[str, Any]) -> None:
         raise FlowError(f"The {document['kind']} is not valid:\n  " + "\n  ".join(sorted(problems)))
 
 
-def _metadata(config: FlowConfig, resource: str) -> dict[str, Any]:
-    labels = {
-        "app.kubernetes.io/name": resource,
-        "app.kubernetes.io/managed-by": "model-serve-flow",
-    }
-    return {"name": resource, "namespace": config.deploy.namespace, "labels": labels}
-
-
 def _container(config: FlowConfig, resource: str) -> dict[str, Any]:
     where = [
         "--model",
@@ -181,9 +205,10 @@ def _container(config: FlowConfig, resource: str) -> dict[str, Any]:
         "name": "kserve-container",  # the name KServe looks for
         "image": config.deploy.image,
         "command": ["python3", "-m", vllm.MODULE],
-        # Kubernetes replaces $(NAME) in arguments; $$ keeps them as they were measured.
-        "args": [argument.replace("$", "$$") for argument in (*where, *engine_arguments(config))],
-        "env": _environment(config, resource),
+        "args": _kept([*where, *engine_arguments(config, DEPLOY)]),
+        "env": _environment(
+            {**engine_environment(config), **scratch_environment()}, config, resource
+        ),
         "ports": [{"containerPort": PORT, "protocol": "TCP"}],
         "startupProbe": _probe(period=10, failures=math.ceil(config.engine.startup_seconds / 10)),
         "readinessProbe": _probe(period=10, failures=3),
@@ -222,13 +247,15 @@ def scratch_environment() -> dict[str, str]:
     }
 
 
-def _environment(config: FlowConfig, resource: str) -> list[dict[str, Any]]:
-    variables = {**engine_environment(config), **scratch_environment()}
+def _environment(
+    variables: dict[str, str], config: FlowConfig, resource: str
+) -> list[dict[str, Any]]:
+    """Returns the variables, and the key unless OpenShift asks for its own token."""
+    plain = [{"name": name, "value": value} for name, value in variables.items()]
+    if config.deploy.auth == "openshift":
+        return plain
     secret = {"name": f"{resource}-api-key", "key": SECRET_KEY}
-    return [
-        *({"name": name, "value": value} for name, value in variables.items()),
-        {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}},
-    ]
+    return [*plain, {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}}]
 
 
 def _probe(period: int, failures: int) -> dict[str, Any]:
@@ -260,11 +287,7 @@ def _resources(
     """
     peak, size = figures.memory.peak_bytes, figures.size_bytes
     if config.device == "gpu":
-        need, cores, device = (
-            size + 8 * GIB,
-            cores or 4,
-            {"nvidia.com/gpu": str(config.engine.gpus)},
-        )
+        need, cores, device = size + 8 * GIB, cores or 4, gpu_amount(config)
     else:
         need = 1.25 * peak if peak else 2 * size + (4 + (config.engine.kv_cache_gib or 4)) * GIB
         cores, device = cores or usable_cores(), {}
@@ -274,73 +297,3 @@ def _resources(
         **device,
     }
     return {"requests": dict(amounts), "limits": dict(amounts)}
-
-
-def _require_safe(config: FlowConfig) -> None:
-    """Refuses values that Kubernetes would reject or misread."""
-    deploy = config.deploy
-    for key, value, allowed, hint in (
-        (
-            "deploy.namespace",
-            deploy.namespace,
-            _DNS_LABEL,
-            "Lower-case letters, digits and '-', at most 63.",
-        ),
-        (
-            "deploy.image",
-            deploy.image,
-            _IMAGE,
-            "Example: registry/name:tag, or registry/name@sha256:…",
-        ),
-        (
-            "deploy.storage_uri",
-            deploy.storage_uri,
-            _STORAGE,
-            "Example: pvc://claim/folder or s3://bucket/folder; no credentials.",
-        ),
-    ):
-        if not allowed.fullmatch(value):
-            raise FlowError(f"{key} is {value!r}, which cannot go into a manifest.", hint)
-    for argument in engine_arguments(config):
-        if "{{" in argument:
-            raise FlowError(
-                f"engine.extra_arguments holds {argument!r}: KServe would fill in what stands in "
-                f"{{{{ }}}}."
-            )
-
-
-def apply_commands(config: FlowConfig, name: str) -> str:
-    """Returns Markdown with the commands that deploy this model to a cluster.
-
-    The commands make a new API key on the cluster and never print it.
-    """
-    resource, namespace, uri = (
-        resource_name(config, name),
-        config.deploy.namespace,
-        config.deploy.storage_uri,
-    )
-    seconds = config.engine.startup_seconds + 300  # plus time to pull the image
-    question = {"role": "user", "content": QUESTION}
-    body = json.dumps({"model": resource, "messages": [question], "max_tokens": ANSWER_TOKENS})
-    return f"""# Deploying {resource}
-
-Not run by model-serve-flow: these need a cluster with KServe. `oc` takes the same arguments as `kubectl`.
-
-1. Put the files of `models/{name}` where the cluster reads them, readable for every user id (`chmod -R a+rX`): `{uri}`
-2. Make the key, the runtime and the service:
-```bash
-kubectl create namespace {namespace}
-openssl rand -hex 32 | tr -d '\\n' |
-  kubectl -n {namespace} create secret generic {resource}-api-key --from-file={SECRET_KEY}=/dev/stdin
-kubectl apply --dry-run=server -f servingruntime.yaml -f inferenceservice.yaml
-kubectl apply -f servingruntime.yaml -f inferenceservice.yaml
-kubectl -n {namespace} wait --for=condition=Ready --timeout={seconds}s inferenceservice/{resource}
-```
-3. Ask it:
-```bash
-kubectl -n {namespace} port-forward deployment/{resource}-predictor {PORT}:{PORT} &
-KEY=$(kubectl -n {namespace} get secret {resource}-api-key -o 'jsonpath={{.data.{SECRET_KEY}}}' | base64 -d)
-curl -s http://127.0.0.1:{PORT}/v1/chat/completions -H @<(printf 'Authorization: Bearer %s' "$KEY") \\
-  -H 'Content-Type: application/json' -d '{body}'
-```
-"""  # noqa: E501

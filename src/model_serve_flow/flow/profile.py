@@ -9,10 +9,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from model_serve_flow.errors import FlowError
+from model_serve_flow.flow.deploy_section import Deploy
+from model_serve_flow.flow.section import Section
 
 # default of performance.max_seconds, as a multiple of performance.seconds
 LONGEST_FACTOR = 10
@@ -29,12 +31,6 @@ _PARALLEL_FLAG = re.compile(r"(--tensor-p|-tp$)|(--pipeline-p|-pp$)")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Section(BaseModel):
-    """A part of a profile; it is frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class PackagedFile(Section):
@@ -679,26 +675,6 @@ class Verdict(Section):
         return self
 
 
-class Deploy(Section):
-    """What 07 serves and writes manifests for, and what the serving machine costs."""
-
-    hourly_price_usd: Annotated[float, Field(gt=0)] | None = Field(
-        default=None,
-        description="of the serving machine, for the cost per million output tokens; none: no cost",
-    )
-    candidate: str | None = Field(default=None, description="none: the candidate recommended by 06")
-    override_reason: str = Field(
-        default="",
-        description="why a checkpoint without the verdict SHIP is deployed all the same; goes into "
-        "the record",
-    )
-    namespace: str = "model-serve-flow"
-    storage_uri: str = Field(
-        description="where the cluster finds the checkpoint, e.g. pvc://models/llama or s3://…"
-    )
-    image: str = Field(description="container image of the vLLM server")
-
-
 Difference = Literal["checkpoint", "engine_settings", "engine"]
 ONLY_CHECKPOINT: tuple[Difference, ...] = ("checkpoint",)
 
@@ -784,6 +760,16 @@ class FlowConfig(Section):
                 "performance.prompt_tokens + output_tokens = "
                 f"{self.performance.prompt_tokens + self.performance.output_tokens} do not fit "
                 f"into engine.max_model_len = {self.engine.max_model_len}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def mig_instance_is_alone(self) -> FlowConfig:
+        if self.engine.gpus > 1 and "/mig-" in (self.deploy.gpu_resource or ""):
+            raise ValueError(
+                f"deploy.gpu_resource is {self.deploy.gpu_resource}, and the engine takes "
+                f"{self.engine.gpus} GPUs: CUDA joins no MIG instances, so set "
+                "engine.tensor_parallel and pipeline_parallel to 1"
             )
         return self
 

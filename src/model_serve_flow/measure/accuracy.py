@@ -20,7 +20,14 @@ from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.busy import MachineWatch
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.profile import FlowConfig
-from model_serve_flow.flow.results.measured import LOOK, AccuracyResult, Model, TaskAccuracy
+from model_serve_flow.flow.results.measured import (
+    LOOK,
+    AccuracyResult,
+    Busy,
+    Measurement,
+    Model,
+    TaskAccuracy,
+)
 from model_serve_flow.flow.workspace import describe_model
 from model_serve_flow.measure.lm_eval_cache import forget_answers, request_cache
 from model_serve_flow.measure.lm_eval_results import plain, read_task, was_asked
@@ -47,6 +54,7 @@ from model_serve_flow.system.files import read_json, write_json
 # Limit of one answer: enough for a full batch of long texts on two cores. A server that hangs is
 # killed earlier (`watchdog`).
 TIMEOUT_SECONDS = 1800
+SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 Found = TypeVar("Found")
 ATTEMPTS = 3  # a second apart, so that a server that ended is noticed at once
 
@@ -182,17 +190,13 @@ def _measure(
     """
     flow = measured_units(flow)
     started, name, workspace = time.monotonic(), server.model_name, flow.workspace
-    if name != "base":
-        trust = flow.config.model.trust_remote_code
-        verify_same_tokenizer(workspace.model("base"), server.folder, trust_remote_code=trust)
+    _require_same_tokenizer(flow, server)
     path, facts = workspace.results(name) / f"accuracy{suffix}.json", proven_facts(server)
     protocol = accuracy_protocol(flow, facts.version) | ({"items_per_task": items} if items else {})
     protocol |= {LOOK: [look, flow.config.verdict.looks]} if look else {}
     require_arguments(server, protocol)
     before = earlier(path, AccuracyResult, server, facts)
-    if before is not None and (
-        before.protocol == protocol or (look and _looked_already(before, protocol))
-    ):
+    if before is not None and _is_complete(before, protocol):
         say_kept(path)
         if not look:
             forget_answers(workspace, f"{name}{suffix}")
@@ -202,7 +206,6 @@ def _measure(
         look = before.protocol[LOOK][0]
         protocol[LOOK] = before.protocol[LOOK]
     kept = frozenset(scored)
-    asked = [task for task in flow.config.accuracy.tasks if task not in scored]
     ways = collections.Counter(_asked_before(before) if before and scored else {})
     spent = before.seconds if before is not None and (scored or (look or 1) > 1) else 0.0
     live.report(f"{name}{suffix.replace('_', ', ')}: lm-eval", 0, 0)
@@ -220,22 +223,55 @@ def _measure(
             ways,
             kept,
         )
-        several = repeated_tasks(flow.config, asked)
-        found = ask([task for task in asked if task not in several])
-        scored |= found | _ask_several(flow.config, several, ask, only_one=items is not None)
-        result = AccuracyResult(
-            **provenance(server, proven_facts(server), protocol, started - spent),
-            busy=watch.result(),
-            tasks={task: scored[task] for task in flow.config.accuracy.tasks if task in scored},
-            cut_prompts=_say_cut(ways),
-            requests=dict(ways),
-        )
-        if look:
-            looks = _looks(before, result, kept)
-            requests = result.requests if kept else _requests(before, result)
-            result = result.model_copy(update={"looks": looks, "requests": requests})
+        tasks = _complete(flow.config, scored, ask)
+        source = provenance(server, proven_facts(server), protocol, started - spent)
+        result = _result(source, tasks, watch.result(), ways, before, kept)
         write_json(path, result)
     return result
+
+
+def _require_same_tokenizer(flow: Flow, server: Server) -> None:
+    """Checks that a candidate has the base's tokenizer; else both would not get the same tokens."""
+    if server.model_name != "base":
+        base, trust = flow.workspace.model("base"), flow.config.model.trust_remote_code
+        verify_same_tokenizer(base, server.folder, trust_remote_code=trust)
+
+
+def _is_complete(before: AccuracyResult, protocol: dict[str, Any]) -> bool:
+    """Checks whether an earlier result holds all that this measurement would ask."""
+    return before.protocol == protocol or (LOOK in protocol and _looked_already(before, protocol))
+
+
+def _result(
+    source: Measurement,
+    tasks: dict[str, TaskAccuracy],
+    busy: Busy,
+    ways: collections.Counter[str],
+    before: AccuracyResult | None,
+    kept: frozenset[str],
+) -> AccuracyResult:
+    """Builds the result; with looks, it lists the items of each.
+
+    Args:
+        kept: tasks whose items are those of `before`.
+    """
+    cut_prompts = _say_cut(ways)
+    result = AccuracyResult(
+        model=source.model,
+        protocol=source.protocol,
+        protocol_hash=source.protocol_hash,
+        engine=source.engine,
+        seconds=source.seconds,
+        busy=busy,
+        tasks=tasks,
+        cut_prompts=cut_prompts,
+        requests=dict(ways),
+    )
+    if LOOK not in source.protocol:
+        return result
+    looks = _looks(before, result, kept)
+    requests = result.requests if kept else _requests(before, result)
+    return result.model_copy(update={"looks": looks, "requests": requests})
 
 
 def _asked_before(before: AccuracyResult) -> dict[str, int]:
@@ -288,6 +324,17 @@ class _Asker:
         return {
             task: read_task(task, raw) for task in tasks if not self.items or was_asked(task, raw)
         }
+
+
+def _complete(
+    config: FlowConfig, scored: dict[str, TaskAccuracy], ask: _Asker
+) -> dict[str, TaskAccuracy]:
+    """Asks the tasks that are not scored yet; returns all in the order of the profile."""
+    asked = [task for task in config.accuracy.tasks if task not in scored]
+    several = repeated_tasks(config, asked)
+    found = scored | ask([task for task in asked if task not in several])
+    found |= _ask_several(config, several, ask, only_one=ask.items is not None)
+    return {task: found[task] for task in config.accuracy.tasks if task in found}
 
 
 def _ask_several(
@@ -483,7 +530,7 @@ def _ask(
     """Runs lm-eval, returns its results, and counts in `ways` how its requests were asked."""
     import lm_eval
 
-    accuracy, seed = flow.config.accuracy, flow.config.seed
+    accuracy = flow.config.accuracy
     selection = _selection(flow, tasks, items, look)
     sampled = {} if answers_seed is None else {"seed": answers_seed}
     if not selection["tasks"]:
@@ -503,10 +550,7 @@ def _ask(
             else None,
             use_cache=None if cache is None else str(cache),
             log_samples=True,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
+            **dict.fromkeys(SEEDS, flow.config.seed),
         )
     raw["config"] |= _endpoint(flow, server, **sampled)  # without client and counter
     return raw

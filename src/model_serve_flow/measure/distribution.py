@@ -80,7 +80,15 @@ def measure_distribution(
     what = f"{server.model_name}{', again' if again else ''}: distributions"
     found = _ask_all(server, documents[::turn], k, concurrency, what)[::turn]
     source = provenance(server, proven_facts(server), protocol, started)
-    result = DistributionResult(**source, k=k, documents=tuple(found))
+    result = DistributionResult(
+        model=source.model,
+        protocol=source.protocol,
+        protocol_hash=source.protocol_hash,
+        engine=source.engine,
+        seconds=source.seconds,
+        k=k,
+        documents=tuple(found),
+    )
     # On one line: a line for each of hundreds of thousands of numbers would double the size.
     write_text(path, result.model_dump_json() + "\n")
     return result
@@ -287,5 +295,10 @@ def token_tops(
         ids.append(tuple(token for _, token, _ in top))
         logprobs.append(tuple(round(logprob, DECIMALS) for _, _, logprob in top))
         own.append(round(position[token]["logprob"], DECIMALS))
-    rows = {"top_ids": tuple(ids), "top_logprobs": tuple(logprobs), "own_logprobs": tuple(own)}
-    return TokenTops(id=document.id, tokens=document.tokens, **rows)
+    return TokenTops(
+        id=document.id,
+        tokens=document.tokens,
+        top_ids=tuple(ids),
+        top_logprobs=tuple(logprobs),
+        own_logprobs=tuple(own),
+    )

@@ -225,7 +225,16 @@ class PerformanceWork:
         searches = dict(sorted(self.searches.items()))
         capacity = pooled(list(searches.values())) if len(searches) == self.blocks else None
         kept = searches if self.blocks > 1 else {}
-        return PerformanceResult(**source, points=points, capacity=capacity, searches=kept)
+        return PerformanceResult(
+            model=source.model,
+            protocol=source.protocol,
+            protocol_hash=source.protocol_hash,
+            engine=source.engine,
+            seconds=source.seconds,
+            points=points,
+            capacity=capacity,
+            searches=kept,
+        )
 
     def write(self) -> PerformanceResult:
         """Writes the result so far and returns it."""

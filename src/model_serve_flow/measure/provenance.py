@@ -105,8 +105,8 @@ def _shown(path: Path) -> Path:
 
 def provenance(
     server: Server, facts: EngineFacts, protocol: dict[str, Any], started: float
-) -> dict[str, Any]:
-    """Builds the fields that every result of a measurement has.
+) -> Measurement:
+    """Records what every result of a measurement has.
 
     Args:
         server: the server on which the model was measured.
@@ -117,10 +117,10 @@ def provenance(
     Raises:
         FlowError: the checkpoint is missing.
     """
-    return {
-        "model": describe_model(server.model_name, server.folder),
-        "protocol": protocol,
-        "protocol_hash": protocol_hash(protocol),
-        "engine": facts,
-        "seconds": time.monotonic() - started,
-    }
+    return Measurement(
+        model=describe_model(server.model_name, server.folder),
+        protocol=protocol,
+        protocol_hash=protocol_hash(protocol),
+        engine=facts,
+        seconds=time.monotonic() - started,
+    )

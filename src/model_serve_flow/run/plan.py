@@ -97,11 +97,11 @@ def _measurement(
     step: Step, config: FlowConfig, folder: Path, name: str, python: Path
 ) -> list[list[str]]:
     from model_serve_flow.measure.guidellm.commands import load_command, search_command
-    from model_serve_flow.serve.engine import ACCURACY, SERVE
+    from model_serve_flow.serve.engine import ACCURACY, DEPLOY, PERFORMANCE
     from model_serve_flow.serve.engines import engine_of
 
     scores = step.module.endswith("Accuracy")
-    purpose = ACCURACY if scores else SERVE
+    purpose = ACCURACY if scores else DEPLOY if step.module == "07_Deploy" else PERFORMANCE
     lines = [_in(python, engine_of(config).command(folder, name, PORT, purpose))]
     if scores:
         lines.append(lm_eval_command(config, folder, name, python))
@@ -151,10 +151,15 @@ def lm_eval_command(
 
 def needs(flow: Flow) -> list[str]:
     """Returns the estimated memory and disk, one line each, without what is not needed."""
+    from model_serve_flow.setup.disk import data_bytes
     from model_serve_flow.setup.fit import estimate
+    from model_serve_flow.system.environment_sizes import missing_bytes
     from model_serve_flow.system.sizes import gib
 
     sizes = estimate(flow).model_dump()
+    sizes["disk_bytes"] += data_bytes(flow.config)
+    if to_build := missing_bytes(flow.config.device):
+        sizes["disk_for_environments_to_build_bytes"] = to_build
     return [
         f"{key.removesuffix('_bytes').replace('_', ' ')}: about {gib(size)}"
         for key, size in sizes.items()

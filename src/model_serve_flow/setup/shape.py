@@ -152,14 +152,22 @@ def base_settings(flow: Flow) -> dict[str, Any] | None:
     Returns:
         The settings; None if the file is in none of these places.
     """
-    model = flow.config.model
-    places = [flow.workspace.model("base") / "config.json"]
-    if model.source is not None:
-        places.append(Path(local(model.source)).expanduser() / "config.json")
-        places.append(_hub_cache(model.source, model.revision))
+    model, made = flow.config.model, flow.workspace.model("base") / "config.json"
+    if made.is_file():
+        return read_settings(made)
+    return None if model.source is None else source_settings(model.source, model.revision)
+
+
+def source_settings(source: str, revision: str | None = None) -> dict[str, Any] | None:
+    """Reads the config.json of a local folder, or of a hub id in the hub's cache.
+
+    Returns:
+        The settings; None if the file is in neither place.
+    """
+    places = [Path(local(source)).expanduser() / "config.json", _hub_cache(source, revision)]
     for path in filter(None, places):
         if os.path.isfile(path):  # noqa: PTH113 (Path.is_file fails where a name is too long)
-            return _read(path)
+            return read_settings(path)
     return None
 
 
@@ -174,7 +182,12 @@ def _hub_cache(source: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of a model, such as config.json.
+
+    Raises:
+        FlowError: the file cannot be read.
+    """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ The library NVML answers the same, but in this process: a driver that hangs woul
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
@@ -21,6 +22,7 @@ LEAST_DRIVER = 580  # driver of CUDA 13, for which the pinned vLLM and PyTorch a
 ANSWER_SECONDS = 60
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 MEBIBYTE = 1 << 20
+MIG_PROFILE = r"(?:\d+c\.)?\d+g\.\d+gb(?:\+me)?"
 
 
 class Gpu(Record):
@@ -84,6 +86,16 @@ def driver_is_old(gpu: Gpu) -> bool:
     return major.isdigit() and int(major) < LEAST_DRIVER
 
 
+def mig_profile(gpu: Gpu) -> str | None:
+    """Returns the profile of a MIG instance as Kubernetes writes it, such as "1g.10gb".
+
+    Returns:
+        None for a whole GPU, or if nvidia-smi does not name the profile.
+    """
+    found = re.search(rf" MIG ({MIG_PROFILE})$", gpu.name)
+    return found[1].replace("+", ".") if found else None
+
+
 def ask(*arguments: str) -> tuple[str, str | None]:
     """Runs nvidia-smi and returns its output, and why the output may be incomplete."""
     try:
@@ -118,7 +130,7 @@ def _instances() -> dict[str, list[_Listed]]:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError:
         return {}
-    driver = root.findtext("driver_version", "")
+    driver, profiles = root.findtext("driver_version", ""), _mig_profiles()
     found: dict[str, list[_Listed]] = {}
     for gpu in root.iter("gpu"):
         uuid, name = gpu.findtext("uuid", ""), gpu.findtext("product_name", "")
@@ -126,11 +138,28 @@ def _instances() -> dict[str, list[_Listed]]:
         for number, instance in enumerate(gpu.iter("mig_device")):
             total = instance.findtext("fb_memory_usage/total", "").split()
             size = int(total[0]) * MEBIBYTE if total and total[0].isdigit() else None
+            profile = profiles.get(uuid, [])[number : number + 1]
             part = Gpu(
-                name=f"{name} MIG", memory_bytes=size, driver=driver, compute_capability=capability
+                name=" ".join([name, "MIG", *profile]),
+                memory_bytes=size,
+                driver=driver,
+                compute_capability=capability,
             )
             found.setdefault(uuid, []).append(_Listed(f"MIG-{uuid}-{number}", part))
     return {uuid: parts[:1] for uuid, parts in found.items()}
+
+
+def _mig_profiles() -> dict[str, list[str]]:
+    """Returns GPU uuid -> the profiles of its MIG instances, such as "1g.10gb", in their order."""
+    text, _ = ask("-L")
+    found: dict[str, list[str]] = {}
+    uuid = ""
+    for line in text.splitlines():
+        if gpu := re.search(r"^GPU \d+: .*\(UUID: (GPU-[^)]+)\)", line):
+            uuid = gpu[1]
+        elif instance := re.search(rf"^\s+MIG ({MIG_PROFILE})\s", line):
+            found.setdefault(uuid, []).append(instance[1])
+    return found
 
 
 def _capability(uuid: str) -> str:

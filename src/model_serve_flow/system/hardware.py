@@ -67,7 +67,7 @@ def inspect_machine(folder: Path = Path()) -> Machine:
         cpu_features=features,
         memory_bytes=total,
         memory_available_bytes=available,
-        disk_free_bytes=shutil.disk_usage(_existing(folder)).free,
+        disk_free_bytes=shutil.disk_usage(existing(folder)).free,
         gpus=gpus,
         gpu_problem=problem,
     )
@@ -123,7 +123,8 @@ def _text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """Returns the folder, or the nearest folder above it that exists."""
     return next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
 
 

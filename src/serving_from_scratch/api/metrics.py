@@ -8,6 +8,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from serving_from_scratch.engine.llm_engine import LLMEngine
 
 PREFIX = "serving_from_scratch_"
+TOTALS = (
+    "steps",
+    "step_seconds",
+    "step_tokens",
+    "generated_tokens",
+    "guessed_tokens",
+    "right_guesses",
+    "worker_deaths",
+)
 
 
 class EngineNumbers:
@@ -25,18 +34,10 @@ class EngineNumbers:
             "cache_free_tokens": scheduler.memory.free_tokens,
             "healthy": int(not self.engine.health()),
         }
-        totals = {
-            "steps": counts.steps,
-            "step_seconds": counts.step_seconds,
-            "step_tokens": counts.step_tokens,
-            "generated_tokens": counts.generated_tokens,
-            "guessed_tokens": counts.guessed_tokens,
-            "right_guesses": counts.right_guesses,
-            "worker_deaths": counts.worker_deaths,
-        }
         for name, value in gauges.items():
             yield GaugeMetricFamily(PREFIX + name, name.replace("_", " "), value=value)
-        for name, total in totals.items():
+        for name in TOTALS:
+            total = getattr(counts, name)
             yield CounterMetricFamily(PREFIX + name, name.replace("_", " "), value=total)
         ends = CounterMetricFamily(PREFIX + "requests", "requests by their end", labels=["end"])
         for reason, number in list(counts.finished.items()):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from serving_from_scratch.core.errors import ServingError
 from serving_from_scratch.engine.executor import WorkerDied, WorkerProcess
-from serving_from_scratch.engine.messages import ModelOptions, Rank, Step, StepResult
+from serving_from_scratch.engine.messages import ModelFacts, ModelOptions, Rank, Step, StepResult
 
 
 class Ranks:
@@ -26,6 +26,7 @@ class Ranks:
     """
 
     kind = ""
+    facts: ModelFacts
 
     def __init__(
         self,

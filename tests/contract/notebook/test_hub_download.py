@@ -36,6 +36,19 @@ try:
 except FlowError as error:
     sys.exit(f"FlowError: {error}")
 """
+NEW_PROFILE = """
+import sys
+from pathlib import Path
+from model_serve_flow.errors import FlowError
+from model_serve_flow.flow.load import load_profile
+from model_serve_flow.setup.new_profile import new_profile
+try:
+    config = load_profile(str(new_profile(sys.argv[1], Path(sys.argv[2]), "h100")))
+    model, chat = config.model, config.accuracy.apply_chat_template
+    print(model.source, model.revision, model.parameters, chat)
+except FlowError as error:
+    sys.exit(f"FlowError: {error}")
+"""
 FETCH = """
 import sys
 from pathlib import Path
@@ -231,3 +244,22 @@ def test_a_mirror_is_fetched_and_stands_in_for_the_hub(
         str({"folder": str(mirror / "org" / "good")}),
     )
     assert requests == []
+
+
+def test_a_profile_is_written_from_the_small_files_alone(
+    hub: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint, requests = hub
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}
+    settings = {"model_type": "llama", "tie_word_embeddings": False, **sizes, **heads}
+    monkeypatch.setitem(FILES, "config.json", json.dumps(settings).encode())
+    variables = {"HF_HOME": str(tmp_path / "hf")}
+    script = [NEW_PROFILE, "org/good", str(tmp_path / "new.yaml")]
+    assert execute(endpoint, script, variables) == (0, f"org/good {COMMIT} 8030261248 True")
+    assert not any("safetensors" in path for path in requests), "weights were asked for"
+    for source, said in (("org/gated", "is gated"), ("org/none", "is neither a local folder")):
+        script = [NEW_PROFILE, source, str(tmp_path / "other.yaml")]
+        status, output = execute(endpoint, script, variables)
+        assert status == 1 and said in output
+    assert not (tmp_path / "other.yaml").exists()

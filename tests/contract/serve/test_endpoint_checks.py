@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from model_serve_flow.deploy.endpoint_checks import check_endpoint, require_checks
 from model_serve_flow.errors import FlowError
+from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.system.hardware import free_port
 
 START_SECONDS = 120
@@ -42,7 +42,8 @@ def mock_server(tmp_path_factory):
     try:
         url = f"http://127.0.0.1:{port}"
         _wait(child, url, log)
-        yield SimpleNamespace(url=url, model_name="mock", api_key="a-key-it-does-not-ask-for")
+        (log.parent / "chat_template.jinja").touch()
+        yield Endpoint(url, "mock", "a-key-it-does-not-ask-for", log.parent)
     finally:
         child.terminate()
         child.wait(timeout=20)

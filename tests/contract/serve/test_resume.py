@@ -233,7 +233,9 @@ def write_task(data, task, rows):
 
 def killed(folder, endpoint, answers):
     """Measures in a process that is killed as soon as the endpoint gave so many answers."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "HF_HUB_OFFLINE": "1"}
+    folders = [Path(__file__).parent, Path(__file__).parents[2]]  # with this file, with `support`
+    places = [*map(str, folders), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", MEASURE, str(folder), endpoint.url]
     child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     while len(endpoint.answered) < answers:

@@ -132,12 +132,15 @@ def test_the_number_of_items_is_sealed_once_a_candidate_is_measured(flow, measur
     )
 
 
-def test_a_seal_of_an_earlier_version_without_a_plan_holds(flow):
-    once = flow.config.verdict.model_copy(update={"looks": 1})
+@pytest.mark.parametrize(("looks", "left"), [(1, ()), (4, ("looks", "accuracy.limit"))])
+def test_a_seal_of_an_earlier_version_with_less_of_the_plan_holds(flow, looks, left):
+    once = flow.config.verdict.model_copy(update={"looks": looks})
     flow = Flow(flow.config.model_copy(update={"verdict": once}), flow.workspace)
     seal = seal_margins(flow)
     measured(flow)
-    old = {name: value for name, value in seal["values"].items() if not of_plan(name)}
+    old = {
+        name: value for name, value in seal["values"].items() if name in left or not of_plan(name)
+    }
     sealed = {**seal, "values": old, "sha256": protocol_hash(old)}
     update_manifest(flow.workspace, replace=True, margins=sealed)
     assert check_seal(flow).changed == {}

@@ -49,6 +49,13 @@ def test_padding_in_the_calibration_text_is_an_error(tmp_path):
         calibration_facts(dataset, flow.config.calibration, True, None)
 
 
+def test_a_calibration_text_without_a_token_is_an_error(tmp_path):
+    flow = Flow.open("ci", {}, tmp_path)
+    dataset = {"input_ids": [[5, 6], []], "attention_mask": [[1, 1], []]}
+    with pytest.raises(FlowError, match="1 of 2 calibration texts have no token"):
+        calibration_facts(dataset, flow.config.calibration, True, None)
+
+
 def test_calibration_facts_tell_other_text_apart(tmp_path):
     calibration = Flow.open("ci", {}, tmp_path).config.calibration
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 
 from model_serve_flow.deploy.endpoint_checks import check_endpoint, require_checks
 from model_serve_flow.errors import FlowError
+from model_serve_flow.serve.chat import ask, stream
+from model_serve_flow.serve.endpoint import Endpoint
 
 KEY = "sk-very-secret-key"
 MODEL = "w8a8-int8"
@@ -62,10 +65,14 @@ class StubHandler(BaseHTTPRequestHandler):
             )
         if body["model"] != MODEL and "any model" not in faults:
             return self.reply(404, '{"error": "no such model"}')
-        if len(body["messages"][0]["content"].split()) >= LIMIT and "any length" not in faults:
+        chats = self.path == "/v1/chat/completions"
+        if chats and "no template" in faults:
+            return self.reply(400, '{"error": "a chat template must be given"}')
+        asked = body["messages"][0]["content"] if chats else body["prompt"]
+        if len(asked.split()) >= LIMIT and "any length" not in faults:
             return self.reply(400, '{"error": "too long"}')
         if body.get("stream"):
-            return self.stream(faults)
+            return self.stream(faults, chats)
         text = (
             ""
             if "silent" in faults
@@ -73,25 +80,36 @@ class StubHandler(BaseHTTPRequestHandler):
             if "echo key" in faults
             else "Red, green, blue."
         )
-        return self.reply(200, json.dumps({"choices": [{"message": {"content": text}}]}))
+        return self.reply(200, json.dumps(answer(text, "message", faults, chats)))
 
-    def stream(self, faults: set[str]) -> None:
+    def stream(self, faults: set[str], chats: bool) -> None:
         pieces = ["Red, green, blue."] if "one chunk" in faults else ["Red, ", "green, ", "blue."]
-        events = [json.dumps({"choices": [{"delta": {"content": piece}}]}) for piece in pieces]
+        events = [json.dumps(answer(piece, "delta", faults, chats)) for piece in pieces]
         events += [] if "no end" in faults else ["[DONE]"]
         self.reply(200, "".join(f"data: {event}\n\n" for event in events), "text/event-stream")
 
 
+def answer(text: str, part: str, faults: set[str], chats: bool) -> dict[str, object]:
+    """An answer in vLLM's form; with a reasoning parser, text goes where no reader looked."""
+    if not chats:
+        return {"choices": [{"text": text}]}
+    content = {"content": None, "reasoning": text} if "reasons" in faults else {"content": text}
+    return {"choices": [{part: content}]}
+
+
 @contextlib.contextmanager
-def stub(*faults: str) -> Iterator[SimpleNamespace]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), StubHandler) as server:
+def stub(*faults: str) -> Iterator[Endpoint]:
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), StubHandler) as server,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        settings = {} if "no template" in faults else {"chat_template": "{{ messages }}"}
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings))
         server.faults = set(faults)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield SimpleNamespace(
-                url=f"http://127.0.0.1:{server.server_port}", model_name=MODEL, api_key=KEY
-            )
+            yield Endpoint(f"http://127.0.0.1:{server.server_port}", MODEL, KEY, Path(folder))
         finally:
             server.shutdown()
             thread.join()
@@ -138,6 +156,16 @@ def test_each_fault_fails_its_check(fault, failed):
     with pytest.raises(FlowError, match="must not be deployed") as caught:
         require_checks(checks)
     assert all(name in str(caught.value) for name in failed)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("no template", "completion"), ("reasons", "chat")])
+def test_a_base_model_and_a_model_that_reasons_pass_as_what_they_are(kind, name):
+    with stub(kind) as server:
+        checks = check_endpoint(server, LIMIT)
+        said, pieces = ask(server, "Name three colours."), list(stream(server, "And more?"))
+    require_checks(checks)
+    assert checks[2].name == name and said == "Red, green, blue."
+    assert pieces == ["Red, ", "green, ", "blue."]
 
 
 def test_a_dead_endpoint_fails_every_check():

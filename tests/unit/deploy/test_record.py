@@ -8,9 +8,9 @@ import yaml
 from factories import engine, model, sample_comparison
 
 from model_serve_flow.deploy.choice import choose
+from model_serve_flow.deploy.commands import apply_commands
 from model_serve_flow.deploy.endpoint_checks import EndpointCheck
 from model_serve_flow.deploy.kserve import (
-    apply_commands,
     inference_service,
     resource_name,
     serving_runtime,
@@ -131,10 +131,13 @@ def test_an_unknown_field_of_the_inference_service_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("profile", ["cpu-smollm2", "gpu-llama-3.1-8b"])
-def test_the_flags_are_those_that_were_measured(tmp_path, profile):
+def test_the_flags_are_those_that_were_measured_but_for_the_prefix_cache(tmp_path, profile):
     flow = open_flow(tmp_path, profile)
-    measured = engine_arguments(flow.config)
-    assert _container(serving_runtime(flow, MODEL))["args"][-len(measured) :] == measured
+    measured = engine_arguments(flow.config, "performance")
+    measured.remove("--no-enable-prefix-caching")
+    arguments = _container(serving_runtime(flow, MODEL))["args"]
+    assert arguments[-len(measured) :] == measured
+    assert not any("prefix-caching" in argument for argument in arguments)
 
 
 def test_the_key_is_a_reference_and_never_a_value(tmp_path):
@@ -207,6 +210,9 @@ def test_the_manifest_asks_for_as_many_gpus_as_the_engine_takes(tmp_path):
         ("deploy__storage_uri", "s3://user:secret@bucket/model"),
         ("deploy__storage_uri", "https://host/model?token=secret"),
         ("deploy__storage_uri", "/mnt/models"),
+        ("deploy__storage_uri", f"oci://registry/model@sha256:{'a' * 63}"),
+        ("deploy__storage_uri", "oci://user:secret@registry/model"),
+        ("deploy__storage_uri", f"pvc://claim/model@sha256:{'a' * 64}"),
         ("engine__extra_arguments", ["--chat-template", "{{ .Name }}"]),
     ],
 )
@@ -299,9 +305,25 @@ def test_what_is_written_agrees_with_what_was_measured(shipped):
     assert decision.sha256 == written["model"]["sha256"]
     assert decision.sha256 == service["metadata"]["annotations"]["model-serve-flow/sha256"]
     assert written["choice"]["verdict"] == "SHIP" and len(written["checks"]) == 8
-    assert written["ship"]["override"] is None
+    assert written["ship"]["override"] is None and written["runtime"] is None
+    (difference,) = written["differences"]
+    assert difference["setting"] == "prefix cache"
+    assert "off for speed" in difference["measured"] and "on" in difference["deployed"]
     digests = {file: file_digest(folder / file) for file in record.manifests}
     assert record.manifests == digests and "deployment.json" not in digests
+
+
+def test_on_a_runtime_of_the_cluster_no_runtime_is_written_and_an_earlier_one_goes(
+    shipped, tmp_path
+):
+    flow, decision, checks = shipped
+    write_deployment(flow, decision, sample_comparison(), checks, engine(MODEL), cores=2)
+    theirs = open_flow(tmp_path, deploy__runtime="vllm-cuda-runtime")
+    record = write_deployment(theirs, decision, sample_comparison(), checks, engine(MODEL), cores=2)
+    assert not (flow.workspace.deploy / "servingruntime.yaml").exists()
+    assert set(record.manifests) == {"inferenceservice.yaml", "README.md"}
+    assert record.runtime == "vllm-cuda-runtime"
+    assert [one.setting for one in record.differences][1] == "image and start of the server"
 
 
 def test_an_override_goes_into_the_record_with_its_reason(shipped):

@@ -311,12 +311,14 @@ def test_what_an_engine_compiles_is_there_for_the_next_one(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("profile", ["ci", "gpu-llama-3.1-8b"])
-def test_servers_for_accuracy_have_a_prefix_cache_and_no_others_have(tmp_path, profile):
+def test_the_prefix_cache_is_on_for_accuracy_off_for_speed_and_vllms_default_in_deployment(
+    tmp_path, profile
+):
     config = Flow.open(profile, {}, tmp_path).config
     plain = vllm.engine_arguments(config)
-    assert all(
-        vllm.engine_arguments(config, purpose) == plain for purpose in ("performance", "deploy")
-    )
+    assert vllm.engine_arguments(config, "performance") == plain
+    deployed = vllm.engine_arguments(config, "deploy")
+    assert deployed == [flag for flag in plain if flag != "--no-enable-prefix-caching"]
     scoring = vllm.engine_arguments(config, "accuracy")
     only = [flag for flag in scoring if flag not in plain]
     assert only == [

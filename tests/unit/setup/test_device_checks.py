@@ -159,3 +159,44 @@ def test_plan_says_where_each_scheme_has_a_kernel(
         "W4A16: absent on AVX2"
         in CliRunner().invoke(cli.main, ["plan", "--profile", "cpu-smollm2"]).output
     )
+
+
+@pytest.mark.parametrize(
+    ("profile", "machine", "config", "check_name", "outcome"),
+    [
+        (
+            "cpu-smollm2",
+            ROOMY.model_copy(update={"cpu_features": ("avx2",)}),
+            {"quant_method": "gptq", "bits": 4, "sym": True},
+            "CPU for INT4",
+            "does not fit",
+        ),
+        (
+            PROFILE,
+            ROOMY.model_copy(update={"gpus": (B200,)}),
+            {"quant_method": "fp8", "activation_scheme": "dynamic"},
+            "kernel for FP8_DYNAMIC",
+            "ok",
+        ),
+        (
+            PROFILE,
+            ROOMY.model_copy(update={"gpus": (A100,)}),
+            {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": {}}}},
+            "kernel for UNKNOWN",
+            "warning",
+        ),
+    ],
+)
+def test_a_ready_made_checkpoint_that_is_here_is_held_against_the_table_too(
+    tmp_path: Path,
+    profile: str,
+    machine: Machine,
+    config: dict[str, Any],
+    check_name: str,
+    outcome: str,
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    ready = [{"name": "theirs", "source": str(tmp_path)}]
+    flow = Flow.open(profile, {"candidates": ready}, tmp_path / "artifacts")
+    checks = {item.name: item for item in check(flow, machine)}
+    assert checks[check_name].outcome == outcome and "theirs" in checks[check_name].needed

@@ -11,6 +11,7 @@ import pytest
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.serve.kernels import int8_saturates
+from model_serve_flow.setup import disk
 from model_serve_flow.setup.fit import check, compress_advice, estimate, require
 from model_serve_flow.system import hardware as module
 from model_serve_flow.system.gpus import Gpu
@@ -23,6 +24,12 @@ ROOMY = Machine(
     disk_free_bytes=500 * GIB, gpus=(), gpu_problem="none here",
 )  # fmt: skip
 L40S = Gpu(name="NVIDIA L40S", memory_bytes=46068 << 20, driver="580.1", compute_capability="8.9")
+
+
+@pytest.fixture(autouse=True)
+def built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All environments are built; test_disk.py is about those that are not."""
+    monkeypatch.setattr(disk, "missing_bytes", lambda device: 0)
 
 
 def open_flow(tmp_path: Path, profile: str = "cpu-smollm2", **overrides: object) -> Flow:

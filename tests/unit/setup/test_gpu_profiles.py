@@ -67,7 +67,7 @@ def test_each_profile_fits_its_reference_machine_without_a_warning(
         (SMALL, (L40S,), ""),
         (LARGE, (A100,), "WARNING kernel for FP8_DYNAMIC"),
         (FASTER, (A100,), "WARNING GPU memory for the whole load"),
-        (HUGE, (H200,), "4 NVIDIA GPUs (tensor_parallel x pipeline_parallel)"),
+        (HUGE, (H200,), "4 NVIDIA GPUs (tensor_parallel x"),
         (HUGE, (L40S,) * 4, "WARNING GPU memory of each for the whole load"),
         (HUGE, (line(1),) * 4, "GPU memory of each to serve: 20.2 GiB"),
         (LARGE, (T4,), "engine.dtype=float16"),

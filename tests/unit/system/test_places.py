@@ -7,7 +7,12 @@ import pytest
 from model_serve_flow.errors import FlowError
 from model_serve_flow.system import places
 from model_serve_flow.system.files import cache_folder
-from model_serve_flow.system.places import home_variables, writable
+from model_serve_flow.system.places import (
+    LONGEST_TEMPORARY,
+    home_variables,
+    temporary_variables,
+    writable,
+)
 
 READ_ONLY = Path("/proc/sys")  # nobody can make a file there, not even root
 
@@ -49,3 +54,26 @@ def test_the_cache_goes_where_writing_works(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(READ_ONLY))
     monkeypatch.setenv("MODEL_SERVE_FLOW_ARTIFACTS", str(tmp_path / "volume"))
     assert cache_folder().is_relative_to(tmp_path / "volume")
+
+
+@pytest.mark.parametrize("present", ["none", "long"])
+def test_a_temporary_folder_that_no_socket_fits_into_is_replaced(tmp_path, monkeypatch, present):
+    def found():
+        if present == "none":
+            raise FileNotFoundError("No usable temporary directory found")
+        return str(tmp_path / ("long" * 30))
+
+    monkeypatch.setattr(places.tempfile, "gettempdir", found)
+    variables = temporary_variables([])
+    assert variables == {"TMPDIR": "/tmp"}
+    monkeypatch.setattr(places, "SHORT_TEMPORARY", READ_ONLY)
+    monkeypatch.setattr(places, "LONGEST_TEMPORARY", len(str(tmp_path)) + 5)
+    assert temporary_variables([READ_ONLY, tmp_path]) == {"TMPDIR": str(tmp_path / ".tmp")}
+    with pytest.raises(FlowError, match="Set TMPDIR") as raised:
+        temporary_variables([tmp_path / "far" / "away"])
+    assert "at most" in raised.value.hint
+
+
+def test_a_usual_temporary_folder_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(places.tempfile, "gettempdir", lambda: "/var/tmp")
+    assert temporary_variables([tmp_path]) == {} and len("/var/tmp") < LONGEST_TEMPORARY

@@ -25,7 +25,7 @@ Z = 1.959963984540054  # standard normal quantile at 97.5 %
 Z_POWER = 0.8416212335729143  # standard normal quantile at 80 %
 # Below LEAST_Z a p-value counts as 0.5, above MOST_Z as that of MOST_Z.
 LEAST_Z, MOST_Z = 0.05, 8.0
-MOST_ITEMS = 1e9  # no benchmark will have more items
+MOST_ITEMS = 1e6  # an advice to measure more than this helps nobody
 FAR = 0.05  # an item whose value falls by this or more carries a loss
 LEAST_LOSERS = 20  # with fewer items that carry the loss, the bootstrap alone does not decide
 _STAKES = np.arange(1, 21) / 20  # shares of the capital that the gambler of `betting_p` bets
@@ -202,21 +202,6 @@ def _betting_limit(losses: NDArray) -> float:
         if excess(highest) > 0
         else float(brentq(excess, float(losses.mean()), highest, xtol=1e-12))
     )
-
-
-def paired_mean_difference(base: ArrayLike, candidate: ArrayLike, seed: int) -> Interval:
-    """Computes candidate minus base in the mean of a continuous metric, over the same items.
-
-    See `PairedMean`.
-
-    Args:
-        base, candidate: n values, item by item, n at least 2.
-        seed: of the resampling; the same seed gives the same interval.
-
-    Raises:
-        ValueError: fewer than two values, unequal lengths, NaN or infinity.
-    """
-    return PairedMean.of(base, candidate, seed).interval()
 
 
 def share_at_most(count: int, n: int) -> float:
@@ -421,8 +406,7 @@ def items_to_settle(n: int, interval: Interval, margin: float, tests: int = 1) -
             is used: 0.025 divided by `tests`.
 
     Returns:
-        More than n; None if n settles it already, or if more than a thousand million items were
-        needed.
+        More than n; None if n settles it already, or if more than a million items were needed.
 
     Raises:
         ValueError: n or tests is not positive, or the margin is not above 0.

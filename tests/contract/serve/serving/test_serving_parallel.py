@@ -10,11 +10,12 @@ from support.serving import Reference, save_llama, serve
 
 from serving_from_scratch.core.batching import ChunkedPrefill, Continuous
 from serving_from_scratch.core.errors import ServingError
-from serving_from_scratch.core.options import ModelOptions
+from serving_from_scratch.core.options import ModelOptions, Rank
 from serving_from_scratch.core.proposers import NGram
 from serving_from_scratch.core.scheduler import Scheduler
 from serving_from_scratch.engine.executor import WorkerDied
 from serving_from_scratch.engine.parallel import DataParallel, PipelineParallel, TensorParallel
+from serving_from_scratch.model.sharding import share
 
 KINDS = (TensorParallel, PipelineParallel, DataParallel)
 HIDDEN, LAYERS, BYTES = 96, 3, 4
@@ -146,13 +147,17 @@ def test_more_ranks_than_cores_are_refused_before_anything_starts(kind, llama):
     assert psutil.Process().children() == children
 
 
-def test_a_model_with_fewer_heads_than_ranks_is_refused(tmp_path):
-    folder = save_llama(tmp_path / "one-head", heads=2, kv_heads=1)
-    executor = TensorParallel(options(folder), ranks=2)
-    with pytest.raises(WorkerDied, match="1 KV heads, which 2 ranks cannot share"):
-        while not executor.ready(1):
-            pass
-    executor.close()
+def test_a_model_with_fewer_heads_than_ranks_is_refused():
+    with pytest.raises(ServingError, match="1 KV heads, which 2 ranks cannot share"):
+        share(1, Rank(0, 2, "tensor", ""), "KV heads")
+
+
+@pytest.mark.parametrize("total", [2, 3, 7, 64])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_share_everything_once_and_evenly(total, ranks):
+    parts = [share(total, Rank(number, ranks, "tensor", ""), "heads") for number in range(ranks)]
+    assert [place for part in parts for place in part] == list(range(total))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_workers_share_no_pages(llama):

@@ -16,6 +16,7 @@ from support.paired_calls import (
     loss_noninferiority_p,
     mean_noninferiority_p,
     paired_loss_change,
+    paired_mean_difference,
     paired_ratio_change,
 )
 from support.score_test import assert_interval
@@ -94,9 +95,9 @@ def test_mean_difference_covers_and_repeats():
     rng = np.random.default_rng(2)
     base = rng.normal(0, 5, 80)
     candidate = base + rng.normal(0.3, 0.2, 80)
-    first = paired.paired_mean_difference(base, candidate, seed=7)
+    first = paired_mean_difference(base, candidate, seed=7)
     half = 1.99 * np.std(candidate - base, ddof=1) / math.sqrt(80)
-    assert first == paired.paired_mean_difference(base, candidate, seed=7)
+    assert first == paired_mean_difference(base, candidate, seed=7)
     assert first.difference == pytest.approx(np.mean(candidate - base))
     # pairing: far below the spread of 5
     assert first.high - first.low == pytest.approx(2 * half, rel=0.15)
@@ -108,11 +109,11 @@ def test_equal_scores_do_not_prove_that_none_is_ever_lost(n):
     m)^n.
     """
     base = np.linspace(0.1, 0.9, n)
-    interval = paired.paired_mean_difference(base, base, seed=0)
+    interval = paired_mean_difference(base, base, seed=0)
     assert interval.difference == 0
     assert 0.025 / 2 <= (1 - interval.high) ** n <= 0.025
     assert interval.low == -interval.high
-    outside_scores = paired.paired_mean_difference(10 + base, 10 + base, seed=0)
+    outside_scores = paired_mean_difference(10 + base, 10 + base, seed=0)
     # no bound on what an item can lose, so none on the mean
     assert outside_scores == Interval(0, 0, 0)
 
@@ -140,7 +141,7 @@ def test_the_p_of_scores_that_hardly_fall_and_the_interval_decide_alike():
     base = rng.uniform(0.1, 0.8, 60)
     lost = np.where(np.arange(60) < 2, -0.1, 0.0)
     for rise in (rng.uniform(0.0, 0.1, 60), rng.uniform(-0.02, 0.02, 60), lost):
-        low = paired.paired_mean_difference(base, base + rise, seed=5).low
+        low = paired_mean_difference(base, base + rise, seed=5).low
         inside, outside = (
             mean_noninferiority_p(base, base + rise, margin=-low + step, seed=5)
             for step in (-1e-6, 1e-6)
@@ -160,7 +161,7 @@ def test_a_spread_that_is_only_rounding_is_none(n):
     and comparing crashed.
     """
     base = np.linspace(0.1, 0.9, n)
-    interval = paired.paired_mean_difference(base, base + 0.05, seed=0)
+    interval = paired_mean_difference(base, base + 0.05, seed=0)
     assert interval.low < interval.difference == pytest.approx(0.05)
     assert interval.difference < interval.high
     p = loss_noninferiority_p(-base * 3.1, -base * 3.3, base, 0.1, seed=0)
@@ -193,7 +194,7 @@ def test_very_many_items_take_about_as_long_as_a_thousand():
 def test_the_monte_carlo_error_is_the_spread_over_seeds(monkeypatch):
     monkeypatch.setattr(bootstrap, "RESAMPLES", 999)
     pairs = scores(40, 0.02)
-    margin = -paired.paired_mean_difference(pairs[0], pairs[1] - 1, seed=0).low
+    margin = -paired_mean_difference(pairs[0], pairs[1] - 1, seed=0).low
     found = [mean_noninferiority_p(pairs[0], pairs[1] - 1, margin, seed) for seed in range(200)]
     assert np.std(found) == pytest.approx(
         bootstrap.monte_carlo_error(float(np.mean(found))), rel=0.5
@@ -306,7 +307,7 @@ def scores(n: int, spread: float, seed: int = 4) -> tuple[np.ndarray, np.ndarray
 def test_the_mean_p_and_its_interval_decide_alike(n):
     pairs = scores(n, 0.02)
     moved = (pairs[0], pairs[1] - 1.0)  # brings both bounds below 0, where a margin can lie
-    interval = paired.paired_mean_difference(*moved, seed=5)
+    interval = paired_mean_difference(*moved, seed=5)
     low, high = interval.low, interval.high
     for bound, level in ((low, 0.025), (high, 0.975)):
         inside, outside = (
@@ -536,7 +537,7 @@ def test_the_speedup_of_single_or_equal_repeats():
 
 PAIRED = [
     paired.paired_binary_difference,
-    lambda a, b: paired.paired_mean_difference(a, b, seed=0),
+    lambda a, b: paired_mean_difference(a, b, seed=0),
     lambda a, b: paired_ratio_change(a, b, np.ones(len(a)), seed=0),
 ]
 
@@ -561,7 +562,7 @@ def test_impossible_data_is_refused(function, base, candidate, reason):
     ("call", "reason"),
     [
         (lambda: paired.paired_binary_difference([0, 0.5], [0, 1]), "0 or 1"),
-        (lambda: paired.paired_mean_difference([0.5], [0.6], seed=0), "at least 2"),
+        (lambda: paired_mean_difference([0.5], [0.6], seed=0), "at least 2"),
         (
             lambda: paired_ratio_change([-1, -2], [-1, -2], [3, 0], seed=0),
             "size is not above 0",

@@ -67,6 +67,13 @@ def test_a_checkpoint_that_cannot_be_served(tiny_model, tmp_path, damage, told):
     refused(serve(folder, "--port", "0"), told)
 
 
+def test_more_ranks_than_cores(tiny_model):
+    refused(
+        serve(tiny_model, "--port", "0", "--parallel", "tensor", "--ranks", "1000"),
+        "1000 ranks need as many cores",
+    )
+
+
 def test_a_port_that_is_taken(tiny_model):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -69,10 +69,10 @@ def test_every_constrained_call_is_valid(client, choice):
 
 
 def test_a_call_that_meets_the_token_limit_is_no_call(client):
-    whole = ask(client, tools=TOOLS, tool_choice="required", seed=3, max_tokens=12).choices[0]
+    whole = ask(client, tools=TOOLS, tool_choice="required", seed=3, max_tokens=40).choices[0]
     assert whole.finish_reason == "length" and whole.message.tool_calls is None
     assert whole.message.content.startswith('<tool_call>\n{"name"')
-    stream = ask(client, tools=TOOLS, tool_choice="required", seed=3, max_tokens=12, stream=True)
+    stream = ask(client, tools=TOOLS, tool_choice="required", seed=3, max_tokens=40, stream=True)
     pieces = [chunk.choices[0] for chunk in stream]
     assert "".join(piece.delta.content or "" for piece in pieces) == whole.message.content
     assert not any(piece.delta.tool_calls for piece in pieces)

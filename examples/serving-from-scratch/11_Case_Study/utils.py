@@ -1,0 +1,376 @@
+"""Provides what the notebook of 11_Case_Study uses: rungs, the gate of tokens, and the ladder."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+from model_serve_flow.compare.stats.paired import geometric_ratio
+from model_serve_flow.flow.flow import Flow
+from model_serve_flow.flow.load import load_profile
+from model_serve_flow.flow.profile import Engine, Program, ProgramVersion
+from model_serve_flow.flow.results.measured import LoadPoint
+from model_serve_flow.flow.workspace import Workspace
+from model_serve_flow.measure.accuracy import measure_accuracy, prepare_evaluation
+from model_serve_flow.measure.guidellm.commands import load_command
+from model_serve_flow.measure.guidellm.generator import LoadGenerator, load_generator
+from model_serve_flow.measure.load_points import measure_load
+from model_serve_flow.report.chart_style import MUTED, PALETTE, house_style
+from model_serve_flow.serve.endpoint import Endpoint
+from model_serve_flow.serve.launch import serve
+from model_serve_flow.system.files import write_json
+
+__all__ = [
+    "Flow",
+    "Gate",
+    "Ladder",
+    "Rung",
+    "case_flow",
+    "figures",
+    "ladder_chart",
+    "ladder_table",
+    "load_command",
+    "load_generator",
+    "score_table",
+    "scores",
+    "write_json",
+]
+
+VLLM = "vLLM"
+KEPT = ("start", "kept")
+CLOSE = 0.25  # nats: BF16 may turn round two tokens whose reference logits are closer than this
+OWN_SERVER = (
+    *("{python}", "-m", "serving_from_scratch.cli", "serve", "{model}"),
+    *("--port={port}", "--name={served_name}"),
+)
+PROMPTS = (
+    "The capital of France is",
+    "Water boils at",
+    "def add(a, b):\n    return",
+    "Once upon a time there was a king who",
+    "The three primary colours are",
+    "To make tea, first",
+)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One change of the server, measured.
+
+    Attributes:
+        name: what changed.
+        options: of `serving-from-scratch serve`, the kept ones included; None: vLLM.
+        wrong: why the tokens are not the reference's; empty if they are.
+        points: one load point a turn; none if the tokens are wrong.
+        decision: "start", "kept", "dropped: …", or "the yardstick".
+    """
+
+    name: str
+    options: dict[str, str] | None
+    wrong: str = ""
+    points: tuple[LoadPoint, ...] = field(default=(), repr=False)
+    decision: str = ""
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options as on the command line; an empty value makes a switch."""
+        options = (self.options or {}).items()
+        return [f"--{name}={value}" if value else f"--{name}" for name, value in options]
+
+    @property
+    def speeds(self) -> list[float]:
+        """Output tokens/s of each turn."""
+        return [point.output_tokens_per_s for point in self.points]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What lm-eval found: the accuracy, and for each item 1 if its answer was right, else 0."""
+
+    accuracy: float
+    right: dict[str, float] = field(repr=False)
+
+
+class Gate:
+    """Compares greedy answers with those of transformers in FP32.
+
+    A server in BF16 rounds. It may choose another token only where both tokens are within `CLOSE`
+    of each other in the reference's logits. After such a token the rest of the answer is not
+    compared.
+
+    Args:
+        base: the checkpoint.
+        tokens: how many tokens each answer has.
+    """
+
+    def __init__(self, base: Path, tokens: int = 16) -> None:
+        self.tokens = tokens
+        tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+        self.prompts = [tokenizer.encode(text).ids for text in PROMPTS]
+        self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        self.answers = [self._reference(prompt) for prompt in self.prompts]
+
+    @torch.inference_mode()
+    def _reference(self, prompt: list[int]) -> list[int]:
+        ids = torch.tensor([prompt])
+        options = {"do_sample": False, "min_new_tokens": self.tokens, "pad_token_id": 0}
+        output = self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.tokens, **options
+        )
+        return output[0, len(prompt) :].tolist()
+
+    def problem(self, server: Endpoint) -> str:
+        """Says which answer of the server is wrong; empty if none is."""
+        for number, prompt in enumerate(self.prompts):
+            found = ask_ids(server, prompt, self.tokens)
+            if why := self.difference(number, found):
+                return f"{PROMPTS[number]!r}: {why}"
+        return ""
+
+    def difference(self, number: int, found: Sequence[int]) -> str:
+        """Says where an answer leaves the reference by more than rounding; empty if nowhere."""
+        expected = self.answers[number]
+        if len(found) != len(expected):
+            return f"{len(found)} tokens instead of {len(expected)}"
+        pairs = enumerate(zip(expected, found, strict=True))
+        place = next((place for place, (one, other) in pairs if one != other), None)
+        if place is None:
+            return ""
+        logits = self._logits(self.prompts[number] + expected[:place])
+        gap = float(logits[expected[place]] - logits[found[place]])
+        if abs(gap) <= CLOSE:
+            return ""
+        return f"token {place + 1} is {found[place]}, the reference's {gap:.2f} nats likelier"
+
+    @torch.inference_mode()
+    def _logits(self, ids: list[int]) -> torch.Tensor:
+        return self.model(torch.tensor([ids])).logits[0, -1]
+
+
+def ask_ids(server: Endpoint, prompt: list[int], tokens: int) -> list[int]:
+    """Returns the token ids of a greedy answer, from our server or from vLLM."""
+    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    with server.client() as client:
+        reply = client.post("/generate", json=body)
+        if reply.status_code != httpx.codes.NOT_FOUND:
+            return reply.raise_for_status().json()["answers"][0]["token_ids"]
+        body |= {"model": server.model_name, "return_token_ids": True}
+        reply = client.post("/v1/completions", json=body).raise_for_status()
+        return reply.json()["choices"][0]["token_ids"]
+
+
+def case_flow(flow: Flow, **load: Any) -> Flow:
+    """Opens the profile with the load of this case study.
+
+    Args:
+        flow: the profile as the reader chose it.
+        load: keys of its section `performance`.
+    """
+    overrides = {f"performance.{name}": value for name, value in load.items()}
+    fixed = {"performance.repeats": 1, "performance.blocks": 1, "performance.slo": None}
+    return replace(
+        flow, config=load_profile(flow.profile, {**flow.overrides, **fixed, **overrides})
+    )
+
+
+def rung_flow(flow: Flow, rung: Rung) -> Flow:
+    """Opens the profile with the rung as its engine, in a workspace of its own."""
+    root = flow.workspace.root / "results" / "serving" / "11_Case_Study"
+    workspace = Workspace(root / rung.name.replace(" ", "-"))
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    for folder in ("models", "data"):
+        if not (workspace.root / folder).exists():
+            (workspace.root / folder).symlink_to(flow.workspace.root / folder)
+    if rung.options is None:
+        return replace(flow, workspace=workspace)
+    program = Program(
+        name="serving-from-scratch",
+        command=(*OWN_SERVER, *rung.arguments),
+        version=ProgramVersion(path="/facts", field="version"),
+    )
+    engine = flow.config.engine
+    own = Engine(kind="command", max_model_len=engine.max_model_len, program=program)
+    return replace(flow, config=flow.config.model_copy(update={"engine": own}), workspace=workspace)
+
+
+class Ladder:
+    """Measures one change after the other, and keeps what pays.
+
+    Args:
+        flow: the profile with the load.
+        gate: compares the tokens.
+        generator: a running GuideLLM.
+        turns: loads a rung; each turn has its own prompts, the same for all rungs.
+    """
+
+    def __init__(self, flow: Flow, gate: Gate, generator: LoadGenerator, turns: int) -> None:
+        self.flow, self.gate, self.generator, self.turns = flow, gate, generator, turns
+        self.rungs: list[Rung] = []
+
+    @property
+    def kept(self) -> Rung:
+        """The last rung that was kept."""
+        return next(r for r in reversed(self.rungs) if r.decision in KEPT)
+
+    def start(self, name: str, **options: str) -> Rung:
+        """Measures the server that the ladder starts from."""
+        return self._add(self.measure(Rung(name, options)), "start")
+
+    def climb(self, name: str, **change: str) -> Rung:
+        """Adds a change to what was kept, and keeps it only if it is right and faster."""
+        kept = self.kept
+        assert kept.options is not None
+        rung = self.measure(Rung(name, kept.options | change))
+        return self._add(rung, decide(kept, rung))
+
+    def yardstick(self, name: str = VLLM) -> Rung:
+        """Measures vLLM with the same load."""
+        return self._add(self.measure(Rung(name, None)), "the yardstick")
+
+    def measure(self, rung: Rung) -> Rung:
+        """Serves the rung, compares its tokens, and only then measures it."""
+        flow = rung_flow(self.flow, rung)
+        with serve(flow, "base", purpose="performance") as server:
+            if wrong := self.gate.problem(server):
+                return replace(rung, wrong=wrong)
+            points: list[LoadPoint] = []
+            for turn in range(1, self.turns + 1):
+                config = flow.config.model_copy(update={"seed": flow.config.seed + turn})
+                path = flow.workspace.raw("base") / f"turn-{turn}.json"
+                points += measure_load(config, server, self.generator, path)
+        return replace(rung, points=tuple(points))
+
+    def _add(self, rung: Rung, decision: str) -> Rung:
+        rung = replace(rung, decision=decision)
+        self.rungs.append(rung)
+        print(f"{rung.name}: {statement(rung)}")
+        return rung
+
+
+def decide(kept: Rung, rung: Rung) -> str:
+    """Keeps a rung whose tokens are right and whose speed-up is above 1 with its whole interval."""
+    if rung.wrong:
+        return f"dropped: wrong tokens ({rung.wrong})"
+    if problems := [point.invalid_reason for point in rung.points if not point.valid]:
+        return f"dropped: not measured ({problems[0]})"
+    ratio, interval = geometric_ratio(kept.speeds, rung.speeds)
+    low, high = interval or (0.0, math.inf)
+    shown = f"{ratio:.2f}x [{low:.2f}, {high:.2f}] of {kept.name}"
+    if low > 1:
+        return "kept"
+    return f"dropped: slower, {shown}" if high < 1 else f"dropped: no difference shown, {shown}"
+
+
+def statement(rung: Rung) -> str:
+    """Says in one line what was found."""
+    if not rung.points:
+        return rung.decision
+    speed = statistics.fmean(rung.speeds)
+    return f"{speed:.1f} output tokens/s, {rung.decision}"
+
+
+def ladder_table(rungs: Iterable[Rung]) -> pd.DataFrame:
+    """Builds one row a rung: speed with its lowest and highest turn, latencies, the decision."""
+    rows = {rung.name: _row(rung) for rung in rungs}
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+def _row(rung: Rung) -> dict[str, Any]:
+    if not rung.points:
+        return {"decision": rung.decision}
+    ttft = statistics.fmean(point.ttft_ms.p95 for point in rung.points)
+    itl = statistics.fmean(point.itl_ms.p95 for point in rung.points)
+    return {
+        "output tokens/s": round(statistics.fmean(rung.speeds), 1),
+        "lowest to highest": f"{min(rung.speeds):.1f} to {max(rung.speeds):.1f}",
+        "TTFT p95 (ms)": round(ttft),
+        "ITL p95 (ms)": round(itl, 1),
+        "decision": rung.decision.split(" (")[0],
+    }
+
+
+def ladder_chart(rungs: Sequence[Rung]) -> None:
+    """Draws output tokens/s and TTFT of each rung; lines reach from the lowest to the highest."""
+    drawn = [rung for rung in rungs if rung.points]
+    with house_style():
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(9.4, 0.5 * len(drawn) + 1.2), sharey=True
+        )
+        for line, rung in enumerate(drawn):
+            _mark(left, line, rung, rung.speeds)
+            _mark(right, line, rung, [point.ttft_ms.p95 for point in rung.points])
+        left.set_yticks(range(len(drawn)), [rung.name for rung in drawn])
+        left.set(xlabel="Output tokens/s (right is better)", ylim=(len(drawn) - 0.5, -0.5), xlim=0)
+        right.set(xlabel="TTFT p95, ms, logarithmic (left is better)", xscale="log")
+        figure.tight_layout()
+        plt.show()
+
+
+def _mark(axis: Axes, line: int, rung: Rung, values: list[float]) -> None:
+    colour = MUTED if rung.options is None else PALETTE[0]
+    face = "white" if rung.decision.startswith("dropped") else colour
+    axis.plot([min(values), max(values)], [line, line], color=colour, linewidth=2)
+    axis.plot(statistics.fmean(values), line, "o", color=colour, markerfacecolor=face)
+
+
+def scores(flow: Flow, rungs: Iterable[Rung], task: str, items: int) -> dict[str, Score]:
+    """Scores the model behind each rung with lm-eval, as 01 does."""
+    limit = {"accuracy.tasks": [task], "accuracy.limit": items, "accuracy.again": None}
+    settings = {**flow.overrides, **limit, "accuracy.distribution": None}
+    case = replace(flow, config=load_profile(flow.profile, settings))
+    return {rung.name: _score(rung_flow(case, rung), task) for rung in rungs}
+
+
+def _score(flow: Flow, task: str) -> Score:
+    prepare = partial(prepare_evaluation, flow)
+    with serve(flow, "base", purpose="accuracy", meanwhile=prepare) as server:
+        result = measure_accuracy(flow, server).tasks[task]
+    right = {item.id: item.values["acc"] for item in result.items}
+    return Score(result.metrics["acc"].value, right)
+
+
+def score_table(found: dict[str, Score]) -> pd.DataFrame:
+    """Shows each rung's score, and how many answers differ from the last rung's."""
+    last = list(found.values())[-1]
+    rows = {
+        name: {
+            "items": len(score.right),
+            "accuracy": f"{score.accuracy:.1%}",
+            "other answers than the last": sum(
+                score.right[item] != last.right[item] for item in last.right
+            ),
+        }
+        for name, score in found.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def figures(rungs: Sequence[Rung], found: dict[str, Score]) -> dict[str, Any]:
+    """Collects what the notebook found, as plain values for its file."""
+    best = next(rung for rung in reversed(rungs) if rung.decision in KEPT)
+    ratio, interval = geometric_ratio(rungs[-1].speeds, best.speeds)
+    return {
+        "rungs": [
+            {
+                "name": rung.name,
+                "options": rung.options,
+                "output_tokens_per_s": rung.speeds,
+                "ttft_ms_p95": [point.ttft_ms.p95 for point in rung.points],
+                "decision": rung.decision,
+            }
+            for rung in rungs
+        ],
+        "best_of_vllm": {"ratio": ratio, "ci95": interval},
+        "accuracy": {name: score.accuracy for name, score in found.items()},
+    }

@@ -1,0 +1,129 @@
+"""The case study drops rungs with wrong tokens and rungs that are not faster, and keeps others."""
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.benchmarks import FOLDER, benchmark
+from support.lessons import lesson
+from support.serving_server import running
+
+from model_serve_flow.flow.results.measured import Latency, LoadPoint
+from model_serve_flow.flow.workspace import Workspace
+from model_serve_flow.serve.endpoint import Endpoint
+
+case = lesson("11_Case_Study")
+
+
+def rung(*speeds, **changes):
+    latency = Latency(mean=1, p50=1, p95=1, p99=1)
+    points = [
+        LoadPoint(
+            concurrency=8,
+            seconds=4,
+            completed_requests=8,
+            errored_requests=0,
+            incomplete_requests=0,
+            prompt_tokens=128,
+            output_tokens=32,
+            requests_per_s=speed / 32,
+            output_tokens_per_s=speed,
+            ttft_ms=latency,
+            itl_ms=latency,
+            request_latency_s=latency,
+            client_cpu_share=0.1,
+            valid=True,
+        )
+        for speed in speeds
+    ]
+    return case.Rung(**{"name": "changed", "options": {}, "points": tuple(points), **changes})
+
+
+KEPT = rung(100, 102, 101, name="kept")
+
+
+@pytest.mark.parametrize(
+    ("speeds", "decision"),
+    [
+        ((150, 152, 149), "kept"),
+        ((60, 61, 59), "dropped: slower"),
+        ((99, 104, 101), "dropped: no difference shown"),
+        ((300, 40, 160), "dropped: no difference shown"),
+    ],
+)
+def test_a_rung_is_kept_only_if_it_is_faster_beyond_chance(speeds, decision):
+    assert case.decide(KEPT, rung(*speeds)).startswith(decision)
+
+
+def test_one_turn_has_no_interval_and_keeps_nothing():
+    assert case.decide(rung(100), rung(500)).startswith("dropped: no difference shown")
+
+
+def test_a_rung_with_failed_requests_is_dropped():
+    [point] = rung(500).points
+    bad = point.model_copy(update={"valid": False, "invalid_reason": "3 of 8 requests failed"})
+    found = case.decide(KEPT, rung(points=(bad,)))
+    assert found == "dropped: not measured (3 of 8 requests failed)"
+
+
+def test_wrong_tokens_are_dropped_at_any_speed():
+    found = case.decide(KEPT, rung(900, 901, 902, wrong="'Water boils at': token 3 is 7"))
+    assert found.startswith("dropped: wrong tokens ('Water boils at'")
+
+
+@pytest.fixture
+def damaged(tiny_model, tmp_path):
+    """The model with one matrix doubled."""
+    folder = shutil.copytree(tiny_model, tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"] *= 2
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def problem_of(gate, folder, log):
+    with running(folder, log, "--length", "1024") as server:
+        return gate.problem(Endpoint(server.url, "tiny", "", Path(folder)))
+
+
+def test_the_gate_passes_the_same_weights_and_names_the_first_wrong_token(
+    tiny_model, damaged, tmp_path
+):
+    gate = case.Gate(tiny_model)
+    assert problem_of(gate, tiny_model, tmp_path / "log") == ""
+    assert "nats likelier" in problem_of(gate, damaged, tmp_path / "log2")
+
+
+def test_the_gate_lets_rounding_pass_and_nothing_else(tiny_model):
+    gate = case.Gate(tiny_model)
+    expected = gate.answers[0]
+    logits = gate._logits(gate.prompts[0])
+    first, second = torch.topk(logits, 2).indices.tolist()
+    assert first == expected[0]
+    other = [second, *expected[1:]]
+    gap = float(logits[first] - logits[second])
+    assert (gate.difference(0, other) == "") == (gap <= case.CLOSE)
+    far = [int(logits.argmin()), *expected[1:]]
+    assert gate.difference(0, far).startswith("token 1 is")
+    assert gate.difference(0, expected[:-1]) == "15 tokens instead of 16"
+
+
+def test_the_benchmark_measures_both_sides_in_turns(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    bench = benchmark("bench_serving")
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "base").symlink_to(tiny_model)
+    monkeypatch.setattr(sys.modules["serving_load"], "IDS", range(5, 500))
+    cache = next(one for one in bench.COMPARISONS if one.name.startswith("KV cache, 1 request"))
+    short = "--length=1024"
+    cache = replace(cache, technique=(*cache.technique, short), against=(*cache.against, short))
+    [found] = bench.compare(SimpleNamespace(workspace=Workspace(tmp_path)), cache, turns=2)
+    assert found.lowest <= found.ratio <= found.highest
+    assert found.met == (found.ratio >= 2)
+    assert bench.line(found).endswith("met" if found.met else "missed")

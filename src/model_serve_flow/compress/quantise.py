@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +55,8 @@ def with_texts(dataset: Dataset | None) -> Callable[[PreTrainedModel, Recipe], N
 def load_base(folder: Path, recipe: Recipe, *, trust_remote_code: bool) -> PreTrainedModel:
     """Loads the base into the host's memory.
 
-    With `offload`, weights that do not fit stay on disk. Processes of torchrun share one copy.
+    With `offload`, weights that do not fit wait in a hidden folder beside the base until this
+    process ends. Processes of torchrun share one copy, in /dev/shm or on disk.
     Source: llm-compressor's guide, "Model Loading".
     """
     from transformers import AutoModelForCausalLM
@@ -63,8 +66,13 @@ def load_base(folder: Path, recipe: Recipe, *, trust_remote_code: bool) -> PreTr
         return AutoModelForCausalLM.from_pretrained(folder, **settings)
     from compressed_tensors.offload import load_offloaded_model
 
+    on_disk = folder.with_name(f".{folder.name}.offloaded")
+    on_disk.mkdir(exist_ok=True)
+    if is_first():
+        atexit.register(shutil.rmtree, on_disk, ignore_errors=True)
+    settings |= {"device_map": "auto_offload", "offload_folder": on_disk}
     with load_offloaded_model():
-        return AutoModelForCausalLM.from_pretrained(folder, device_map="auto_offload", **settings)
+        return AutoModelForCausalLM.from_pretrained(folder, **settings)
 
 
 def is_first() -> bool:

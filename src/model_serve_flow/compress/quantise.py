@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,14 +79,12 @@ def is_first() -> bool:
     return TORCHRUN_VARIABLE not in os.environ or os.environ.get("RANK") == "0"
 
 
-@contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Joins the other processes of torchrun during the block; does nothing without torchrun.
+def join() -> None:
+    """Joins the other processes of torchrun; does nothing without torchrun.
 
     With GPUs it does what llm-compressor's guide says, and each process has a GPU of its own.
     """
     if TORCHRUN_VARIABLE not in os.environ:
-        yield
         return
     import torch
     from compressed_tensors.offload import init_dist
@@ -96,6 +93,14 @@ def joined() -> Iterator[None]:
         init_dist()
     else:
         torch.distributed.init_process_group("gloo")
-    yield
-    # After an error, the others may wait for this process forever. Then torchrun ends them.
-    torch.distributed.destroy_process_group()
+
+
+def leave() -> None:
+    """Leaves the other processes: what follows, such as loading the candidate, is done alone.
+
+    After an error there is no leaving: the others may wait forever, and torchrun ends them.
+    """
+    if TORCHRUN_VARIABLE in os.environ:
+        import torch
+
+        torch.distributed.destroy_process_group()

@@ -171,22 +171,23 @@ def run_logged(command: list[str], log: Path) -> int:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         sink = log.open("ab")  # several processes append
-    mark = uuid.uuid4().hex
-    with sink:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, VARIABLE: mark, "LOGURU_DIAGNOSE": "NO"},
-            start_new_session=True,
-            preexec_fn=processes.end_with_parent,
-        )
+    mark, child = uuid.uuid4().hex, None
     try:
+        with sink:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, VARIABLE: mark, "LOGURU_DIAGNOSE": "NO"},
+                start_new_session=True,
+                preexec_fn=processes.end_with_parent,
+            )
         return child.wait()
-    finally:
+    finally:  # also if the interrupt came before the process had a name here
         processes.end(lambda: processes.marked(VARIABLE, mark.__eq__), LEFTOVER_SECONDS)
-        child.wait()
+        if child is not None:
+            child.wait()
 
 
 def _failure(

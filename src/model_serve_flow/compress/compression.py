@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from model_serve_flow.compress.checkpoint import inspect_checkpoint
-from model_serve_flow.compress.quantise import load_base
+from model_serve_flow.compress.quantise import leave, load_base
 from model_serve_flow.compress.recipes import algorithm_text, check_group_size, check_ignore
 from model_serve_flow.compress.verify import verify_checkpoint
 from model_serve_flow.errors import FlowError
@@ -88,6 +88,7 @@ def compress(
             with _layers_shown(name, model, recipe):
                 quantise(model, recipe)
             _save(model, base, folder)
+            leave()
         AutoTokenizer.from_pretrained(base, **trust).save_pretrained(folder)
         verify_checkpoint(folder, recipe, **trust)
         verify_same_tokenizer(base, folder, **trust)
@@ -106,6 +107,7 @@ def assist(flow: Flow, name: str, quantise: Quantise) -> None:
     model = load_base(base, recipe, trust_remote_code=flow.config.model.trust_remote_code)
     quantise(model, recipe)
     model.save_pretrained(partial_folder(flow.workspace.model(name)), save_compressed=True)
+    leave()
 
 
 def _save(model: PreTrainedModel, base: Path, folder: Path) -> None:

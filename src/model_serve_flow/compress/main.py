@@ -18,7 +18,7 @@ from llmcompressor.logger import LoggerConfig, configure_logger
 
 from model_serve_flow.compress.apart import Answer, Job
 from model_serve_flow.compress.compression import adopt, assist, compress, generate_sample
-from model_serve_flow.compress.quantise import is_first, joined, with_texts
+from model_serve_flow.compress.quantise import is_first, join, with_texts
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.workspace import Workspace
@@ -36,11 +36,11 @@ def do(job: Job) -> Answer:
         adopt(flow, job.name)
         return Answer()
     quantise = with_texts(load_from_disk(job.dataset) if job.dataset else None)
-    with joined():
-        if not is_first():
-            assist(flow, job.name, quantise)
-            return Answer()
+    join()
+    if is_first():
         compress(flow, job.name, quantise, job.calibration)
+    else:
+        assist(flow, job.name, quantise)
     return Answer()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import functools
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,8 @@ def with_texts(dataset: Dataset | None) -> Callable[[PreTrainedModel, Recipe], N
 def load_base(folder: Path, recipe: Recipe, *, trust_remote_code: bool) -> PreTrainedModel:
     """Loads the base into the host's memory.
 
-    With `offload`, weights that do not fit stay on disk. Processes of torchrun share one copy.
+    With `offload`, weights that do not fit wait in a hidden folder beside the base until this
+    process ends. Processes of torchrun share one copy, in /dev/shm or on disk.
     Source: llm-compressor's guide, "Model Loading".
     """
     from transformers import AutoModelForCausalLM
@@ -63,8 +65,13 @@ def load_base(folder: Path, recipe: Recipe, *, trust_remote_code: bool) -> PreTr
         return AutoModelForCausalLM.from_pretrained(folder, **settings)
     from compressed_tensors.offload import load_offloaded_model
 
+    on_disk = folder.with_name(f".{folder.name}.offloaded")
+    on_disk.mkdir(exist_ok=True)
+    if is_first():
+        atexit.register(shutil.rmtree, on_disk, ignore_errors=True)
+    settings |= {"device_map": "auto_offload", "offload_folder": on_disk}
     with load_offloaded_model():
-        return AutoModelForCausalLM.from_pretrained(folder, device_map="auto_offload", **settings)
+        return AutoModelForCausalLM.from_pretrained(folder, **settings)
 
 
 def is_first() -> bool:
@@ -72,14 +79,12 @@ def is_first() -> bool:
     return TORCHRUN_VARIABLE not in os.environ or os.environ.get("RANK") == "0"
 
 
-@contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Joins the other processes of torchrun during the block; does nothing without torchrun.
+def join() -> None:
+    """Joins the other processes of torchrun; does nothing without torchrun.
 
     With GPUs it does what llm-compressor's guide says, and each process has a GPU of its own.
     """
     if TORCHRUN_VARIABLE not in os.environ:
-        yield
         return
     import torch
     from compressed_tensors.offload import init_dist
@@ -88,6 +93,14 @@ def joined() -> Iterator[None]:
         init_dist()
     else:
         torch.distributed.init_process_group("gloo")
-    yield
-    # After an error, the others may wait for this process forever. Then torchrun ends them.
-    torch.distributed.destroy_process_group()
+
+
+def leave() -> None:
+    """Leaves the other processes: what follows, such as loading the candidate, is done alone.
+
+    After an error there is no leaving: the others may wait forever, and torchrun ends them.
+    """
+    if TORCHRUN_VARIABLE in os.environ:
+        import torch
+
+        torch.distributed.destroy_process_group()

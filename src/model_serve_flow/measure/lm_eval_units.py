@@ -17,8 +17,8 @@ from model_serve_flow.measure.lm_eval_results import PERPLEXITY_METRICS, read_ta
 
 REHEARSED_ANSWER = "0"
 SANDBOX = (
-    "Run it with lm-eval itself in a sandbox, then compare the two results: "
-    "model-serve-flow compare BASE CANDIDATE. Here, drop it from accuracy.tasks."
+    "Run it with lm-eval itself in a sandbox, and compare the two results as docs/Compare.md says. "
+    "Here, drop it from accuracy.tasks."
 )
 
 

@@ -181,7 +181,7 @@ def step_chart(measured: dict[str, Measured]) -> None:
             whole = np.array([median_ms(some, "seconds") for some in results])
             places = np.arange(len(results))
             axis.barh(places, whole - exchange, color=PALETTE[0], label="computes")
-            axis.barh(places, exchange, left=whole - exchange, color=PALETTE[3], label="exchanges")
+            axis.barh(places, exchange, left=whole - exchange, color=PALETTE[1], label="exchanges")
             axis.set_yticks(places, list(measured))
             axis.set(xlabel="ms, slowest rank", title=title)
             axis.grid(False, axis="y")

@@ -44,6 +44,8 @@ __all__ = [
     "write_json",
 ]
 
+pd.set_option("display.max_colwidth", 90)  # a call is longer than pandas shows
+
 START_SECONDS = 180
 COMMAND = (sys.executable, "-m", "serving_from_scratch.cli", "serve")
 NUMBER, CITY = {"type": "number"}, {"type": "string", "maxLength": 20}
@@ -164,12 +166,14 @@ def mask_walk(base: Path, schema: dict[str, Any], question: str, tokens: int) ->
 def mask_chart(walk: pd.DataFrame) -> None:
     """Draws how many tokens the grammar allows, by position in the answer."""
     changed = walk["chosen"] != walk["the model's favourite"]
-    colours = [PALETTE[3] if change else PALETTE[0] for change in changed]
+    colours = [PALETTE[1] if change else PALETTE[0] for change in changed]
     with house_style():
         figure, axis = plt.subplots(figsize=(9.4, 2.8))
         axis.bar(range(len(walk)), walk["tokens allowed"], color=colours)
         axis.set_xticks(range(len(walk)), walk["chosen"], rotation=75, fontsize=8)
         axis.set(ylabel="Tokens allowed", yscale="log", ylim=(0.8, 1e5))
+        powers = [10**power for power in range(5)]
+        axis.set_yticks(powers, [f"{power:,}" for power in powers])
         axis.grid(False, axis="x")
         figure.tight_layout()
         plt.show()

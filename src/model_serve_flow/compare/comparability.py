@@ -226,6 +226,30 @@ def _check_base(base: BaseResults) -> None:
 def _check_candidate(
     base: BaseResults, candidate: CandidateResults, differs: frozenset[Difference]
 ) -> None:
+    same = _check_checkpoint(base, candidate, differs)
+    declared = frozenset[str]().union(*(MAY_DIFFER[what] for what in differs))
+    require_same_protocol(base.accuracy, candidate.accuracy, declared)
+    require_same_protocol(base.performance, candidate.performance, declared)
+    if not same:
+        _require_quantised_kernel(candidate.measurements)
+    _require_same_engine(
+        base.accuracy if "engine" not in differs else candidate.measurements[0],
+        candidate.measurements,
+    )
+    _require_same_objectives(base.performance, candidate.performance)
+    _require_same_tasks(base.accuracy, candidate.accuracy)
+    others = (base.distribution, candidate.distribution)
+    _require_same_distribution(*others, candidate.name, declared)
+
+
+def _check_checkpoint(
+    base: BaseResults, candidate: CandidateResults, differs: frozenset[Difference]
+) -> bool:
+    """Checks that the candidate's results are of one checkpoint, made from the base.
+
+    Returns:
+        Whether this checkpoint is that of the base.
+    """
     compression, name = candidate.compression, candidate.name
     _require_name(name, candidate.measurements)
     for result in candidate.measurements:
@@ -248,18 +272,7 @@ def _check_candidate(
             "differ.",
             f"Add checkpoint to {sorted(differs)} in 'differs', or compare one checkpoint.",
         )
-    declared = frozenset[str]().union(*(MAY_DIFFER[what] for what in differs))
-    require_same_protocol(base.accuracy, candidate.accuracy, declared)
-    require_same_protocol(base.performance, candidate.performance, declared)
-    if not same:
-        _require_quantised_kernel(candidate.measurements)
-    _require_same_engine(
-        base.accuracy if "engine" not in differs else candidate.measurements[0],
-        candidate.measurements,
-    )
-    _require_same_objectives(base.performance, candidate.performance)
-    _require_same_tasks(base.accuracy, candidate.accuracy)
-    _require_same_distribution(base.distribution, candidate.distribution, name, declared)
+    return same
 
 
 # --- The right models ---

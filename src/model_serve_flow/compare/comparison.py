@@ -213,8 +213,7 @@ def _compare_one(
     )
     verdict, reasons = _decided(config, base, candidate, answered, others, secondary)
     closing = _closing_sentences(verdict, speed, made.model.size_bytes, size)
-    if not is_measured(base.performance):
-        closing.insert(0, NO_PERFORMANCE)
+    closing = closing if is_measured(base.performance) else [NO_PERFORMANCE, *closing]
     return CandidateComparison(
         name=candidate.name,
         scheme=made.scheme,

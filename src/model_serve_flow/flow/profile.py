@@ -740,10 +740,18 @@ class FlowConfig(Section):
             raise ValueError(
                 f"deploy.candidate is {self.deploy.candidate!r}; candidates are {names}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def sections_suffice(self) -> FlowConfig:
         if not (self.has("accuracy") or self.has("performance")):
             raise ValueError("nothing is measured: give accuracy, performance, or both")
         if self.candidates and not self.has("calibration"):
             raise ValueError("the candidates need texts: give the section calibration")
+        return self
+
+    @model_validator(mode="after")
+    def engine_fits_the_rest(self) -> FlowConfig:
         if self.engine.start_together and self.device == "gpu":
             raise ValueError(
                 "engine.start_together is for a CPU: one GPU does not hold several servers"

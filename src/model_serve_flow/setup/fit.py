@@ -121,17 +121,27 @@ def _size_ratio(candidate: Candidate) -> float:
 
 def check(flow: Flow, machine: Machine) -> list[Check]:
     """Compares the estimate with the machine: one check for each thing that must fit."""
-    from model_serve_flow.setup.device_checks import INT4, cpu_checks, gpu_checks, schemes_of
     from model_serve_flow.setup.disk import disk_checks
 
     need = estimate(flow)
+    checks = _serving_checks(flow, machine, need.serve_bytes)
+    if any(candidate.recipe for candidate in flow.candidates):
+        available = machine.memory_available_bytes
+        needed = {"host": need.compress_bytes, "gpu": need.compress_gpu_bytes}
+        checks += compress_checks(flow.config, machine, needed, compress_advice(flow, available))
+    return [*checks, *disk_checks(flow, machine, need.disk_bytes), _check_port()]
+
+
+def _serving_checks(flow: Flow, machine: Machine, serve_bytes: int) -> list[Check]:
+    """Checks what the engine needs; of a program other than vLLM only its memory is known."""
+    from model_serve_flow.setup.device_checks import INT4, cpu_checks, gpu_checks, schemes_of
+
+    engine, on_cpu = flow.config.engine, flow.config.device == "cpu"
     int4 = [c.name for c in flow.candidates if any(s.startswith(INT4) for s in schemes_of(c))]
-    memory = fits(
-        "memory to serve", machine.memory_available_bytes, need.serve_bytes, MEMORY_ADVICE
-    )
-    if flow.config.engine.kind != "vllm":  # what another program needs of a processor is not known
-        checks = [memory] if flow.config.device == "cpu" else []
-    elif flow.config.device == "cpu":
+    memory = fits("memory to serve", machine.memory_available_bytes, serve_bytes, MEMORY_ADVICE)
+    if engine.kind != "vllm":
+        return [memory] if on_cpu else []
+    if on_cpu:
         checks = [
             _check_cpu(machine),
             *([check_int4(int4, machine)] if int4 else []),
@@ -140,13 +150,7 @@ def check(flow: Flow, machine: Machine) -> list[Check]:
         ]
     else:
         checks = gpu_checks(flow, machine)
-    if flow.config.engine.kind == "vllm" and not flow.config.engine.enforce_eager:
-        checks.append(_check_compiler(flow.config))
-    if any(candidate.recipe for candidate in flow.candidates):
-        available = machine.memory_available_bytes
-        needed = {"host": need.compress_bytes, "gpu": need.compress_gpu_bytes}
-        checks += compress_checks(flow.config, machine, needed, compress_advice(flow, available))
-    return [*checks, *disk_checks(flow, machine, need.disk_bytes), _check_port()]
+    return checks if engine.enforce_eager else [*checks, _check_compiler(flow.config)]
 
 
 MEMORY_ADVICE = "Stop other programs, use a machine with more memory, or a smaller model or load."

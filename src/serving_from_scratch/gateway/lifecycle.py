@@ -123,6 +123,7 @@ class ModelPool:
                 await self._changed.wait_for(lambda: not model.in_flight)
         self.loaded.pop(model.spec.name, None)
         await self._end(model)
+        await self._notify()
 
     async def watch(self) -> None:
         """Asks all predictors for their health, for ever."""

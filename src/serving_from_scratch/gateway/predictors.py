@@ -94,6 +94,7 @@ class LocalPredictor:
     source: Any
     healthy: bool | None = None
     load: Load = field(default_factory=Load)
+    loading: asyncio.Task[Any] | None = None  # so that the first request need not wait
 
     async def ask(self, call: Call) -> AsyncGenerator[Answer, None]:
         check_image(call, self.source)
@@ -101,9 +102,8 @@ class LocalPredictor:
 
     async def check(self) -> None:
         if self.healthy is None:
-            self.healthy = False  # if the next line fails
-            await asyncio.to_thread(self.source.model)
             self.healthy = True
+            self.loading = asyncio.create_task(asyncio.to_thread(self.source.model))
 
     async def close(self) -> None:
         """Does nothing."""

@@ -112,7 +112,7 @@ def test_a_profile_of_the_hub_needs_models_texts_and_what_its_tasks_load(lm_eval
         "model RedHatAI/Llama-3.1-8B-Instruct": (False,),
         "model org/ready at v1": (False,),
         "dataset HuggingFaceH4/ultrachat_200k": (None,),
-        "dataset Salesforce/wikitext": ("wikitext-2-raw-v1",),
+        "dataset EleutherAI/wikitext_document_level": ("wikitext-2-raw-v1",),
         "dataset cais/mmlu": ("anatomy", "virology"),
         "dataset google/IFEval": (None,),
         "nltk tokenizers/punkt_tab": (None,),

@@ -60,7 +60,7 @@ PROMPTS = (
     "def add(a, b):\n    return",
     "Once upon a time there was a king who",
     "The three primary colours are",
-    "To make tea, first",
+    "To brew tea, first",
 )
 
 

@@ -208,11 +208,13 @@ def _texts(sample: dict[str, Any]) -> dict[str, str | None]:
 def _written(answer: Any) -> str | None:
     """Returns the text that the model wrote, the first if it wrote several; None for a choice.
 
-    A choice is (log-likelihood, is greedy). Tasks with code give a list of texts.
+    A choice is (log-likelihood, is greedy), in lm-eval's files ["-1.5", "True"]. Tasks with code
+    give a list of texts.
     """
-    if isinstance(answer, list | tuple):
-        return str(answer[0]) if answer and isinstance(answer[0], str) else None
-    return str(answer)
+    if not isinstance(answer, list | tuple):
+        return str(answer)
+    choice = len(answer) == 2 and str(answer[1]) in ("True", "False")
+    return str(answer[0]) if answer and isinstance(answer[0], str) and not choice else None
 
 
 def _right_choice(target: Any, choices: list[str]) -> str | None:

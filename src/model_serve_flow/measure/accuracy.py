@@ -382,7 +382,8 @@ def _looks(
             if task not in kept
         }
         looks = [{task: one[task] for task in one.keys() & kept} for one in before.looks]
-        return ({**looks[0], **added}, *looks[1:])
+        nothing_new = dict.fromkeys(added, ())
+        return ({**looks[0], **added}, *({**one, **nothing_new} for one in looks[1:]))
     earlier_looks = before.looks if before is not None and _follows(before, result) else ()
     known = {(task, key) for one in earlier_looks for task, keys in one.items() for key in keys}
     new = {

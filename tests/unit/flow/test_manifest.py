@@ -22,13 +22,12 @@ def test_nothing_written_yet_is_empty(workspace: Workspace) -> None:
 
 def test_sections_merge_by_key(workspace: Workspace) -> None:
     update_manifest(workspace, versions={"a": "1", "b": "1"}, seed=1)
-    update_manifest(
-        workspace, versions={"b": "2"}, seed=2, model=Model(name="base", sha256="0", size_bytes=1)
-    )
+    model = Model(name="base", sha256="0", size_bytes=1)
+    update_manifest(workspace, versions={"b": "2"}, seed=2, model=model)
     assert read_manifest(workspace) == {
         "versions": {"a": "1", "b": "2"},
         "seed": 2,
-        "model": {"name": "base", "sha256": "0", "size_bytes": 1},
+        "model": model.model_dump(mode="json"),
     }
 
 

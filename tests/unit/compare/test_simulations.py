@@ -225,9 +225,18 @@ SETTLED = [(360, 12, 18, 0.04), (1400, 60, 75, 0.02), (900, 40, 95, 0.04)]
 
 
 def settled(n: int, gained: int, lost: int, margin: float) -> float:
-    """Share of draws that are decided at the number of items that is said to settle it."""
+    """Share of draws that are decided at the number of items that is said to settle it.
+
+    Each draw has its own true change: as the sample leaves it open, around the sample's change.
+    """
     items = paired.binary_items_to_settle(gained, lost, n, margin)
-    low, high = intervals(draw(items, gained / n, lost / n), items)
+    change, changed = (gained - lost) / n, (gained + lost) / n
+    rng = np.random.default_rng([SEED, n, gained, lost])
+    true = change + math.sqrt((changed - change**2) / n) * rng.standard_normal(DRAWS)
+    true = np.clip(true, -changed, changed)
+    shares = np.stack([(changed + true) / 2, (changed - true) / 2], axis=1)
+    rows = rng.multinomial(items, np.column_stack([shares, np.full(DRAWS, 1 - changed)]))[:, :2]
+    low, high = intervals(rows, items)
     return float(np.mean((low > -margin) | (high < -margin)))
 
 

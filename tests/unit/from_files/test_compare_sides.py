@@ -235,7 +235,7 @@ def test_a_narrow_terminal_wraps_the_tables_and_cuts_nothing(monkeypatch, sample
     assert max(map(len, table.splitlines())) <= columns
     (heading,) = (line for line in table.splitlines() if "Reading" in line or "Readin" in line)
     readings = column(table, heading.index("Readin"))
-    for words in ("about1,557itemswouldsettleit", "nearchance:decidesnothing", "beyondmargin"):
+    for words in ("about4,379itemswouldsettleit", "nearchance:decidesnothing", "beyondmargin"):
         assert words in readings.replace(" ", "")
 
 

@@ -25,6 +25,7 @@ Z = 1.959963984540054  # standard normal quantile at 97.5 %
 Z_POWER = 0.8416212335729143  # standard normal quantile at 80 %
 # Below LEAST_Z a p-value counts as 0.5, above MOST_Z as that of MOST_Z.
 LEAST_Z, MOST_Z = 0.05, 8.0
+ASSURED = 2001  # equally likely true differences over which a probability is averaged
 MOST_ITEMS = 1e6  # an advice to measure more than this helps nobody
 FAR = 0.05  # an item whose value falls by this or more carries a loss
 LEAST_LOSERS = 20  # with fewer items that carry the loss, the bootstrap alone does not decide
@@ -394,9 +395,11 @@ def smallest_detectable_change(interval: Interval) -> float:
 
 
 def items_to_settle(n: int, interval: Interval, margin: float, tests: int = 1) -> int | None:
-    """Computes how many items would give the decision against the margin 80 % power.
+    """Computes how many items decide against the margin with a probability of 80 %.
 
-    Estimate and spread are assumed to stay as they are.
+    The true difference is not known. The probability is averaged over the normal distribution of
+    the true difference around the estimate (assurance; O'Hagan, Stevens and Campbell 2005,
+    Pharmaceutical Statistics 4, 187-201). The spread of the items is assumed to stay as it is.
 
     Args:
         n: items that gave the interval.
@@ -420,10 +423,9 @@ def items_to_settle(n: int, interval: Interval, margin: float, tests: int = 1) -
         interval.difference - interval.low if distance > 0 else interval.high - interval.difference
     )
     error, critical = width / Z, float(norm.isf(ALPHA / tests))
-    if distance == 0 or critical * error < abs(distance):
+    if critical * error < abs(distance):
         return None
-    needed = n * ((critical + Z_POWER) * error / distance) ** 2
-    return math.ceil(needed) if needed <= MOST_ITEMS else None
+    return _assured_items(n, abs(distance) / error, critical)
 
 
 def binary_items_to_settle(
@@ -431,10 +433,9 @@ def binary_items_to_settle(
 ) -> int | None:
     """Computes the same as `items_to_settle` for values of 0 and 1, from the score test.
 
-    `binary_noninferiority_p` has 80 % power with this number of items. With N items and the shares
-    of this sample, the statistic N * (change + margin) has a mean that grows with N and a spread
-    that grows with the square root of N. Both hold under the claim that the margin is lost, and
-    under these shares.
+    With N items and a true change, the statistic N * (change + margin) has a mean that grows with N
+    and a spread that grows with the square root of N. The spread is one under the claim that the
+    margin is lost, and another under the shares of this sample.
 
     Args:
         gained, lost, n: items that became right, items that became wrong, and all items.
@@ -449,11 +450,38 @@ def binary_items_to_settle(
         float(norm.isf(ALPHA / tests)),
         _score_deviation(gained, lost, n, -margin) / math.sqrt(n),
     )
-    if distance == 0 or critical * claimed < distance * math.sqrt(n):
+    if critical * claimed < distance * math.sqrt(n):
         return None
-    spread = critical * claimed + Z_POWER * math.sqrt(changed - change**2)
-    needed = (spread / distance) ** 2
-    return max(math.ceil(needed), n + 1) if needed <= MOST_ITEMS else None
+    # A sample without changes shows no spread; the claim's stands in.
+    spread = math.sqrt(changed - change**2) or claimed
+    return _assured_items(n, distance * math.sqrt(n) / spread, critical * claimed / spread)
+
+
+def _assured_items(n: int, z: float, critical: float) -> int | None:
+    """Finds the number N of items with E[Phi(|u| sqrt(N / n) - critical)] = 80 %, u ~ N(z, 1).
+
+    Args:
+        n: items so far.
+        z: distance of the estimate from the margin, in standard errors of n items.
+        critical: a decision needs a distance of more than this, in standard errors of N items.
+
+    Returns:
+        More than n; None if more than a million.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    truth = np.abs(z + norm.ppf((np.arange(ASSURED) + 0.5) / ASSURED))
+
+    def missing(root: float) -> float:
+        return float(norm.cdf(truth * root - critical).mean()) - POWER
+
+    most = math.sqrt(MOST_ITEMS / n)
+    if most <= 1 or missing(most) < 0:
+        return None
+    if missing(1.0) >= 0:
+        return n + 1
+    return max(math.ceil(n * brentq(missing, 1.0, most) ** 2), n + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

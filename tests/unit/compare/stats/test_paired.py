@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -465,11 +466,23 @@ def test_the_smallest_detectable_change_has_the_power_of_a_normal_test():
     assert scipy.stats.norm.cdf(change / error - paired.Z) == pytest.approx(0.8)
 
 
-def test_items_to_settle_give_the_decision_its_power():
+def assurance(items, n, z, critical=paired.Z):
+    """The probability of a decision, by integrating over the true difference."""
+
+    def at(u):
+        decided = scipy.stats.norm.cdf(abs(u) * math.sqrt(items / n) - critical)
+        return scipy.stats.norm.pdf(u - z) * decided
+
+    return scipy.integrate.quad(at, z - 9, z + 9, points=[0.0, z], limit=200)[0]
+
+
+def test_items_to_settle_decide_with_the_probability_stated_whatever_the_truth_is():
     interval = Interval(-0.5, -2.5, 1.5)  # 1.5 above the margin of 2
     items = paired.items_to_settle(400, interval, margin=2.0)
-    error = 2.0 / paired.Z * math.sqrt(400 / items)
-    assert scipy.stats.norm.cdf(1.5 / error - paired.Z) == pytest.approx(0.8, abs=0.001)
+    z = 1.5 * paired.Z / 2.0
+    assert assurance(items, 400, z) == pytest.approx(0.8, abs=0.002)
+    if_the_estimate_were_true = 400 * ((paired.Z + paired.Z_POWER) / z) ** 2
+    assert items > 1.5 * if_the_estimate_were_true
     worse = paired.items_to_settle(400, Interval(-3.0, -5.0, -1.0), margin=2.0)
     assert worse > items  # 1.0 beyond the margin is closer to it
 
@@ -477,30 +490,25 @@ def test_items_to_settle_give_the_decision_its_power():
 @pytest.mark.parametrize(
     ("gained", "lost", "margin"), [(4, 9, 0.04), (0, 3, 0.03), (1, 18, 0.05), (2, 26, 0.08)]
 )
-def test_items_to_settle_are_the_first_at_which_the_score_test_has_its_power(gained, lost, margin):
+def test_items_to_settle_of_answers_come_from_the_score_test(gained, lost, margin):
     n = 200
     items = paired.binary_items_to_settle(gained, lost, n, margin)
     change, changed = (gained - lost) / n, (gained + lost) / n
-    z = [
-        abs(change + margin)
-        * math.sqrt(count)
-        / (paired._score_deviation(gained, lost, n, -margin) / math.sqrt(n))
-        for count in (items, items - 1)
-    ]
-    slack = paired.Z_POWER * math.sqrt(changed - change**2) * math.sqrt(n)
-    slack /= paired._score_deviation(gained, lost, n, -margin)
-    assert z[0] >= paired.Z + slack > z[1]
+    spread = math.sqrt(changed - change**2)
+    claimed = paired._score_deviation(gained, lost, n, -margin) / math.sqrt(n)
+    z = abs(change + margin) * math.sqrt(n) / spread
+    assert assurance(items, n, z, paired.Z * claimed / spread) == pytest.approx(0.8, abs=0.003)
     assert items > n and paired.binary_items_to_settle(gained, lost, n, margin, tests=4) > items
 
 
-def test_items_to_settle_of_what_is_settled_or_never_will_be():
+def test_items_to_settle_of_what_is_settled_or_would_take_too_many():
     assert paired.items_to_settle(400, Interval(0.0, -1.5, 1.5), margin=2.0) is None
     assert paired.items_to_settle(400, Interval(-4.0, -5.5, -2.5), margin=2.0) is None
-    assert paired.items_to_settle(400, Interval(-2.0, -3.0, -1.0), margin=2.0) is None
-    assert paired.items_to_settle(400, Interval(-2.0001, -3.0, -1.0), margin=2.0) is None
+    assert paired.items_to_settle(20_000, Interval(-2.0, -3.0, -1.0), margin=2.0) is None
     assert paired.items_to_settle(400, Interval(-1.0, -1.99, 0.01), margin=2.0, tests=5) > 400
     assert paired.binary_items_to_settle(5, 5, 4000, margin=0.02) is None
-    assert paired.binary_items_to_settle(0, 8, 400, margin=0.02) is None
+    assert paired.binary_items_to_settle(0, 8, 400, margin=0.02) > 400  # exactly on the margin
+    assert paired.binary_items_to_settle(0, 0, 20, margin=0.04) > 20  # no answer changed
 
 
 def test_holm_gives_the_textbook_example():

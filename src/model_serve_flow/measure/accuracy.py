@@ -188,9 +188,9 @@ def _measure(
         items: how many items of each task are drawn; None: all.
         look: items up to this look are asked; None: all.
     """
-    flow = measured_units(flow)
     started, name, workspace = time.monotonic(), server.model_name, flow.workspace
     _require_same_tokenizer(flow, server)
+    flow = measured_units(flow)
     path, facts = workspace.results(name) / f"accuracy{suffix}.json", proven_facts(server)
     protocol = accuracy_protocol(flow, facts.version) | ({"items_per_task": items} if items else {})
     protocol |= {LOOK: [look, flow.config.verdict.looks]} if look else {}

@@ -89,6 +89,7 @@ def test_processes_of_the_same_run_are_ours_whatever_their_parent(monkeypatch):
     command = [sys.executable, "-Sc", STRANGER.format(seconds=30)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         stranger = psutil.Process(int(child.stdout.readline()))
+        child.wait()  # until then the stranger is a descendant of this process
         try:
             assert stranger.pid in {process.pid for process in processes.own()}
             monkeypatch.setenv(processes.RUN_VARIABLE, "another run")

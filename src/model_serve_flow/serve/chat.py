@@ -14,11 +14,13 @@ from typing import Any
 
 import httpx
 
+from model_serve_flow.errors import FlowError
 from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.system.files import read_json
 
 # Files with a template of their own, or (Mistral's tokenizer) with a chat format built in.
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tekken.json")
+LONGEST_REFUSAL = 500  # characters of a server's message that are shown
 REASONING = ("reasoning", "reasoning_content")  # text before the answer, in vLLM's names of it
 
 
@@ -76,22 +78,45 @@ def way_of(folder: Path) -> Way:
     return CHAT if named or any((folder / name).is_file() for name in TEMPLATES) else COMPLETION
 
 
+def _require_accepted(endpoint: Endpoint, response: httpx.Response) -> None:
+    """Checks that the server took the question.
+
+    Raises:
+        FlowError: it refused; shows the status and the start of what the server said.
+    """
+    if response.is_error:
+        said = response.read().decode(errors="replace").strip()
+        raise FlowError(
+            f"The server of {endpoint.model_name} refused a question with status "
+            f"{response.status_code}: {said[:LONGEST_REFUSAL]}",
+            "If it is too long for the server, raise engine.max_model_len.",
+        )
+
+
 def ask(endpoint: Endpoint, question: str, max_tokens: int = 48) -> str:
-    """Asks one question at temperature 0 and returns the answer."""
+    """Asks one question at temperature 0 and returns the answer.
+
+    Raises:
+        FlowError: the server refused the question.
+    """
     way = way_of(endpoint.folder)
     body = way.body(endpoint.model_name, question, max_tokens)
     with endpoint.client() as client:
         response = client.post(way.path, json=body)
-    response.raise_for_status()
+    _require_accepted(endpoint, response)
     return way.text(response.json()).strip()
 
 
 def stream(endpoint: Endpoint, question: str, max_tokens: int = 48) -> Iterator[str]:
-    """Asks one question and yields the answer in pieces, as server-sent events arrive."""
+    """Asks one question and yields the answer in pieces, as server-sent events arrive.
+
+    Raises:
+        FlowError: the server refused the question.
+    """
     way = way_of(endpoint.folder)
     body = {**way.body(endpoint.model_name, question, max_tokens), "stream": True}
     with endpoint.client() as client, client.stream("POST", way.path, json=body) as response:
-        response.raise_for_status()
+        _require_accepted(endpoint, response)
         for event in server_sent_events(response):
             if event != "[DONE]":
                 yield way.text(json.loads(event))

@@ -15,7 +15,7 @@ from model_serve_flow.system.files import read_json
 
 ARTIFACTS = ROOT / "artifacts" / "command-engine"
 LOAD = {"concurrency": [1, 2], "prompt_tokens": 16, "output_tokens": 4, "seconds": 1}
-SERVER = ("{python}", "-m", "serving_from_scratch.cli", "serve", "{model}", "--length", "64")
+SERVER = ("{python}", "-m", "serving_from_scratch.cli", "serve", "{model}", "--length", "256")
 PROGRAM = {
     "name": "serving-from-scratch",
     "command": [*SERVER, "--host", "{host}", "--port", "{port}", "--name", "{served_name}"],
@@ -38,7 +38,7 @@ def measured(flow, tmp_path_factory):
         "blocks": 1,
         "slo": None,
     }
-    engine = {**VLLM, "kind": "command", "program": PROGRAM, "max_model_len": 64}
+    engine = {**VLLM, "kind": "command", "program": PROGRAM, "max_model_len": 256}
     document = {
         "extends": CI,
         "name": "own-server",

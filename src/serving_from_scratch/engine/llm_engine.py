@@ -94,10 +94,10 @@ class LLMEngine:
 
     def __init__(self, options: EngineOptions, executor: Executor | None = None) -> None:
         self.options = options
-        self.text = Text(Path(options.model.folder), options.model.length)
-        self.memory = options.model.memory(options.prefixes)
-        executor = executor or WorkerProcess(options.model, options.step_seconds)
         try:
+            self.text = Text(Path(options.model.folder), options.model.length)
+            self.memory = options.model.memory(options.prefixes)
+            executor = executor or WorkerProcess(options.model, options.step_seconds)
             while not executor.ready(1):
                 pass
             self.facts: ModelFacts = executor.facts
@@ -111,7 +111,8 @@ class LLMEngine:
                 options.strategy, self.memory, places, tokens, self.facts.eos, options.proposer
             )
         except BaseException:
-            executor.close()
+            if executor is not None:
+                executor.close()
             raise
         self.workload = WorkloadManager(scheduler, executor, self.limits)
 

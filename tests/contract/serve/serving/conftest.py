@@ -29,3 +29,11 @@ def reference(tiny_llama):
     lengths = [5, 512, *(draw.randint(5, 300) for _ in range(14))]
     prompts = [tuple(draw.randrange(3, 512) for _ in range(length)) for length in lengths]
     return Reference.of(tiny_llama, prompts, max_tokens=64)
+
+
+@pytest.fixture(scope="session")
+def repeating(tiny_llama):
+    """Three prompts that repeat a phrase, so that n-grams of their ends appear earlier."""
+    draw = random.Random(2)
+    phrases = [[draw.randrange(3, 512) for _ in range(length)] for length in (7, 20, 60)]
+    return Reference.of(tiny_llama, [tuple(phrase * 4) for phrase in phrases], max_tokens=64)

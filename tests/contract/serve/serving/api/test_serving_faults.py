@@ -121,7 +121,7 @@ def test_the_worker_ends_with_the_api_process(start):
         [reader] = reading(server, 1)
         worker = server.worker
         server.process.kill()
-        assert server.wait_until(lambda: gone(worker)) < 1
+        assert server.wait_until(lambda: gone(worker)) < 5  # within one on an idle machine
         reader.join(10)
         assert reader.lines[-1].startswith("broken")
 

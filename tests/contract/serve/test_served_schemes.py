@@ -15,7 +15,7 @@ from model_serve_flow.system.environments import environment
 # kind of model -> its recipe, and the largest accepted mean difference of log-probabilities
 SERVED = {
     "qwen2": ({"scheme": "W8A8", "kv_cache_scheme": "FP8"}, 0.1),
-    "gemma3_text": ({"scheme": "W8A8"}, 0.05),
+    "gemma3_text": ({"scheme": "FP8_DYNAMIC"}, 0.1),
 }
 VALUES_PER_TOKEN = 2 * 2 * 2 * 32  # layers, keys and values, heads, head size
 TEXT = [1, *range(3, 60)]

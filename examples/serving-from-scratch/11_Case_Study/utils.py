@@ -1,6 +1,7 @@
 """Provides what the notebook of 11_Case_Study uses: rungs, the gate of tokens, and the ladder."""
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -187,7 +188,7 @@ def case_flow(flow: Flow, **load: Any) -> Flow:
 def rung_flow(flow: Flow, rung: Rung) -> Flow:
     """Opens the profile with the rung as its engine, in a workspace of its own."""
     root = flow.workspace.root / "results" / "serving" / "11_Case_Study"
-    workspace = Workspace(root / rung.name.replace(" ", "-"))
+    workspace = Workspace(root / re.sub(r"\W+", "-", rung.name))
     workspace.root.mkdir(parents=True, exist_ok=True)
     for folder in ("models", "data"):
         if not (workspace.root / folder).exists():

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import ScalarFormatter
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -90,9 +91,14 @@ class Rung:
         return [f"--{name}={value}" if value else f"--{name}" for name, value in options]
 
     @property
+    def measured(self) -> list[LoadPoint]:
+        """The valid load points."""
+        return [point for point in self.points if point.valid]
+
+    @property
     def speeds(self) -> list[float]:
-        """Output tokens/s of each turn."""
-        return [point.output_tokens_per_s for point in self.points]
+        """Output tokens/s of each measured turn."""
+        return [point.output_tokens_per_s for point in self.measured]
 
 
 @dataclass(frozen=True)
@@ -275,7 +281,7 @@ def decide(kept: Rung, rung: Rung) -> str:
 
 def statement(rung: Rung) -> str:
     """Says in one line what was found."""
-    if not rung.points:
+    if not rung.measured:
         return rung.decision
     speed = statistics.fmean(rung.speeds)
     return f"{speed:.1f} output tokens/s, {rung.decision}"
@@ -288,10 +294,10 @@ def ladder_table(rungs: Iterable[Rung]) -> pd.DataFrame:
 
 
 def _row(rung: Rung) -> dict[str, Any]:
-    if not rung.points:
+    if not rung.measured:
         return {"decision": rung.decision}
-    ttft = statistics.fmean(point.ttft_ms.p95 for point in rung.points)
-    itl = statistics.fmean(point.itl_ms.p95 for point in rung.points)
+    ttft = statistics.fmean(point.ttft_ms.p95 for point in rung.measured)
+    itl = statistics.fmean(point.itl_ms.p95 for point in rung.measured)
     return {
         "output tokens/s": round(statistics.fmean(rung.speeds), 1),
         "lowest to highest": f"{min(rung.speeds):.1f} to {max(rung.speeds):.1f}",
@@ -303,17 +309,18 @@ def _row(rung: Rung) -> dict[str, Any]:
 
 def ladder_chart(rungs: Sequence[Rung]) -> None:
     """Draws output tokens/s and TTFT of each rung; lines reach from the lowest to the highest."""
-    drawn = [rung for rung in rungs if rung.points]
+    drawn = [rung for rung in rungs if rung.measured]
     with house_style():
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(9.4, 0.5 * len(drawn) + 1.2), sharey=True
         )
         for line, rung in enumerate(drawn):
             _mark(left, line, rung, rung.speeds)
-            _mark(right, line, rung, [point.ttft_ms.p95 for point in rung.points])
+            _mark(right, line, rung, [point.ttft_ms.p95 for point in rung.measured])
         left.set_yticks(range(len(drawn)), [rung.name for rung in drawn])
         left.set(xlabel="Output tokens/s (right is better)", ylim=(len(drawn) - 0.5, -0.5), xlim=0)
         right.set(xlabel="TTFT p95, ms, logarithmic (left is better)", xscale="log")
+        right.xaxis.set_major_formatter(ScalarFormatter())  # 1000 instead of a power of ten
         figure.tight_layout()
         plt.show()
 
@@ -367,7 +374,7 @@ def figures(rungs: Sequence[Rung], found: dict[str, Score]) -> dict[str, Any]:
                 "name": rung.name,
                 "options": rung.options,
                 "output_tokens_per_s": rung.speeds,
-                "ttft_ms_p95": [point.ttft_ms.p95 for point in rung.points],
+                "ttft_ms_p95": [point.ttft_ms.p95 for point in rung.measured],
                 "decision": rung.decision,
             }
             for rung in rungs

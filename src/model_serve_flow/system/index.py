@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from model_serve_flow.system.variables import value, variable
 
-TORCH_PLACE = "download.pytorch.org"  # asked by uv's `--torch-backend cpu`
+TORCH_PATH = "/whl/cpu/torch"  # on PyTorch's own index, which uv's `--torch-backend cpu` asks
 VARIABLE = variable("index")
 PUBLIC = "public"  # value of VARIABLE: the index that uv asks by default
 UV_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_CONFIG_FILE")
@@ -92,10 +92,10 @@ def hint(log: str, asked: list[Index]) -> str:
             f"{places} has a certificate that is not trusted here. Set SSL_CERT_FILE to your "
             "company's certificate (pip's setting 'cert' is used where it is set)."
         )
-    if TORCH_PLACE in log:
+    if TORCH_PATH in log:
         return (
-            f"The CPU build of PyTorch is on {TORCH_PLACE}, not on a package index, and could not "
-            "be fetched. Put its wheel into a folder, and the folder's name into PIP_FIND_LINKS."
+            "The CPU build of PyTorch is on PyTorch's own index only, and could not be fetched. "
+            "Put its wheel into a folder, and the folder's name into PIP_FIND_LINKS."
         )
     return (
         f"Asked was {places}. Check the network, the proxy (HTTPS_PROXY) and the free disk, then "

@@ -131,7 +131,7 @@ def test_a_certificate_that_is_not_trusted_is_not_called_a_full_disk():
 
 
 def test_pytorch_that_cannot_be_fetched_is_named_with_its_own_place():
-    log = "error: request for url (https://download.pytorch.org/whl/cpu/torch/): dns error"
+    log = "error: request for url (https://torch.example/whl/cpu/torch/): dns error"
     assert "PIP_FIND_LINKS" in index.hint(log, indexes({}))
 
 

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from serving_load import (
     Ask,
-    Endpoint,
     Seen,
+    Speed,
     longest_gap,
     random_asks,
     send,
@@ -36,6 +36,7 @@ from serving_load import (
 )
 
 from model_serve_flow.flow.flow import Flow
+from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.serve.launch import serve
 from model_serve_flow.system.files import write_json
 
@@ -290,17 +291,17 @@ def served(flow: Flow, side: Side) -> Iterator[Endpoint]:
     """Serves the base with vLLM, with the teaching server and these options, or by the gateway."""
     if side == VLLM:
         with serve(flow, NAME, purpose="performance") as server:
-            yield Endpoint(server.url, NAME, server.api_key)
+            yield server
     elif side == GATEWAY:
         with served(flow, BEST) as behind, tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
             file.write(f"models:\n  - name: {NAME}\n    urls: [{behind.url}]\n")
             file.flush()
             with started("gateway", file.name, "--port=0") as url:
-                yield Endpoint(url, NAME)
+                yield Endpoint(url, NAME, "", flow.workspace.model(NAME))
     else:
-        folder = str(flow.workspace.model(NAME))
-        with started("serve", folder, "--port=0", f"--name={NAME}", *side) as url:
-            yield Endpoint(url, NAME)
+        folder = flow.workspace.model(NAME)
+        with started("serve", str(folder), "--port=0", f"--name={NAME}", *side) as url:
+            yield Endpoint(url, NAME, "", folder)
 
 
 @contextlib.contextmanager
@@ -347,31 +348,31 @@ def _found(
     comparison: Comparison, goal: Goal, technique: list[list[Seen]], against: list[list[Seen]]
 ) -> Found:
     ours, theirs = ([goal.read(seen) for seen in turns] for turns in (technique, against))
-    return found_of(comparison.name, goal, ours, theirs)
+    return found_of(comparison.name, goal.figure, ours, theirs, goal.ratio, goal.at_least)
 
 
 def in_process(flow: Flow, turns: int) -> Iterator[Found]:
     """Compares the engine in this process with transformers, and the whole server with it."""
     from serving_in_process import teaching_engine, transformers
 
-    engine, reference = (
-        make(flow.workspace.model(NAME)) for make in (teaching_engine, transformers)
-    )
-    for streams, ratio in ((1, 1.1), (8, 1.3)):
-        loads = [plain(streams, 16, 64)(100 * turn) for turn in range(turns + 1)][1:]
-        speeds = [(engine(asks), reference(asks)) for asks in loads]
-        goal = Goal(SPEED, tokens_per_s, ratio)
-        name = f"own forward against transformers, {streams} requests"
-        yield found_of(name, goal, *map(list, zip(*speeds, strict=True)))
+    folder = flow.workspace.model(NAME)
+    engine, reference = teaching_engine(folder), transformers(folder)
+    for streams, goal in ((1, 1.1), (8, 1.3)):
+        speeds = in_turns(engine, reference, plain(streams, 16, 64), turns)
+        yield found_of(
+            f"own forward against transformers, {streams} requests", SPEED, *speeds, goal
+        )
     with served(flow, BEST) as endpoint:
-        loads = [plain(8)(100 * turn) for turn in range(turns + 1)]
-        speeds = [(tokens_per_s(send(endpoint, asks, 8)), engine(asks)) for asks in loads][1:]
-    goal = Goal(SPEED, tokens_per_s, 0.9)
-    yield found_of(
-        "whole server against the engine in process, 8 streams",
-        goal,
-        *map(list, zip(*speeds, strict=True)),
-    )
+        speeds = in_turns(
+            lambda asks: tokens_per_s(send(endpoint, asks, 8)), engine, plain(8), turns
+        )
+    yield found_of("whole server against the engine in process, 8 streams", SPEED, *speeds, 0.9)
+
+
+def in_turns(ours: Speed, theirs: Speed, load: Load, turns: int) -> tuple[list[float], list[float]]:
+    """Measures both sides in turns, after one turn that warms up."""
+    speeds = [(ours(asks), theirs(asks)) for asks in map(load, range(turns + 1))][1:]
+    return [one for one, _ in speeds], [other for _, other in speeds]
 
 
 def starting(flow: Flow, turns: int) -> Iterator[Found]:
@@ -382,23 +383,31 @@ def starting(flow: Flow, turns: int) -> Iterator[Found]:
             begun = time.monotonic()
             with served(flow, side):
                 found.append(time.monotonic() - begun)
-    goal = Goal("seconds to ready", tokens_per_s, 0.25, at_least=False)
-    yield found_of("own server against vLLM, start", goal, *seconds.values())
+    yield found_of(
+        "own server against vLLM, start", "seconds", *seconds.values(), 0.25, at_least=False
+    )
 
 
-def found_of(name: str, goal: Goal, ours: list[float], theirs: list[float]) -> Found:
+def found_of(
+    name: str,
+    figure: str,
+    ours: list[float],
+    theirs: list[float],
+    goal: float | None,
+    at_least: bool = True,
+) -> Found:
     """Computes the median, lowest and highest ratio over the turns."""
     ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
     return Found(
-        name,
-        goal.figure,
-        statistics.median(ours),
-        statistics.median(theirs),
-        statistics.median(ratios),
-        min(ratios),
-        max(ratios),
-        goal.ratio,
-        goal.at_least,
+        name=name,
+        figure=figure,
+        technique=statistics.median(ours),
+        against=statistics.median(theirs),
+        ratio=statistics.median(ratios),
+        lowest=min(ratios),
+        highest=max(ratios),
+        goal=goal,
+        at_least=at_least,
     )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from serving_load import Ask
+from serving_load import Ask, Speed
 from transformers import AutoModelForCausalLM
 
 from serving_from_scratch.core.batching import Continuous
@@ -17,8 +17,6 @@ from serving_from_scratch.core.scheduler import Scheduler
 from serving_from_scratch.engine.executor import InProcess
 from serving_from_scratch.engine.replay import replay
 from serving_from_scratch.model.loading import ModelManager
-
-Speed = Callable[[Sequence[Ask]], float]  # requests of token ids -> output tokens/s
 
 PLACES = 8
 

@@ -10,11 +10,13 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import httpx
 import numpy as np
+
+from model_serve_flow.serve.endpoint import Endpoint
 
 LONGEST_SECONDS = 600
 IDS = range(1_000, 20_000)  # plain tokens of the packaged model's vocabulary
@@ -52,13 +54,7 @@ class Seen:
         return max(later - earlier for earlier, later in itertools.pairwise(self.events))
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a served model answers."""
-
-    url: str
-    model: str
-    key: str = ""
+Speed = Callable[[Sequence[Ask]], float]  # requests -> output tokens/s
 
 
 def random_asks(
@@ -90,7 +86,7 @@ def send(endpoint: Endpoint, asks: Sequence[Ask], concurrency: int) -> list[Seen
 
 
 async def _send(endpoint: Endpoint, asks: Sequence[Ask], concurrency: int) -> list[Seen]:
-    headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+    headers = endpoint.headers
     places = asyncio.Semaphore(concurrency)
     async with httpx.AsyncClient(
         base_url=endpoint.url, headers=headers, timeout=LONGEST_SECONDS, trust_env=False
@@ -99,7 +95,7 @@ async def _send(endpoint: Endpoint, asks: Sequence[Ask], concurrency: int) -> li
         async def one(ask: Ask) -> Seen:
             await asyncio.sleep(ask.after)
             async with places:
-                return await _read(client, endpoint.model, ask)
+                return await _read(client, endpoint.model_name, ask)
 
         return list(await asyncio.gather(*map(one, asks)))
 

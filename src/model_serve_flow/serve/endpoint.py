@@ -24,14 +24,20 @@ class Endpoint:
     api_key: str = field(repr=False)
     folder: Path
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Returns the headers that carry the key; none without a key."""
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
     def client(self, timeout: float | None = 120.0) -> httpx.Client:
         """Creates an HTTP client that sends the key; the caller closes the client.
 
         Args:
             timeout: in seconds; None: no limit.
         """
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+        return httpx.Client(
+            base_url=self.url, headers=self.headers, timeout=timeout, trust_env=False
+        )
 
     def require_alive(self) -> None:
         """Checks that what serves the model still runs; called twice a second during a load.

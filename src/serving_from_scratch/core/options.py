@@ -38,6 +38,8 @@ class ModelOptions:
         blocks: pages of the paged cache; 0: enough for every place at full length.
         block_tokens: tokens per page.
         threads: of torch; 0: torch's own number.
+        packed: whether matrices are laid out once for fast multiplication; by hand, only plain
+            ones can be read.
         rank: which part of the model this process computes; None: all of it.
     """
 
@@ -50,6 +52,7 @@ class ModelOptions:
     blocks: int = 0
     block_tokens: int = 16
     threads: int = 0
+    packed: bool = True
     rank: Rank | None = None
 
     @property

@@ -4,7 +4,7 @@ The row holds prompts, parts of prompts and single new tokens of different seque
 other. Every layer treats all tokens alike; only attention separates the sequences.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from serving_from_scratch.model.attention import AttentionBackend
 from serving_from_scratch.model.kv_cache import KVCache, KVShape
+from serving_from_scratch.model.linear import linear, pack
 from serving_from_scratch.model.row import Row
 
 
@@ -45,6 +46,9 @@ class LlamaShape:
         return KVShape(self.layers, self.kv_heads, self.width, dtype)
 
 
+MATRICES = ("qkv", "output", "gate_up", "down")
+
+
 @dataclass(frozen=True)
 class Layer:
     """The weights of one layer; matrices with the same input are joined."""
@@ -56,6 +60,11 @@ class Layer:
     gate_up: Tensor
     down: Tensor
 
+    def packed(self) -> "Layer":
+        """Lays out the matrices for fast multiplication."""
+        matrices = {name: pack(getattr(self, name)) for name in MATRICES}
+        return replace(self, **matrices)
+
 
 class Llama:
     """A decoder of Llama's architecture.
@@ -66,6 +75,7 @@ class Llama:
         head: vocabulary x hidden; often the same tensor as the embedding.
 
     Attributes:
+        parameters: number of weights.
         leads: whether it has the last hidden states and chooses the tokens; a shard may not.
         sent: bytes that it gave to other processes.
         exchange: seconds in which it sent, received and waited.
@@ -89,6 +99,15 @@ class Llama:
         self.norm = norm
         self.head = head
         self.rotations = rotations(shape, embedding.dtype)
+        tensors = {id(tensor): tensor for tensor in (embedding, norm, head)}
+        tensors |= {id(tensor): tensor for layer in layers for tensor in vars(layer).values()}
+        self.parameters = sum(tensor.numel() for tensor in tensors.values())
+
+    def pack(self) -> None:
+        """Lays out the matrices once for fast multiplication."""
+        for number, layer in enumerate(self.layers):
+            self.layers[number] = layer.packed()
+        self.head = pack(self.head)
 
     @torch.inference_mode()
     def forward(self, row: Row, cache: KVCache, backend: AttentionBackend) -> Tensor:
@@ -97,10 +116,10 @@ class Llama:
         cos, sin = (table[row.positions, None] for table in self.rotations)
         x = self.enter(row)
         for number, layer in enumerate(self.layers):
-            q, k, v = self._qkv(layer, x)
-            cache.write(number, rotate(k, cos, sin), v)
-            attended = backend.attend(rotate(q, cos, sin), cache, number, row)
-            x = x + self.join(functional.linear(attended.flatten(1), layer.output))
+            q, k, v = self._qkv(layer, x, cos, sin)
+            cache.write(number, k, v)
+            attended = backend.attend(q, cache, number, row)
+            x = x + self.join(linear(attended.flatten(1), layer.output))
             x = x + self.join(self._mlp(layer, x))
         return self.leave(x)
 
@@ -119,23 +138,25 @@ class Llama:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores every token of the vocabulary as the next one: rows x vocabulary, float32."""
-        return functional.linear(hidden, self.head).float()
+        return linear(hidden, self.head).float()
 
-    def _qkv(self, layer: Layer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _qkv(
+        self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         shape = self.shape
-        qkv = functional.linear(self._norm(x, layer.attention_norm), layer.qkv)
+        qkv = linear(self._norm(x, layer.attention_norm), layer.qkv)
         qkv = qkv.view(len(x), -1, shape.width)
-        return qkv.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
+        qk, v = qkv.split([shape.heads + shape.kv_heads, shape.kv_heads], dim=1)
+        q, k = rotate(qk, cos, sin).split([shape.heads, shape.kv_heads], dim=1)
+        return q, k, v
 
     def _mlp(self, layer: Layer, x: Tensor) -> Tensor:
-        both = functional.linear(self._norm(x, layer.mlp_norm), layer.gate_up)
+        both = linear(self._norm(x, layer.mlp_norm), layer.gate_up)
         gate, up = both.chunk(2, dim=-1)
-        return functional.linear(functional.silu(gate) * up, layer.down)
+        return linear(functional.silu(gate) * up, layer.down)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.shape.epsilon)
-        return weight * wide.to(x.dtype)
+        return functional.rms_norm(x, weight.shape, weight, self.shape.epsilon)
 
 
 def rotations(shape: LlamaShape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

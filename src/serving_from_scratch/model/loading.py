@@ -40,12 +40,12 @@ class ModelManager:
 
     def __init__(self, keep: int = 1) -> None:
         self.keep = keep
-        self._models: OrderedDict[tuple[str, str], Llama] = OrderedDict()
+        self._models: OrderedDict[tuple[str, str, bool], Llama] = OrderedDict()
 
     @property
     def loaded(self) -> tuple[tuple[str, str], ...]:
         """Folder and precision of each model in memory, the least recently used first."""
-        return tuple(self._models)
+        return tuple((folder, precision) for folder, precision, _ in self._models)
 
     def runner(self, options: ModelOptions) -> ModelRunner:
         """Loads a model, or takes it from memory, and gives it a new cache."""
@@ -62,12 +62,14 @@ class ModelManager:
 
             model = shard(model, options.rank)
             self._models.clear()
+        if options.packed:
+            model.pack()
         cache = make_cache(options, model.shape)
         backend: AttentionBackend = pick("attention", options.attention, BACKENDS)()
         return ModelRunner(model, cache, backend, known, options.folder)
 
     def _model(self, options: ModelOptions, shape: LlamaShape, config: dict) -> Llama:
-        key = (options.folder, options.precision)
+        key = (options.folder, options.precision, options.packed)
         if key not in self._models:
             dtype = pick("precision", options.precision, PRECISIONS)
             while len(self._models) >= self.keep:
@@ -256,14 +258,12 @@ def facts(options: ModelOptions, model: Llama, config: dict) -> ModelFacts:
     generation = Path(options.folder) / "generation_config.json"
     if generation.is_file():
         eos = json.loads(generation.read_text()).get("eos_token_id", eos)
-    tensors = {id(t): t for t in (model.embedding, model.norm, model.head)}
-    tensors |= {id(t): t for layer in model.layers for t in vars(layer).values()}
     return ModelFacts(
         vocabulary=model.shape.vocabulary,
         max_length=model.shape.max_length,
         eos=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
         hidden=model.shape.hidden,
-        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        parameters=model.parameters,
         kv_bytes=model.shape.kv(PRECISIONS[options.precision]).token_bytes,
     )
 

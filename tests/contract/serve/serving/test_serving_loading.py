@@ -12,6 +12,7 @@ from serving_from_scratch.core.errors import ServingError
 from serving_from_scratch.core.options import ModelOptions
 from serving_from_scratch.core.step import Chunk, Step
 from serving_from_scratch.model.loading import ModelManager, check_memory
+from serving_from_scratch.model.row import Row
 
 
 @pytest.fixture
@@ -134,6 +135,19 @@ def test_the_least_recently_used_model_is_evicted(tiny_llama, tmp_path):
     manager.runner(options[2])
     assert manager.loaded == ((folders[0], "float32"), (folders[2], "float32"))
     assert manager.runner(options[0]).cache is not first.cache
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["with oneDNN", "without"])
+def test_packed_and_plain_weights_give_the_same_scores(tiny_llama, monkeypatch, kernels):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: kernels)
+    row = Row(Step((Chunk("a", 0, 0, tuple(range(3, 40)), sample=True),)))
+    packed, plain = (load(tiny_llama, packed=packed) for packed in (True, False))
+    assert packed.model.head.is_mkldnn is kernels and not plain.model.head.is_mkldnn
+    logits = [
+        each.model.logits(each.model.forward(row, each.cache, each.backend))
+        for each in (packed, plain)
+    ]
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
 
 
 def test_scores_that_are_no_numbers_end_a_step(checkpoint):

@@ -42,8 +42,10 @@ serving: environments predictors   ## the notebooks of serving from scratch, exe
 	$(BIN)/model-serve-flow run $(addprefix --profile ,$(PROFILE)) --only 00
 	@mkdir -p artifacts/serving
 	@for notebook in examples/serving-from-scratch/*/*.ipynb; do \
+	    folder=$$(dirname $$notebook); \
+	    smaller=$$(ls $$folder/$(PROFILE).yaml 2>/dev/null); \
 	    JUPYTER_PATH=$(abspath $(ENVIRONMENTS))/serve/share/jupyter $(BIN)/papermill $$notebook artifacts/serving/$$(basename $$notebook) \
-	        --cwd $$(dirname $$notebook) --no-progress-bar $(addprefix -p profile ,$(PROFILE)) || exit 1; done
+	        --cwd $$folder --no-progress-bar $(addprefix -p profile ,$(PROFILE)) $${smaller:+-f $$smaller} || exit 1; done
 
 lab: bootstrap    ## JupyterLab with a kernel for each environment
 	$(BIN)/model-serve-flow lab

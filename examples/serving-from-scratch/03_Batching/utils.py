@@ -90,7 +90,7 @@ class Lesson:
         return replay(scheduler, executor, list(requests))
 
 
-def some_requests(count: int = 9, seconds: float = 1.0, seed: int = 4) -> list[Request]:
+def some_requests(count: int, seconds: float = 1.0, seed: int = 4) -> list[Request]:
     """Makes requests that arrive within `seconds`.
 
     Prompts have 8 to 100 tokens, answers 4 to 36.

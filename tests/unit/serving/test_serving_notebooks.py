@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 SEQUENCE = Path(__file__).resolve().parents[3] / "examples" / "serving-from-scratch"
 MODULES = sorted(path.parent.name for path in SEQUENCE.glob("[0-9]*/pyproject.toml"))
@@ -55,3 +56,11 @@ def test_links_lead_somewhere(module):
         for part in text.split("](")[1:]:
             target = part.split(")")[0]
             assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", sorted(SEQUENCE.glob("*/ci.yaml")), ids=lambda p: p.parent.name)
+def test_smaller_sizes_are_parameters(path):
+    notebook = nbformat.read(path.parent / f"{path.parent.name}.ipynb", as_version=4)
+    (parameters,) = (cell for cell in notebook.cells if cell.metadata.get("tags"))
+    names = {line.split(" = ")[0] for line in parameters.source.splitlines()}
+    assert yaml.safe_load(path.read_text()).keys() <= names

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -19,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from provenance import ROOT, provenance
 
 from model_serve_flow.flow.default_profile import default_profile
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.system.checkout import MODULES
 from model_serve_flow.system.files import read_json, write_json
-from model_serve_flow.system.hardware import inspect_machine
 
-ROOT = Path(__file__).resolve().parents[1]
 TOOL_CELLS = ("serve(flow", "serve_each(flow", "compress_apart(flow", "sample_apart(flow")
 
 
@@ -159,14 +157,7 @@ def breakdown(folder: Path, profile: str) -> dict[str, Any]:
         "outside_the_tools_seconds": round(total - in_tool_cells(flow), 1),
         "steps_seconds": steps,
         "tools_seconds": tools,
-        "versions": manifest["versions"],
-        "machine": inspect_machine(ROOT).model_dump(
-            mode="json", exclude={"gpus", "gpu_problem", "kernel"}
-        ),
-        "python": platform.python_version(),
-        "commit": subprocess.check_output(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=folder, text=True
-        ).strip(),
+        **provenance(flow, folder),
     }
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from provenance import ROOT, provenance
 from serving_load import (
     Ask,
     Seen,
@@ -40,7 +41,7 @@ from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.serve.launch import serve
 from model_serve_flow.system.files import write_json
 
-FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "serving.json"
+FIGURES = ROOT / "docs" / "benchmarks" / "serving.json"
 COMMAND = (sys.executable, "-m", "serving_from_scratch.cli")
 START_SECONDS = 180
 NAME = "base"
@@ -183,6 +184,14 @@ COMPARISONS = (
         plain(16),
         8,
         (Goal(SPEED, tokens_per_s, 4),),
+    ),
+    Comparison(
+        "static batch of 8 against one by one, 16 + 64",
+        STATIC,
+        ONE_BY_ONE,
+        plain(8, 16, 64),
+        8,
+        (Goal(SPEED, tokens_per_s),),
     ),
     Comparison(
         "continuous against static, answers of 4 to 64",
@@ -444,7 +453,9 @@ def main() -> None:
         print(line(one), flush=True)
         found.append(one)
     if not options.only:
-        write_json(FIGURES, [asdict(one) | {"met": one.met} for one in found])
+        ratios = [asdict(one) | {"met": one.met} for one in found]
+        figures = {"profile": flow.config.name, "turns": options.turns, "ratios": ratios}
+        write_json(FIGURES, figures | provenance(flow))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Every strategy, cache and attention gives the tokens of transformers' `generate`, in FP32."""
 
 import itertools
+import json
+import random
 
 import pytest
 import torch
-from support.serving import save_llama, serve
+from support.serving import Reference, save_llama, serve
 
 from serving_from_scratch.core.batching import (
     ChunkedPrefill,
@@ -87,6 +89,37 @@ def test_tokens_are_those_of_transformers(
     scheduler = scheduler_for(options, strategy, prefixes)
     trace = serve(scheduler, InProcess(models.runner(options)), reference.requests(), seed=3)
     assert trace.answers == reference.answers
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["rope_parameters", "rope_scaling"])
+def test_llama_3_beyond_its_original_length(tmp_path, old):
+    stretch = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+    }
+    torch.manual_seed(4)
+    folder = save_llama(tmp_path, rope_parameters={"rope_theta": 5000.0, **stretch})
+    draw = random.Random(4)
+    prompts = [tuple(draw.randrange(3, 512) for _ in range(length)) for length in (5, 120, 900)]
+    reference = Reference.of(folder, prompts, max_tokens=48)
+    config = json.loads((folder / "config.json").read_text())
+    if old:  # the spelling of the published checkpoints
+        del config["rope_parameters"]
+        config |= {"rope_theta": 5000.0, "rope_scaling": stretch}
+        (folder / "config.json").write_text(json.dumps(config))
+    assert answers(folder, reference) == reference.answers
+    config |= {"rope_theta": 5000.0, "rope_scaling": None, "rope_parameters": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert answers(folder, reference)["2"] != reference.answers["2"]  # so the stretch counts
+
+
+def answers(folder, reference):
+    options = ModelOptions(str(folder), "float32", length=960)
+    executor = InProcess(ModelManager().runner(options))
+    return serve(scheduler_for(options, Continuous()), executor, reference.requests()).answers
 
 
 def drafts_of(folder, k, cost):

@@ -39,6 +39,7 @@ class ModelOptions:
         block_tokens: tokens per page.
         threads: of torch; 0: torch's own number.
         rank: which part of the model this process computes; None: all of it.
+        draft: the checkpoint of a draft model that makes the guesses; "": there is none.
     """
 
     folder: str
@@ -51,6 +52,7 @@ class ModelOptions:
     block_tokens: int = 16
     threads: int = 0
     rank: Rank | None = None
+    draft: str = ""
 
     @property
     def pages(self) -> int:

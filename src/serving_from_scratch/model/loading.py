@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from serving_from_scratch.model.attention import (
 )
 from serving_from_scratch.model.kv_cache import KVCache, NoCache, PagedCache, SlotCache
 from serving_from_scratch.model.llama import Layer, Llama, LlamaShape, Stretch
+from serving_from_scratch.model.proposers import DraftRunner
 from serving_from_scratch.model.runner import ModelRunner
 
 Known = TypeVar("Known")
@@ -64,7 +66,16 @@ class ModelManager:
             self._models.clear()
         cache = make_cache(options, model.shape)
         backend: AttentionBackend = pick("attention", options.attention, BACKENDS)()
-        return ModelRunner(model, cache, backend, known, options.folder)
+        runner = ModelRunner(model, cache, backend, known, options.folder)
+        return self._with_draft(runner, options) if options.draft else runner
+
+    def _with_draft(self, runner: ModelRunner, options: ModelOptions) -> DraftRunner:
+        own = replace(options, folder=options.draft, draft="", cache="slots", attention="sdpa")
+        try:
+            draft = self.runner(own)
+        except ServingError as error:
+            raise ServingError(f"The draft model: {error.problem}", error.hint) from error
+        return DraftRunner(runner, draft, own.memory(prefixes=True), own.places)
 
     def _model(self, options: ModelOptions, shape: LlamaShape, config: dict) -> Llama:
         key = (options.folder, options.precision)

@@ -16,11 +16,10 @@ from serving_from_scratch.core.batching import (
     Static,
 )
 from serving_from_scratch.core.options import ModelOptions
-from serving_from_scratch.core.proposers import NGram
+from serving_from_scratch.core.proposers import Draft, NGram
 from serving_from_scratch.core.scheduler import Scheduler
 from serving_from_scratch.engine.executor import InProcess
 from serving_from_scratch.model.loading import ModelManager
-from serving_from_scratch.model.proposers import Draft
 
 
 class ShortestFirst(Continuous):
@@ -122,12 +121,6 @@ def answers(folder, reference):
     return serve(scheduler_for(options, Continuous()), executor, reference.requests()).answers
 
 
-def drafts_of(folder, k, cost):
-    options = ModelOptions(str(folder), "float32", places=1, length=576)
-    runner = ModelManager().runner(options)
-    return Draft(runner, options.memory(prefixes=True), k, cost)
-
-
 PROPOSED = [
     ("none", "sdpa", False),
     ("slots", "sdpa", True),
@@ -154,12 +147,12 @@ def test_guesses_change_no_token(
 ):
     if strategy.chunks and cache == "none":
         pytest.skip("chunks need a cache; the scheduler refuses the pair")
-    proposer = {
-        "n-gram": lambda: NGram(n=2, k=4, cost=-1.0),  # never pauses
-        "good draft": lambda: drafts_of(tiny_llama, k=3, cost=0.2),
-        "bad draft": lambda: drafts_of(other_llama, k=2, cost=0.2),
-    }[guesser]()
-    options = ModelOptions(str(tiny_llama), "float32", cache, attention, length=576)
+    draft, proposer = {
+        "n-gram": ("", NGram(n=2, k=4, cost=-1.0)),  # never pauses
+        "good draft": (str(tiny_llama), Draft(k=3)),
+        "bad draft": (str(other_llama), Draft(k=2)),
+    }[guesser]
+    options = ModelOptions(str(tiny_llama), "float32", cache, attention, length=576, draft=draft)
     scheduler = scheduler_for(options, strategy, prefixes, proposer=proposer)
     wanted = repeating if guesser == "n-gram" else reference
     requests = repeating.requests() if guesser == "n-gram" else reference.requests()[1::6]
@@ -172,3 +165,20 @@ def test_guesses_change_no_token(
         assert right > 0.95 * guessed and right > len(requests) * 40
     if guesser == "bad draft":
         assert right < 0.3 * guessed < len(requests) * 20
+
+
+def test_a_draft_model_guesses_for_all_texts_together(tiny_llama, reference):
+    options = ModelOptions(str(tiny_llama), "float32", length=576, draft=str(tiny_llama))
+    runner = ModelManager().runner(options)
+    rows, run = [], runner.draft.run
+
+    def counted(step):
+        rows.append(len(step.chunks))
+        return run(step)
+
+    runner.draft.run = counted
+    scheduler = scheduler_for(options, Continuous(), proposer=Draft(k=3))
+    requests = reference.requests()[:4]
+    trace = serve(scheduler, InProcess(runner), requests)
+    assert trace.answers == {r.id: reference.answers[r.id] for r in requests}
+    assert set(rows) == {4} and len(rows) <= 3 * (len(trace.steps) - 1)

@@ -18,7 +18,7 @@ from serving_from_scratch.api.app import create_app
 from serving_from_scratch.api.sse import Service
 from serving_from_scratch.core.batching import make_strategy
 from serving_from_scratch.core.errors import ServingError
-from serving_from_scratch.core.proposers import make_proposer
+from serving_from_scratch.core.proposers import Proposer, make_proposer
 from serving_from_scratch.engine.executor import KEY_VARIABLE, Executor, WorkerProcess
 from serving_from_scratch.engine.llm_engine import EngineOptions, LLMEngine
 from serving_from_scratch.engine.messages import ModelOptions
@@ -84,7 +84,8 @@ def model_options(command: Any) -> Any:
 @click.option("--strategy", default="continuous", help="Who computes next.", show_default=True)
 @click.option("--chunk", default=256, help="Tokens a step of the strategy chunked.")
 @click.option("--prefixes", is_flag=True, help="Computes equal beginnings once.")
-@click.option("--proposer", default="none", help="Guesses tokens: none or ngram.")
+@click.option("--proposer", default="none", help="Guesses tokens: none, ngram or draft.")
+@click.option("--draft", default="", help="Folder of the draft model.")
 @click.option("--guesses", default=5, help="Tokens that are guessed at once.")
 @click.option("--parallel", default="", help="With --ranks: tensor, pipeline or data.")
 @click.option("--ranks", default=2, help="Worker processes that compute one step.")
@@ -184,13 +185,28 @@ def up(file: Path, profile: tuple[str, ...], environments: Path) -> None:
 def engine_options(options: dict[str, Any]) -> EngineOptions:
     """Makes the engine's options from the command line's."""
     names = ("precision", "cache", "attention", "places", "length", "blocks", "threads")
-    model = ModelOptions(str(options["folder"]), **{name: options[name] for name in names})
+    folder, draft = str(options["folder"]), options.get("draft", "")
+    model = ModelOptions(folder, draft=draft, **{name: options[name] for name in names})
     size, chunk = options["places"], options.get("chunk", 256)
     strategy = make_strategy(options.get("strategy", "continuous"), size, chunk)
-    proposer = make_proposer(options.get("proposer", "none"), options.get("guesses", 5))
     names = ("prefixes", "max_waiting", "step_seconds", "request_seconds")
     others = {name: options[name] for name in names if name in options}
-    return EngineOptions(model, strategy, proposer=proposer, **others)
+    return EngineOptions(model, strategy, proposer=proposer_of(options), **others)
+
+
+def proposer_of(options: dict[str, Any]) -> Proposer:
+    """Makes what guesses tokens.
+
+    A guess of a draft model costs its share of the model's bytes: a step of a few tokens spends its
+    time on reading the weights.
+    """
+    name, draft = options.get("proposer", "none"), options.get("draft", "")
+    if (name == "draft") != bool(draft):
+        problem = f"proposer is {name!r}, and draft {draft!r}."
+        raise ServingError(problem, "Give both --proposer draft and --draft FOLDER, or neither.")
+    weights = [Path(folder).glob("*.safetensors") for folder in (draft, options["folder"])]
+    own, whole = (sum(path.stat().st_size for path in paths) for paths in weights)
+    return make_proposer(name, options.get("guesses", 5), own / max(1, whole))
 
 
 def executor_of(engine: EngineOptions, options: dict[str, Any]) -> Executor:

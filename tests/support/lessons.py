@@ -1,4 +1,4 @@
-"""The utils.py of a notebook, for tests of what it draws and decides."""
+"""The Python files of a notebook, for tests of what it draws, decides and computes."""
 
 import importlib.util
 import sys
@@ -8,9 +8,10 @@ from types import ModuleType
 SEQUENCE = Path(__file__).resolve().parents[2] / "examples" / "serving-from-scratch"
 
 
-def lesson(name: str) -> ModuleType:
-    """Loads the utils.py of a module of serving from scratch by the module's name."""
-    spec = importlib.util.spec_from_file_location(f"utils_of_{name}", SEQUENCE / name / "utils.py")
+def lesson(name: str, file: str = "utils") -> ModuleType:
+    """Loads a file of a module of serving from scratch by the module's name."""
+    path = SEQUENCE / name / f"{file}.py"
+    spec = importlib.util.spec_from_file_location(f"{file}_of_{name}", path)
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -76,12 +76,12 @@ class Reference:
         return cls(prompts, answers, max_tokens)
 
 
-def save_llama(folder, layers=2, heads=4, kv_heads=2, hidden=64):
+def save_llama(folder, layers=2, heads=4, kv_heads=2, hidden=64, vocabulary=512, **other):
     """Writes a random Llama with weights so large that its answers vary."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=512,
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=96,
         num_hidden_layers=layers,
@@ -92,6 +92,7 @@ def save_llama(folder, layers=2, heads=4, kv_heads=2, hidden=64):
         initializer_range=0.3,
         eos_token_id=2,
         tie_word_embeddings=False,
+        **other,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

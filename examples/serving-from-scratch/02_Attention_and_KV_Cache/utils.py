@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from vllm_kernel import Vllm, VllmCache, has_kernel
 
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.report.chart_style import PALETTE, house_style
@@ -37,7 +38,7 @@ from serving_from_scratch.model.attention import (
     Sdpa,
     Tiled,
 )
-from serving_from_scratch.model.kv_cache import KVCache, KVShape, PagedCache, SlotCache
+from serving_from_scratch.model.kv_cache import KVShape, PagedCache, SlotCache
 from serving_from_scratch.model.llama import LlamaShape
 from serving_from_scratch.model.loading import ModelManager, read_config, read_shape
 from serving_from_scratch.model.row import Row
@@ -57,19 +58,22 @@ __all__ = [
     "read_config",
     "read_shape",
     "seconds_chart",
+    "try_triton",
     "users_chart",
     "watch",
     "write_json",
 ]
 
 BLOCK_TOKENS = 16
+PAGE = 32  # tokens of a page where attentions are compared; vLLM takes multiples of 32
 USERS = 8  # requests that decode together
 WAYS = {
-    "eager": (Eager, "slots"),
-    "tiled": (Tiled, "slots"),
-    "SDPA": (Sdpa, "slots"),
-    "gathered, SDPA": (Sdpa, "pages"),
-    "paged": (PagedNumba, "pages"),
+    "eager": (Eager, SlotCache),
+    "tiled": (Tiled, SlotCache),
+    "SDPA": (Sdpa, SlotCache),
+    "gathered, SDPA": (Sdpa, PagedCache),
+    "paged": (PagedNumba, PagedCache),
+    **({"vLLM": (Vllm, VllmCache)} if has_kernel() else {}),
 }
 
 
@@ -92,16 +96,13 @@ class Attending:
         tokens: int,
         sequences: int,
     ) -> None:
-        backend, memory = WAYS[way]
+        backend, cache = WAYS[way]
         self.backend: AttentionBackend = backend()
         torch.manual_seed(0)
         size = KVShape(1, shape.kv_heads, shape.width)
-        pages = -(-length // BLOCK_TOKENS)
-        self.cache: KVCache = (
-            SlotCache(size, sequences, length)
-            if memory == "slots"
-            else PagedCache(size, pages * sequences, BLOCK_TOKENS)
-        )
+        pages = -(-length // PAGE)
+        places = (sequences, length) if cache is SlotCache else (pages * sequences, PAGE)
+        self.cache = cache(size, *places)
         tables = torch.randperm(pages * sequences).view(sequences, pages).tolist()
         self.write(tables, 0, length, size)
         self.row = self.begin(tables, length - tokens, length)
@@ -140,6 +141,24 @@ def largest_difference(shape: LlamaShape, length: int = 300) -> dict[str, float]
         ]
         found[way] = max((one - other).abs().max().item() for one, other in pairs)
     return found
+
+
+def try_triton(shape: LlamaShape, length: int) -> str:
+    """Runs the kernel in Triton's language if there is a GPU; says what was found."""
+    if not torch.cuda.is_available():
+        return "Triton: not run, because this machine has no GPU."
+    # Imported here, because only a GPU build of PyTorch brings Triton.
+    from triton.testing import do_bench
+    from triton_kernel import paged_decode
+
+    attending = Attending(shape, "gathered, SDPA", length, 1, USERS)
+    cache = attending.cache
+    lengths = (cache.positions + 1).int()
+    tensors = (attending.queries, cache.keys[0], cache.values[0], cache.tables.int(), lengths)
+    inputs = [tensor.cuda() for tensor in tensors]
+    difference = (paged_decode(*inputs).cpu() - attending()).abs().max().item()
+    milliseconds = do_bench(lambda: paged_decode(*inputs))
+    return f"Triton: {milliseconds:.3f} ms on the GPU; largest difference {difference:.1e}."
 
 
 def median_seconds(work: Callable[[], object], repeats: int = 5) -> float:

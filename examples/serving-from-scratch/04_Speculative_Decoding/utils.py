@@ -16,7 +16,7 @@ from model_serve_flow.setup.models import prepare_base
 from model_serve_flow.system.files import write_json
 from serving_from_scratch.core.batching import Continuous
 from serving_from_scratch.core.options import ModelOptions
-from serving_from_scratch.core.proposers import NGram, NoProposer, Proposer, speed_up
+from serving_from_scratch.core.proposers import Draft, NGram, NoProposer, Proposer, speed_up
 from serving_from_scratch.core.request import Request, SamplingParameters
 from serving_from_scratch.core.scheduler import Scheduler
 from serving_from_scratch.core.step import Chunk, Step
@@ -24,7 +24,7 @@ from serving_from_scratch.engine.executor import InProcess
 from serving_from_scratch.engine.replay import Timeline, replay
 from serving_from_scratch.engine.text import Text
 from serving_from_scratch.model.loading import ModelManager
-from serving_from_scratch.model.proposers import Draft
+from serving_from_scratch.model.proposers import DraftRunner
 from serving_from_scratch.model.runner import ModelRunner
 
 __all__ = [
@@ -120,12 +120,25 @@ class Lesson:
     def prompt(self, kind: str) -> tuple[int, ...]:
         return tuple(self.text.chat([{"role": "user", "content": TEXTS[kind]}]))
 
-    def run(self, kind: str, proposer: Proposer, together: int = 1) -> Runs:
-        """Serves one kind of text, in turns without and with guesses."""
+    def run(
+        self,
+        kind: str,
+        proposer: Proposer,
+        runner: ModelRunner | None = None,
+        together: int = 1,
+    ) -> Runs:
+        """Serves one kind of text, in turns without and with guesses.
+
+        Args:
+            kind: a key of `TEXTS`.
+            proposer: guesses.
+            runner: the model with its draft model; None: the model alone.
+            together: how many requests run at once.
+        """
         runs = Runs([], [])
         for _ in range(self.repeats):
-            runs.plain.append(self._serve(kind, NoProposer(), together))
-            runs.guessed.append(self._serve(kind, proposer, together))
+            runs.plain.append(self._serve(kind, NoProposer(), self.runner, together))
+            runs.guessed.append(self._serve(kind, proposer, runner or self.runner, together))
         return runs
 
     def step_ms(self, tokens: int, sequences: int = 1, repeats: int = 7) -> float:
@@ -137,13 +150,13 @@ class Lesson:
         plain, checked = (self.step_ms(n, sequences) for n in (1, 1 + guesses))
         return max(0.0, checked / plain - 1) / guesses
 
-    def _serve(self, kind: str, proposer: Proposer, together: int) -> Timeline:
+    def _serve(self, kind: str, proposer: Proposer, runner: ModelRunner, together: int) -> Timeline:
         sampling = SamplingParameters(max_tokens=self.tokens, ignore_eos=True)
         prompt = self.prompt(kind)
         requests = [Request(str(n), prompt, sampling) for n in range(together)]
         memory = self.options.memory()
         scheduler = Scheduler(Continuous(), memory, self.options.places, proposer=proposer)
-        return replay(scheduler, InProcess(self.runner), requests)
+        return replay(scheduler, InProcess(runner), requests)
 
 
 def step_ms(runner: ModelRunner, tokens: int, sequences: int = 1, repeats: int = 7) -> float:
@@ -165,7 +178,7 @@ def fastest(runs: Sequence[Timeline]) -> float:
     return min(run.moments[-1].ended - run.moments[0].ended for run in runs)
 
 
-def draft_of_layers(lesson: Lesson, layers: int, k: int) -> Draft:
+def draft_of_layers(lesson: Lesson, layers: int, k: int) -> tuple[Draft, DraftRunner]:
     """Makes a draft of the first layers of the model itself, with its last norm and head."""
     runner = ModelManager().runner(replace(lesson.options, places=1))
     model = runner.model
@@ -173,18 +186,18 @@ def draft_of_layers(lesson: Lesson, layers: int, k: int) -> Draft:
     return draft(lesson, runner, k)
 
 
-def draft_of_precision(lesson: Lesson, precision: str, k: int) -> Draft:
+def draft_of_precision(lesson: Lesson, precision: str, k: int) -> tuple[Draft, DraftRunner]:
     """Makes a draft of the same model in another precision."""
     options = replace(lesson.options, precision=precision, places=1)
     return draft(lesson, ModelManager().runner(options), k)
 
 
-def draft(lesson: Lesson, runner: ModelRunner, k: int) -> Draft:
+def draft(lesson: Lesson, runner: ModelRunner, k: int) -> tuple[Draft, DraftRunner]:
     """Measures what a guess of this runner costs: to make it, and to check it."""
     step_ms(runner, 1)
     cost = step_ms(runner, 1) / lesson.step_ms(1) + lesson.costs(k)
     memory = replace(lesson.options, places=1).memory(prefixes=True)
-    return Draft(runner, memory, k, cost)
+    return Draft(k, cost), DraftRunner(lesson.runner, runner, memory, places=1)
 
 
 def pay_table(runs: dict[str, Runs], costs: dict[str, float]) -> pd.DataFrame:

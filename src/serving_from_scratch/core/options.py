@@ -41,6 +41,7 @@ class ModelOptions:
         packed: whether matrices are laid out once for fast multiplication; by hand, only plain
             ones can be read.
         rank: which part of the model this process computes; None: all of it.
+        draft: the checkpoint of a draft model that makes the guesses; "": there is none.
     """
 
     folder: str
@@ -54,6 +55,7 @@ class ModelOptions:
     threads: int = 0
     packed: bool = True
     rank: Rank | None = None
+    draft: str = ""
 
     @property
     def pages(self) -> int:

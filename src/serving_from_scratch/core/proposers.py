@@ -11,6 +11,8 @@ from typing import Protocol
 
 from serving_from_scratch.core.errors import ServingError
 
+UNKNOWN = -1  # a token that the draft model, which runs beside the model, is to guess
+CHECK = 0.1  # the cost of checking one guess of one sequence, in plain steps
 MEMORY = 0.8  # how much of the recent share of right guesses stays after one more step
 PAUSE = 16  # steps without guesses, after which guessing is tried again
 
@@ -48,12 +50,12 @@ class NGram:
     Args:
         n: the longest end of the text that is looked for, in tokens; ends of two are the shortest.
         k: how many tokens are guessed.
-        cost: of one guess, in plain steps; checking is all but free for one sequence.
+        cost: of one guess, in plain steps.
     """
 
     n: int = 3
     k: int = 5
-    cost: float = 0.1
+    cost: float = CHECK
 
     def propose(self, tokens: Sequence[int]) -> Sequence[int]:
         tokens = list(tokens)
@@ -63,6 +65,22 @@ class NGram:
                 if tokens[start : start + length] == end:
                     return tokens[start + length : start + length + self.k]
         return ()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Leaves the guesses to a draft model, which runs where the model runs (`DraftRunner`).
+
+    Args:
+        k: how many tokens are guessed.
+        cost: of one guess, in plain steps.
+    """
+
+    k: int = 5
+    cost: float = 2 * CHECK
+
+    def propose(self, tokens: Sequence[int]) -> Sequence[int]:
+        return (UNKNOWN,) * self.k
 
 
 @dataclass(slots=True)
@@ -97,13 +115,17 @@ class Guessing:
             self.share, self.pause = 2 * cost, PAUSE  # a short second chance after the pause
 
 
-def make_proposer(name: str, guesses: int = 5) -> Proposer:
-    """Makes a proposer by its name.
+def make_proposer(name: str, guesses: int = 5, draft_cost: float = CHECK) -> Proposer:
+    """Makes a proposer by its name; `draft_cost` is that of making a guess, in plain steps.
 
     Raises:
         ServingError: lists the known names.
     """
-    known: dict[str, Proposer] = {"none": NoProposer(), "ngram": NGram(k=guesses)}
+    known: dict[str, Proposer] = {
+        "none": NoProposer(),
+        "ngram": NGram(k=guesses),
+        "draft": Draft(guesses, CHECK + draft_cost),
+    }
     if name not in known:
         raise ServingError(f"proposer is {name!r}.", f"Choose one of {', '.join(known)}.")
     if guesses < 1:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from serving_from_scratch.core.batching import BatchingStrategy, Budget, Plan
 from serving_from_scratch.core.errors import InvalidRequest, ServingError
 from serving_from_scratch.core.memory import Memory
-from serving_from_scratch.core.proposers import NoProposer, Proposer
+from serving_from_scratch.core.proposers import UNKNOWN, NoProposer, Proposer
 from serving_from_scratch.core.request import FinishReason, Request, Sequence, Status
 from serving_from_scratch.core.step import Chunk, Outcome, Step, StepResult
 from serving_from_scratch.core.stopping import finish_reason
@@ -174,6 +174,7 @@ class Scheduler:
             embed=whole and request.embed,
             guesses=len(guesses),
             answer=tuple(sequence.generated) if request.sampling.grammar else (),
+            text=tuple(sequence.tokens) if UNKNOWN in guesses else (),
         )
 
     def _guess(self, sequence: Sequence, room: int) -> tuple[int, ...]:

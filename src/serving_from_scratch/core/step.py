@@ -22,6 +22,7 @@ class Chunk:
         embed: whether the hidden state of the last token is wanted.
         guesses: how many of the last tokens are guesses, to be checked in order.
         answer: the tokens generated so far, if the answer has a grammar.
+        text: all tokens so far, if a draft model is to make the guesses.
     """
 
     request: str
@@ -36,6 +37,7 @@ class Chunk:
     embed: bool = False
     guesses: int = 0
     answer: tuple[int, ...] = ()
+    text: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:

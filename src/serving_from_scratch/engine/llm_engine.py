@@ -96,6 +96,8 @@ class LLMEngine:
         self.options = options
         try:
             self.text = Text(Path(options.model.folder), options.model.length)
+            if options.model.draft:
+                self.text.check_same(Path(options.model.draft))
             self.memory = options.model.memory(options.prefixes)
             executor = executor or WorkerProcess(options.model, options.step_seconds)
             while not executor.ready(1):

@@ -22,7 +22,7 @@ class Ranks:
         step_seconds: as of WorkerProcess; `start_seconds` alike.
 
     Raises:
-        ServingError: there are fewer cores than ranks.
+        ServingError: there are fewer cores than ranks, or ranks that share a model have a draft.
     """
 
     kind = ""
@@ -39,6 +39,9 @@ class Ranks:
         if not 1 <= ranks <= cores:
             problem = f"{ranks} ranks need as many cores; this process may use {cores}."
             raise ServingError(problem, f"Start 1 to {cores} ranks.")
+        if options.draft and self.kind:
+            problem = f"{type(self).__name__} has no draft model."
+            raise ServingError(problem, "Take another proposer, or data parallel.")
         self.options = replace(options, threads=options.threads or cores // ranks)
         self.ranks = ranks
         self._seconds = (step_seconds, start_seconds)

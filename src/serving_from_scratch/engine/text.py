@@ -37,6 +37,12 @@ class Text:
         self._longest = length * max(map(len, self.tokenizer.get_vocab()))
         self._template, self._variables = read_template(folder)
 
+    def check_same(self, folder: Path) -> None:
+        """Checks that the tokens of a draft model are this model's; raises ServingError."""
+        if read_tokenizer(folder).get_vocab() != self.tokenizer.get_vocab():
+            problem = f"The draft model {folder} has other tokens than the model."
+            raise ServingError(problem, "Choose a draft model of the same family.")
+
     def encode(self, text: str, field: str = "prompt", begin: bool = True) -> list[int]:
         """Turns text into token ids; `begin` adds the tokenizer's tokens for the beginning."""
         if len(text) > self._longest:

@@ -4,6 +4,7 @@ The row holds prompts, parts of prompts and single new tokens of different seque
 other. Every layer treats all tokens alike; only attention separates the sequences.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,23 @@ from serving_from_scratch.model.attention import AttentionBackend
 from serving_from_scratch.model.kv_cache import KVCache, KVShape
 from serving_from_scratch.model.linear import linear, pack
 from serving_from_scratch.model.row import Row
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """How a model's rotations were slowed down after its training, for longer texts.
+
+    Attributes:
+        factor: how much the slow rotations are slowed down.
+        low: rotations with fewer turns in the original length are slowed down in full.
+        high: rotations with more turns in the original length stay as they are.
+        length: the original length, in tokens.
+    """
+
+    factor: float
+    low: float
+    high: float
+    length: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,7 @@ class LlamaShape:
         epsilon: of the norms.
         theta: base of the rotary position embedding.
         max_length: the longest supported text, in tokens.
+        stretch: of the rotary position embedding; None: as trained.
     """
 
     vocabulary: int
@@ -41,6 +60,7 @@ class LlamaShape:
     epsilon: float
     theta: float
     max_length: int
+    stretch: Stretch | None = None
 
     def kv(self, dtype: torch.dtype) -> KVShape:
         return KVShape(self.layers, self.kv_heads, self.width, dtype)
@@ -162,9 +182,24 @@ class Llama:
 def rotations(shape: LlamaShape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Computes cosine and sine of every position's rotation: max_length x width each."""
     frequencies = shape.theta ** (-torch.arange(0, shape.width, 2).float() / shape.width)
+    if shape.stretch:
+        frequencies = stretched(frequencies, shape.stretch)
     angles = torch.arange(shape.max_length).float()[:, None] * frequencies
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def stretched(frequencies: Tensor, stretch: Stretch) -> Tensor:
+    """Slows rotations down, the slowest most (`apply_scaling` in Meta's code of Llama 3.1).
+
+    Between `low` and `high` turns, a rotation is a blend of both speeds.
+
+    Args:
+        frequencies: radians per token.
+    """
+    turns = stretch.length * frequencies / (2 * math.pi)
+    kept = ((turns - stretch.low) / (stretch.high - stretch.low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / stretch.factor)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,8 @@ from serving_from_scratch.model.attention import (
     Tiled,
 )
 from serving_from_scratch.model.kv_cache import KVCache, NoCache, PagedCache, SlotCache
-from serving_from_scratch.model.llama import Layer, Llama, LlamaShape
+from serving_from_scratch.model.llama import Layer, Llama, LlamaShape, Stretch
+from serving_from_scratch.model.proposers import DraftRunner
 from serving_from_scratch.model.runner import ModelRunner
 
 Known = TypeVar("Known")
@@ -66,7 +68,16 @@ class ModelManager:
             model.pack()
         cache = make_cache(options, model.shape)
         backend: AttentionBackend = pick("attention", options.attention, BACKENDS)()
-        return ModelRunner(model, cache, backend, known, options.folder)
+        runner = ModelRunner(model, cache, backend, known, options.folder)
+        return self._with_draft(runner, options) if options.draft else runner
+
+    def _with_draft(self, runner: ModelRunner, options: ModelOptions) -> DraftRunner:
+        own = replace(options, folder=options.draft, draft="", cache="slots", attention="sdpa")
+        try:
+            draft = self.runner(own)
+        except ServingError as error:
+            raise ServingError(f"The draft model: {error.problem}", error.hint) from error
+        return DraftRunner(runner, draft, own.memory(prefixes=True), own.places)
 
     def _model(self, options: ModelOptions, shape: LlamaShape, config: dict) -> Llama:
         key = (options.folder, options.precision, options.packed)
@@ -140,7 +151,8 @@ def read_config(folder: Path) -> dict:
 def read_shape(config: dict) -> LlamaShape:
     """Takes the model's numbers out of config.json."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    check_arithmetic(config, rope)
+    kind = rope.get("rope_type") or rope.get("type", "default")
+    check_arithmetic(config, kind)
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     return LlamaShape(
         vocabulary=config["vocab_size"],
@@ -153,22 +165,29 @@ def read_shape(config: dict) -> LlamaShape:
         epsilon=config["rms_norm_eps"],
         theta=rope.get("rope_theta") or config.get("rope_theta", 10000.0),
         max_length=config["max_position_embeddings"],
+        stretch=read_stretch(rope) if kind == "llama3" else None,
     )
 
 
-def check_arithmetic(config: dict, rope: dict) -> None:
+def read_stretch(rope: dict) -> Stretch:
+    """Takes the numbers of Llama 3's longer texts out of config.json."""
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    return Stretch(*(rope[name] for name in names))
+
+
+def check_arithmetic(config: dict, rope_type: str) -> None:
     """Refuses settings that the forward pass does not support."""
     computed = {
-        "hidden_act": (config.get("hidden_act"), "silu"),
-        "attention_bias": (config.get("attention_bias", False), False),
-        "mlp_bias": (config.get("mlp_bias", False), False),
-        "rope_type": (rope.get("rope_type", "default"), "default"),
-        "quantization_config": (config.get("quantization_config"), None),
+        "hidden_act": (config.get("hidden_act"), ["silu"]),
+        "attention_bias": (config.get("attention_bias", False), [False]),
+        "mlp_bias": (config.get("mlp_bias", False), [False]),
+        "rope_type": (rope_type, ["default", "llama3"]),
+        "quantization_config": (config.get("quantization_config"), [None]),
     }
     for name, (value, known) in computed.items():
-        if value != known:
+        if value not in known:
             problem = f"config.json has {name} {value!r}."
-            raise ServingError(problem, f"This engine computes {known!r}.")
+            raise ServingError(problem, f"This engine computes {' or '.join(map(repr, known))}.")
 
 
 def weight_files(folder: Path) -> list[Path]:

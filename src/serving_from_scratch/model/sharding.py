@@ -25,9 +25,13 @@ class Shard(Llama):
     rank: Rank
 
     def timed(self, work: Callable[[], object], sent: int) -> None:
-        """Exchanges tensors with other ranks, and counts."""
+        """Exchanges tensors with other ranks, and counts; raises ServingError if one has ended."""
         started = time.perf_counter()
-        work()
+        try:
+            work()
+        except RuntimeError as error:  # gloo's: the connection is closed
+            problem = f"Rank {self.rank.number} lost another rank: {error}."
+            raise ServingError(problem, "Start all ranks again.") from error
         self.exchange += time.perf_counter() - started
         self.sent += sent
 

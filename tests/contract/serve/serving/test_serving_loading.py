@@ -62,6 +62,11 @@ def rope(rope_type):
     return {"rope_parameters": {"rope_theta": 10000.0, "rope_type": rope_type}}
 
 
+def old_rope(folder):
+    """The spelling of old checkpoints."""
+    change_config(folder, rope_parameters=None, rope_scaling={"type": "linear", "factor": 2.0})
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -76,7 +81,11 @@ def rope(rope_type):
             "GPT2LMHeadModel",
         ),
         (lambda folder: change_config(folder, hidden_act="gelu"), "hidden_act 'gelu'"),
-        (lambda folder: change_config(folder, **rope("llama3")), "rope_type 'llama3'"),
+        (
+            lambda folder: change_config(folder, **rope("yarn")),
+            "rope_type 'yarn'. This engine computes 'default' or 'llama3'",
+        ),
+        (old_rope, "rope_type 'linear'"),
         (lambda folder: change_config(folder, quantization_config={}), "quantization_config"),
         (lambda folder: change_config(folder, intermediate_size=97), "config.json asks for"),
         (lambda folder: change_weights(folder, put_nan), "model.norm.weight has values"),

@@ -13,6 +13,7 @@ from serving_from_scratch.core.errors import ServingError
 from serving_from_scratch.core.options import ModelOptions, Rank
 from serving_from_scratch.core.proposers import NGram
 from serving_from_scratch.core.scheduler import Scheduler
+from serving_from_scratch.core.step import Chunk, Step
 from serving_from_scratch.engine.executor import WorkerDied
 from serving_from_scratch.engine.parallel import DataParallel, PipelineParallel, TensorParallel
 from serving_from_scratch.model.sharding import share
@@ -121,6 +122,21 @@ def test_a_killed_rank_ends_the_others_and_all_start_again(kind, killed, llama, 
         while step := scheduler.schedule():
             scheduler.update(step, executor.step(step))
         assert {id: s.generated for id, s in answers.items()} == reference.answers
+    finally:
+        executor.close()
+
+
+def test_the_partner_of_a_killed_rank_says_so_without_a_traceback(llama, capfd):
+    executor = TensorParallel(options(llama), ranks=2)
+    try:
+        while not executor.ready(1):
+            pass
+        partner, killed = executor.workers
+        killed.close()
+        partner.send(Step((Chunk("a", 0, 0, (5, 6), sample=True),)))
+        with pytest.raises(WorkerDied, match=r"^Rank 0 lost another rank: .*closed"):
+            partner.receive()
+        assert "Traceback" not in capfd.readouterr().err
     finally:
         executor.close()
 

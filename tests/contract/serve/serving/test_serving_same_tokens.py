@@ -1,10 +1,12 @@
 """Every strategy, cache and attention gives the tokens of transformers' `generate`, in FP32."""
 
 import itertools
+import json
+import random
 
 import pytest
 import torch
-from support.serving import save_llama, serve
+from support.serving import Reference, save_llama, serve
 
 from serving_from_scratch.core.batching import (
     ChunkedPrefill,
@@ -14,11 +16,10 @@ from serving_from_scratch.core.batching import (
     Static,
 )
 from serving_from_scratch.core.options import ModelOptions
-from serving_from_scratch.core.proposers import NGram
+from serving_from_scratch.core.proposers import Draft, NGram
 from serving_from_scratch.core.scheduler import Scheduler
 from serving_from_scratch.engine.executor import InProcess
 from serving_from_scratch.model.loading import ModelManager
-from serving_from_scratch.model.proposers import Draft
 
 
 class ShortestFirst(Continuous):
@@ -89,10 +90,35 @@ def test_tokens_are_those_of_transformers(
     assert trace.answers == reference.answers
 
 
-def drafts_of(folder, k, cost):
-    options = ModelOptions(str(folder), "float32", places=1, length=576)
-    runner = ModelManager().runner(options)
-    return Draft(runner, options.memory(prefixes=True), k, cost)
+@pytest.mark.parametrize("old", [False, True], ids=["rope_parameters", "rope_scaling"])
+def test_llama_3_beyond_its_original_length(tmp_path, old):
+    stretch = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+    }
+    torch.manual_seed(4)
+    folder = save_llama(tmp_path, rope_parameters={"rope_theta": 5000.0, **stretch})
+    draw = random.Random(4)
+    prompts = [tuple(draw.randrange(3, 512) for _ in range(length)) for length in (5, 120, 900)]
+    reference = Reference.of(folder, prompts, max_tokens=48)
+    config = json.loads((folder / "config.json").read_text())
+    if old:  # the spelling of the published checkpoints
+        del config["rope_parameters"]
+        config |= {"rope_theta": 5000.0, "rope_scaling": stretch}
+        (folder / "config.json").write_text(json.dumps(config))
+    assert answers(folder, reference) == reference.answers
+    config |= {"rope_theta": 5000.0, "rope_scaling": None, "rope_parameters": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert answers(folder, reference)["2"] != reference.answers["2"]  # so the stretch counts
+
+
+def answers(folder, reference):
+    options = ModelOptions(str(folder), "float32", length=960)
+    executor = InProcess(ModelManager().runner(options))
+    return serve(scheduler_for(options, Continuous()), executor, reference.requests()).answers
 
 
 PROPOSED = [
@@ -121,12 +147,12 @@ def test_guesses_change_no_token(
 ):
     if strategy.chunks and cache == "none":
         pytest.skip("chunks need a cache; the scheduler refuses the pair")
-    proposer = {
-        "n-gram": lambda: NGram(n=2, k=4, cost=-1.0),  # never pauses
-        "good draft": lambda: drafts_of(tiny_llama, k=3, cost=0.2),
-        "bad draft": lambda: drafts_of(other_llama, k=2, cost=0.2),
-    }[guesser]()
-    options = ModelOptions(str(tiny_llama), "float32", cache, attention, length=576)
+    draft, proposer = {
+        "n-gram": ("", NGram(n=2, k=4, cost=-1.0)),  # never pauses
+        "good draft": (str(tiny_llama), Draft(k=3)),
+        "bad draft": (str(other_llama), Draft(k=2)),
+    }[guesser]
+    options = ModelOptions(str(tiny_llama), "float32", cache, attention, length=576, draft=draft)
     scheduler = scheduler_for(options, strategy, prefixes, proposer=proposer)
     wanted = repeating if guesser == "n-gram" else reference
     requests = repeating.requests() if guesser == "n-gram" else reference.requests()[1::6]
@@ -139,3 +165,20 @@ def test_guesses_change_no_token(
         assert right > 0.95 * guessed and right > len(requests) * 40
     if guesser == "bad draft":
         assert right < 0.3 * guessed < len(requests) * 20
+
+
+def test_a_draft_model_guesses_for_all_texts_together(tiny_llama, reference):
+    options = ModelOptions(str(tiny_llama), "float32", length=576, draft=str(tiny_llama))
+    runner = ModelManager().runner(options)
+    rows, run = [], runner.draft.run
+
+    def counted(step):
+        rows.append(len(step.chunks))
+        return run(step)
+
+    runner.draft.run = counted
+    scheduler = scheduler_for(options, Continuous(), proposer=Draft(k=3))
+    requests = reference.requests()[:4]
+    trace = serve(scheduler, InProcess(runner), requests)
+    assert trace.answers == {r.id: reference.answers[r.id] for r in requests}
+    assert set(rows) == {4} and len(rows) <= 3 * (len(trace.steps) - 1)

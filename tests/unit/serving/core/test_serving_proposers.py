@@ -29,6 +29,7 @@ def test_the_cost_model_says_when_guessing_pays():
 def test_proposers_are_found_by_name():
     assert isinstance(make_proposer("none"), NoProposer)
     assert make_proposer("ngram", 7) == NGram(k=7)
+    assert make_proposer("draft", 7, draft_cost=0.3).cost == pytest.approx(0.4)
     with pytest.raises(ServingError, match=r"'crystal ball'.*none, ngram"):
         make_proposer("crystal ball")
     with pytest.raises(ServingError, match="guesses is 0"):

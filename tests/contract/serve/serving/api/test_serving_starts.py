@@ -7,6 +7,7 @@ import socket
 import subprocess
 
 import pytest
+from support.serving import save_llama
 from support.serving_server import COMMAND
 
 KEY = "canary-3f9c"
@@ -72,6 +73,45 @@ def test_more_ranks_than_cores(tiny_model):
         serve(tiny_model, "--port", "0", "--parallel", "tensor", "--ranks", "1000"),
         "1000 ranks need as many cores",
     )
+
+
+def other_tokens(folder):
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    tokens = content["model"]["vocab"]
+    tokens["a"], tokens["b"] = tokens["b"], tokens["a"]
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (shutil.rmtree, "tokenizer.json cannot be read"),
+        (pickle_only, "The draft model: "),
+        (lambda folder: save_llama(folder, vocabulary=500), "500 tokens; the model has 512"),
+        (other_tokens, "has other tokens than the model"),
+    ],
+    ids=["missing", "pickle", "vocabulary", "tokens"],
+)
+def test_a_draft_model_that_cannot_guess(tiny_model, tmp_path, damage, told):
+    draft = shutil.copytree(tiny_model, tmp_path / "draft")
+    damage(draft)
+    refused(serve(tiny_model, "--port", "0", "--proposer", "draft", "--draft", draft), told)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--proposer", "draft"], "Give both --proposer draft and --draft FOLDER"),
+        (["--draft", "folder"], "Give both --proposer draft and --draft FOLDER"),
+        (
+            ["--proposer", "draft", "--draft", "folder", "--parallel", "tensor"],
+            "TensorParallel has no draft model",
+        ),
+    ],
+)
+def test_a_draft_model_that_is_not_wanted(tiny_model, options, told):
+    refused(serve(tiny_model, "--port", "0", *options), told)
 
 
 def test_a_port_that_is_taken(tiny_model):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from serving_from_scratch.engine.llm_engine import LLMEngine
@@ -43,10 +42,3 @@ class EngineNumbers:
         for reason, number in list(counts.finished.items()):
             ends.add_metric([reason], number)
         yield ends
-
-
-def make_metrics(engine: LLMEngine) -> tuple[CollectorRegistry, Counter]:
-    """Makes a registry of the engine's numbers, and a counter of responses by status."""
-    registry = CollectorRegistry()
-    registry.register(EngineNumbers(engine))
-    return registry, Counter(PREFIX + "responses", "by status", ["status"], registry=registry)

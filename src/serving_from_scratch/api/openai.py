@@ -9,18 +9,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from serving_from_scratch.api.schemas import (
-    ChatBody,
-    CompletionBody,
-    EmbeddingBody,
-    Ids,
-)
-from serving_from_scratch.api.sse import Json, Service, collect, respond, unless_gone
+from serving_from_scratch.api.schemas import ChatBody, CompletionBody, EmbeddingBody, Ids
+from serving_from_scratch.api.sse import Json, Service, Shape, collect, respond, unless_gone
 from serving_from_scratch.api.tools import CallReader, conversation, grammar_of, offered
 from serving_from_scratch.core.errors import InvalidRequest
 from serving_from_scratch.core.request import SamplingParameters, TokenLogprob
-from serving_from_scratch.engine.llm_engine import Delta, Job
+from serving_from_scratch.engine.llm_engine import Job
 from serving_from_scratch.engine.text import Text
+from serving_from_scratch.engine.workload import Delta
 
 router = APIRouter(prefix="/v1")
 
@@ -42,11 +38,10 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     if body.max_tokens == 0 and not body.echo:
         raise InvalidRequest("max_tokens is 0; the limit is at least 1 without echo.", "max_tokens")
     prompts = encode_all(service.engine.text, body.prompt)
-    jobs = [
-        Job(prompt, body.sampling(16, 1.0, choice, body.logprobs, body.echo))
-        for prompt in prompts
-        for choice in range(body.n)
-    ]
+    defaults = {"max_tokens": 16, "temperature": 1.0, "logprobs": body.logprobs}
+    defaults["prompt_logprobs"] = body.logprobs if body.echo else None
+    choices = [body.sampling(choice, **defaults) for choice in range(body.n)]
+    jobs = [Job(prompt, sampling) for prompt in prompts for sampling in choices]
     echoed = [job.prompt for job in jobs] if body.echo else []
     shape = CompletionShape(service, body, sum(map(len, prompts)), echoed)
     return await respond(request, jobs, shape, body.stream, body.timeout)
@@ -57,16 +52,16 @@ async def chat(body: ChatBody, request: Request) -> Response:
     """Answers the last turn of a conversation."""
     service: Service = request.app.state.service
     service.check_model(body.model)
-    if body.max_completion_tokens is not None:
-        body.max_tokens = body.max_completion_tokens
-    check_chat(body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true.", "top_logprobs")
+    body.max_tokens = body.max_completion_tokens or body.max_tokens
     grammar = grammar_of(body)
     prompt = service.engine.text.chat(conversation(body))
     room = max(service.engine.limits.max_length - len(prompt), 1)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    choices = [body.sampling(room, 1.0, n, logprobs, False, grammar) for n in range(body.n)]
+    defaults = {"max_tokens": room, "temperature": 1.0, "logprobs": logprobs, "grammar": grammar}
+    jobs = [Job(prompt, body.sampling(choice, **defaults)) for choice in range(body.n)]
     shape = ChatShape(service, body, len(prompt))
-    jobs = [Job(prompt, sampling) for sampling in choices]
     return await respond(request, jobs, shape, body.stream, body.timeout)
 
 
@@ -92,7 +87,7 @@ async def embeddings(body: EmbeddingBody, request: Request) -> Response:
     return Json({"object": "list", "model": service.name, "data": data, "usage": usage})
 
 
-class OpenAIShape:
+class OpenAIShape(Shape):
     """Shares the frame and the usage of completions and chat completions.
 
     Args:
@@ -154,11 +149,7 @@ class CompletionShape(OpenAIShape):
     kind, prefix = "text_completion", "cmpl"
 
     def __init__(
-        self,
-        service: Service,
-        body: CompletionBody,
-        prompt_tokens: int,
-        echoed: list[Ids],
+        self, service: Service, body: CompletionBody, prompt_tokens: int, echoed: list[Ids]
     ) -> None:
         super().__init__(service, body, prompt_tokens)
         self.echoed = echoed
@@ -227,14 +218,6 @@ class ChatShape(OpenAIShape):
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.text.show(token)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
-
-def check_chat(body: ChatBody) -> None:
-    """Checks what the schema cannot: fields that depend on each other."""
-    if body.max_tokens == 0:
-        raise InvalidRequest("max_tokens is 0; the limit is at least 1.", "max_tokens")
-    if body.top_logprobs is not None and not body.logprobs:
-        raise InvalidRequest("top_logprobs needs logprobs: true.", "top_logprobs")
 
 
 def encode_all(text: Text, prompt: str | Ids | list[str] | list[Ids], field="prompt") -> list[Ids]:

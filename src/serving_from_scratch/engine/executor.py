@@ -12,7 +12,8 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from serving_from_scratch.core.errors import ServingError
-from serving_from_scratch.engine.messages import ModelFacts, ModelOptions, Outcome, Step, StepResult
+from serving_from_scratch.core.options import ModelFacts, ModelOptions
+from serving_from_scratch.core.step import Outcome, Step, StepResult
 
 KEY_VARIABLE = "SERVING_FROM_SCRATCH_API_KEY"
 MODULE = "serving_from_scratch.engine.worker"
@@ -83,10 +84,7 @@ class WorkerProcess:
     facts: ModelFacts
 
     def __init__(
-        self,
-        options: ModelOptions,
-        step_seconds: float = 30.0,
-        start_seconds: float = 300.0,
+        self, options: ModelOptions, step_seconds: float = 30.0, start_seconds: float = 300.0
     ) -> None:
         self.options = options
         self.step_seconds = step_seconds
@@ -97,10 +95,6 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def pipe(self) -> Connection:
-        return self._pipe
-
     def step(self, step: Step) -> StepResult:
         self.send(step)
         return self.receive()
@@ -108,10 +102,10 @@ class WorkerProcess:
     def ready(self, seconds: float) -> bool:
         if self._loaded:
             # The worker says nothing between steps: anything to read means that it has ended.
-            if self._pipe.poll(seconds):
+            if self.pipe.poll(seconds):
                 self.receive()
             return True
-        if self._pipe.poll(seconds):
+        if self.pipe.poll(seconds):
             self.facts = self.receive()
             self._loaded = True
         elif time.monotonic() - self._started > self.start_seconds:
@@ -124,7 +118,7 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Kills the process and waits until it has ended."""
-        self._pipe.close()
+        self.pipe.close()
         self._process.kill()
         self._process.wait()
 
@@ -135,23 +129,20 @@ class WorkerProcess:
         with theirs:
             command = [sys.executable, "-P", "-m", MODULE, str(theirs.fileno())]
             self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                env=variables,
-                pass_fds=[theirs.fileno()],
+                command, stdin=subprocess.DEVNULL, env=variables, pass_fds=[theirs.fileno()]
             )
         # Reads and writes time out after step_seconds, even in the middle of a message.
         limit = struct.pack("ll", int(self.step_seconds), int(self.step_seconds % 1 * 1e6))
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, option, limit)
-        self._pipe = Connection(ours.detach())
+        self.pipe = Connection(ours.detach())
         self._loaded, self._started = False, time.monotonic()
         self.send(self.options)
 
     def send(self, message: Any) -> None:
         """Sends the worker a message; raises WorkerDied."""
         try:
-            self._pipe.send(message)
+            self.pipe.send(message)
         except BlockingIOError as error:
             raise self._died(self._silent) from error
         except OSError as error:
@@ -160,7 +151,7 @@ class WorkerProcess:
     def receive(self) -> Any:
         """Waits for the worker's next message; raises WorkerDied."""
         try:
-            message = self._pipe.recv()
+            message = self.pipe.recv()
         except BlockingIOError as error:
             raise self._died(self._silent) from error
         except (EOFError, OSError) as error:
@@ -176,7 +167,7 @@ class WorkerProcess:
     def _last_words(self) -> str:
         """Reads what the worker said before it stopped taking messages."""
         try:
-            return str(self._pipe.recv())
+            return str(self.pipe.recv())
         except (EOFError, OSError):
             return ""
 

@@ -7,8 +7,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from serving_from_scratch.core.errors import ServingError
+from serving_from_scratch.core.options import ModelFacts, ModelOptions, Rank
+from serving_from_scratch.core.step import Step, StepResult
 from serving_from_scratch.engine.executor import WorkerDied, WorkerProcess
-from serving_from_scratch.engine.messages import ModelFacts, ModelOptions, Rank, Step, StepResult
 
 
 class Ranks:

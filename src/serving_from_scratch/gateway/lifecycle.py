@@ -11,9 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 
-from serving_from_scratch.api.generate import PredictorFailed
-from serving_from_scratch.api.sse import UnknownModel
-from serving_from_scratch.core.errors import Unavailable
+from serving_from_scratch.core.errors import PredictorFailed, Unavailable, UnknownModel
 from serving_from_scratch.gateway.child import Child
 from serving_from_scratch.gateway.predictors import Predictor, make_predictors
 from serving_from_scratch.gateway.registry import Model, ModelSpec, ModelStore

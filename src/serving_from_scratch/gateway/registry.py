@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serving_from_scratch.api.sse import UnknownModel
-from serving_from_scratch.core.errors import InvalidRequest, ServingError
+from serving_from_scratch.core.errors import InvalidRequest, ServingError, UnknownModel
 
 if TYPE_CHECKING:
     from serving_from_scratch.gateway.lifecycle import PredictorProcess

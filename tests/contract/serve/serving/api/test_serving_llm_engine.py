@@ -7,10 +7,10 @@ import pytest
 
 from serving_from_scratch.core.batching import Continuous
 from serving_from_scratch.core.errors import InvalidRequest, Unavailable
+from serving_from_scratch.core.options import ModelOptions
 from serving_from_scratch.core.request import FinishReason, SamplingParameters
 from serving_from_scratch.engine.executor import InProcess
 from serving_from_scratch.engine.llm_engine import EngineOptions, Job, LLMEngine
-from serving_from_scratch.engine.messages import ModelOptions
 from serving_from_scratch.model.loading import ModelManager
 
 

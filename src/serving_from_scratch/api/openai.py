@@ -42,8 +42,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     defaults["prompt_logprobs"] = body.logprobs if body.echo else None
     choices = [body.sampling(choice, **defaults) for choice in range(body.n)]
     jobs = [Job(prompt, sampling) for prompt in prompts for sampling in choices]
-    echoed = [job.prompt for job in jobs] if body.echo else []
-    shape = CompletionShape(service, body, sum(map(len, prompts)), echoed)
+    shape = CompletionShape(service, body, prompts)
     return await respond(request, jobs, shape, body.stream, body.timeout)
 
 
@@ -61,7 +60,7 @@ async def chat(body: ChatBody, request: Request) -> Response:
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     defaults = {"max_tokens": room, "temperature": 1.0, "logprobs": logprobs, "grammar": grammar}
     jobs = [Job(prompt, body.sampling(choice, **defaults)) for choice in range(body.n)]
-    shape = ChatShape(service, body, len(prompt))
+    shape = ChatShape(service, body, [prompt])
     return await respond(request, jobs, shape, body.stream, body.timeout)
 
 
@@ -77,11 +76,11 @@ async def embeddings(body: EmbeddingBody, request: Request) -> Response:
     jobs = [Job(prompt, SamplingParameters(max_tokens=0), embed=True) for prompt in prompts]
     deltas = service.engine.generate(jobs, seconds=body.timeout)
     answers = await unless_gone(request, collect(deltas, len(jobs)))
-    coded = body.encoding_format == "base64"
-    found: list[Any] = [answer.embedding for answer in answers]
-    vectors = [in_base64(each) if coded else list(each) for each in found]
-    frame = {"object": "embedding"}
-    data = [{**frame, "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+    written: Any = in_base64 if body.encoding_format == "base64" else list
+    data = [
+        {"object": "embedding", "index": answer.job, "embedding": written(answer.embedding)}
+        for answer in answers
+    ]
     tokens = sum(map(len, prompts))
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return Json({"object": "list", "model": service.name, "data": data, "usage": usage})
@@ -91,20 +90,20 @@ class OpenAIShape(Shape):
     """Shares the frame and the usage of completions and chat completions.
 
     Args:
-        prompt_tokens: tokens of all prompts together.
+        prompts: of the request; a prompt with several choices counts once.
     """
 
     kind = ""  # of the JSON object
     prefix = ""
 
     def __init__(
-        self, service: Service, body: CompletionBody | ChatBody, prompt_tokens: int
+        self, service: Service, body: CompletionBody | ChatBody, prompts: list[Ids]
     ) -> None:
         self.service = service
         self.text: Text = service.engine.text
         self.options = body.stream_options
         self.wants_logprobs = body.logprobs not in (None, False)
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens = sum(map(len, prompts))
         self.completion_tokens = 0
         self.begun: set[int] = set()  # jobs of which a piece was sent
         self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
@@ -148,22 +147,19 @@ class CompletionShape(OpenAIShape):
 
     kind, prefix = "text_completion", "cmpl"
 
-    def __init__(
-        self, service: Service, body: CompletionBody, prompt_tokens: int, echoed: list[Ids]
-    ) -> None:
-        super().__init__(service, body, prompt_tokens)
-        self.echoed = echoed
+    def __init__(self, service: Service, body: CompletionBody, prompts: list[Ids]) -> None:
+        super().__init__(service, body, prompts)
+        self.echoed = [prompt for prompt in prompts for _ in range(body.n)] if body.echo else []
         self._offsets: dict[int, int] = {}  # job -> characters so far
 
     def choice(self, delta: Delta, whole: bool) -> dict[str, Any]:
         prompt = self.echoed[delta.job] if self.echoed and delta.job not in self.begun else []
-        text = self.text.tokenizer.decode(prompt, skip_special_tokens=False) + delta.text
-        reason = delta.finish_reason
+        shown = self.text.tokenizer.decode(prompt, skip_special_tokens=False)
         return {
             "index": delta.job,
-            "text": text,
+            "text": shown + delta.text,
             "logprobs": self._logprobs(delta, prompt) if self.wants_logprobs else None,
-            "finish_reason": reason,
+            "finish_reason": delta.finish_reason,
         }
 
     def _logprobs(self, delta: Delta, prompt: Ids) -> dict[str, list[Any]]:
@@ -193,8 +189,8 @@ class ChatShape(OpenAIShape):
 
     kind, prefix = "chat.completion", "chatcmpl"
 
-    def __init__(self, service: Service, body: ChatBody, prompt_tokens: int) -> None:
-        super().__init__(service, body, prompt_tokens)
+    def __init__(self, service: Service, body: ChatBody, prompts: list[Ids]) -> None:
+        super().__init__(service, body, prompts)
         self.readers = [CallReader(bool(offered(body))) for _ in range(body.n)]
 
     def choice(self, delta: Delta, whole: bool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 Content = dict[str, Any]  # of a response, or of one chunk of a stream
 
 
-@dataclass(kw_only=True)
+@dataclass(eq=False, kw_only=True)
 class Door:
     """What our server and the gateway ask of clients.
 
@@ -37,7 +37,7 @@ class Door:
     body_seconds: float = 30.0
 
 
-@dataclass(kw_only=True)
+@dataclass(eq=False, kw_only=True)
 class Service(Door):
     """What the endpoints share.
 

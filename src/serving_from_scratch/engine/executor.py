@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -141,35 +142,30 @@ class WorkerProcess:
 
     def send(self, message: Any) -> None:
         """Sends the worker a message; raises WorkerDied."""
-        try:
-            self.pipe.send(message)
-        except BlockingIOError as error:
-            raise self._died(self._silent) from error
-        except OSError as error:
-            raise self._died(self._last_words()) from error
+        with self._watched():
+            try:
+                self.pipe.send(message)
+            except ConnectionError:
+                self.receive()  # what the worker said before it stopped taking messages
 
     def receive(self) -> Any:
         """Waits for the worker's next message; raises WorkerDied."""
-        try:
+        with self._watched():
             message = self.pipe.recv()
-        except BlockingIOError as error:
-            raise self._died(self._silent) from error
-        except (EOFError, OSError) as error:
-            raise self._died("") from error
         if isinstance(message, ServingError):
             raise self._died(message.problem, message.hint)
         return message
 
-    @property
-    def _silent(self) -> str:
-        return f"A step was not computed within {self.step_seconds:g} seconds."
-
-    def _last_words(self) -> str:
-        """Reads what the worker said before it stopped taking messages."""
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Raises WorkerDied if the worker is silent for too long, or has closed its pipe."""
         try:
-            return str(self.pipe.recv())
-        except (EOFError, OSError):
-            return ""
+            yield
+        except BlockingIOError as error:
+            problem = f"A step was not computed within {self.step_seconds:g} seconds."
+            raise self._died(problem) from error
+        except (EOFError, OSError) as error:
+            raise self._died("") from error
 
     def _died(self, problem: str, hint: str = "") -> WorkerDied:
         """Kills what remains of the worker, and says how it ended."""

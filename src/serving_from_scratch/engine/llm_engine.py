@@ -71,16 +71,16 @@ class LLMEngine:
         self.options = options
         try:
             self.text = Text(Path(options.model.folder), options.model.length)
-            memory = options.model.memory(options.prefixes)
+            self.memory = options.model.memory(options.prefixes)
             executor = executor or WorkerProcess(options.model, options.step_seconds)
             while not executor.ready(1):
                 pass
             self.facts: ModelFacts = executor.facts
-            longest = min(self.facts.max_length, memory.capacity)
+            longest = min(self.facts.max_length, self.memory.capacity)
             self.limits = Limits(self.facts.vocabulary, longest, options.max_waiting)
             scheduler = Scheduler(
                 strategy=options.strategy,
-                memory=memory,
+                memory=self.memory,
                 places=options.model.places,
                 step_tokens=options.step_tokens,
                 eos=self.facts.eos,

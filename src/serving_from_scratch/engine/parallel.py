@@ -49,14 +49,11 @@ class Ranks:
         try:
             for worker in self.workers:
                 worker.send(step)
-            return self.joined(self._receive(self.workers))
+            results = self._receive(self.workers)
         except WorkerDied:
             self.close()
             raise
-
-    def joined(self, results: list[StepResult]) -> StepResult:
-        """Makes one result of the workers' results: one of them chose the tokens."""
-        (outcomes,) = (result.outcomes for result in results if result.outcomes)
+        (outcomes,) = (result.outcomes for result in results if result.outcomes)  # of one rank
         return replace(slowest(results), outcomes=outcomes)
 
     def ready(self, seconds: float) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -151,6 +151,18 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
     return VARIABLE.sub(value, text)
 
 
+def read_yaml(path: Path, variables: Mapping[str, str]) -> Any:
+    """Reads a YAML file, with its variables filled in.
+
+    Raises:
+        ServingError: the file cannot be read, or a variable is not set.
+    """
+    try:
+        return yaml.safe_load(expand(path.read_text(), variables))
+    except (OSError, yaml.YAMLError) as error:
+        raise ServingError(f"{path} cannot be read: {error}.") from error
+
+
 def read_models(path: Path) -> GatewayFile:
     """Reads models.yaml.
 
@@ -158,12 +170,7 @@ def read_models(path: Path) -> GatewayFile:
         ServingError: the file is missing or wrong; the message names the field.
     """
     try:
-        content = yaml.safe_load(expand(path.read_text(), os.environ))
-        return GatewayFile.model_validate(content)
-    except OSError as error:
-        raise ServingError(f"{path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise ServingError(f"{path} is no YAML: {error}") from error
+        return GatewayFile.model_validate(read_yaml(path, os.environ))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -1,7 +1,9 @@
 """Runs steps in several worker processes: tensor, pipeline and data parallel."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -46,22 +48,16 @@ class Ranks:
         self._start()
 
     def step(self, step: Step) -> StepResult:
-        try:
+        with self._all_or_none():
             for worker in self.workers:
                 worker.send(step)
             results = self._receive(self.workers)
-        except WorkerDied:
-            self.close()
-            raise
         (outcomes,) = (result.outcomes for result in results if result.outcomes)  # of one rank
         return replace(slowest(results), outcomes=outcomes)
 
     def ready(self, seconds: float) -> bool:
-        try:
+        with self._all_or_none():
             loaded = [worker.ready(seconds / self.ranks) for worker in self.workers]
-        except WorkerDied:
-            self.close()
-            raise
         if all(loaded):
             self.facts = self.workers[0].facts
         return all(loaded)
@@ -75,6 +71,15 @@ class Ranks:
         for worker in self.workers:
             worker.close()
         self._folder.cleanup()
+
+    @contextlib.contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """Kills all workers if one has died."""
+        try:
+            yield
+        except WorkerDied:
+            self.close()
+            raise
 
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
@@ -124,13 +129,10 @@ class DataParallel(Ranks):
             for number, worker in enumerate(self.workers)
         }
         busy = [worker for worker in self.workers if parts[worker]]
-        try:
+        with self._all_or_none():
             for worker in busy:
                 worker.send(Step(parts[worker]))
             results = self._receive(busy)
-        except WorkerDied:
-            self.close()
-            raise
         pairs = (
             zip(parts[worker], result.outcomes, strict=True)
             for worker, result in zip(busy, results, strict=True)

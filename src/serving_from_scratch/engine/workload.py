@@ -5,7 +5,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from serving_from_scratch.core.errors import (
     DeadlinePassed,
@@ -66,7 +66,7 @@ class Ticket:
 
 @dataclass(slots=True)
 class Counts:
-    """What a server has done since its start."""
+    """What a server has done since its start; each number becomes a metric."""
 
     steps: int = 0
     step_seconds: float = 0.0
@@ -75,7 +75,6 @@ class Counts:
     guessed_tokens: int = 0
     right_guesses: int = 0
     worker_deaths: int = 0
-    finished: Counter[str] = field(default_factory=Counter)  # finish reason -> requests
 
 
 class WorkloadManager:
@@ -90,6 +89,7 @@ class WorkloadManager:
         self.executor = executor
         self.limits = limits
         self.counts = Counts()
+        self.finished = Counter[str]()  # finish reason -> requests
         self.unavailable = ""  # why no request is served now; "" if requests are
         self.draining = False
         self._tickets: dict[str, Ticket] = {}
@@ -131,7 +131,7 @@ class WorkloadManager:
         with self._changed:
             if self._tickets.pop(request_id, None):
                 self.scheduler.finish(request_id, reason)
-                self.counts.finished[reason] += 1
+                self.finished[reason] += 1
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """Refuses new requests, waits at most `drain_seconds` for the others, then ends all."""
@@ -241,5 +241,5 @@ class WorkloadManager:
     def _end(self, ticket: Ticket, delta: Delta, reason: FinishReason) -> None:
         """Forgets a request that the scheduler has ended, and delivers its last piece."""
         del self._tickets[ticket.request.id]
-        self.counts.finished[reason] += 1
+        self.finished[reason] += 1
         ticket.deliver(delta)

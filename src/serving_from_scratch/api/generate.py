@@ -82,32 +82,33 @@ async def generate_vllm(body: GenerateBody, request: Request) -> Response:
     if not service.vllm:
         raise Unavailable(f"No vLLM runs beside this server. {HINT}", 60)
     wanted = body.model_dump(exclude_none=True, exclude={"model", "timeout", "user"})
-    wanted = {"max_tokens": 16, "temperature": 0, **wanted, "return_token_ids": True}
     try:
-        async with vllm_client(service.vllm) as client:
-            model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
-            reply = await client.post("/v1/completions", json={**wanted, "model": model})
-            choices = reply.raise_for_status().json()["choices"]
+        completion = await ask_vllm(service.vllm, wanted)
+        answers = [
+            Delta(
+                job=place,
+                text=choice["text"],
+                tokens=tuple(choice.get("token_ids") or ()),
+                finish_reason=choice["finish_reason"],
+            )
+            for place, choice in enumerate(completion["choices"])
+        ]
     except httpx.ConnectError as error:
         raise Unavailable(f"vLLM does not answer at {service.vllm}. {HINT}", 60) from error
-    except (httpx.HTTPError, ValueError, LookupError) as error:
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         raise PredictorFailed(f"vLLM at {service.vllm} failed: {error!r}.") from error
-    answers = [
-        Delta(
-            job=place,
-            text=choice["text"],
-            tokens=tuple(choice.get("token_ids") or ()),
-            finish_reason=choice["finish_reason"],
-        )
-        for place, choice in enumerate(choices)
-    ]
-    return Json(PlainShape(model, single=False).whole(answers))
+    return Json(PlainShape(completion["model"], single=False).whole(answers))
 
 
-def vllm_client(url: str) -> httpx.AsyncClient:
-    """Makes a client of vLLM, with the key from vLLM's own variable."""
+async def ask_vllm(url: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Asks vLLM for a greedy completion, with the key from vLLM's own variable."""
+    wanted = {"max_tokens": 16, "temperature": 0, **wanted, "return_token_ids": True}
     headers = {"Authorization": f"Bearer {os.environ.get('VLLM_API_KEY', '')}"}
-    return httpx.AsyncClient(base_url=url, headers=headers, timeout=600, trust_env=False)
+    client = httpx.AsyncClient(base_url=url, headers=headers, timeout=600, trust_env=False)
+    async with client:
+        model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
+        reply = await client.post("/v1/completions", json={**wanted, "model": model})
+        return {**reply.raise_for_status().json(), "model": model}
 
 
 async def answer(

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from serving_from_scratch.api.app import LOCKED, has_key, open_door
 from serving_from_scratch.api.sse import Door, EventStream, Json, unless_gone
-from serving_from_scratch.core.errors import InvalidRequest, PredictorFailed, ServingError
+from serving_from_scratch.core.errors import InvalidRequest, PredictorFailed
 from serving_from_scratch.gateway.lifecycle import ModelPool
 from serving_from_scratch.gateway.predictors import Answer, Call, PredictorRefused, check_path
 from serving_from_scratch.gateway.registry import GatewayFile, Model, ModelSpec, ModelStore
@@ -170,11 +170,7 @@ async def register(spec: ModelSpec, request: Request) -> Response:
     """Adds a model, until the gateway ends: models.yaml is not written."""
     gateway: Gateway = request.app.state.service
     model = gateway.store.add(spec)
-    try:
-        gateway.pool.connect(model)
-    except ServingError:
-        gateway.store.remove(spec.name)
-        raise
+    gateway.pool.connect(model)
     return Json(describe(gateway, model), 201)
 
 

@@ -17,12 +17,10 @@ from serving_from_scratch.core.errors import (
     ServingError,
     UnknownModel,
 )
-from serving_from_scratch.gateway.registry import ModelSpec
-from serving_from_scratch.predictors import digits
+from serving_from_scratch.gateway.registry import SOURCES, ModelSpec
 
 CONNECT_SECONDS = 3.0
 HEALTH_SECONDS = 2.0
-SOURCES = {"digits": digits}  # each has `model`, `problem` and `predict`
 Answer = dict[str, Any]
 
 
@@ -200,14 +198,7 @@ class LitServePredictor(OpenAIPredictor):
 
 
 def make_predictors(spec: ModelSpec, urls: list[str], key: str = "") -> list[Predictor]:
-    """Makes the predictors of a model, one per address.
-
-    Raises:
-        InvalidRequest: the local source is unknown.
-    """
-    if spec.kind != "openai" and spec.source not in SOURCES:
-        problem = f"The source {spec.source!r} is unknown."
-        raise InvalidRequest(problem, "source", f"Known: {', '.join(SOURCES)}.")
+    """Makes the predictors of a model, one per address."""
     if spec.kind == "local":
         return [LocalPredictor(f"{spec.name} in the gateway", SOURCES[spec.source])]
     kind = OpenAIPredictor if spec.kind == "openai" else LitServePredictor

@@ -12,11 +12,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving_from_scratch.core.errors import InvalidRequest, ServingError, UnknownModel
+from serving_from_scratch.predictors import digits
 
 if TYPE_CHECKING:
     from serving_from_scratch.gateway.lifecycle import PredictorProcess
     from serving_from_scratch.gateway.predictors import Predictor
 
+SOURCES = {"digits": digits}  # what answers here; each has `model`, `problem` and `predict`
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 Url = Annotated[str, Field(pattern=r"^https?://[^/\s]+$")]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./:][A-Za-z0-9_./: -]*$", max_length=500)]
@@ -52,9 +54,11 @@ class ModelSpec(BaseModel):
     seconds: Annotated[float, Field(gt=0, le=3600)] = 120.0
 
     @model_validator(mode="after")
-    def _one_place(self) -> "ModelSpec":
+    def _check(self) -> "ModelSpec":
         if bool(self.urls) + bool(self.launcher) != (self.kind != "local"):
             raise ValueError("name either urls or a launcher; a local model has neither")
+        if self.kind != "openai" and self.source not in SOURCES:
+            raise ValueError(f"the source {self.source!r} is unknown; known: {', '.join(SOURCES)}")
         return self
 
 
@@ -159,8 +163,10 @@ def read_yaml(path: Path, variables: Mapping[str, str]) -> Any:
     """
     try:
         return yaml.safe_load(expand(path.read_text(), variables))
-    except (OSError, yaml.YAMLError) as error:
-        raise ServingError(f"{path} cannot be read: {error}.") from error
+    except OSError as error:
+        raise ServingError(f"{path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ServingError(f"{path} is no YAML: {error}") from error
 
 
 def read_models(path: Path) -> GatewayFile:

@@ -93,7 +93,7 @@ class OpenAIShape(Shape):
         prompts: of the request; a prompt with several choices counts once.
     """
 
-    kind = ""  # of the JSON object
+    kind = chunk_kind = ""  # of the JSON object
     prefix = ""
 
     def __init__(
@@ -111,14 +111,14 @@ class OpenAIShape(Shape):
     def whole(self, answers: list[Delta]) -> dict[str, Any]:
         self.completion_tokens = sum(len(answer.tokens) for answer in answers)
         choices = [self.choice(answer, whole=True) for answer in answers]
-        return {**self._frame(choices), "usage": self._usage()}
+        return {**self._frame(self.kind, choices), "usage": self._usage()}
 
     def chunk(self, delta: Delta) -> dict[str, Any] | None:
         self.completion_tokens += len(delta.tokens)
         silent = not (delta.text or delta.finish_reason or self.wants_logprobs)
         if silent and delta.job in self.begun:
             return None
-        frame = self._frame([self.choice(delta, whole=False)], ".chunk")
+        frame = self._frame(self.chunk_kind, [self.choice(delta, whole=False)])
         self.begun.add(delta.job)
         if self.options and self.options.continuous_usage_stats:
             frame["usage"] = self._usage()
@@ -126,13 +126,12 @@ class OpenAIShape(Shape):
 
     def last(self) -> dict[str, Any] | None:
         wanted = self.options and self.options.include_usage
-        return {**self._frame([], ".chunk"), "usage": self._usage()} if wanted else None
+        return {**self._frame(self.chunk_kind, []), "usage": self._usage()} if wanted else None
 
     def choice(self, delta: Delta, whole: bool) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _frame(self, choices: list[dict[str, Any]], suffix: str = "") -> dict[str, Any]:
-        kind = self.kind if self.kind == "text_completion" else self.kind + suffix
+    def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         frame = {"id": self.id, "object": kind, "created": self.created}
         return {**frame, "model": self.service.name, "choices": choices}
 
@@ -145,7 +144,8 @@ class OpenAIShape(Shape):
 class CompletionShape(OpenAIShape):
     """Answers /v1/completions; with echo, each answer begins with its prompt."""
 
-    kind, prefix = "text_completion", "cmpl"
+    kind = chunk_kind = "text_completion"
+    prefix = "cmpl"
 
     def __init__(self, service: Service, body: CompletionBody, prompts: list[Ids]) -> None:
         super().__init__(service, body, prompts)
@@ -187,7 +187,8 @@ class CompletionShape(OpenAIShape):
 class ChatShape(OpenAIShape):
     """Answers /v1/chat/completions."""
 
-    kind, prefix = "chat.completion", "chatcmpl"
+    kind, chunk_kind = "chat.completion", "chat.completion.chunk"
+    prefix = "chatcmpl"
 
     def __init__(self, service: Service, body: ChatBody, prompts: list[Ids]) -> None:
         super().__init__(service, body, prompts)

@@ -17,6 +17,7 @@ from serving_from_scratch.core.options import ModelFacts, ModelOptions
 from serving_from_scratch.core.step import Outcome, Step, StepResult
 
 KEY_VARIABLE = "SERVING_FROM_SCRATCH_API_KEY"
+START_SECONDS = 300.0  # in which a worker must load the model
 MODULE = "serving_from_scratch.engine.worker"
 
 
@@ -79,17 +80,12 @@ class WorkerProcess:
     Args:
         options: of the model.
         step_seconds: a worker that is silent for longer during a step is killed.
-        start_seconds: the same while it loads the model.
     """
 
     facts: ModelFacts
 
-    def __init__(
-        self, options: ModelOptions, step_seconds: float = 30.0, start_seconds: float = 300.0
-    ) -> None:
-        self.options = options
-        self.step_seconds = step_seconds
-        self.start_seconds = start_seconds
+    def __init__(self, options: ModelOptions, step_seconds: float = 30.0) -> None:
+        self.options, self.step_seconds = options, step_seconds
         self._start()
 
     @property
@@ -109,8 +105,8 @@ class WorkerProcess:
         if self.pipe.poll(seconds):
             self.facts = self.receive()
             self._loaded = True
-        elif time.monotonic() - self._started > self.start_seconds:
-            raise self._died(f"The model was not loaded after {self.start_seconds:g} seconds.")
+        elif time.monotonic() - self._started > START_SECONDS:
+            raise self._died(f"The model was not loaded after {START_SECONDS:g} seconds.")
         return self._loaded
 
     def restart(self) -> None:

@@ -29,7 +29,6 @@ class EngineOptions:
         strategy: decides who computes next.
         prefixes: whether equal beginnings of texts are computed once.
         proposer: guesses tokens of running answers.
-        step_tokens: how many tokens a step should compute.
         step_seconds: a worker that is silent for longer is killed.
         max_waiting: how many requests may wait.
         request_seconds: the longest time of a request.
@@ -39,7 +38,6 @@ class EngineOptions:
     strategy: BatchingStrategy
     prefixes: bool = False
     proposer: Proposer = NO_PROPOSER
-    step_tokens: int = 8192
     step_seconds: float = 30.0
     max_waiting: int = 256
     request_seconds: float = 600.0
@@ -82,7 +80,6 @@ class LLMEngine:
                 strategy=options.strategy,
                 memory=self.memory,
                 places=options.model.places,
-                step_tokens=options.step_tokens,
                 eos=self.facts.eos,
                 proposer=options.proposer,
             )

@@ -22,29 +22,22 @@ class Ranks:
     Args:
         options: of the model; `threads` 0 shares the cores.
         ranks: number of workers.
-        step_seconds: as of WorkerProcess; `start_seconds` alike.
+        step_seconds: as of WorkerProcess.
 
     Raises:
         ServingError: there are fewer cores than ranks.
     """
 
-    kind = ""
+    kind = ""  # in which way a model is split; "": each has all of it
     facts: ModelFacts
 
-    def __init__(
-        self,
-        options: ModelOptions,
-        ranks: int = 2,
-        step_seconds: float = 30.0,
-        start_seconds: float = 300.0,
-    ) -> None:
+    def __init__(self, options: ModelOptions, ranks: int = 2, step_seconds: float = 30.0) -> None:
         cores = len(os.sched_getaffinity(0))
         if not 1 <= ranks <= cores:
             problem = f"{ranks} ranks need as many cores; this process may use {cores}."
             raise ServingError(problem, f"Start 1 to {cores} ranks.")
         self.options = replace(options, threads=options.threads or cores // ranks)
-        self.ranks = ranks
-        self._seconds = (step_seconds, start_seconds)
+        self.ranks, self.step_seconds = ranks, step_seconds
         self._start()
 
     def step(self, step: Step) -> StepResult:
@@ -84,19 +77,15 @@ class Ranks:
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
         meeting = (Path(self._folder.name) / "meeting").as_uri()
-        self.workers = [
-            WorkerProcess(replace(self.options, rank=self._rank(number, meeting)), *self._seconds)
-            for number in range(self.ranks)
-        ]
-
-    def _rank(self, number: int, meeting: str) -> Rank | None:
-        return Rank(number, self.ranks, self.kind, meeting)
+        ranks = [Rank(number, self.ranks, self.kind, meeting) for number in range(self.ranks)]
+        options = [replace(self.options, rank=rank if self.kind else None) for rank in ranks]
+        self.workers = [WorkerProcess(each, self.step_seconds) for each in options]
 
     def _receive(self, workers: list[WorkerProcess]) -> list[StepResult]:
         """Waits for one result of each worker; the first worker that dies ends the wait."""
         results: dict[WorkerProcess, StepResult] = {}
         while missing := [worker for worker in workers if worker not in results]:
-            spoke = wait([worker.pipe for worker in missing], self._seconds[0])
+            spoke = wait([worker.pipe for worker in missing], self.step_seconds)
             for worker in missing:
                 if worker.pipe in spoke or not spoke:  # a silent one dies when it is asked
                     results[worker] = worker.receive()
@@ -145,9 +134,6 @@ class DataParallel(Ranks):
         if self.options.cache == "paged":
             raise ServingError("Workers share no pages.", 'Choose cache "slots" or "none".')
         super()._start()
-
-    def _rank(self, number: int, meeting: str) -> None:
-        return None
 
 
 def slowest(results: list[StepResult]) -> StepResult:

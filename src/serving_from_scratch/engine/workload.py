@@ -61,7 +61,6 @@ class Ticket:
     streams: bool = False
     sent: int = 0
     retried: bool = False
-    sequence: Sequence | None = None
 
 
 @dataclass(slots=True)
@@ -122,7 +121,7 @@ class WorkloadManager:
             waiting = len(self.scheduler.waiting) - places  # a free place means no wait
             self.limits.check_queue(waiting + len(tickets) - 1)
             for ticket in tickets:
-                ticket.sequence = self.scheduler.submit(ticket.request)
+                self.scheduler.submit(ticket.request)
                 self._tickets[ticket.request.id] = ticket
             self._changed.notify()
 

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from provenance import ROOT, provenance
 from serving_load import (
@@ -39,11 +36,11 @@ from serving_load import (
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.serve.launch import serve
+from model_serve_flow.serve.local_server import LocalServer
 from model_serve_flow.system.files import write_json
 
 FIGURES = ROOT / "docs" / "benchmarks" / "serving.json"
 COMMAND = (sys.executable, "-m", "serving_from_scratch.cli")
-START_SECONDS = 180
 NAME = "base"
 
 Side = tuple[str, ...]  # options of `serving-from-scratch serve`
@@ -316,27 +313,11 @@ def served(flow: Flow, side: Side) -> Iterator[Endpoint]:
 @contextlib.contextmanager
 def started(*arguments: str) -> Iterator[str]:
     """Runs a command of the teaching server until the block ends; gives its address."""
-    with tempfile.NamedTemporaryFile("r") as log:
-        variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(
-            [*COMMAND, *arguments], stdout=log.fileno(), stderr=log.fileno(), env=variables
-        )
-        try:
-            yield _url(process, Path(log.name))
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def _url(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Waits until the server says where it serves."""
-    deadline = time.monotonic() + START_SECONDS
-    while " at http" not in log.read_text():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise RuntimeError(f"The server did not start: {log.read_text()}")
-        time.sleep(0.1)
-    return log.read_text().split(" at ")[1].split()[0]
+    server = LocalServer([*COMMAND, *arguments])
+    try:
+        yield server.url
+    finally:
+        server.stop()
 
 
 def compare(flow: Flow, comparison: Comparison, turns: int) -> list[Found]:

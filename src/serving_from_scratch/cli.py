@@ -18,13 +18,14 @@ from serving_from_scratch.api.app import create_app
 from serving_from_scratch.api.sse import Service
 from serving_from_scratch.core.batching import make_strategy
 from serving_from_scratch.core.errors import ServingError
+from serving_from_scratch.core.options import ModelOptions
 from serving_from_scratch.core.proposers import Proposer, make_proposer
 from serving_from_scratch.engine.executor import KEY_VARIABLE, Executor, WorkerProcess
 from serving_from_scratch.engine.llm_engine import EngineOptions, LLMEngine
-from serving_from_scratch.engine.messages import ModelOptions
 from serving_from_scratch.engine.parallel import DataParallel, PipelineParallel, TensorParallel
 
 ADMIN_KEY_VARIABLE = "SERVING_FROM_SCRATCH_ADMIN_KEY"
+UVICORN: Any = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 5}
 SEND_BUFFER = 64 * 1024  # bytes that the kernel holds for one slow reader
 
 
@@ -54,7 +55,17 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-@click.group()
+class Commands(click.Group):
+    """Ends a command that cannot do its work in one sentence."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ServingError as error:
+            sys.exit(str(error))
+
+
+@click.group(cls=Commands)
 def main() -> None:
     """A server of language models that a reader can build."""
 
@@ -100,12 +111,9 @@ def serve(host: str, port: int, name: str, **options: Any) -> None:
 
     The API key is taken from SERVING_FROM_SCRATCH_API_KEY.
     """
-    try:
-        listener = listen(host, port, options["write_seconds"])
-        wanted = engine_options(options)
-        engine = LLMEngine(wanted, executor_of(wanted, options))
-    except ServingError as error:
-        sys.exit(str(error))
+    listener = listen(host, port, options["write_seconds"])
+    wanted = engine_options(options)
+    engine = LLMEngine(wanted, executor_of(wanted, options))
     service = Service(
         engine=engine,
         name=name or options["folder"].resolve().name,
@@ -113,12 +121,7 @@ def serve(host: str, port: int, name: str, **options: Any) -> None:
         write_seconds=options["write_seconds"],
         vllm=options["vllm"],
     )
-    config = uvicorn.Config(
-        create_app(service),
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=5,
-    )
+    config = uvicorn.Config(create_app(service), **UVICORN)
     click.echo(f"Serving {service.name} at http://{host}:{listener.getsockname()[1]}")
     Server(config, engine, options["drain_seconds"]).run(sockets=[listener])
 
@@ -128,10 +131,7 @@ def serve(host: str, port: int, name: str, **options: Any) -> None:
 def doctor(**options: Any) -> None:
     """Loads the model of FOLDER as `serve` does, and says what it finds."""
     started = time.monotonic()
-    try:
-        engine = LLMEngine(engine_options(options))
-    except ServingError as error:
-        sys.exit(str(error))
+    engine = LLMEngine(engine_options(options))
     engine.close()
     click.echo(f"loaded in {time.monotonic() - started:.1f} seconds")
     for name, value in asdict(engine.facts).items():
@@ -152,14 +152,10 @@ def gateway(file: Path, host: str, port: int, write_seconds: float) -> None:
     from serving_from_scratch.gateway.registry import read_models
 
     keys = (os.environ.get(name, "") for name in (KEY_VARIABLE, ADMIN_KEY_VARIABLE))
-    try:
-        app = create_gateway(read_models(file), *keys)
-        listener = listen(host, port, write_seconds)
-    except ServingError as error:
-        sys.exit(str(error))
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+    app = create_gateway(read_models(file), *keys)
+    listener = listen(host, port, write_seconds)
     click.echo(f"Serving {file.name} at http://{host}:{listener.getsockname()[1]}")
-    uvicorn.Server(config).run(sockets=[listener])
+    uvicorn.Server(uvicorn.Config(app, **UVICORN)).run(sockets=[listener])
 
 
 @main.command()
@@ -176,10 +172,7 @@ def up(file: Path, profile: tuple[str, ...], environments: Path) -> None:
     from serving_from_scratch.gateway import compose
 
     variables = {"GATEWAY_HOST": "127.0.0.1", **os.environ}
-    try:
-        compose.up(compose.read_services(file, profile, variables), environments.resolve())
-    except ServingError as error:
-        sys.exit(str(error))
+    compose.up(compose.read_services(file, profile, variables), environments.resolve())
 
 
 def engine_options(options: dict[str, Any]) -> EngineOptions:

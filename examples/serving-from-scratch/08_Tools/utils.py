@@ -1,23 +1,18 @@
 """Provides what the notebook of 08_Tools uses: a server, tools, questions, tables and charts."""
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import jsonschema
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from openai import OpenAI
 
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.report.chart_style import PALETTE, house_style
+from model_serve_flow.serve.local_server import LocalServer
 from model_serve_flow.setup.models import prepare_base
 from model_serve_flow.system.files import write_json
 from serving_from_scratch.api.tools import as_json, as_text
@@ -46,7 +41,6 @@ __all__ = [
 
 pd.set_option("display.max_colwidth", 90)  # a call is longer than pandas shows
 
-START_SECONDS = 180
 COMMAND = (sys.executable, "-m", "serving_from_scratch.cli", "serve")
 NUMBER, CITY = {"type": "number"}, {"type": "string", "maxLength": 20}
 WEATHER = {"Oslo": "snow, -3 °C", "Cairo": "sun, 31 °C", "London": "rain, 11 °C"}
@@ -94,7 +88,7 @@ QUESTIONS = [
 ]
 
 
-class Server:
+class Server(LocalServer):
     """Runs our server in its own processes, on a free port.
 
     Args:
@@ -102,31 +96,7 @@ class Server:
     """
 
     def __init__(self, base: Path) -> None:
-        command = [*COMMAND, str(base), "--port=0", "--name=base", "--places=4"]
-        with tempfile.NamedTemporaryFile(delete=False) as log:
-            self._log = Path(log.name)
-            variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=variables)
-        direct = httpx.Client(trust_env=False, timeout=600)
-        url = f"{self._wait()}/v1"
-        self.openai = OpenAI(base_url=url, api_key="none", max_retries=0, http_client=direct)
-
-    def stop(self) -> int:
-        """Ends the server with SIGTERM and returns its exit code."""
-        self._process.terminate()
-        code = self._process.wait(60)
-        self.openai.close()
-        self._log.unlink()
-        return code
-
-    def _wait(self) -> str:
-        deadline = time.monotonic() + START_SECONDS
-        while " at http" not in self._log.read_text():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self._process.kill()
-                raise RuntimeError(f"The server did not start: {self._log.read_text()}")
-            time.sleep(0.1)
-        return self._log.read_text().split(" at ")[1].split()[0]
+        super().__init__([*COMMAND, str(base), "--port=0", "--name=base", "--places=4"])
 
 
 def mask_walk(base: Path, schema: dict[str, Any], question: str, tokens: int) -> pd.DataFrame:

@@ -1,4 +1,7 @@
-"""Builds the FastAPI application: API key, limits, errors, health, facts and metrics."""
+"""Builds the FastAPI application: API key, limits, errors, health, facts and metrics.
+
+`open_door` is the part that the gateway shares.
+"""
 
 import asyncio
 import contextlib
@@ -11,28 +14,22 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from serving_from_scratch.api import generate, openai
-from serving_from_scratch.api.metrics import make_metrics
-from serving_from_scratch.api.sse import Json, Service, UnknownModel, error_body
-from serving_from_scratch.core.errors import (
-    DeadlinePassed,
-    InvalidRequest,
-    QueueFull,
-    ServingError,
-    Unavailable,
-)
+from serving_from_scratch.api.metrics import PREFIX, EngineNumbers
+from serving_from_scratch.api.sse import Door, Json, Service, error_body
+from serving_from_scratch.core import errors
 
 STATUS = {
-    InvalidRequest: 400,
-    UnknownModel: 404,
-    DeadlinePassed: 408,
-    QueueFull: 429,
-    generate.PredictorFailed: 502,
-    Unavailable: 503,
+    errors.InvalidRequest: 400,
+    errors.UnknownModel: 404,
+    errors.DeadlinePassed: 408,
+    errors.QueueFull: 429,
+    errors.PredictorFailed: 502,
+    errors.Unavailable: 503,
 }
 
 
@@ -44,33 +41,42 @@ def create_app(service: Service) -> FastAPI:
         yield
         await asyncio.to_thread(service.engine.close)
 
-    app = FastAPI(title="serving from scratch", lifespan=lifespan, redoc_url=None)
-    app.state.service = service
-    app.state.registry, responses = make_metrics(service.engine)
-    locked = [Depends(require_key)]
-    for router in (openai.router, generate.router):
-        app.include_router(router, dependencies=locked)
+    app = open_door(service, EngineNumbers(service.engine), lifespan, PREFIX)
     app.get("/health")(health)
-    app.get("/facts", dependencies=locked)(facts)
-    app.get("/metrics", dependencies=locked)(metrics)
-    app.add_exception_handler(ServingError, refused)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(ClientDisconnect, client_left)
-    app.add_middleware(Border, service=service, responses=responses)
+    app.get("/facts", dependencies=LOCKED)(facts)
+    for router in (openai.router, generate.router):
+        app.include_router(router, dependencies=LOCKED)
+    return app
+
+
+def open_door(door: Door, numbers: Any, lifespan: Any, prefix: str) -> FastAPI:
+    """Makes an application that knows keys, limits and errors, and has only /metrics.
+
+    Args:
+        numbers: gives Prometheus the metrics, by its method `collect`.
+        prefix: of the metrics' names.
+    """
+    app = FastAPI(title="serving from scratch", lifespan=lifespan, redoc_url=None)
+    app.state.service, app.state.registry = door, CollectorRegistry()
+    app.state.registry.register(numbers)
+    app.get("/metrics", dependencies=LOCKED)(metrics)
+    for error, handler in HANDLERS.items():
+        app.add_exception_handler(error, handler)
+    responses = Counter(f"{prefix}responses", "by status", ["status"], registry=app.state.registry)
+    app.add_middleware(Border, door=door, responses=responses)
     return app
 
 
 class Border:
     """Limits the size and the time of request bodies, and counts responses by status."""
 
-    def __init__(self, app: Any, service: Service, responses: Any) -> None:
-        self.app, self.service, self.responses = app, service, responses
+    def __init__(self, app: Any, door: Door, responses: Counter) -> None:
+        self.app, self.door, self.responses = app, door, responses
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        body = Body(receive, self.service)
+        body = Body(receive, self.door)
 
         async def counted(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -83,9 +89,9 @@ class Border:
 class Body:
     """Reads one request's body; a body that is too long is read to its end, but not kept."""
 
-    def __init__(self, receive: Any, service: Service) -> None:
-        self._receive, self._limit = receive, service.body_bytes
-        self._seconds, self._size, self._complete = service.body_seconds, 0, False
+    def __init__(self, receive: Any, door: Door) -> None:
+        self._receive, self._limit = receive, door.body_bytes
+        self._seconds, self._size, self._complete = door.body_seconds, 0, False
 
     async def receive(self) -> Any:
         if self._complete:
@@ -109,11 +115,16 @@ class Body:
 
 
 def require_key(request: Request) -> None:
-    """Checks the API key in constant time."""
+    """Checks the API key, if there is one."""
     key = request.app.state.service.key
-    sent = request.headers.get("authorization", "").encode()
-    if key and not hmac.compare_digest(sent, f"Bearer {key}".encode()):
+    if key and not has_key(request, key):
         raise HTTPException(401, "The API key is missing or wrong.")
+
+
+def has_key(request: Request, key: str) -> bool:
+    """Compares the key of a request in constant time."""
+    sent = request.headers.get("authorization", "").encode()
+    return hmac.compare_digest(sent, f"Bearer {key}".encode())
 
 
 async def health(request: Request) -> Response:
@@ -141,7 +152,7 @@ async def metrics(request: Request) -> Response:
     return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-async def refused(request: Request, error: ServingError) -> Response:
+async def refused(request: Request, error: errors.ServingError) -> Response:
     """Answers a refused request with its status."""
     status = STATUS.get(type(error), 500)
     wait = getattr(error, "retry_after", None)
@@ -155,16 +166,25 @@ async def invalid(request: Request, error: RequestValidationError) -> Response:
     places = [str(place) for place in first["loc"] if place not in ("body", "query", "str")]
     field = ".".join(place for place in places if "[" not in place) or "body"
     value = repr(first.get("input"))[:80]
-    problem = InvalidRequest(f"{field}: {first['msg']}; it was {value}.", field)
+    problem = errors.InvalidRequest(f"{field}: {first['msg']}; it was {value}.", field)
     return Json(error_body(problem, code=400), 400)
 
 
 async def http_error(request: Request, error: HTTPException) -> Response:
     """Answers what the framework refuses: unknown addresses, broken bodies, wrong keys."""
-    body = error_body(ServingError(str(error.detail)), "HTTPError", error.status_code)
+    body = error_body(errors.ServingError(str(error.detail)), "HTTPError", error.status_code)
     return Json(body, error.status_code, error.headers)
 
 
 async def client_left(request: Request, error: ClientDisconnect) -> Response:
     """Ends the request of a client that has left; nobody reads this answer."""
     return Response(status_code=499)
+
+
+LOCKED = [Depends(require_key)]
+HANDLERS: dict[type[Exception], Any] = {
+    errors.ServingError: refused,
+    RequestValidationError: invalid,
+    HTTPException: http_error,
+    ClientDisconnect: client_left,
+}

@@ -10,19 +10,16 @@ from fastapi.responses import Response
 
 from serving_from_scratch.api.openai import encode_all
 from serving_from_scratch.api.schemas import GenerateBody
-from serving_from_scratch.api.sse import Json, Service, respond
-from serving_from_scratch.core.errors import InvalidRequest, Refusal, Unavailable
-from serving_from_scratch.engine.llm_engine import Delta, Job
+from serving_from_scratch.api.sse import Json, Service, Shape, respond
+from serving_from_scratch.core.errors import InvalidRequest, PredictorFailed, Unavailable
+from serving_from_scratch.engine.llm_engine import Job
+from serving_from_scratch.engine.workload import Delta
 
 router = APIRouter()
 HINT = "Start `vllm serve <folder>` and name its address with --vllm."
 
 
-class PredictorFailed(Refusal):
-    """The vLLM behind this server did not answer as it should."""
-
-
-class PlainShape:
+class PlainShape(Shape):
     """Answers with text, token ids and finish reason.
 
     Args:
@@ -43,9 +40,6 @@ class PlainShape:
             "token_ids": list(delta.tokens),
             "finish_reason": delta.finish_reason,
         }
-
-    def last(self) -> None:
-        """Returns nothing."""
 
 
 @router.post("/basic_generate")
@@ -88,34 +82,37 @@ async def generate_vllm(body: GenerateBody, request: Request) -> Response:
     if not service.vllm:
         raise Unavailable(f"No vLLM runs beside this server. {HINT}", 60)
     wanted = body.model_dump(exclude_none=True, exclude={"model", "timeout", "user"})
-    wanted = {"max_tokens": 16, "temperature": 0, **wanted, "return_token_ids": True}
     try:
-        async with vllm_client(service.vllm) as client:
-            model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
-            reply = await client.post("/v1/completions", json={**wanted, "model": model})
-            choices = reply.raise_for_status().json()["choices"]
+        completion = await ask_vllm(service.vllm, wanted)
+        answers = [
+            Delta(
+                job=place,
+                text=choice["text"],
+                tokens=tuple(choice.get("token_ids") or ()),
+                finish_reason=choice["finish_reason"],
+            )
+            for place, choice in enumerate(completion["choices"])
+        ]
     except httpx.ConnectError as error:
         raise Unavailable(f"vLLM does not answer at {service.vllm}. {HINT}", 60) from error
-    except (httpx.HTTPError, ValueError, LookupError) as error:
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         raise PredictorFailed(f"vLLM at {service.vllm} failed: {error!r}.") from error
-    answers = [
-        Delta(place, c["text"], tuple(c.get("token_ids") or ()), finish_reason=c["finish_reason"])
-        for place, c in enumerate(choices)
-    ]
-    return Json(PlainShape(model, single=False).whole(answers))
+    return Json(PlainShape(completion["model"], single=False).whole(answers))
 
 
-def vllm_client(url: str) -> httpx.AsyncClient:
-    """Makes a client of vLLM, with the key from vLLM's own variable."""
+async def ask_vllm(url: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Asks vLLM for a greedy completion, with the key from vLLM's own variable."""
+    wanted = {"max_tokens": 16, "temperature": 0, **wanted, "return_token_ids": True}
     headers = {"Authorization": f"Bearer {os.environ.get('VLLM_API_KEY', '')}"}
-    return httpx.AsyncClient(base_url=url, headers=headers, timeout=600, trust_env=False)
+    client = httpx.AsyncClient(base_url=url, headers=headers, timeout=600, trust_env=False)
+    async with client:
+        model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
+        reply = await client.post("/v1/completions", json={**wanted, "model": model})
+        return {**reply.raise_for_status().json(), "model": model}
 
 
 async def answer(
-    body: GenerateBody,
-    request: Request,
-    single: bool = False,
-    stream: bool = False,
+    body: GenerateBody, request: Request, single: bool = False, stream: bool = False
 ) -> Response:
     """Answers with this server's own engine."""
     service: Service = request.app.state.service
@@ -124,7 +121,6 @@ async def answer(
     if single and len(prompts) > 1:
         problem = f"prompt has {len(prompts)} texts; the limit is 1."
         raise InvalidRequest(problem, "prompt", "/generate takes several.")
-    if body.max_tokens == 0:
-        raise InvalidRequest("max_tokens is 0; the limit is at least 1.", "max_tokens")
-    jobs = [Job(prompt, body.sampling(16, 0.0)) for prompt in prompts]
+    sampling = body.sampling(max_tokens=16, temperature=0.0)
+    jobs = [Job(prompt, sampling) for prompt in prompts]
     return await respond(request, jobs, PlainShape(service.name, single), stream, body.timeout)

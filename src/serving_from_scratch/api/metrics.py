@@ -1,22 +1,13 @@
 """Reports numbers to Prometheus, and never a text or a key."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
-from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from serving_from_scratch.engine.llm_engine import LLMEngine
 
 PREFIX = "serving_from_scratch_"
-TOTALS = (
-    "steps",
-    "step_seconds",
-    "step_tokens",
-    "generated_tokens",
-    "guessed_tokens",
-    "right_guesses",
-    "worker_deaths",
-)
 
 
 class EngineNumbers:
@@ -27,7 +18,7 @@ class EngineNumbers:
 
     def collect(self) -> Iterator[Metric]:
         workload = self.engine.workload
-        counts, scheduler = workload.counts, workload.scheduler
+        scheduler = workload.scheduler
         gauges = {
             "requests_waiting": len(scheduler.waiting),
             "requests_running": len(scheduler.running),
@@ -36,17 +27,9 @@ class EngineNumbers:
         }
         for name, value in gauges.items():
             yield GaugeMetricFamily(PREFIX + name, name.replace("_", " "), value=value)
-        for name in TOTALS:
-            total = getattr(counts, name)
+        for name, total in asdict(workload.counts).items():
             yield CounterMetricFamily(PREFIX + name, name.replace("_", " "), value=total)
         ends = CounterMetricFamily(PREFIX + "requests", "requests by their end", labels=["end"])
-        for reason, number in list(counts.finished.items()):
+        for reason, number in list(workload.finished.items()):
             ends.add_metric([reason], number)
         yield ends
-
-
-def make_metrics(engine: LLMEngine) -> tuple[CollectorRegistry, Counter]:
-    """Makes a registry of the engine's numbers, and a counter of responses by status."""
-    registry = CollectorRegistry()
-    registry.register(EngineNumbers(engine))
-    return registry, Counter(PREFIX + "responses", "by status", ["status"], registry=registry)

@@ -9,18 +9,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from serving_from_scratch.api.schemas import (
-    ChatBody,
-    CompletionBody,
-    EmbeddingBody,
-    Ids,
-)
-from serving_from_scratch.api.sse import Json, Service, collect, respond, unless_gone
+from serving_from_scratch.api.schemas import ChatBody, CompletionBody, EmbeddingBody, Ids
+from serving_from_scratch.api.sse import Json, Service, Shape, collect, respond, unless_gone
 from serving_from_scratch.api.tools import CallReader, conversation, grammar_of, offered
 from serving_from_scratch.core.errors import InvalidRequest
 from serving_from_scratch.core.request import SamplingParameters, TokenLogprob
-from serving_from_scratch.engine.llm_engine import Delta, Job
+from serving_from_scratch.engine.llm_engine import Job
 from serving_from_scratch.engine.text import Text
+from serving_from_scratch.engine.workload import Delta
 
 router = APIRouter(prefix="/v1")
 
@@ -42,13 +38,11 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     if body.max_tokens == 0 and not body.echo:
         raise InvalidRequest("max_tokens is 0; the limit is at least 1 without echo.", "max_tokens")
     prompts = encode_all(service.engine.text, body.prompt)
-    jobs = [
-        Job(prompt, body.sampling(16, 1.0, choice, body.logprobs, body.echo))
-        for prompt in prompts
-        for choice in range(body.n)
-    ]
-    echoed = [job.prompt for job in jobs] if body.echo else []
-    shape = CompletionShape(service, body, sum(map(len, prompts)), echoed)
+    defaults = {"max_tokens": 16, "temperature": 1.0, "logprobs": body.logprobs}
+    defaults["prompt_logprobs"] = body.logprobs if body.echo else None
+    choices = [body.sampling(choice, **defaults) for choice in range(body.n)]
+    jobs = [Job(prompt, sampling) for prompt in prompts for sampling in choices]
+    shape = CompletionShape(service, body, prompts)
     return await respond(request, jobs, shape, body.stream, body.timeout)
 
 
@@ -57,16 +51,16 @@ async def chat(body: ChatBody, request: Request) -> Response:
     """Answers the last turn of a conversation."""
     service: Service = request.app.state.service
     service.check_model(body.model)
-    if body.max_completion_tokens is not None:
-        body.max_tokens = body.max_completion_tokens
-    check_chat(body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true.", "top_logprobs")
+    body.max_tokens = body.max_completion_tokens or body.max_tokens
     grammar = grammar_of(body)
     prompt = service.engine.text.chat(conversation(body))
     room = max(service.engine.limits.max_length - len(prompt), 1)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    choices = [body.sampling(room, 1.0, n, logprobs, False, grammar) for n in range(body.n)]
-    shape = ChatShape(service, body, len(prompt))
-    jobs = [Job(prompt, sampling) for sampling in choices]
+    defaults = {"max_tokens": room, "temperature": 1.0, "logprobs": logprobs, "grammar": grammar}
+    jobs = [Job(prompt, body.sampling(choice, **defaults)) for choice in range(body.n)]
+    shape = ChatShape(service, body, [prompt])
     return await respond(request, jobs, shape, body.stream, body.timeout)
 
 
@@ -82,34 +76,34 @@ async def embeddings(body: EmbeddingBody, request: Request) -> Response:
     jobs = [Job(prompt, SamplingParameters(max_tokens=0), embed=True) for prompt in prompts]
     deltas = service.engine.generate(jobs, seconds=body.timeout)
     answers = await unless_gone(request, collect(deltas, len(jobs)))
-    coded = body.encoding_format == "base64"
-    found: list[Any] = [answer.embedding for answer in answers]
-    vectors = [in_base64(each) if coded else list(each) for each in found]
-    frame = {"object": "embedding"}
-    data = [{**frame, "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+    written: Any = in_base64 if body.encoding_format == "base64" else list
+    data = [
+        {"object": "embedding", "index": answer.job, "embedding": written(answer.embedding)}
+        for answer in answers
+    ]
     tokens = sum(map(len, prompts))
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return Json({"object": "list", "model": service.name, "data": data, "usage": usage})
 
 
-class OpenAIShape:
+class OpenAIShape(Shape):
     """Shares the frame and the usage of completions and chat completions.
 
     Args:
-        prompt_tokens: tokens of all prompts together.
+        prompts: of the request; a prompt with several choices counts once.
     """
 
-    kind = ""  # of the JSON object
+    kind = chunk_kind = ""  # of the JSON object
     prefix = ""
 
     def __init__(
-        self, service: Service, body: CompletionBody | ChatBody, prompt_tokens: int
+        self, service: Service, body: CompletionBody | ChatBody, prompts: list[Ids]
     ) -> None:
         self.service = service
         self.text: Text = service.engine.text
         self.options = body.stream_options
         self.wants_logprobs = body.logprobs not in (None, False)
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens = sum(map(len, prompts))
         self.completion_tokens = 0
         self.begun: set[int] = set()  # jobs of which a piece was sent
         self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
@@ -117,14 +111,14 @@ class OpenAIShape:
     def whole(self, answers: list[Delta]) -> dict[str, Any]:
         self.completion_tokens = sum(len(answer.tokens) for answer in answers)
         choices = [self.choice(answer, whole=True) for answer in answers]
-        return {**self._frame(choices), "usage": self._usage()}
+        return {**self._frame(self.kind, choices), "usage": self._usage()}
 
     def chunk(self, delta: Delta) -> dict[str, Any] | None:
         self.completion_tokens += len(delta.tokens)
         silent = not (delta.text or delta.finish_reason or self.wants_logprobs)
         if silent and delta.job in self.begun:
             return None
-        frame = self._frame([self.choice(delta, whole=False)], ".chunk")
+        frame = self._frame(self.chunk_kind, [self.choice(delta, whole=False)])
         self.begun.add(delta.job)
         if self.options and self.options.continuous_usage_stats:
             frame["usage"] = self._usage()
@@ -132,13 +126,12 @@ class OpenAIShape:
 
     def last(self) -> dict[str, Any] | None:
         wanted = self.options and self.options.include_usage
-        return {**self._frame([], ".chunk"), "usage": self._usage()} if wanted else None
+        return {**self._frame(self.chunk_kind, []), "usage": self._usage()} if wanted else None
 
     def choice(self, delta: Delta, whole: bool) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _frame(self, choices: list[dict[str, Any]], suffix: str = "") -> dict[str, Any]:
-        kind = self.kind if self.kind == "text_completion" else self.kind + suffix
+    def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         frame = {"id": self.id, "object": kind, "created": self.created}
         return {**frame, "model": self.service.name, "choices": choices}
 
@@ -151,28 +144,22 @@ class OpenAIShape:
 class CompletionShape(OpenAIShape):
     """Answers /v1/completions; with echo, each answer begins with its prompt."""
 
-    kind, prefix = "text_completion", "cmpl"
+    kind = chunk_kind = "text_completion"
+    prefix = "cmpl"
 
-    def __init__(
-        self,
-        service: Service,
-        body: CompletionBody,
-        prompt_tokens: int,
-        echoed: list[Ids],
-    ) -> None:
-        super().__init__(service, body, prompt_tokens)
-        self.echoed = echoed
+    def __init__(self, service: Service, body: CompletionBody, prompts: list[Ids]) -> None:
+        super().__init__(service, body, prompts)
+        self.echoed = [prompt for prompt in prompts for _ in range(body.n)] if body.echo else []
         self._offsets: dict[int, int] = {}  # job -> characters so far
 
     def choice(self, delta: Delta, whole: bool) -> dict[str, Any]:
         prompt = self.echoed[delta.job] if self.echoed and delta.job not in self.begun else []
-        text = self.text.tokenizer.decode(prompt, skip_special_tokens=False) + delta.text
-        reason = delta.finish_reason
+        shown = self.text.tokenizer.decode(prompt, skip_special_tokens=False)
         return {
             "index": delta.job,
-            "text": text,
+            "text": shown + delta.text,
             "logprobs": self._logprobs(delta, prompt) if self.wants_logprobs else None,
-            "finish_reason": reason,
+            "finish_reason": delta.finish_reason,
         }
 
     def _logprobs(self, delta: Delta, prompt: Ids) -> dict[str, list[Any]]:
@@ -200,10 +187,11 @@ class CompletionShape(OpenAIShape):
 class ChatShape(OpenAIShape):
     """Answers /v1/chat/completions."""
 
-    kind, prefix = "chat.completion", "chatcmpl"
+    kind, chunk_kind = "chat.completion", "chat.completion.chunk"
+    prefix = "chatcmpl"
 
-    def __init__(self, service: Service, body: ChatBody, prompt_tokens: int) -> None:
-        super().__init__(service, body, prompt_tokens)
+    def __init__(self, service: Service, body: ChatBody, prompts: list[Ids]) -> None:
+        super().__init__(service, body, prompts)
         self.readers = [CallReader(bool(offered(body))) for _ in range(body.n)]
 
     def choice(self, delta: Delta, whole: bool) -> dict[str, Any]:
@@ -227,14 +215,6 @@ class ChatShape(OpenAIShape):
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.text.show(token)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
-
-def check_chat(body: ChatBody) -> None:
-    """Checks what the schema cannot: fields that depend on each other."""
-    if body.max_tokens == 0:
-        raise InvalidRequest("max_tokens is 0; the limit is at least 1.", "max_tokens")
-    if body.top_logprobs is not None and not body.logprobs:
-        raise InvalidRequest("top_logprobs needs logprobs: true.", "top_logprobs")
 
 
 def encode_all(text: Text, prompt: str | Ids | list[str] | list[Ids], field="prompt") -> list[Ids]:

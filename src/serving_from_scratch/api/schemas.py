@@ -2,19 +2,34 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from serving_from_scratch.core.request import SamplingParameters
 
 Ids = Annotated[list[int], Field(min_length=1)]
 Prompts = Annotated[list[str] | list[Ids], Field(min_length=1, max_length=256)]
 Never = Annotated[float, Field(ge=0, le=0)]  # a feature that this server lacks
+Likeliest = Annotated[int, Field(ge=0, le=20)]  # how many log probabilities per token
 
 
-class Body(BaseModel):
-    """The base of all bodies: strict JSON types, finite numbers, no unknown fields."""
+def in_list(stop: Any) -> Any:
+    """Makes a list of one stop text."""
+    return [stop] if isinstance(stop, str) else stop
+
+
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1)]], Field(max_length=4), BeforeValidator(in_list)
+]
+
+
+class Part(BaseModel):
+    """The base of all that clients send: strict JSON types, finite numbers, no unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Body(Part):
+    """The base of all bodies."""
 
     model: str | None = None
     user: str | None = None
@@ -29,39 +44,25 @@ class StreamOptions(BaseModel):
 
 
 class Sampling(Body):
-    """How to answer; `core.limits` checks the ranges."""
+    """How to answer. What a client leaves out, the endpoint decides."""
 
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)  # -1: all tokens
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stop: Stops | None = None
     ignore_eos: bool = False
 
-    def sampling(
-        self,
-        tokens: int,
-        temperature: float,
-        choice: int = 0,
-        logprobs: int | None = None,
-        echo: bool = False,
-        grammar: str = "",
-    ) -> SamplingParameters:
+    def sampling(self, choice: int = 0, **defaults: Any) -> SamplingParameters:
         """Fills in defaults; each choice of a prompt gets its own seed."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return SamplingParameters(
-            max_tokens=tokens if self.max_tokens is None else self.max_tokens,
-            temperature=temperature if self.temperature is None else self.temperature,
-            top_k=0 if self.top_k in (None, -1) else self.top_k,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            seed=None if self.seed is None else self.seed + choice,
-            stop=tuple(stop),
-            ignore_eos=self.ignore_eos,
-            logprobs=logprobs,
-            prompt_logprobs=logprobs if echo else None,
-            grammar=grammar,
-        )
+        fields = Sampling.model_fields.keys() - Body.model_fields.keys()
+        given = self.model_dump(include=fields, exclude_none=True)
+        given["stop"] = tuple(given.get("stop", ()))
+        given["top_k"] = max(given.get("top_k", 0), 0)
+        if "seed" in given:
+            given["seed"] = (given["seed"] + choice) % 2**63
+        return SamplingParameters(**(defaults | given))
 
 
 class GenerateBody(Sampling):
@@ -84,24 +85,19 @@ class OpenAISampling(Sampling):
 class CompletionBody(OpenAISampling):
     """The body of /v1/completions."""
 
+    max_tokens: int | None = Field(None, ge=0)
     prompt: str | Ids | Prompts
     echo: bool = False
-    logprobs: int | None = None
+    logprobs: Likeliest | None = None
     best_of: Literal[1] | None = None
     suffix: None = None
 
 
-class TextPart(Body):
+class TextPart(Part):
     """A part of a message; this server reads text only."""
 
     type: Literal["text"]
     text: str
-
-
-class Part(BaseModel):
-    """The base of what is inside a body: strict JSON types, no unknown fields."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Called(Part):
@@ -203,9 +199,9 @@ class ChatBody(OpenAISampling):
     """The body of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=1000)
-    max_completion_tokens: int | None = None
+    max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
-    top_logprobs: int | None = None
+    top_logprobs: Likeliest | None = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(None, max_length=32)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None

@@ -1,46 +1,54 @@
 """Makes a response from the pieces of answers: whole, or as server-sent events."""
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from serving_from_scratch.core.errors import Refusal, ServingError
-from serving_from_scratch.engine.llm_engine import Delta, Job, LLMEngine
+from serving_from_scratch.core.errors import ServingError, UnknownModel
+from serving_from_scratch.engine.llm_engine import Job, LLMEngine
+from serving_from_scratch.engine.workload import Delta
 
 Result = TypeVar("Result")
+Content = dict[str, Any]  # of a response, or of one chunk of a stream
 
 
-class UnknownModel(Refusal):
-    """This server has another model."""
+@dataclass(eq=False, kw_only=True)
+class Door:
+    """What our server and the gateway ask of clients.
+
+    Attributes:
+        key: that clients must send; "" for none.
+        write_seconds: a stream ends if its client reads nothing for this long.
+        body_bytes: the longest body.
+        body_seconds: the longest time to receive a body.
+    """
+
+    key: str = ""
+    write_seconds: float = 30.0
+    body_bytes: int = 2_000_000
+    body_seconds: float = 30.0
 
 
-@dataclass(frozen=True)
-class Service:
+@dataclass(eq=False, kw_only=True)
+class Service(Door):
     """What the endpoints share.
 
     Attributes:
         engine: answers prompts.
         name: of the model.
-        key: that clients must send; "" for none.
-        write_seconds: a stream ends if its client reads nothing for this long.
-        body_bytes: the longest body.
-        body_seconds: the longest time to receive a body.
         vllm: the address of a vLLM beside this server; "" for none.
     """
 
     engine: LLMEngine
     name: str
-    key: str = ""
-    write_seconds: float = 30.0
-    body_bytes: int = 2_000_000
-    body_seconds: float = 30.0
     vllm: str = ""
 
     def check_model(self, name: str | None) -> None:
@@ -49,21 +57,18 @@ class Service:
             raise UnknownModel(problem, "model", f"This server has {self.name!r}.")
 
 
-class Chunks(Protocol):
-    """The form of a stream's chunks; the gateway has pieces of its own."""
-
-    def chunk(self, delta: Any) -> dict[str, Any] | None:
-        """Makes a chunk from a piece of one answer; None if the piece shows nothing."""
-
-    def last(self) -> dict[str, Any] | None:
-        """Makes the chunk after all pieces; None if there is none."""
-
-
-class Shape(Chunks, Protocol):
+class Shape(Protocol):
     """The form of an endpoint's answers."""
 
-    def whole(self, answers: list[Delta]) -> dict[str, Any]:
+    def whole(self, answers: list[Delta]) -> Content:
         """Makes the response from the complete answers, one per job."""
+
+    def chunk(self, delta: Delta) -> Content | None:
+        """Makes a chunk from a piece of one answer; None if the piece shows nothing."""
+
+    def last(self) -> Content | None:
+        """Makes the chunk after all pieces; None if there is none."""
+        return None
 
 
 class Json(Response):
@@ -84,14 +89,9 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(
-        self,
-        first: Any,  # pieces of an answer, as `shape.chunk` takes them
-        deltas: AsyncIterator[Any],
-        shape: Chunks,
-        write_seconds: float,
+        self, first: Content, others: AsyncGenerator[Content, None], write_seconds: float
     ) -> None:
-        self.first, self.deltas, self.shape = first, deltas, shape
-        self.write_seconds = write_seconds
+        self.first, self.others, self.write_seconds = first, others, write_seconds
         super().__init__(self._events(), headers={"Cache-Control": "no-cache"})
 
     async def stream_response(self, send: Any) -> None:
@@ -104,29 +104,25 @@ class EventStream(StreamingResponse):
         except TimeoutError:
             logging.warning("A client has read nothing for %g seconds.", self.write_seconds)
         finally:
-            await self.deltas.aclose()
+            await self.others.aclose()
 
     async def _events(self) -> AsyncIterator[bytes]:
         try:
-            yield event(self.shape.chunk(self.first))
-            async for delta in self.deltas:
-                yield event(self.shape.chunk(delta))
-            yield event(self.shape.last()) + b"data: [DONE]\n\n"
+            yield event(self.first)
+            async for content in self.others:
+                yield event(content)
+            yield b"data: [DONE]\n\n"
         except ServingError as error:
             yield event(error_body(error))
 
 
-def event(content: dict[str, Any] | None) -> bytes:
-    """Makes a server-sent event; empty for None."""
-    return b"" if content is None else f"data: {json.dumps(content)}\n\n".encode()
+def event(content: Content) -> bytes:
+    """Makes a server-sent event."""
+    return f"data: {json.dumps(content)}\n\n".encode()
 
 
 async def respond(
-    request: Request,
-    jobs: list[Job],
-    shape: Shape,
-    stream: bool,
-    seconds: float | None,
+    request: Request, jobs: list[Job], shape: Shape, stream: bool, seconds: float | None
 ) -> Response:
     """Answers jobs; ends them as soon as the client leaves.
 
@@ -135,9 +131,22 @@ async def respond(
     service: Service = request.app.state.service
     deltas = service.engine.generate(jobs, stream, seconds)
     if stream:
-        first = await unless_gone(request, anext(deltas))
-        return EventStream(first, deltas, shape, service.write_seconds)
+        chunks = shaped(deltas, shape)
+        first = await unless_gone(request, anext(chunks))
+        return EventStream(first, chunks, service.write_seconds)
     return Json(shape.whole(await unless_gone(request, collect(deltas, len(jobs)))))
+
+
+async def shaped(
+    deltas: AsyncGenerator[Delta, None], shape: Shape
+) -> AsyncGenerator[Content, None]:
+    """Makes the chunks of a stream."""
+    async with contextlib.aclosing(deltas):
+        async for delta in deltas:
+            if chunk := shape.chunk(delta):
+                yield chunk
+    if last := shape.last():
+        yield last
 
 
 async def collect(deltas: AsyncIterator[Delta], jobs: int) -> list[Delta]:
@@ -146,16 +155,14 @@ async def collect(deltas: AsyncIterator[Delta], jobs: int) -> list[Delta]:
     async for delta in deltas:
         pieces[delta.job].append(delta)
     return [
-        Delta(
-            job=job,
+        replace(
+            some[-1],
             text="".join(delta.text for delta in some),
             tokens=tuple(token for delta in some for token in delta.tokens),
             logprobs=tuple(entry for delta in some for entry in delta.logprobs),
             prompt_logprobs=some[0].prompt_logprobs,
-            embedding=some[-1].embedding,
-            finish_reason=some[-1].finish_reason,
         )
-        for job, some in enumerate(pieces)
+        for some in pieces
     ]
 
 
@@ -177,7 +184,7 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
             task.cancel()
 
 
-def error_body(error: ServingError, kind: str = "", code: int | None = None) -> dict[str, Any]:
+def error_body(error: ServingError, kind: str = "", code: int | None = None) -> Content:
     """Makes an error in OpenAI's format."""
     field = getattr(error, "field", "") or None
     kind = kind or type(error).__name__

@@ -131,10 +131,7 @@ def whole(sequences: abc.Iterable[Sequence]) -> Plan:
 
 
 def make_strategy(
-    name: str,
-    size: int = 8,
-    chunk: int = 256,
-    max_wait: float = 0.05,
+    name: str, size: int = 8, chunk: int = 256, max_wait: float = 0.05
 ) -> BatchingStrategy:
     """Makes a strategy by its name.
 

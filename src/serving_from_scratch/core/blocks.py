@@ -70,11 +70,7 @@ class Pages:
     keeps = True
 
     def __init__(
-        self,
-        count: int,
-        block_tokens: int = 16,
-        prefixes: bool = False,
-        longest: int | None = None,
+        self, count: int, block_tokens: int = 16, prefixes: bool = False, longest: int | None = None
     ) -> None:
         self.manager = BlockManager(count)
         self.block_tokens = block_tokens

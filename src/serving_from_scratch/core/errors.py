@@ -31,6 +31,14 @@ class InvalidRequest(Refusal):
     """A request that this model cannot serve on any server."""
 
 
+class UnknownModel(Refusal):
+    """No such model is served here."""
+
+
+class PredictorFailed(Refusal):
+    """Another server, which should have answered, did not answer as it should."""
+
+
 class TryLater(Refusal):
     """The sender may try again after `retry_after` seconds."""
 

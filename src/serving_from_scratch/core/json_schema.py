@@ -9,8 +9,6 @@ TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 REMARKS = ("title", "description", "default", "examples", "$schema", "$id", "$comment")
-KNOWN = {*COUNTS, *BOUNDS, *REMARKS, "type", "properties", "required", "additionalProperties"}
-KNOWN |= {"items", "enum", "const", "anyOf", "$ref", "$defs", "definitions"}
 MAX_SCHEMAS = 100  # 1,000 optional properties take the grammar compiler two minutes
 MAX_COUNT = 256  # of items, characters and enum values
 MAX_DEPTH = 16
@@ -69,12 +67,13 @@ class SchemaCheck:
             "anyOf": isinstance(value, list) and value,
             "$ref": isinstance(value, str),
             **dict.fromkeys(("$defs", "definitions"), isinstance(value, dict)),
+            **dict.fromkeys(("items", "const", *REMARKS), True),
             **dict.fromkeys(BOUNDS, number and abs(value) < 2**53),
             **dict.fromkeys(COUNTS, count and 0 <= value <= MAX_COUNT),
         }
-        if keyword not in KNOWN:
+        if keyword not in fine:
             raise self._wrong(f"has {keyword!r}, which this server cannot enforce.")
-        if not fine.get(keyword, True):
+        if not fine[keyword]:
             raise self._wrong(f"has {keyword} {str(value)[:40]}, which this server cannot use.")
 
     def _follow(self, name: str, path: tuple[str, ...]) -> None:

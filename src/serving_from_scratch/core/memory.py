@@ -43,42 +43,6 @@ class Memory(Protocol):
         """Forgets the content of the cache, because its process was restarted."""
 
 
-class NoMemory:
-    """Keeps nothing: every step computes whole texts."""
-
-    keeps = False
-
-    def __init__(self, places: int, capacity: int) -> None:
-        self.capacity = capacity
-        self._free = list(range(places))
-
-    @property
-    def free_tokens(self) -> int:
-        return len(self._free) * self.capacity
-
-    def admit(self, sequence: Sequence, tokens: int) -> bool:
-        if not self._free:
-            return False
-        sequence.slot, sequence.computed = self._free.pop(), 0
-        return True
-
-    def grow(self, sequence: Sequence, tokens: int) -> bool:
-        return True
-
-    def advance(self, sequence: Sequence, computed: int) -> None:
-        """Keeps `computed` at 0."""
-
-    def release(self, sequence: Sequence) -> None:
-        self._free.append(sequence.slot)
-        sequence.slot, sequence.computed = None, 0
-
-    def take_copies(self) -> tuple[Copy, ...]:
-        return ()
-
-    def forget(self) -> None:
-        """Has nothing to forget."""
-
-
 class PrefixStore:
     """Knows which tokens each slot holds, even after its sequence has ended."""
 
@@ -118,11 +82,7 @@ class Slots:
     keeps = True
 
     def __init__(
-        self,
-        places: int,
-        capacity: int,
-        prefixes: bool = False,
-        shortest: int = 16,
+        self, places: int, capacity: int, prefixes: bool = False, shortest: int = 16
     ) -> None:
         self.capacity = capacity
         self.shortest = shortest
@@ -174,6 +134,15 @@ class Slots:
             return None, 0
         source, length = self.prefixes.longest(sequence.tokens)
         return (source, length) if length >= self.shortest else (None, 0)
+
+
+class NoMemory(Slots):
+    """Keeps nothing: every step computes whole texts. Its slots only number the sequences."""
+
+    keeps = False
+
+    def advance(self, sequence: Sequence, computed: int) -> None:
+        """Keeps `computed` at 0."""
 
 
 def common_prefix(first: list[int], second: list[int]) -> int:

@@ -1,5 +1,6 @@
 """Defines what a client asks for (`Request`) and the state of its answer (`Sequence`)."""
 
+import math
 import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -67,7 +68,7 @@ class Request:
         prompt: token ids.
         sampling: how to answer.
         arrived: seconds of the caller's monotonic clock.
-        deadline: seconds of the same clock after which the answer is not needed; None: never.
+        deadline: seconds of the same clock after which the answer is not needed.
         embed: whether to return the prompt's last hidden state instead of an answer.
     """
 
@@ -75,7 +76,7 @@ class Request:
     prompt: tuple[int, ...]
     sampling: SamplingParameters = GREEDY
     arrived: float = 0.0
-    deadline: float | None = None
+    deadline: float = math.inf
     embed: bool = False
 
 

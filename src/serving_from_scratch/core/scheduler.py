@@ -3,7 +3,8 @@
 from collections.abc import Collection
 
 from serving_from_scratch.core.batching import BatchingStrategy, Budget, Plan
-from serving_from_scratch.core.errors import InvalidRequest, ServingError
+from serving_from_scratch.core.errors import ServingError
+from serving_from_scratch.core.limits import check_length
 from serving_from_scratch.core.memory import Memory
 from serving_from_scratch.core.proposers import UNKNOWN, NoProposer, Proposer
 from serving_from_scratch.core.request import FinishReason, Request, Sequence, Status
@@ -57,13 +58,7 @@ class Scheduler:
 
     def submit(self, request: Request) -> Sequence:
         """Queues a request; raises InvalidRequest if the cache cannot hold it."""
-        total = len(request.prompt) + request.sampling.max_tokens
-        if total > self.memory.capacity:
-            raise InvalidRequest(
-                f"prompt and max_tokens make {total} tokens; the cache has {self.memory.capacity}.",
-                "max_tokens",
-                "Shorten the prompt or lower max_tokens.",
-            )
+        check_length(request, self.memory.capacity)
         sequence = Sequence(request)
         self.waiting.append(sequence)
         return sequence
@@ -102,11 +97,7 @@ class Scheduler:
 
     def expire(self, now: float) -> list[Sequence]:
         """Ends the requests whose deadline has passed, and returns them."""
-        late = [
-            sequence
-            for sequence in (*self.running, *self.waiting)
-            if sequence.request.deadline is not None and sequence.request.deadline <= now
-        ]
+        late = [s for s in (*self.running, *self.waiting) if s.request.deadline <= now]
         for sequence in late:
             self._end(sequence, FinishReason.DEADLINE)
         return late

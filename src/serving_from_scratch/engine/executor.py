@@ -8,13 +8,16 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from serving_from_scratch.core.errors import ServingError
-from serving_from_scratch.engine.messages import ModelFacts, ModelOptions, Outcome, Step, StepResult
+from serving_from_scratch.core.options import ModelFacts, ModelOptions
+from serving_from_scratch.core.step import Outcome, Step, StepResult
 
 KEY_VARIABLE = "SERVING_FROM_SCRATCH_API_KEY"
+START_SECONDS = 300.0  # in which a worker must load the model
 MODULE = "serving_from_scratch.engine.worker"
 
 
@@ -77,29 +80,17 @@ class WorkerProcess:
     Args:
         options: of the model.
         step_seconds: a worker that is silent for longer during a step is killed.
-        start_seconds: the same while it loads the model.
     """
 
     facts: ModelFacts
 
-    def __init__(
-        self,
-        options: ModelOptions,
-        step_seconds: float = 30.0,
-        start_seconds: float = 300.0,
-    ) -> None:
-        self.options = options
-        self.step_seconds = step_seconds
-        self.start_seconds = start_seconds
+    def __init__(self, options: ModelOptions, step_seconds: float = 30.0) -> None:
+        self.options, self.step_seconds = options, step_seconds
         self._start()
 
     @property
     def pid(self) -> int:
         return self._process.pid
-
-    @property
-    def pipe(self) -> Connection:
-        return self._pipe
 
     def step(self, step: Step) -> StepResult:
         self.send(step)
@@ -108,14 +99,14 @@ class WorkerProcess:
     def ready(self, seconds: float) -> bool:
         if self._loaded:
             # The worker says nothing between steps: anything to read means that it has ended.
-            if self._pipe.poll(seconds):
+            if self.pipe.poll(seconds):
                 self.receive()
             return True
-        if self._pipe.poll(seconds):
+        if self.pipe.poll(seconds):
             self.facts = self.receive()
             self._loaded = True
-        elif time.monotonic() - self._started > self.start_seconds:
-            raise self._died(f"The model was not loaded after {self.start_seconds:g} seconds.")
+        elif time.monotonic() - self._started > START_SECONDS:
+            raise self._died(f"The model was not loaded after {START_SECONDS:g} seconds.")
         return self._loaded
 
     def restart(self) -> None:
@@ -124,7 +115,7 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Kills the process and waits until it has ended."""
-        self._pipe.close()
+        self.pipe.close()
         self._process.kill()
         self._process.wait()
 
@@ -135,50 +126,42 @@ class WorkerProcess:
         with theirs:
             command = [sys.executable, "-P", "-m", MODULE, str(theirs.fileno())]
             self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                env=variables,
-                pass_fds=[theirs.fileno()],
+                command, stdin=subprocess.DEVNULL, env=variables, pass_fds=[theirs.fileno()]
             )
         # Reads and writes time out after step_seconds, even in the middle of a message.
         limit = struct.pack("ll", int(self.step_seconds), int(self.step_seconds % 1 * 1e6))
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, option, limit)
-        self._pipe = Connection(ours.detach())
+        self.pipe = Connection(ours.detach())
         self._loaded, self._started = False, time.monotonic()
         self.send(self.options)
 
     def send(self, message: Any) -> None:
         """Sends the worker a message; raises WorkerDied."""
-        try:
-            self._pipe.send(message)
-        except BlockingIOError as error:
-            raise self._died(self._silent) from error
-        except OSError as error:
-            raise self._died(self._last_words()) from error
+        with self._watched():
+            try:
+                self.pipe.send(message)
+            except ConnectionError:
+                self.receive()  # what the worker said before it stopped taking messages
 
     def receive(self) -> Any:
         """Waits for the worker's next message; raises WorkerDied."""
-        try:
-            message = self._pipe.recv()
-        except BlockingIOError as error:
-            raise self._died(self._silent) from error
-        except (EOFError, OSError) as error:
-            raise self._died("") from error
+        with self._watched():
+            message = self.pipe.recv()
         if isinstance(message, ServingError):
             raise self._died(message.problem, message.hint)
         return message
 
-    @property
-    def _silent(self) -> str:
-        return f"A step was not computed within {self.step_seconds:g} seconds."
-
-    def _last_words(self) -> str:
-        """Reads what the worker said before it stopped taking messages."""
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Raises WorkerDied if the worker is silent for too long, or has closed its pipe."""
         try:
-            return str(self._pipe.recv())
-        except (EOFError, OSError):
-            return ""
+            yield
+        except BlockingIOError as error:
+            problem = f"A step was not computed within {self.step_seconds:g} seconds."
+            raise self._died(problem) from error
+        except (EOFError, OSError) as error:
+            raise self._died("") from error
 
     def _died(self, problem: str, hint: str = "") -> WorkerDied:
         """Kills what remains of the worker, and says how it ended."""

@@ -1,14 +1,17 @@
 """Runs steps in several worker processes: tensor, pipeline and data parallel."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 
 from serving_from_scratch.core.errors import ServingError
+from serving_from_scratch.core.options import ModelFacts, ModelOptions, Rank
+from serving_from_scratch.core.step import Step, StepResult
 from serving_from_scratch.engine.executor import WorkerDied, WorkerProcess
-from serving_from_scratch.engine.messages import ModelFacts, ModelOptions, Rank, Step, StepResult
 
 
 class Ranks:
@@ -19,22 +22,16 @@ class Ranks:
     Args:
         options: of the model; `threads` 0 shares the cores.
         ranks: number of workers.
-        step_seconds: as of WorkerProcess; `start_seconds` alike.
+        step_seconds: as of WorkerProcess.
 
     Raises:
         ServingError: there are fewer cores than ranks, or ranks that share a model have a draft.
     """
 
-    kind = ""
+    kind = ""  # in which way a model is split; "": each has all of it
     facts: ModelFacts
 
-    def __init__(
-        self,
-        options: ModelOptions,
-        ranks: int = 2,
-        step_seconds: float = 30.0,
-        start_seconds: float = 300.0,
-    ) -> None:
+    def __init__(self, options: ModelOptions, ranks: int = 2, step_seconds: float = 30.0) -> None:
         cores = len(os.sched_getaffinity(0))
         if not 1 <= ranks <= cores:
             problem = f"{ranks} ranks need as many cores; this process may use {cores}."
@@ -43,30 +40,20 @@ class Ranks:
             problem = f"{type(self).__name__} has no draft model."
             raise ServingError(problem, "Take another proposer, or data parallel.")
         self.options = replace(options, threads=options.threads or cores // ranks)
-        self.ranks = ranks
-        self._seconds = (step_seconds, start_seconds)
+        self.ranks, self.step_seconds = ranks, step_seconds
         self._start()
 
     def step(self, step: Step) -> StepResult:
-        try:
+        with self._all_or_none():
             for worker in self.workers:
                 worker.send(step)
-            return self.joined(self._receive(self.workers))
-        except WorkerDied:
-            self.close()
-            raise
-
-    def joined(self, results: list[StepResult]) -> StepResult:
-        """Makes one result of the workers' results: one of them chose the tokens."""
-        (outcomes,) = (result.outcomes for result in results if result.outcomes)
+            results = self._receive(self.workers)
+        (outcomes,) = (result.outcomes for result in results if result.outcomes)  # of one rank
         return replace(slowest(results), outcomes=outcomes)
 
     def ready(self, seconds: float) -> bool:
-        try:
+        with self._all_or_none():
             loaded = [worker.ready(seconds / self.ranks) for worker in self.workers]
-        except WorkerDied:
-            self.close()
-            raise
         if all(loaded):
             self.facts = self.workers[0].facts
         return all(loaded)
@@ -81,22 +68,27 @@ class Ranks:
             worker.close()
         self._folder.cleanup()
 
+    @contextlib.contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """Kills all workers if one has died."""
+        try:
+            yield
+        except WorkerDied:
+            self.close()
+            raise
+
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
         meeting = (Path(self._folder.name) / "meeting").as_uri()
-        self.workers = [
-            WorkerProcess(replace(self.options, rank=self._rank(number, meeting)), *self._seconds)
-            for number in range(self.ranks)
-        ]
-
-    def _rank(self, number: int, meeting: str) -> Rank | None:
-        return Rank(number, self.ranks, self.kind, meeting)
+        ranks = [Rank(number, self.ranks, self.kind, meeting) for number in range(self.ranks)]
+        options = [replace(self.options, rank=rank if self.kind else None) for rank in ranks]
+        self.workers = [WorkerProcess(each, self.step_seconds) for each in options]
 
     def _receive(self, workers: list[WorkerProcess]) -> list[StepResult]:
         """Waits for one result of each worker; the first worker that dies ends the wait."""
         results: dict[WorkerProcess, StepResult] = {}
         while missing := [worker for worker in workers if worker not in results]:
-            spoke = wait([worker.pipe for worker in missing], self._seconds[0])
+            spoke = wait([worker.pipe for worker in missing], self.step_seconds)
             for worker in missing:
                 if worker.pipe in spoke or not spoke:  # a silent one dies when it is asked
                     results[worker] = worker.receive()
@@ -129,13 +121,10 @@ class DataParallel(Ranks):
             for number, worker in enumerate(self.workers)
         }
         busy = [worker for worker in self.workers if parts[worker]]
-        try:
+        with self._all_or_none():
             for worker in busy:
                 worker.send(Step(parts[worker]))
             results = self._receive(busy)
-        except WorkerDied:
-            self.close()
-            raise
         pairs = (
             zip(parts[worker], result.outcomes, strict=True)
             for worker, result in zip(busy, results, strict=True)
@@ -148,9 +137,6 @@ class DataParallel(Ranks):
         if self.options.cache == "paged":
             raise ServingError("Workers share no pages.", 'Choose cache "slots" or "none".')
         super()._start()
-
-    def _rank(self, number: int, meeting: str) -> None:
-        return None
 
 
 def slowest(results: list[StepResult]) -> StepResult:

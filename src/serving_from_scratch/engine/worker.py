@@ -14,7 +14,7 @@ import traceback
 from multiprocessing.connection import Connection
 
 from serving_from_scratch.core.errors import ServingError
-from serving_from_scratch.engine.messages import StepResult
+from serving_from_scratch.core.step import StepResult
 from serving_from_scratch.model.loading import ModelManager
 
 

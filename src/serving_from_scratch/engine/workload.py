@@ -3,9 +3,9 @@
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass
 
 from serving_from_scratch.core.errors import (
     DeadlinePassed,
@@ -16,8 +16,8 @@ from serving_from_scratch.core.errors import (
 from serving_from_scratch.core.limits import Limits
 from serving_from_scratch.core.request import FinishReason, Request, Sequence, TokenLogprob
 from serving_from_scratch.core.scheduler import Scheduler
+from serving_from_scratch.core.step import Step, StepResult
 from serving_from_scratch.engine.executor import Executor, WorkerDied
-from serving_from_scratch.engine.messages import Step, StepResult
 
 IDLE_SECONDS = 0.1  # between two checks of an idle worker
 PATIENCE_SECONDS = 0.005  # before a strategy that waits for more requests is asked again
@@ -25,8 +25,15 @@ DEATHS, DEATHS_SECONDS = 3, 60.0  # after this many deaths in this time, the wor
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """What is new of one request: tokens, its end, or an error."""
+class Delta:
+    """A piece of one answer: tokens, its end, or an error.
+
+    Attributes:
+        tokens: the new token ids.
+        finish_reason: in the last piece.
+        job: the number of its job; `LLMEngine.generate` gives it, and the text.
+        text: the new text; may be empty until a character or a stop text is complete.
+    """
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -34,30 +41,31 @@ class News:
     embedding: tuple[float, ...] | None = None
     finish_reason: FinishReason | None = None
     error: ServingError | None = None
+    job: int = 0
+    text: str = ""
 
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A request, and who receives its news.
+    """A request, and who receives its answer.
 
     Attributes:
-        deliver: takes the news; called by the computing thread.
+        deliver: takes a piece of the answer; called by the computing thread.
         streams: whether the client sees every token at once; then it cannot be run again.
         sent: number of delivered tokens.
         retried: whether a worker died while it ran.
     """
 
     request: Request
-    deliver: Callable[[News], None]
+    deliver: Callable[[Delta], None]
     streams: bool = False
     sent: int = 0
     retried: bool = False
-    sequence: Sequence | None = None
 
 
 @dataclass(slots=True)
 class Counts:
-    """What a server has done since its start."""
+    """What a server has done since its start; each number becomes a metric."""
 
     steps: int = 0
     step_seconds: float = 0.0
@@ -66,7 +74,6 @@ class Counts:
     guessed_tokens: int = 0
     right_guesses: int = 0
     worker_deaths: int = 0
-    finished: dict[str, int] = field(default_factory=dict)  # finish reason -> requests
 
 
 class WorkloadManager:
@@ -81,6 +88,7 @@ class WorkloadManager:
         self.executor = executor
         self.limits = limits
         self.counts = Counts()
+        self.finished = Counter[str]()  # finish reason -> requests
         self.unavailable = ""  # why no request is served now; "" if requests are
         self.draining = False
         self._tickets: dict[str, Ticket] = {}
@@ -113,7 +121,7 @@ class WorkloadManager:
             waiting = len(self.scheduler.waiting) - places  # a free place means no wait
             self.limits.check_queue(waiting + len(tickets) - 1)
             for ticket in tickets:
-                ticket.sequence = self.scheduler.submit(ticket.request)
+                self.scheduler.submit(ticket.request)
                 self._tickets[ticket.request.id] = ticket
             self._changed.notify()
 
@@ -122,7 +130,7 @@ class WorkloadManager:
         with self._changed:
             if self._tickets.pop(request_id, None):
                 self.scheduler.finish(request_id, reason)
-                self._count(reason)
+                self.finished[reason] += 1
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """Refuses new requests, waits at most `drain_seconds` for the others, then ends all."""
@@ -199,22 +207,22 @@ class WorkloadManager:
         """Ends the requests whose deadline has passed."""
         for sequence in self.scheduler.expire(time.monotonic()):
             request = sequence.request
-            seconds = cast("float", request.deadline) - request.arrived
+            seconds = request.deadline - request.arrived
             error = DeadlinePassed(f"The answer was not complete after {seconds:g} seconds.")
-            self._end(self._tickets[request.id], News(error=error), FinishReason.DEADLINE)
+            self._end(self._tickets[request.id], Delta(error=error), FinishReason.DEADLINE)
 
     def _fail(self, tickets: Iterable[Ticket]) -> None:
         problem = self.unavailable or "The server ends."
         for ticket in list(tickets):
             self.scheduler.finish(ticket.request.id, FinishReason.ERROR)
             error = Unavailable(problem, self.limits.retry_after)
-            self._end(ticket, News(error=error), FinishReason.ERROR)
+            self._end(ticket, Delta(error=error), FinishReason.ERROR)
 
     def _tell(self, sequence: Sequence) -> None:
-        """Delivers the news of a sequence."""
+        """Delivers what is new of a sequence."""
         ticket = self._tickets[sequence.request.id]
         tokens = tuple(sequence.tokens[len(sequence.request.prompt) + ticket.sent :])
-        news = News(
+        delta = Delta(
             tokens=tokens,
             logprobs=tuple(sequence.logprobs[ticket.sent :]),
             prompt_logprobs=tuple(sequence.prompt_logprobs) if not ticket.sent else (),
@@ -225,15 +233,12 @@ class WorkloadManager:
         ticket.sent += len(tokens)
         self.counts.generated_tokens += len(tokens)
         if sequence.finish_reason is not None:
-            self._end(ticket, news, sequence.finish_reason)
+            self._end(ticket, delta, sequence.finish_reason)
         else:
-            ticket.deliver(news)
+            ticket.deliver(delta)
 
-    def _end(self, ticket: Ticket, news: News, reason: FinishReason) -> None:
-        """Forgets a request that the scheduler has ended, and delivers its last news."""
+    def _end(self, ticket: Ticket, delta: Delta, reason: FinishReason) -> None:
+        """Forgets a request that the scheduler has ended, and delivers its last piece."""
         del self._tickets[ticket.request.id]
-        self._count(reason)
-        ticket.deliver(news)
-
-    def _count(self, reason: FinishReason) -> None:
-        self.counts.finished[reason] = self.counts.finished.get(reason, 0) + 1
+        self.finished[reason] += 1
+        ticket.deliver(delta)

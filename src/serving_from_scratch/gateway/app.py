@@ -2,63 +2,47 @@
 
 import asyncio
 import contextlib
-import hmac
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
-from serving_from_scratch.api.app import (
-    Border,
-    client_left,
-    http_error,
-    invalid,
-    refused,
-    require_key,
-)
-from serving_from_scratch.api.generate import PredictorFailed
-from serving_from_scratch.api.sse import EventStream, Json, unless_gone
-from serving_from_scratch.core.errors import InvalidRequest, ServingError
+from serving_from_scratch.api.app import LOCKED, has_key, open_door
+from serving_from_scratch.api.sse import Door, EventStream, Json, unless_gone
+from serving_from_scratch.core.errors import InvalidRequest, PredictorFailed
 from serving_from_scratch.gateway.lifecycle import ModelPool
 from serving_from_scratch.gateway.predictors import Answer, Call, PredictorRefused, check_path
 from serving_from_scratch.gateway.registry import GatewayFile, Model, ModelSpec, ModelStore
 from serving_from_scratch.gateway.routing import BALANCERS, Balancer, ask_one
 
 PREFIX = "gateway_"
+Show = Callable[[Answer], Answer | None]  # what clients see of an answer or a piece
 router, admin = APIRouter(), APIRouter(prefix="/admin/models")
 
 
-@dataclass(eq=False)
-class Gateway:
+@dataclass(eq=False, kw_only=True)
+class Gateway(Door):
     """What the routes share.
 
     Attributes:
-        key: that clients must send; "" for none.
         admin_key: that the admin routes want; "" closes them.
-        body_bytes: the longest body.
-        body_seconds: the longest time to receive a body.
-        write_seconds: a stream ends if its client reads nothing for this long.
     """
 
     store: ModelStore
     pool: ModelPool
-    key: str = ""
     admin_key: str = ""
     body_bytes: int = 12_000_000
-    body_seconds: float = 30.0
-    write_seconds: float = 30.0
     balancers: dict[str, Balancer] = field(default_factory=dict)
 
-    async def ask(self, model: Model, call: Call) -> AsyncGenerator[Answer, None]:
-        """Yields the answer of one of the model's predictors, or its pieces."""
+    async def ask(
+        self, model: Model, call: Call, show: Show | None
+    ) -> AsyncGenerator[Answer, None]:
+        """Yields the answer of one of the model's predictors, or its pieces, as `show` has it."""
         spec = model.spec
         body = {**call.body, "model": spec.upstream or spec.name}
         balancer = self.balancers.setdefault(spec.name, BALANCERS[spec.balance]())
@@ -66,7 +50,8 @@ class Gateway:
             pieces = ask_one(predictors, balancer, Call(call.path, body))
             async with contextlib.aclosing(pieces):
                 async for piece in pieces:
-                    yield piece
+                    if shown := show(piece) if show else piece:
+                        yield shown
 
     def collect(self) -> Iterator[Metric]:
         """Yields the numbers of all predictors for Prometheus."""
@@ -76,8 +61,8 @@ class Gateway:
         healthy = GaugeMetricFamily(PREFIX + "healthy", "by predictor", labels=labels)
         for name, model in list(self.store.models.items()):
             for predictor in model.predictors:
-                total.add_metric([name, predictor.name], predictor.load.requests)
-                running.add_metric([name, predictor.name], predictor.load.in_flight)
+                total.add_metric([name, predictor.name], predictor.requests)
+                running.add_metric([name, predictor.name], predictor.in_flight)
                 healthy.add_metric([name, predictor.name], bool(predictor.healthy))
         yield from (total, running, healthy)
 
@@ -85,34 +70,29 @@ class Gateway:
 def create_gateway(file: GatewayFile, key: str = "", admin_key: str = "") -> FastAPI:
     """Makes the application; its shutdown ends the predictors that it started."""
     store = ModelStore(file)
-    gateway = Gateway(store, ModelPool(store, file.limit), key, admin_key)
+    pool = ModelPool(store, file.limit)
+    gateway = Gateway(store=store, pool=pool, key=key, admin_key=admin_key)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(gateway.pool.watch())
+        watching = asyncio.create_task(pool.watch())
         yield
         watching.cancel()
-        await gateway.pool.close()
+        await pool.close()
 
-    app = FastAPI(title="gateway", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.service, app.state.registry = gateway, CollectorRegistry()
-    app.state.registry.register(gateway)
-    responses = Counter(PREFIX + "responses", "by status", ["status"], registry=app.state.registry)
+    app = open_door(gateway, gateway, lifespan, PREFIX)
     app.get("/")(front)
     app.get("/health")(health)
     app.include_router(admin, dependencies=[Depends(require_admin_key)])
-    app.include_router(router, dependencies=[Depends(require_key)])
-    for error, handler in HANDLERS.items():
-        app.add_exception_handler(error, handler)
-    app.add_middleware(Border, service=gateway, responses=responses)
+    app.include_router(router, dependencies=LOCKED)
+    app.add_exception_handler(PredictorRefused, pass_refusal)
     return app
 
 
 def require_admin_key(request: Request) -> None:
-    """Checks the admin key in constant time; without one the admin routes are closed."""
+    """Checks the admin key; without one the admin routes are closed."""
     key = request.app.state.service.admin_key
-    sent = request.headers.get("authorization", "").encode()
-    if not key or not hmac.compare_digest(sent, f"Bearer {key}".encode()):
+    if not key or not has_key(request, key):
         raise HTTPException(401, "The admin key is missing or wrong.")
 
 
@@ -147,13 +127,6 @@ async def models(request: Request) -> Response:
     return Json({"object": "list", "data": listed})
 
 
-@router.get("/metrics")
-async def metrics(request: Request) -> Response:
-    """Returns the numbers for Prometheus."""
-    content = generate_latest(request.app.state.registry)
-    return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
 @router.post("/predict")
 async def predict(model: str, request: Request) -> Response:
     """Answers one prompt, or names one image."""
@@ -173,7 +146,7 @@ async def by_name(request: Request) -> Response:
     """Sends a request to the model that its body names."""
     body = await read_body(request)
     model = request.app.state.service.store.by_name(body.get("model"))
-    return await answer(model, Call(request.url.path, body), request, Unchanged())
+    return await answer(model, Call(request.url.path, body), request)
 
 
 @router.post("/{path:path}")
@@ -182,7 +155,7 @@ async def by_path(request: Request) -> Response:
     model, rest = request.app.state.service.store.by_path(request.url.path)
     if rest in ("/predict", "/stream"):
         return await plain(model, request, stream=rest == "/stream")
-    return await answer(model, Call(rest, await read_body(request)), request, Unchanged())
+    return await answer(model, Call(rest, await read_body(request)), request)
 
 
 @admin.get("")
@@ -197,11 +170,7 @@ async def register(spec: ModelSpec, request: Request) -> Response:
     """Adds a model, until the gateway ends: models.yaml is not written."""
     gateway: Gateway = request.app.state.service
     model = gateway.store.add(spec)
-    try:
-        gateway.pool.connect(model)
-    except ServingError:
-        gateway.store.remove(spec.name)
-        raise
+    gateway.pool.connect(model)
     return Json(describe(gateway, model), 201)
 
 
@@ -222,59 +191,38 @@ def describe(gateway: Gateway, model: Model) -> dict[str, Any]:
     return {**model.spec.model_dump(), **state, "in_flight": model.in_flight}
 
 
-HANDLERS: dict[type[Exception], Any] = {
-    ServingError: refused,
-    PredictorRefused: pass_refusal,
-    RequestValidationError: invalid,
-    HTTPException: http_error,
-    ClientDisconnect: client_left,
-}
-
-
-class Unchanged:
-    """Leaves a predictor's answer as it is."""
-
-    def chunk(self, delta: Answer) -> Answer | None:
-        return delta
-
-    def last(self) -> Answer | None:
-        """Returns nothing."""
-
-
-class Plain(Unchanged):
-    """Takes out of a completion what /predict answers."""
-
-    def chunk(self, delta: Answer) -> Answer | None:
-        if not delta.get("choices"):
-            return None
-        choice = delta["choices"][0]
-        shown = {"text": choice.get("text", ""), "finish_reason": choice.get("finish_reason")}
-        return {"model": delta.get("model"), **shown}
-
-
 async def plain(model: Model, request: Request, stream: bool) -> Response:
     """Answers /predict and /stream: of a language model by a greedy completion."""
     body = await read_body(request)
     if model.spec.kind != "openai":
         check_path(Call("/stream" if stream else "/predict", {}), ("/predict",))
-        return await answer(model, Call("/predict", body), request, Unchanged())
+        return await answer(model, Call("/predict", body), request)
     if not isinstance(body.get("prompt"), str) or not body["prompt"]:
         raise InvalidRequest("prompt must be a text that is not empty.", "prompt")
     body = {"max_tokens": 16, "temperature": 0, **body, "stream": stream}
-    return await answer(model, Call("/v1/completions", body), request, Plain())
+    return await answer(model, Call("/v1/completions", body), request, first_choice)
 
 
-async def answer(model: Model, call: Call, request: Request, shape: Unchanged) -> Response:
-    """Asks a model, and gives its answer a shape; ends the request when the client leaves."""
+def first_choice(completion: Answer) -> Answer | None:
+    """Takes out of a completion what /predict answers; None if it has no choice."""
+    if not completion.get("choices"):
+        return None
+    choice = completion["choices"][0]
+    shown = {"text": choice.get("text", ""), "finish_reason": choice.get("finish_reason")}
+    return {"model": completion.get("model"), **shown}
+
+
+async def answer(model: Model, call: Call, request: Request, show: Show | None = None) -> Response:
+    """Asks a model; ends the request when the client leaves."""
     gateway: Gateway = request.app.state.service
-    pieces = gateway.ask(model, call)
-    first = await unless_gone(request, anext(pieces))
-    if call.stream:
-        return EventStream(first, pieces, shape, gateway.write_seconds)
-    await pieces.aclose()
-    if (content := shape.chunk(first)) is None:
+    pieces = gateway.ask(model, call, show)
+    first = await unless_gone(request, anext(pieces, None))
+    if first is None:
         raise PredictorFailed(f"{model.spec.name} answered without a choice.")
-    return Json(content)
+    if call.stream:
+        return EventStream(first, pieces, gateway.write_seconds)
+    await pieces.aclose()
+    return Json(first)
 
 
 async def read_body(request: Request) -> dict[str, Any]:

@@ -22,10 +22,7 @@ class Child(subprocess.Popen[bytes]):
     """
 
     def __init__(
-        self,
-        command: Sequence[str],
-        variables: dict[str, str],
-        output: IO[bytes] | None = None,
+        self, command: Sequence[str], variables: dict[str, str], output: IO[bytes] | None = None
     ) -> None:
         super().__init__(
             command,

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-import yaml
 
 from serving_from_scratch.core.errors import ServingError
 from serving_from_scratch.gateway.child import Child
-from serving_from_scratch.gateway.registry import expand
+from serving_from_scratch.gateway.registry import read_yaml
 
 LOOK_EVERY = 0.2  # seconds
 DEATHS, WITHIN = 3, 60.0  # so many deaths within so many seconds: the service cannot run
@@ -67,10 +66,6 @@ def read_services(path: Path, profiles: tuple[str, ...], given: Mapping[str, str
     Raises:
         ServingError: the file cannot be read, or a variable is not set.
     """
-    try:
-        content = yaml.safe_load(expand(path.read_text(), given))
-    except (OSError, yaml.YAMLError) as error:
-        raise ServingError(f"{path} cannot be read: {error}.") from error
     return [
         Service(
             name=name,
@@ -79,7 +74,7 @@ def read_services(path: Path, profiles: tuple[str, ...], given: Mapping[str, str
             environment=service["build"]["args"]["ENVIRONMENT"],
             restarts=service.get("restart", "no") != "no",
         )
-        for name, service in content["services"].items()
+        for name, service in read_yaml(path, given)["services"].items()
         if not service.get("profiles") or set(service["profiles"]) & set(profiles)
     ]
 

@@ -11,14 +11,14 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 
-from serving_from_scratch.api.generate import PredictorFailed
-from serving_from_scratch.api.sse import UnknownModel
-from serving_from_scratch.core.errors import Unavailable
+from serving_from_scratch.core.errors import PredictorFailed, Unavailable, UnknownModel
 from serving_from_scratch.gateway.child import Child
 from serving_from_scratch.gateway.predictors import Predictor, make_predictors
 from serving_from_scratch.gateway.registry import Model, ModelSpec, ModelStore
 
 HEALTH_EVERY = 0.5  # seconds
+WAIT_SECONDS = 30.0  # that a request waits for room
+START_SECONDS = 180.0  # that a predictor may take to start
 TAIL_BYTES = 1000
 
 
@@ -40,13 +40,13 @@ class PredictorProcess:
         except OSError as error:
             raise PredictorFailed(f"{spec.name} did not start: {error}.") from error
 
-    async def until_healthy(self, seconds: float) -> None:
+    async def until_healthy(self) -> None:
         """Waits until the predictor answers; ends it if that fails.
 
         Raises:
-            PredictorFailed: it ended, or took longer than `seconds`; with the end of its log.
+            PredictorFailed: it ended, or took longer than START_SECONDS; with the end of its log.
         """
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + START_SECONDS
         try:
             while not self.predictor.healthy:
                 if self.child.poll() is not None or time.monotonic() > deadline:
@@ -71,19 +71,10 @@ class ModelPool:
 
     Args:
         limit: how many models with a launcher are loaded at once.
-        wait_seconds: how long a request waits for room.
-        start_seconds: how long a predictor may take to start.
     """
 
-    def __init__(
-        self,
-        store: ModelStore,
-        limit: int,
-        wait_seconds: float = 30.0,
-        start_seconds: float = 180.0,
-    ) -> None:
+    def __init__(self, store: ModelStore, limit: int) -> None:
         self.store, self.limit = store, limit
-        self.wait_seconds, self.start_seconds = wait_seconds, start_seconds
         self.loaded: OrderedDict[str, Model] = OrderedDict()  # the least recently used first
         self._changed = asyncio.Condition()
         for model in store.models.values():
@@ -99,11 +90,11 @@ class ModelPool:
         """Loads the model if need be; it is not ended during the block.
 
         Raises:
-            Unavailable: all loaded models were busy for `wait_seconds`.
+            Unavailable: all loaded models were busy for WAIT_SECONDS.
             PredictorFailed: the model did not start.
         """
         try:
-            async with self._changed, asyncio.timeout(self.wait_seconds):
+            async with self._changed, asyncio.timeout(WAIT_SECONDS):
                 await self._changed.wait_for(lambda: self._admit(model))
         except TimeoutError as error:
             busy = ", ".join(self.loaded)
@@ -185,7 +176,7 @@ class ModelPool:
         try:
             launcher = self.store.launchers[model.spec.launcher]
             model.process = PredictorProcess(model.spec, launcher)
-            await model.process.until_healthy(self.start_seconds)
+            await model.process.until_healthy()
             model.predictors = [model.process.predictor]
         except BaseException:
             self.loaded.pop(model.spec.name, None)

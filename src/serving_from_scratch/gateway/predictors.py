@@ -4,21 +4,23 @@ import asyncio
 import contextlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
-from serving_from_scratch.api.generate import PredictorFailed
-from serving_from_scratch.api.sse import UnknownModel
-from serving_from_scratch.core.errors import InvalidRequest, ServingError
-from serving_from_scratch.gateway.registry import ModelSpec
-from serving_from_scratch.predictors import digits
+from serving_from_scratch.core.errors import (
+    InvalidRequest,
+    PredictorFailed,
+    ServingError,
+    UnknownModel,
+)
+from serving_from_scratch.gateway.registry import SOURCES, ModelSpec
 
 CONNECT_SECONDS = 3.0
 HEALTH_SECONDS = 2.0
-SOURCES = {"digits": digits}  # each has `model`, `problem` and `predict`
 Answer = dict[str, Any]
 
 
@@ -43,15 +45,24 @@ class PredictorRefused(ServingError):
         self.headers = {"Retry-After": retry_after} if retry_after else None
 
 
-@dataclass
-class Load:
-    """What a predictor has to do."""
+class Predictor(ABC):
+    """Something that answers calls.
 
-    requests: int = 0
-    in_flight: int = 0
+    Attributes:
+        name: for messages.
+        healthy: whether it answered when it was asked last; None if nobody has asked.
+        requests: that it was given so far.
+        in_flight: that it answers now.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.healthy: bool | None = None
+        self.requests = self.in_flight = 0
 
     @contextlib.contextmanager
-    def request(self) -> Iterator[None]:
+    def busy(self) -> Iterator[None]:
+        """Counts one request."""
         self.requests += 1
         self.in_flight += 1
         try:
@@ -59,19 +70,7 @@ class Load:
         finally:
             self.in_flight -= 1
 
-
-class Predictor(Protocol):
-    """Something that answers calls.
-
-    Attributes:
-        name: for messages.
-        healthy: whether it answered when it was asked last; None if nobody has asked.
-    """
-
-    name: str
-    healthy: bool | None
-    load: Load
-
+    @abstractmethod
     def ask(self, call: Call) -> AsyncGenerator[Answer, None]:
         """Yields the answer, or the pieces of a stream.
 
@@ -79,22 +78,20 @@ class Predictor(Protocol):
             PredictorFailed: it is dead, silent, answers nonsense, or ends a stream too early.
         """
 
+    @abstractmethod
     async def check(self) -> None:
         """Asks for its health."""
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 - not every predictor has something to close
         """Closes the connections."""
 
 
-@dataclass
-class LocalPredictor:
+class LocalPredictor(Predictor):
     """Answers in the gateway's own process."""
 
-    name: str
-    source: Any
-    healthy: bool | None = None
-    load: Load = field(default_factory=Load)
-    loading: asyncio.Task[Any] | None = None  # so that the first request need not wait
+    def __init__(self, name: str, source: Any) -> None:
+        super().__init__(name)
+        self.source = source
 
     async def ask(self, call: Call) -> AsyncGenerator[Answer, None]:
         check_image(call, self.source)
@@ -103,13 +100,11 @@ class LocalPredictor:
     async def check(self) -> None:
         if self.healthy is None:
             self.healthy = True
+            # So that the first request need not wait.
             self.loading = asyncio.create_task(asyncio.to_thread(self.source.model))
 
-    async def close(self) -> None:
-        """Does nothing."""
 
-
-class OpenAIPredictor:
+class OpenAIPredictor(Predictor):
     """Asks an OpenAI-compatible server.
 
     Args:
@@ -120,18 +115,15 @@ class OpenAIPredictor:
     paths = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
     def __init__(self, spec: ModelSpec, url: str, key: str) -> None:
-        self.spec, self.name = spec, f"{spec.name} at {url}"
-        self.healthy: bool | None = None
-        self.load, self._silent = Load(), 0
+        super().__init__(f"{spec.name} at {url}")
+        self.spec, self._silent = spec, 0
         headers = {"Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
-        timeout = httpx.Timeout(spec.seconds, connect=CONNECT_SECONDS, pool=None)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self.client = httpx.AsyncClient(
             base_url=url,
             headers=headers,
-            timeout=timeout,
-            limits=limits,
+            timeout=httpx.Timeout(spec.seconds, connect=CONNECT_SECONDS, pool=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
             trust_env=False,
         )
 
@@ -206,14 +198,7 @@ class LitServePredictor(OpenAIPredictor):
 
 
 def make_predictors(spec: ModelSpec, urls: list[str], key: str = "") -> list[Predictor]:
-    """Makes the predictors of a model, one per address.
-
-    Raises:
-        InvalidRequest: the local source is unknown.
-    """
-    if spec.kind != "openai" and spec.source not in SOURCES:
-        problem = f"The source {spec.source!r} is unknown."
-        raise InvalidRequest(problem, "source", f"Known: {', '.join(SOURCES)}.")
+    """Makes the predictors of a model, one per address."""
     if spec.kind == "local":
         return [LocalPredictor(f"{spec.name} in the gateway", SOURCES[spec.source])]
     kind = OpenAIPredictor if spec.kind == "openai" else LitServePredictor

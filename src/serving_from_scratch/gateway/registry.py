@@ -6,18 +6,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serving_from_scratch.api.sse import UnknownModel
-from serving_from_scratch.core.errors import InvalidRequest, ServingError
+from serving_from_scratch.core.errors import InvalidRequest, ServingError, UnknownModel
+from serving_from_scratch.predictors import digits
 
 if TYPE_CHECKING:
     from serving_from_scratch.gateway.lifecycle import PredictorProcess
     from serving_from_scratch.gateway.predictors import Predictor
 
+SOURCES = {"digits": digits}  # what answers here; each has `model`, `problem` and `predict`
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 Url = Annotated[str, Field(pattern=r"^https?://[^/\s]+$")]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./:][A-Za-z0-9_./: -]*$", max_length=500)]
@@ -53,9 +54,11 @@ class ModelSpec(BaseModel):
     seconds: Annotated[float, Field(gt=0, le=3600)] = 120.0
 
     @model_validator(mode="after")
-    def _one_place(self) -> "ModelSpec":
+    def _check(self) -> "ModelSpec":
         if bool(self.urls) + bool(self.launcher) != (self.kind != "local"):
             raise ValueError("name either urls or a launcher; a local model has neither")
+        if self.kind != "openai" and self.source not in SOURCES:
+            raise ValueError(f"the source {self.source!r} is unknown; known: {', '.join(SOURCES)}")
         return self
 
 
@@ -152,6 +155,20 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
     return VARIABLE.sub(value, text)
 
 
+def read_yaml(path: Path, variables: Mapping[str, str]) -> Any:
+    """Reads a YAML file, with its variables filled in.
+
+    Raises:
+        ServingError: the file cannot be read, or a variable is not set.
+    """
+    try:
+        return yaml.safe_load(expand(path.read_text(), variables))
+    except OSError as error:
+        raise ServingError(f"{path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ServingError(f"{path} is no YAML: {error}") from error
+
+
 def read_models(path: Path) -> GatewayFile:
     """Reads models.yaml.
 
@@ -159,12 +176,7 @@ def read_models(path: Path) -> GatewayFile:
         ServingError: the file is missing or wrong; the message names the field.
     """
     try:
-        content = yaml.safe_load(expand(path.read_text(), os.environ))
-        return GatewayFile.model_validate(content)
-    except OSError as error:
-        raise ServingError(f"{path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise ServingError(f"{path} is no YAML: {error}") from error
+        return GatewayFile.model_validate(read_yaml(path, os.environ))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
-from serving_from_scratch.api.generate import PredictorFailed
+from serving_from_scratch.core.errors import PredictorFailed
 from serving_from_scratch.gateway.predictors import Answer, Call, Predictor
 
 PREFIX_CHARACTERS = 128
@@ -39,7 +39,7 @@ class LeastBusy:
     """The one with the fewest requests in flight."""
 
     def order(self, replicas: Sequence[Predictor], prefix: str) -> list[Predictor]:
-        return sorted(replicas, key=lambda replica: replica.load.in_flight)
+        return sorted(replicas, key=lambda replica: replica.in_flight)
 
 
 class PrefixAffinity:
@@ -66,9 +66,7 @@ def beginning(call: Call) -> str:
 
 
 async def ask_one(
-    replicas: Sequence[Predictor],
-    balancer: Balancer,
-    call: Call,
+    replicas: Sequence[Predictor], balancer: Balancer, call: Call
 ) -> AsyncGenerator[Answer, None]:
     """Yields the answer of the first replica that gives one.
 
@@ -80,7 +78,7 @@ async def ask_one(
     for replica in balancer.order(usable, beginning(call)) if usable else ():
         begun = False
         try:
-            with replica.load.request():
+            with replica.busy():
                 async with aclosing(replica.ask(call)) as pieces:
                     async for piece in pieces:
                         begun = True

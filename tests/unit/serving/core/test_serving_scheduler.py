@@ -1,3 +1,4 @@
+import math
 import random
 
 import pytest
@@ -39,7 +40,7 @@ MEMORIES = {
 }
 
 
-def request(id, prompt, max_tokens=8, arrived=0.0, deadline=None, **sampling):
+def request(id, prompt, max_tokens=8, arrived=0.0, deadline=math.inf, **sampling):
     sampling = SamplingParameters(max_tokens=max_tokens, **sampling)
     return Request(str(id), tuple(prompt), sampling, arrived, deadline)
 
@@ -272,7 +273,7 @@ def test_answers_go_on_after_the_cache_was_lost(memory):
 
 def test_what_the_cache_cannot_hold_is_refused_with_the_figures():
     scheduler = scheduler_of(Continuous(), Slots(PLACES, 64))
-    with pytest.raises(InvalidRequest, match=r"65 tokens; the cache has 64.*Shorten"):
+    with pytest.raises(InvalidRequest, match=r"65 tokens; the limit is 64.*Shorten"):
         scheduler.submit(request("a", range(60), max_tokens=5))
     with pytest.raises(ServingError, match="ChunkedPrefill splits prompts; NoMemory keeps nothing"):
         scheduler_of(ChunkedPrefill(4), NoMemory(PLACES, 64))

@@ -1,6 +1,7 @@
 """Whatever a client sends: an answer in OpenAI's form, never a 500, never silence."""
 
 import json
+import math
 import os
 import random
 
@@ -68,25 +69,37 @@ def checked(reply):
     return reply
 
 
+LEAST, MOST = "Input should be greater than or equal to", "Input should be less than or equal to"
+# Of /generate: a field, its value, and the words about its limit.
+FIELD_LIMITS = [
+    ("max_tokens", 0, f"{LEAST} 1; it was 0"),
+    ("max_tokens", -3, f"{LEAST} 1; it was -3"),
+    ("temperature", -1, f"{LEAST} 0; it was -1"),
+    ("temperature", math.inf, "finite number; it was inf"),
+    ("temperature", "hot", "'hot'"),
+    ("top_p", 0, "greater than 0; it was 0"),
+    ("top_p", 1.5, f"{MOST} 1; it was 1.5"),
+    ("top_k", -2, f"{LEAST} -1; it was -2"),
+    ("stop", ["x"] * 20, "at most 4 items"),
+    ("stop", [""], "at least 1 character; it was ''"),
+    ("stop", "", "at least 1 character; it was ''"),
+    ("stop", 5, "list; it was 5"),
+    ("seed", 2**63, f"less than {2**63}; it was {2**63}"),
+    ("seed", -1, f"{LEAST} 0; it was -1"),
+    ("surprise", 1, "not permitted; it was 1"),
+]
 BAD = [
-    ("/generate", {"prompt": "a", "max_tokens": 0}, 400, "max_tokens is 0"),
-    ("/generate", {"prompt": "a", "max_tokens": -3}, 400, "max_tokens is -3"),
     ("/generate", {"prompt": ""}, 400, "no tokens"),
     ("/generate", {"prompt": []}, 400, "prompt"),
     ("/generate", {"prompt": "a", "max_tokens": 2000}, 400, "2001 tokens; the limit is 1024"),
     ("/generate", {"prompt": "a" * 10**6}, 400, "1000000 characters"),
     ("/generate", {"prompt": [600]}, 400, "token id 600"),
-    ("/generate", {"prompt": "a", "temperature": -1}, 400, "temperature is -1"),
-    ("/generate", {"prompt": "a", "temperature": "hot"}, 400, "'hot'"),
-    ("/generate", {"prompt": "a", "top_p": 0}, 400, "top_p is 0"),
-    ("/generate", {"prompt": "a", "top_p": 1.5}, 400, "top_p is 1.5"),
-    ("/generate", {"prompt": "a", "stop": ["x"] * 20}, 400, "4 texts"),
-    ("/generate", {"prompt": "a", "seed": 2**64}, 400, "seed"),
-    ("/generate", {"prompt": "a", "surprise": 1}, 400, "surprise"),
     ("/generate", {"prompt": "a", "model": "other"}, 404, "'tiny'"),
     ("/generate", {"prompt": "\ud800"}, 400, ""),
-    ("/v1/completions", {"prompt": "a", "n": 5}, 400, "4"),
-    ("/v1/completions", {"prompt": "a", "logprobs": 21}, 400, "0 to 20"),
+    ("/v1/completions", {"prompt": "a", "n": 5}, 400, f"n: {MOST} 4; it was 5"),
+    ("/v1/completions", {"prompt": "a", "logprobs": 21}, 400, f"logprobs: {MOST} 20; it was 21"),
+    ("/v1/completions", {"prompt": "a", "logprobs": -1}, 400, f"logprobs: {LEAST} 0; it was -1"),
+    ("/v1/completions", {"prompt": "a", "max_tokens": 0}, 400, "max_tokens is 0"),
     ("/v1/completions", {"prompt": "a", "presence_penalty": 1.0}, 400, "presence_penalty"),
     ("/v1/chat/completions", {"messages": [{"role": "x", "content": "a"}]}, 400, "'x'"),
     ("/v1/chat/completions", {"messages": [{"role": "tool", "content": "a"}]}, 400, "'tool'"),
@@ -100,6 +113,21 @@ def test_a_refusal_names_field_value_and_limit(server, path, body, status, told)
     reply = checked(server.client.post(path, content=json.dumps(body), headers=JSON))
     assert reply.status_code == status, reply.text
     assert told in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("field", "value", "told"), FIELD_LIMITS)
+def test_a_wrong_field_is_named_with_value_and_limit(server, field, value, told):
+    body = json.dumps({"prompt": "a", field: value})
+    reply = checked(server.client.post("/generate", content=body, headers=JSON))
+    error = reply.json()["error"]
+    assert reply.status_code == 400 and error["param"].startswith(field)
+    assert error["message"].startswith(field) and told in error["message"]
+
+
+def test_everything_at_its_limit_is_taken(server):
+    limits = {"temperature": 2.0, "top_p": 1, "top_k": -1, "seed": 2**63 - 1, "stop": ["\0"] * 4}
+    reply = server.post("/v1/completions", prompt="a", max_tokens=2, logprobs=20, n=4, **limits)
+    assert reply.status_code == 200, reply.text
 
 
 JSON = {"Content-Type": "application/json"}

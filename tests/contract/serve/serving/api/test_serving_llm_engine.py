@@ -7,10 +7,10 @@ import pytest
 
 from serving_from_scratch.core.batching import Continuous
 from serving_from_scratch.core.errors import InvalidRequest, Unavailable
+from serving_from_scratch.core.options import ModelOptions
 from serving_from_scratch.core.request import FinishReason, SamplingParameters
 from serving_from_scratch.engine.executor import InProcess
 from serving_from_scratch.engine.llm_engine import EngineOptions, Job, LLMEngine
-from serving_from_scratch.engine.messages import ModelOptions
 from serving_from_scratch.model.loading import ModelManager
 
 
@@ -64,8 +64,8 @@ def test_who_closes_the_iterator_leaves_nothing(engine):
 
 
 def test_all_jobs_are_refused_for_one_bad_one(engine):
-    with pytest.raises(InvalidRequest, match="temperature"):
-        asyncio.run(read(engine, job(engine, "def"), job(engine, "def", temperature=-1.0)))
+    with pytest.raises(InvalidRequest, match="the limit is 1024"):
+        asyncio.run(read(engine, job(engine, "def"), job(engine, "def", 2000)))
     assert engine.workload.held == 0
 
 

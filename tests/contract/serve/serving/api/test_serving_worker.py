@@ -3,9 +3,9 @@
 import psutil
 import pytest
 
+from serving_from_scratch.core.options import ModelOptions
 from serving_from_scratch.core.step import Chunk, Step
 from serving_from_scratch.engine.executor import InProcess, WorkerDied, WorkerProcess
-from serving_from_scratch.engine.messages import ModelOptions
 from serving_from_scratch.model.loading import ModelManager
 
 STEP = Step((Chunk("a", 0, 0, (5, 6, 7), sample=True), Chunk("b", 1, 0, (9,), sample=True)))

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from serving_from_scratch.api import generate, openai
 from serving_from_scratch.api.metrics import PREFIX, EngineNumbers
-from serving_from_scratch.api.sse import Door, Json, Service, error_body
+from serving_from_scratch.api.sse import Door, Here, Json, Service, error_body
 from serving_from_scratch.core import errors
 
 STATUS = {
@@ -57,7 +57,7 @@ def open_door(door: Door, numbers: Any, lifespan: Any, prefix: str) -> FastAPI:
         prefix: of the metrics' names.
     """
     app = FastAPI(title="serving from scratch", lifespan=lifespan, redoc_url=None)
-    app.state.service, app.state.registry = door, CollectorRegistry()
+    app.state.door, app.state.registry = door, CollectorRegistry()
     app.state.registry.register(numbers)
     app.get("/metrics", dependencies=LOCKED)(metrics)
     for error, handler in HANDLERS.items():
@@ -114,9 +114,9 @@ class Body:
         return message
 
 
-def require_key(request: Request) -> None:
+async def require_key(request: Request) -> None:
     """Checks the API key, if there is one."""
-    key = request.app.state.service.key
+    key = request.app.state.door.key
     if key and not has_key(request, key):
         raise HTTPException(401, "The API key is missing or wrong.")
 
@@ -127,16 +127,15 @@ def has_key(request: Request, key: str) -> bool:
     return hmac.compare_digest(sent, f"Bearer {key}".encode())
 
 
-async def health(request: Request) -> Response:
+async def health(service: Here) -> Response:
     """Says whether requests are served; if not, why."""
-    problem = request.app.state.service.engine.health()
+    problem = service.engine.health()
     body = {"status": "unavailable" if problem else "ok", "problem": problem or None}
     return Json(body, 503 if problem else 200, {"Retry-After": "1"} if problem else None)
 
 
-async def facts(request: Request) -> Response:
+async def facts(service: Here) -> Response:
     """Reports the model, the engine and its options."""
-    service: Service = request.app.state.service
     options = asdict(service.engine.options)
     options["model"].pop("folder")
     for name in ("strategy", "proposer"):

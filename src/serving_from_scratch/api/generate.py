@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from serving_from_scratch.api.openai import encode_all
 from serving_from_scratch.api.schemas import GenerateBody
-from serving_from_scratch.api.sse import Json, Service, Shape, respond
+from serving_from_scratch.api.sse import Here, Json, Service, Shape, respond
 from serving_from_scratch.core.errors import InvalidRequest, PredictorFailed, Unavailable
 from serving_from_scratch.engine.llm_engine import Job
 from serving_from_scratch.engine.workload import Delta
@@ -75,9 +75,8 @@ async def stream(model: str, body: GenerateBody, request: Request) -> Response:
 
 
 @router.post("/generate_vllm")
-async def generate_vllm(body: GenerateBody, request: Request) -> Response:
+async def generate_vllm(body: GenerateBody, service: Here) -> Response:
     """Asks vLLM, and answers in the form of /generate."""
-    service: Service = request.app.state.service
     service.check_model(body.model)
     if not service.vllm:
         raise Unavailable(f"No vLLM runs beside this server. {HINT}", 60)
@@ -115,7 +114,7 @@ async def answer(
     body: GenerateBody, request: Request, single: bool = False, stream: bool = False
 ) -> Response:
     """Answers with this server's own engine."""
-    service: Service = request.app.state.service
+    service: Service = request.app.state.door
     service.check_model(body.model)
     prompts = encode_all(service.engine.text, body.prompt)
     if single and len(prompts) > 1:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from serving_from_scratch.api.schemas import ChatBody, CompletionBody, EmbeddingBody, Ids
-from serving_from_scratch.api.sse import Json, Service, Shape, collect, respond, unless_gone
+from serving_from_scratch.api.sse import Here, Json, Service, Shape, collect, respond, unless_gone
 from serving_from_scratch.api.tools import CallReader, conversation, grammar_of, offered
 from serving_from_scratch.core.errors import InvalidRequest
 from serving_from_scratch.core.request import SamplingParameters, TokenLogprob
@@ -22,18 +22,16 @@ router = APIRouter(prefix="/v1")
 
 
 @router.get("/models")
-async def models(request: Request) -> Response:
+async def models(service: Here) -> Response:
     """Lists the one model of this server."""
-    service: Service = request.app.state.service
     length = service.engine.limits.max_length
     model = {"id": service.name, "object": "model", "created": 0, "owned_by": "local"}
     return Json({"object": "list", "data": [{**model, "max_model_len": length}]})
 
 
 @router.post("/completions")
-async def completions(body: CompletionBody, request: Request) -> Response:
+async def completions(body: CompletionBody, request: Request, service: Here) -> Response:
     """Continues one or more prompts."""
-    service: Service = request.app.state.service
     service.check_model(body.model)
     if body.max_tokens == 0 and not body.echo:
         raise InvalidRequest("max_tokens is 0; the limit is at least 1 without echo.", "max_tokens")
@@ -47,9 +45,8 @@ async def completions(body: CompletionBody, request: Request) -> Response:
 
 
 @router.post("/chat/completions")
-async def chat(body: ChatBody, request: Request) -> Response:
+async def chat(body: ChatBody, request: Request, service: Here) -> Response:
     """Answers the last turn of a conversation."""
-    service: Service = request.app.state.service
     service.check_model(body.model)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true.", "top_logprobs")
@@ -65,9 +62,8 @@ async def chat(body: ChatBody, request: Request) -> Response:
 
 
 @router.post("/embeddings")
-async def embeddings(body: EmbeddingBody, request: Request) -> Response:
+async def embeddings(body: EmbeddingBody, request: Request, service: Here) -> Response:
     """Returns the last hidden state of each text, scaled to length one."""
-    service: Service = request.app.state.service
     service.check_model(body.model)
     if body.dimensions not in (None, service.engine.facts.hidden):
         problem = f"dimensions is {body.dimensions}; this model has {service.engine.facts.hidden}."

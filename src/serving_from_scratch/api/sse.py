@@ -6,9 +6,9 @@ import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
-from fastapi import Request
+from fastapi import Depends, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
@@ -55,6 +55,14 @@ class Service(Door):
         if name not in (None, self.name):
             problem = f"The model {name!r} is not served here."
             raise UnknownModel(problem, "model", f"This server has {self.name!r}.")
+
+
+async def door_of(request: Request) -> Any:
+    """Returns what the application of a request was made with."""
+    return request.app.state.door
+
+
+Here = Annotated[Service, Depends(door_of)]  # the service that got the request
 
 
 class Shape(Protocol):
@@ -128,7 +136,7 @@ async def respond(
 
     A stream begins with its first token. An error before it becomes an ordinary error response.
     """
-    service: Service = request.app.state.service
+    service: Service = request.app.state.door
     deltas = service.engine.generate(jobs, stream, seconds)
     if stream:
         chunks = shaped(deltas, shape)

@@ -144,7 +144,6 @@ class CallReader:
 
     def __init__(self, watches: bool) -> None:
         self._before = StopTexts((TRIGGER,) if watches else ())
-        self._call = ""
         self._text = ""
 
     def feed(self, delta: Delta) -> tuple[str, dict[str, Any] | None]:

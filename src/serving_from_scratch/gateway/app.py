@@ -5,7 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import Response
@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from starlette.exceptions import HTTPException
 
 from serving_from_scratch.api.app import LOCKED, has_key, open_door
-from serving_from_scratch.api.sse import Door, EventStream, Json, unless_gone
+from serving_from_scratch.api.sse import Door, EventStream, Json, door_of, unless_gone
 from serving_from_scratch.core.errors import InvalidRequest, PredictorFailed
 from serving_from_scratch.gateway.lifecycle import ModelPool
 from serving_from_scratch.gateway.predictors import Answer, Call, PredictorRefused, check_path
@@ -67,6 +67,9 @@ class Gateway(Door):
         yield from (total, running, healthy)
 
 
+TheGateway = Annotated[Gateway, Depends(door_of)]
+
+
 def create_gateway(file: GatewayFile, key: str = "", admin_key: str = "") -> FastAPI:
     """Makes the application; its shutdown ends the predictors that it started."""
     store = ModelStore(file)
@@ -89,26 +92,24 @@ def create_gateway(file: GatewayFile, key: str = "", admin_key: str = "") -> Fas
     return app
 
 
-def require_admin_key(request: Request) -> None:
+async def require_admin_key(request: Request) -> None:
     """Checks the admin key; without one the admin routes are closed."""
-    key = request.app.state.service.admin_key
+    key = request.app.state.door.admin_key
     if not key or not has_key(request, key):
         raise HTTPException(401, "The admin key is missing or wrong.")
 
 
-async def front(request: Request) -> Response:
+async def front(gateway: TheGateway) -> Response:
     """Says what this is."""
-    models = request.app.state.service.store.models.values()
-    paths = {model.spec.name: model.spec.path for model in models}
+    paths = {name: model.spec.path for name, model in gateway.store.models.items()}
     return Json({"service": "serving-from-scratch gateway", "models": paths})
 
 
-async def health(request: Request) -> Response:
+async def health(gateway: TheGateway) -> Response:
     """Says that the gateway runs, and which predictors answer."""
-    models = request.app.state.service.store.models.items()
     states = {
         name: {predictor.name: predictor.healthy for predictor in model.predictors}
-        for name, model in models
+        for name, model in gateway.store.models.items()
     }
     return Json({"status": "ok", "models": states})
 
@@ -119,65 +120,60 @@ async def pass_refusal(request: Request, error: PredictorRefused) -> Response:
 
 
 @router.get("/v1/models")
-async def models(request: Request) -> Response:
+async def models(gateway: TheGateway) -> Response:
     """Lists the models."""
-    specs = [model.spec for model in request.app.state.service.store.models.values()]
+    specs = [model.spec for model in gateway.store.models.values()]
     fixed = {"object": "model", "created": 0}
     listed = [{"id": spec.name, **fixed, "owned_by": spec.kind} for spec in specs]
     return Json({"object": "list", "data": listed})
 
 
 @router.post("/predict")
-async def predict(model: str, request: Request) -> Response:
+async def predict(model: str, request: Request, gateway: TheGateway) -> Response:
     """Answers one prompt, or names one image."""
-    gateway: Gateway = request.app.state.service
     return await plain(gateway.store.by_name(model), request, stream=False)
 
 
 @router.post("/stream")
-async def stream(model: str, request: Request) -> Response:
+async def stream(model: str, request: Request, gateway: TheGateway) -> Response:
     """Streams the answer of /predict."""
-    gateway: Gateway = request.app.state.service
     return await plain(gateway.store.by_name(model), request, stream=True)
 
 
 @router.post("/v1/{rest:path}")
-async def by_name(request: Request) -> Response:
+async def by_name(request: Request, gateway: TheGateway) -> Response:
     """Sends a request to the model that its body names."""
     body = await read_body(request)
-    model = request.app.state.service.store.by_name(body.get("model"))
+    model = gateway.store.by_name(body.get("model"))
     return await answer(model, Call(request.url.path, body), request)
 
 
 @router.post("/{path:path}")
-async def by_path(request: Request) -> Response:
+async def by_path(request: Request, gateway: TheGateway) -> Response:
     """Sends a request to the model whose path begins its address."""
-    model, rest = request.app.state.service.store.by_path(request.url.path)
+    model, rest = gateway.store.by_path(request.url.path)
     if rest in ("/predict", "/stream"):
         return await plain(model, request, stream=rest == "/stream")
     return await answer(model, Call(rest, await read_body(request)), request)
 
 
 @admin.get("")
-async def list_models(request: Request) -> Response:
+async def list_models(gateway: TheGateway) -> Response:
     """Lists the models with what runs for them."""
-    gateway: Gateway = request.app.state.service
     return Json([describe(gateway, model) for model in gateway.store.models.values()])
 
 
 @admin.post("")
-async def register(spec: ModelSpec, request: Request) -> Response:
+async def register(spec: ModelSpec, gateway: TheGateway) -> Response:
     """Adds a model, until the gateway ends: models.yaml is not written."""
-    gateway: Gateway = request.app.state.service
     model = gateway.store.add(spec)
     gateway.pool.connect(model)
     return Json(describe(gateway, model), 201)
 
 
 @admin.delete("/{name:path}")
-async def unregister(name: str, request: Request) -> Response:
+async def unregister(name: str, gateway: TheGateway) -> Response:
     """Removes a model: new requests get 404, running ones may end, then its process ends."""
-    gateway: Gateway = request.app.state.service
     model = gateway.store.remove(name)
     gateway.balancers.pop(name, None)
     await gateway.pool.remove(model)
@@ -214,7 +210,7 @@ def first_choice(completion: Answer) -> Answer | None:
 
 async def answer(model: Model, call: Call, request: Request, show: Show | None = None) -> Response:
     """Asks a model; ends the request when the client leaves."""
-    gateway: Gateway = request.app.state.service
+    gateway: Gateway = request.app.state.door
     pieces = gateway.ask(model, call, show)
     first = await unless_gone(request, anext(pieces, None))
     if first is None:

@@ -13,5 +13,6 @@ def lesson(name: str, file: str = "utils") -> ModuleType:
     path = SEQUENCE / name / f"{file}.py"
     spec = importlib.util.spec_from_file_location(f"{file}_of_{name}", path)
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    sys.path.append(str(path.parent))  # the files beside it, as in the notebook
     spec.loader.exec_module(module)
     return module

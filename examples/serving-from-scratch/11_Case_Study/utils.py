@@ -1,9 +1,9 @@
-"""Provides what the notebook of 11_Case_Study uses: rungs, the gate of tokens, and the ladder."""
+"""Provides what the notebook of 11_Case_Study uses: the gate of tokens, the ladder, and lm-eval."""
 
 import math
-import re
 import statistics
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,30 +15,30 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import ScalarFormatter
+from servers import SAME, VLLM, Rung, own, rung_flow, yardsticks
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from model_serve_flow.compare.stats.paired import geometric_ratio
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.load import load_profile
-from model_serve_flow.flow.profile import Engine, Program, ProgramVersion
-from model_serve_flow.flow.results.measured import LoadPoint
-from model_serve_flow.flow.workspace import Workspace
 from model_serve_flow.measure.accuracy import measure_accuracy, prepare_evaluation
 from model_serve_flow.measure.guidellm.commands import load_command
 from model_serve_flow.measure.guidellm.generator import LoadGenerator, load_generator
 from model_serve_flow.measure.load_points import measure_load
 from model_serve_flow.report.chart_style import MUTED, PALETTE, house_style
 from model_serve_flow.serve.endpoint import Endpoint
+from model_serve_flow.serve.engine import ACCURACY, PERFORMANCE
 from model_serve_flow.serve.launch import serve
+from model_serve_flow.serve.server import Server
 from model_serve_flow.system.files import write_json
 
 __all__ = [
     "Flow",
     "Gate",
     "Ladder",
-    "Rung",
     "case_flow",
+    "decide",
     "figures",
     "ladder_chart",
     "ladder_table",
@@ -47,15 +47,11 @@ __all__ = [
     "score_table",
     "scores",
     "write_json",
+    "yardsticks",
 ]
 
-VLLM = "vLLM"
 KEPT = ("start", "kept")
 CLOSE = 0.25  # nats: BF16 may turn round two tokens whose reference logits are closer than this
-OWN_SERVER = (
-    *("{python}", "-m", "serving_from_scratch.cli", "serve", "{model}"),
-    *("--port={port}", "--name={served_name}"),
-)
 PROMPTS = (
     "The capital of France is",
     "Water boils at",
@@ -64,41 +60,6 @@ PROMPTS = (
     "The three primary colours are",
     "To brew tea, first",
 )
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One change of the server, measured.
-
-    Attributes:
-        name: what changed.
-        options: of `serving-from-scratch serve`, the kept ones included; None: vLLM.
-        wrong: why the tokens are not the reference's; empty if they are.
-        points: one load point a turn; none if the tokens are wrong.
-        decision: "start", "kept", "dropped: …", or "the yardstick".
-    """
-
-    name: str
-    options: dict[str, str] | None
-    wrong: str = ""
-    points: tuple[LoadPoint, ...] = field(default=(), repr=False)
-    decision: str = ""
-
-    @property
-    def arguments(self) -> list[str]:
-        """The options as on the command line; an empty value makes a switch."""
-        options = (self.options or {}).items()
-        return [f"--{name}={value}" if value else f"--{name}" for name, value in options]
-
-    @property
-    def measured(self) -> list[LoadPoint]:
-        """The valid load points."""
-        return [point for point in self.points if point.valid]
-
-    @property
-    def speeds(self) -> list[float]:
-        """Output tokens/s of each measured turn."""
-        return [point.output_tokens_per_s for point in self.measured]
 
 
 @dataclass(frozen=True)
@@ -123,8 +84,8 @@ class Gate:
 
     def __init__(self, base: Path, tokens: int = 16) -> None:
         self.tokens = tokens
-        tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-        self.prompts = [tokenizer.encode(text).ids for text in PROMPTS]
+        self.tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+        self.prompts = [self.tokenizer.encode(text).ids for text in PROMPTS]
         self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         self.answers = [self._reference(prompt) for prompt in self.prompts]
 
@@ -139,21 +100,33 @@ class Gate:
 
     def problem(self, server: Endpoint) -> str:
         """Says which answer of the server is wrong; empty if none is."""
-        for number, prompt in enumerate(self.prompts):
-            found = ask_ids(server, prompt, self.tokens)
-            if why := self.difference(number, found):
+        with ThreadPoolExecutor(len(PROMPTS)) as pool:  # at once: a batch can be wrong, too
+            answers = list(pool.map(partial(self.ask, server), PROMPTS))
+        for number, answer in enumerate(answers):
+            if why := self.difference(number, answer):
                 return f"{PROMPTS[number]!r}: {why}"
         return ""
+
+    def ask(self, server: Endpoint, prompt: str) -> list[int]:
+        """Returns the token ids of a greedy answer, or of its text if the server tells no ids."""
+        body = {"prompt": prompt, "max_tokens": self.tokens, "temperature": 0, "ignore_eos": True}
+        with server.client() as client:
+            reply = client.post("/generate", json=body)  # only our server has it
+            if reply.status_code != httpx.codes.NOT_FOUND:
+                return reply.raise_for_status().json()["answers"][0]["token_ids"]
+            body |= {"model": server.model_name, "return_token_ids": True}
+            reply = client.post("/v1/completions", json=body).raise_for_status()
+        answer = reply.json()["choices"][0]
+        return answer.get("token_ids") or self.tokenizer.encode(answer["text"]).ids
 
     def difference(self, number: int, found: Sequence[int]) -> str:
         """Says where an answer leaves the reference by more than rounding; empty if nowhere."""
         expected = self.answers[number]
-        if len(found) != len(expected):
-            return f"{len(found)} tokens instead of {len(expected)}"
-        pairs = enumerate(zip(expected, found, strict=True))
+        pairs = enumerate(zip(expected, found, strict=False))
         place = next((place for place, (one, other) in pairs if one != other), None)
         if place is None:
-            return ""
+            lengths = f"{len(found)} tokens instead of {len(expected)}"
+            return "" if len(found) == len(expected) else lengths
         logits = self._logits(self.prompts[number] + expected[:place])
         gap = float(logits[expected[place]] - logits[found[place]])
         if abs(gap) <= CLOSE:
@@ -163,18 +136,6 @@ class Gate:
     @torch.inference_mode()
     def _logits(self, ids: list[int]) -> torch.Tensor:
         return self.model(torch.tensor([ids])).logits[0, -1]
-
-
-def ask_ids(server: Endpoint, prompt: list[int], tokens: int) -> list[int]:
-    """Returns the token ids of a greedy answer, from our server or from vLLM."""
-    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    with server.client() as client:
-        reply = client.post("/generate", json=body)
-        if reply.status_code != httpx.codes.NOT_FOUND:
-            return reply.raise_for_status().json()["answers"][0]["token_ids"]
-        body |= {"model": server.model_name, "return_token_ids": True}
-        reply = client.post("/v1/completions", json=body).raise_for_status()
-        return reply.json()["choices"][0]["token_ids"]
 
 
 def case_flow(flow: Flow, **load: Any) -> Flow:
@@ -191,38 +152,20 @@ def case_flow(flow: Flow, **load: Any) -> Flow:
     )
 
 
-def rung_flow(flow: Flow, rung: Rung) -> Flow:
-    """Opens the profile with the rung as its engine, in a workspace of its own."""
-    root = flow.workspace.root / "results" / "serving" / "11_Case_Study"
-    workspace = Workspace(root / re.sub(r"\W+", "-", rung.name))
-    workspace.root.mkdir(parents=True, exist_ok=True)
-    for folder in ("models", "data"):
-        if not (workspace.root / folder).exists():
-            (workspace.root / folder).symlink_to(flow.workspace.root / folder)
-    if rung.options is None:
-        return replace(flow, workspace=workspace)
-    program = Program(
-        name="serving-from-scratch",
-        command=(*OWN_SERVER, *rung.arguments),
-        version=ProgramVersion(path="/facts", field="version"),
-    )
-    engine = flow.config.engine
-    own = Engine(kind="command", max_model_len=engine.max_model_len, program=program)
-    return replace(flow, config=flow.config.model_copy(update={"engine": own}), workspace=workspace)
-
-
 class Ladder:
     """Measures one change after the other, and keeps what pays.
 
     Args:
-        flow: the profile with the load.
+        flow: the profile with a load of one concurrency.
         gate: compares the tokens.
         generator: a running GuideLLM.
         turns: loads a rung; each turn has its own prompts, the same for all rungs.
     """
 
     def __init__(self, flow: Flow, gate: Gate, generator: LoadGenerator, turns: int) -> None:
-        self.flow, self.gate, self.generator, self.turns = flow, gate, generator, turns
+        self.flow, self.gate, self.generator = flow, gate, generator
+        [concurrency] = flow.config.performance.concurrency
+        self.loads = [(concurrency, turn) for turn in range(1, turns + 1)]
         self.rungs: list[Rung] = []
 
     @property
@@ -230,53 +173,60 @@ class Ladder:
         """The last rung that was kept."""
         return next(r for r in reversed(self.rungs) if r.decision in KEPT)
 
-    def start(self, name: str, **options: str) -> Rung:
+    def start(self, name: str, **options: str) -> None:
         """Measures the server that the ladder starts from."""
-        return self._add(self.measure(Rung(name, options)), "start")
+        self._add(self.measure(own(name, options)), "start")
 
-    def climb(self, name: str, **change: str) -> Rung:
+    def climb(self, name: str, **change: str) -> None:
         """Adds a change to what was kept, and keeps it only if it is right and faster."""
+        rung = self.attempt(name, **change)
+        self._add(rung, decide(self.kept, rung))
+
+    def attempt(self, name: str, **change: str) -> Rung:
+        """Measures a change on top of what was kept; the ladder stays as it is."""
         kept = self.kept
         assert kept.options is not None
-        rung = self.measure(Rung(name, kept.options | change))
-        return self._add(rung, decide(kept, rung))
+        return self.measure(own(name, kept.options | change))
 
-    def yardstick(self, name: str = VLLM) -> Rung:
-        """Measures vLLM with the same load."""
-        return self._add(self.measure(Rung(name, None)), "the yardstick")
+    def yardstick(self, rung: Rung) -> None:
+        """Measures another server with the same load."""
+        rung = self.measure(rung)
+        self._add(rung, ": ".join(filter(None, ("yardstick", obstacle(rung)))))
 
     def measure(self, rung: Rung) -> Rung:
         """Serves the rung, compares its tokens, and only then measures it."""
         flow = rung_flow(self.flow, rung)
-        with serve(flow, "base", purpose="performance") as server:
-            if wrong := self.gate.problem(server):
+        with serve(flow, rung.model, purpose=PERFORMANCE) as server:
+            if rung.weights == SAME and (wrong := self.gate.problem(server)):
                 return replace(rung, wrong=wrong)
-            points: list[LoadPoint] = []
-            for turn in range(1, self.turns + 1):
-                config = flow.config.model_copy(update={"seed": flow.config.seed + turn})
-                path = flow.workspace.raw("base") / f"turn-{turn}.json"
-                points += measure_load(config, server, self.generator, path)
-        return replace(rung, points=tuple(points))
+            path = flow.workspace.raw(server.model_name) / "turns.json"
+            points = measure_load(flow.config, server, self.generator, path, self.loads)
+            return replace(rung, points=points, version=server.facts().version)
 
-    def _add(self, rung: Rung, decision: str) -> Rung:
+    def _add(self, rung: Rung, decision: str) -> None:
         rung = replace(rung, decision=decision)
         self.rungs.append(rung)
         print(f"{rung.name}: {statement(rung)}")
-        return rung
 
 
 def decide(kept: Rung, rung: Rung) -> str:
     """Keeps a rung whose tokens are right and whose speed-up is above 1 with its whole interval."""
-    if rung.wrong:
-        return f"dropped: wrong tokens ({rung.wrong})"
-    if problems := [point.invalid_reason for point in rung.points if not point.valid]:
-        return f"dropped: not measured ({problems[0]})"
+    if why := obstacle(rung):
+        return f"dropped: {why}"
     ratio, interval = geometric_ratio(kept.speeds, rung.speeds)
     low, high = interval or (0.0, math.inf)
     shown = f"{ratio:.2f}x [{low:.2f}, {high:.2f}] of {kept.name}"
     if low > 1:
         return "kept"
     return f"dropped: slower, {shown}" if high < 1 else f"dropped: no difference shown, {shown}"
+
+
+def obstacle(rung: Rung) -> str:
+    """Says why a rung has no speed that counts; empty if it has one."""
+    if rung.wrong:
+        return f"wrong tokens ({rung.wrong})"
+    problems = [point.invalid_reason for point in rung.points if not point.valid]
+    return f"not measured ({problems[0]})" if problems else ""
 
 
 def statement(rung: Rung) -> str:
@@ -294,8 +244,9 @@ def ladder_table(rungs: Iterable[Rung]) -> pd.DataFrame:
 
 
 def _row(rung: Rung) -> dict[str, Any]:
+    said = {"weights": rung.weights, "decision": rung.decision.split(" (")[0]}
     if not rung.measured:
-        return {"decision": rung.decision}
+        return said
     ttft = statistics.fmean(point.ttft_ms.p95 for point in rung.measured)
     itl = statistics.fmean(point.itl_ms.p95 for point in rung.measured)
     return {
@@ -303,13 +254,16 @@ def _row(rung: Rung) -> dict[str, Any]:
         "lowest to highest": f"{min(rung.speeds):.1f} to {max(rung.speeds):.1f}",
         "TTFT p95 (ms)": round(ttft),
         "ITL p95 (ms)": round(itl, 1),
-        "decision": rung.decision.split(" (")[0],
+        **said,
     }
 
 
 def ladder_chart(rungs: Sequence[Rung]) -> None:
     """Draws output tokens/s and TTFT of each rung; lines reach from the lowest to the highest."""
     drawn = [rung for rung in rungs if rung.measured]
+    names = [
+        rung.name if rung.weights == SAME else f"{rung.name} ({rung.weights})" for rung in drawn
+    ]
     with house_style():
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(9.4, 0.5 * len(drawn) + 1.2), sharey=True
@@ -317,7 +271,7 @@ def ladder_chart(rungs: Sequence[Rung]) -> None:
         for line, rung in enumerate(drawn):
             _mark(left, line, rung, rung.speeds)
             _mark(right, line, rung, [point.ttft_ms.p95 for point in rung.measured])
-        left.set_yticks(range(len(drawn)), [rung.name for rung in drawn])
+        left.set_yticks(range(len(drawn)), names)
         left.set(xlabel="Output tokens/s (right is better)", ylim=(len(drawn) - 0.5, -0.5), xlim=0)
         right.set(xlabel="TTFT p95, ms, logarithmic (left is better)", xscale="log")
         right.xaxis.set_major_formatter(ScalarFormatter())  # 1000 instead of a power of ten
@@ -332,20 +286,32 @@ def _mark(axis: Axes, line: int, rung: Rung, values: list[float]) -> None:
     axis.plot(statistics.fmean(values), line, "o", color=colour, markerfacecolor=face)
 
 
-def scores(flow: Flow, rungs: Iterable[Rung], task: str, items: int) -> dict[str, Score]:
-    """Scores the model behind each rung with lm-eval, as 01 does."""
+def scores(flow: Flow, rungs: Sequence[Rung], task: str, items: int) -> dict[str, Score]:
+    """Scores the model behind each rung with lm-eval, as 01 does.
+
+    The server of the last rung starts while lm-eval scores the others.
+    """
     limit = {"accuracy.tasks": [task], "accuracy.limit": items, "accuracy.again": None}
     settings = {**flow.overrides, **limit, "accuracy.distribution": None}
     case = replace(flow, config=load_profile(flow.profile, settings))
-    return {rung.name: _score(rung_flow(case, rung), task) for rung in rungs}
+    found: dict[str, Score] = {}
 
+    def score(rung: Rung, server: Server) -> None:
+        result = measure_accuracy(rung_flow(case, rung), server).tasks[task]
+        right = {item.id: item.values["acc"] for item in result.items}
+        found[rung.name] = Score(result.metrics["acc"].value, right)
 
-def _score(flow: Flow, task: str) -> Score:
-    prepare = partial(prepare_evaluation, flow)
-    with serve(flow, "base", purpose="accuracy", meanwhile=prepare) as server:
-        result = measure_accuracy(flow, server).tasks[task]
-    right = {item.id: item.values["acc"] for item in result.items}
-    return Score(result.metrics["acc"].value, right)
+    def score_others() -> None:
+        prepare_evaluation(rung_flow(case, last))
+        for rung in others:
+            with serve(rung_flow(case, rung), rung.model, purpose=ACCURACY) as server:
+                score(rung, server)
+
+    *others, last = rungs
+    starting = serve(rung_flow(case, last), last.model, purpose=ACCURACY, meanwhile=score_others)
+    with starting as server:
+        score(last, server)
+    return found
 
 
 def score_table(found: dict[str, Score]) -> pd.DataFrame:
@@ -367,12 +333,15 @@ def score_table(found: dict[str, Score]) -> pd.DataFrame:
 def figures(rungs: Sequence[Rung], found: dict[str, Score]) -> dict[str, Any]:
     """Collects what the notebook found, as plain values for its file."""
     best = next(rung for rung in reversed(rungs) if rung.decision in KEPT)
-    ratio, interval = geometric_ratio(rungs[-1].speeds, best.speeds)
+    vllm = next(rung for rung in rungs if rung.name == VLLM)
+    ratio, interval = geometric_ratio(vllm.speeds, best.speeds) if vllm.measured else (None, None)
     return {
         "rungs": [
             {
                 "name": rung.name,
                 "options": rung.options,
+                "weights": rung.weights,
+                "version": rung.version,
                 "output_tokens_per_s": rung.speeds,
                 "ttft_ms_p95": [point.ttft_ms.p95 for point in rung.measured],
                 "decision": rung.decision,

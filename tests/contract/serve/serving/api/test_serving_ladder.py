@@ -13,11 +13,14 @@ from support.benchmarks import FOLDER, benchmark
 from support.lessons import lesson
 from support.serving_server import running
 
+from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.results.measured import Latency, LoadPoint
 from model_serve_flow.flow.workspace import Workspace
 from model_serve_flow.serve.endpoint import Endpoint
+from model_serve_flow.serve.launch import serve
 
 case = lesson("11_Case_Study")
+servers = sys.modules["servers"]
 
 
 def rung(*speeds, **changes):
@@ -111,6 +114,45 @@ def test_the_gate_lets_rounding_pass_and_nothing_else(tiny_model):
     far = [int(logits.argmin()), *expected[1:]]
     assert gate.difference(0, far).startswith("token 1 is")
     assert gate.difference(0, expected[:-1]) == "15 tokens instead of 16"
+
+
+@pytest.fixture
+def flow(tiny_model, tmp_path):
+    """The profile `ci` with the random tiny model as its base, and a candidate that was made."""
+    flow = Flow.open("ci", {}, tmp_path)
+    for folder in ("data", "models"):
+        (flow.workspace.root / folder).mkdir(parents=True)
+    made = flow.candidates[0].name
+    for name in ("base", made):
+        flow.workspace.model(name).symlink_to(tiny_model)
+    return flow
+
+
+def test_the_other_servers_are_measured_without_becoming_rungs(flow, monkeypatch):
+    llama, transformers, candidate, vllm = case.yardsticks(flow, 8)
+    assert (llama.weights, candidate.weights, vllm.weights) == ("Q4_1", "W8A8", case.SAME)
+    assert transformers.weights == case.SAME and candidate.model == flow.candidates[0].name
+    ladder = case.Ladder(case.case_flow(flow, concurrency=[8]), None, None, turns=2)
+    monkeypatch.setattr(ladder, "measure", lambda found: replace(found, points=KEPT.points))
+    ladder.start("start", cache="none")
+    ladder.yardstick(llama)
+    ladder.yardstick(replace(transformers, wrong="'Water boils at': token 3 is 7"))
+    assert ladder.kept.name == "start"
+    table = case.ladder_table(ladder.rungs)
+    assert table["decision"].tolist() == ["start", "yardstick", "yardstick: wrong tokens"]
+    assert table["weights"].tolist() == [case.SAME, "Q4_1", case.SAME]
+
+
+def test_transformers_server_gives_its_tokens_at_full_length(flow, tiny_model, tokenizer):
+    gate = case.Gate(tiny_model)
+    asked = {"model": "base", "prompt": case.PROMPTS[0], "max_tokens": 16, "temperature": 0}
+    with serve(case.rung_flow(flow, servers.transformers(places=2)), "base") as server:
+        with server.client() as client:
+            reply = client.post("/v1/completions", json={**asked, "ignore_eos": True}).json()
+            assert client.post("/v1/completions", json={**asked, "model": "x"}).is_client_error
+        assert server.facts().version.startswith("5.")
+    assert reply["choices"][0]["text"] == tokenizer.decode(gate.answers[0])
+    assert reply["usage"]["completion_tokens"] == 16
 
 
 def test_the_benchmark_measures_both_sides_in_turns(tiny_model, tmp_path, monkeypatch):

@@ -35,7 +35,8 @@ class Rung:
         files: further files that the program needs in the model's folder.
         version: of the server.
         wrong: why the tokens are not the reference's; empty if they are, or other weights.
-        points: one load point a turn; none if the tokens are wrong.
+        failure: why it was not served to the end; empty if it was.
+        points: one load point a turn; none if the tokens are wrong, or after a failure.
         decision: "start", "kept", "dropped: …", or "yardstick".
     """
 
@@ -47,6 +48,7 @@ class Rung:
     files: tuple[Path, ...] = ()
     version: str = ""
     wrong: str = ""
+    failure: str = ""
     points: tuple[LoadPoint, ...] = field(default=(), repr=False)
     decision: str = ""
 

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from model_serve_flow.compare.stats.paired import geometric_ratio
+from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.load import load_profile
 from model_serve_flow.measure.accuracy import measure_accuracy, prepare_evaluation
@@ -175,7 +176,10 @@ class Ladder:
 
     def start(self, name: str, **options: str) -> None:
         """Measures the server that the ladder starts from."""
-        self._add(self.measure(own(name, options)), "start")
+        rung = self.measure(own(name, options))
+        if why := obstacle(rung):
+            raise FlowError(f"The ladder cannot start from {name!r}: {why}.")
+        self._add(rung, "start")
 
     def climb(self, name: str, **change: str) -> None:
         """Adds a change to what was kept, and keeps it only if it is right and faster."""
@@ -194,7 +198,16 @@ class Ladder:
         self._add(rung, ": ".join(filter(None, ("yardstick", obstacle(rung)))))
 
     def measure(self, rung: Rung) -> Rung:
-        """Serves the rung, compares its tokens, and only then measures it."""
+        """Serves the rung, compares its tokens, and only then measures it.
+
+        A rung that fails keeps the reason, so that the others are still measured.
+        """
+        try:
+            return self._measure(rung)
+        except FlowError as error:
+            return replace(rung, failure=" ".join(error.problem.split()))
+
+    def _measure(self, rung: Rung) -> Rung:
         flow = rung_flow(self.flow, rung)
         with serve(flow, rung.model, purpose=PERFORMANCE) as server:
             if rung.weights == SAME and (wrong := self.gate.problem(server)):
@@ -223,6 +236,8 @@ def decide(kept: Rung, rung: Rung) -> str:
 
 def obstacle(rung: Rung) -> str:
     """Says why a rung has no speed that counts; empty if it has one."""
+    if rung.failure:
+        return f"not served ({rung.failure})"
     if rung.wrong:
         return f"wrong tokens ({rung.wrong})"
     problems = [point.invalid_reason for point in rung.points if not point.valid]

@@ -13,6 +13,7 @@ from support.benchmarks import FOLDER, benchmark
 from support.lessons import lesson
 from support.serving_server import running
 
+from model_serve_flow.errors import FlowError
 from model_serve_flow.flow.flow import Flow
 from model_serve_flow.flow.results.measured import Latency, LoadPoint
 from model_serve_flow.flow.workspace import Workspace
@@ -126,6 +127,21 @@ def flow(tiny_model, tmp_path):
     for name in ("base", made):
         flow.workspace.model(name).symlink_to(tiny_model)
     return flow
+
+
+def test_a_change_that_cannot_be_served_is_dropped_and_the_ladder_goes_on(flow):
+    ladder = case.Ladder(case.case_flow(flow, concurrency=[8]), None, None, turns=2)
+    ladder.rungs = [rung(100, 101, options={"cache": "none"}, decision="start")]
+    ladder.climb("chunks", strategy="chunked", length="1024")
+    assert ladder.rungs[-1].decision.startswith("dropped: not served (")
+    assert "Take a cache" in ladder.rungs[-1].decision
+    assert ladder.kept.decision == "start"
+
+
+def test_a_ladder_does_not_start_from_a_server_that_fails(flow):
+    ladder = case.Ladder(case.case_flow(flow, concurrency=[8]), None, None, turns=2)
+    with pytest.raises(FlowError, match="cannot start from 'start': not served"):
+        ladder.start("start", strategy="chunked", cache="none")
 
 
 def test_the_other_servers_are_measured_without_becoming_rungs(flow, monkeypatch):

@@ -67,11 +67,17 @@ def attend_group(
         known = seen[:, None] & (column < WIDTH)
         key = tl.load(keys + held, known, other=0).to(tl.float32)
         value = tl.load(values + held, known, other=0).to(tl.float32)
-        scores = tl.sum(query[:, None, :] * key[None, :, :], 2)
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, 1))
-        shrink, weights = tl.exp(largest - new_largest), tl.exp(scores - new_largest[:, None])
-        total = total * shrink + tl.sum(weights, 1)
-        mixed = mixed * shrink[:, None] + tl.sum(weights[:, :, None] * value[None, :, :], 1)
-        largest = new_largest
+        largest, total, mixed = add_page(query, key, value, seen, largest, total, mixed)
     tl.store(output + cells, mixed / total[:, None], real)
+
+
+@triton.jit
+def add_page(query, key, value, seen, largest, total, mixed):
+    """Adds the keys and values of one page to the online softmax of some queries."""
+    scores = tl.sum(query[:, None, :] * key[None, :, :], 2)
+    scores = tl.where(seen[None, :], scores, float("-inf"))
+    new_largest = tl.maximum(largest, tl.max(scores, 1))
+    shrink, weights = tl.exp(largest - new_largest), tl.exp(scores - new_largest[:, None])
+    total = total * shrink + tl.sum(weights, 1)
+    mixed = mixed * shrink[:, None] + tl.sum(weights[:, :, None] * value[None, :, :], 1)
+    return new_largest, total, mixed

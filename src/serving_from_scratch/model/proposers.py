@@ -28,7 +28,9 @@ class DraftRunner(ModelRunner):
         ServingError: the models have other numbers of tokens.
     """
 
-    def __init__(self, runner: ModelRunner, draft: ModelRunner, memory: Memory, places: int):
+    def __init__(
+        self, runner: ModelRunner, draft: ModelRunner, memory: Memory, places: int
+    ) -> None:
         model, folder = runner.model, str(runner.folder)
         super().__init__(model, runner.cache, runner.backend, runner.facts, folder)
         self.draft = draft

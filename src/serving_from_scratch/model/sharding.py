@@ -30,6 +30,7 @@ class Shard(Llama):
         try:
             work()
         except RuntimeError as error:  # gloo's: the connection is closed
+            time.sleep(1)  # the executor hears of the dead rank first, and ends this one
             problem = f"Rank {self.rank.number} lost another rank: {error}."
             raise ServingError(problem, "Start all ranks again.") from error
         self.exchange += time.perf_counter() - started

@@ -109,7 +109,7 @@ def test_a_killed_rank_ends_the_others_and_all_start_again(kind, killed, llama, 
         scheduler.update(step := scheduler.schedule(), executor.step(step))
         processes[killed].send_signal(signal.SIGKILL)
         started = time.monotonic()
-        with pytest.raises(WorkerDied):
+        with pytest.raises(WorkerDied, match="SIGKILL"):
             while True:
                 scheduler.update(step := scheduler.schedule(), executor.step(step))
         assert time.monotonic() - started < 5

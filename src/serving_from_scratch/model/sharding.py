@@ -31,7 +31,8 @@ class Shard(Llama):
             work()
         except RuntimeError as error:  # gloo's: the connection is closed
             time.sleep(1)  # the executor hears of the dead rank first, and ends this one
-            problem = f"Rank {self.rank.number} lost another rank: {error}."
+            first = str(error).split(". ")[0]  # the rest says where to look
+            problem = f"Rank {self.rank.number} lost another rank: {first}."
             raise ServingError(problem, "Start all ranks again.") from error
         self.exchange += time.perf_counter() - started
         self.sent += sent

@@ -105,6 +105,7 @@ def test_a_full_queue_refuses_at_once_and_touches_nothing(start):
     long = {"prompt": "a", "max_tokens": 900, "ignore_eos": True}
     with start("--places", "2", "--max-waiting", "3") as server, ThreadPoolExecutor() as pool:
         taken = [pool.submit(server.post, "/generate", **long) for _ in range(5)]
+        server.wait_until(lambda: server.metric("requests_running") == 2)
         server.wait_until(lambda: server.metric("requests_waiting") == 3)
         refused = server.post("/generate", prompt="a")
         assert server.metric("requests_waiting") == 3  # it was not kept until a place was free

@@ -76,7 +76,9 @@ class Reference:
         return cls(prompts, answers, max_tokens)
 
 
-def save_llama(folder, layers=2, heads=4, kv_heads=2, hidden=64, vocabulary=512, **other):
+def save_llama(
+    folder, layers=2, heads=4, kv_heads=2, hidden=64, head_dim=16, vocabulary=512, **other
+):
     """Writes a random Llama with weights so large that its answers vary."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -87,7 +89,7 @@ def save_llama(folder, layers=2, heads=4, kv_heads=2, hidden=64, vocabulary=512,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=16,
+        head_dim=head_dim,
         max_position_embeddings=1024,
         initializer_range=0.3,
         eos_token_id=2,

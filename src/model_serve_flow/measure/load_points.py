@@ -12,7 +12,7 @@ from model_serve_flow.flow.results.measured import Latency, LoadPoint
 from model_serve_flow.measure.guidellm.client_cpu import ClientCpu
 from model_serve_flow.measure.guidellm.commands import load_command
 from model_serve_flow.measure.guidellm.generator import LoadGenerator
-from model_serve_flow.measure.guidellm.report import Load, LoadReport, Spread, Totals
+from model_serve_flow.measure.guidellm.report import Load, LoadMetrics, LoadReport, Spread
 from model_serve_flow.serve.endpoint import Endpoint
 from model_serve_flow.system.files import read_document
 
@@ -92,7 +92,7 @@ def read_load_points(
 def _point(load: Load, config: FlowConfig, client: ClientCpu, repeat: int) -> LoadPoint:
     metrics, totals = load.metrics, load.metrics.request_totals
     output_tokens = metrics.output_token_count.successful.mean
-    reason = _invalid_reason(totals, output_tokens, config)
+    reason = _invalid_reason(metrics, config)
     return LoadPoint(
         concurrency=load.config.strategy.streams,
         repeat=repeat,
@@ -119,9 +119,10 @@ def _latency(spread: Spread) -> Latency:
     return Latency(mean=spread.mean, p50=percentiles.p50, p95=percentiles.p95, p99=percentiles.p99)
 
 
-def _invalid_reason(totals: Totals, output_tokens: float, config: FlowConfig) -> str:
+def _invalid_reason(metrics: LoadMetrics, config: FlowConfig) -> str:
     """Explains why a load point is not valid; empty if it is valid."""
-    load = config.performance
+    load, totals = config.performance, metrics.request_totals
+    output_tokens = metrics.output_token_count.successful.mean
     if totals.errored:
         return f"{totals.errored} of {totals.total} requests failed"
     if totals.successful < load.min_requests:
@@ -134,4 +135,6 @@ def _invalid_reason(totals: Totals, output_tokens: float, config: FlowConfig) ->
             f"{output_tokens:.1f} output tokens per request, performance.output_tokens is "
             f"{load.output_tokens}"
         )
+    if metrics.time_to_first_token_ms.successful.percentiles.p95 == 0:
+        return "GuideLLM noted no time to first token; the load may be too short"
     return ""

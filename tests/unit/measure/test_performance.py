@@ -121,6 +121,13 @@ def test_other_token_counts_than_asked_for_make_a_point_invalid(written):
     assert "9.0 output tokens per request" in point.invalid_reason
 
 
+def test_a_point_without_first_tokens_is_invalid(written):
+    bad = benchmark(2)
+    bad["metrics"]["time_to_first_token_ms"] = distribution(0.0)
+    *_, point = read_load_points(written(*two_rounds(bad)), CONFIG, IDLE, PLACES)
+    assert "no time to first token" in point.invalid_reason
+
+
 @pytest.mark.parametrize("streams", [[1, 2], [1, 1, 2, 2], [1, 2, 1, 2, 1, 2]])
 def test_other_load_points_or_repeats_than_asked_for_are_an_error(written, streams):
     with pytest.raises(FlowError, match=r"was asked for \[1, 2, 1, 2\]") as error:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ FUNCTIONS = {
         round((value - 32) / 1.8, 1) if unit == "celsius" else round(value * 1.8 + 32, 1)
     ),
 }
+PLACES = 4  # questions that the server answers at once
 QUESTIONS = [
     ("How is the weather in Oslo?", "weather", {"city": "Oslo"}),
     ("Is it raining in London?", "weather", {"city": "London"}),
@@ -96,7 +98,7 @@ class Server(LocalServer):
     """
 
     def __init__(self, base: Path) -> None:
-        super().__init__([*COMMAND, str(base), "--port=0", "--name=base", "--places=4"])
+        super().__init__([*COMMAND, str(base), "--port=0", "--name=base", f"--places={PLACES}"])
 
 
 def mask_walk(base: Path, schema: dict[str, Any], question: str, tokens: int) -> pd.DataFrame:
@@ -150,7 +152,7 @@ def mask_chart(walk: pd.DataFrame) -> None:
 
 
 def ask_all(server: Server, how: str) -> pd.DataFrame:
-    """Asks every question.
+    """Asks all questions, four at a time.
 
     Args:
         how: "told" describes the functions in the question and hopes; "auto" and "required" are
@@ -159,7 +161,8 @@ def ask_all(server: Server, how: str) -> pd.DataFrame:
     Returns:
         One row per question: whether a call is valid, and whether name and arguments are right.
     """
-    return pd.DataFrame([judge(server, how, *question) for question in QUESTIONS])
+    with ThreadPoolExecutor(PLACES) as pool:
+        return pd.DataFrame(pool.map(lambda question: judge(server, how, *question), QUESTIONS))
 
 
 def judge(

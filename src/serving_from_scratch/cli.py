@@ -197,9 +197,12 @@ def proposer_of(options: dict[str, Any]) -> Proposer:
     if (name == "draft") != bool(draft):
         problem = f"proposer is {name!r}, and draft {draft!r}."
         raise ServingError(problem, "Give both --proposer draft and --draft FOLDER, or neither.")
+    guesses = options.get("guesses", 5)
+    if not draft:
+        return make_proposer(name, guesses)
     weights = [Path(folder).glob("*.safetensors") for folder in (draft, options["folder"])]
     own, whole = (sum(path.stat().st_size for path in paths) for paths in weights)
-    return make_proposer(name, options.get("guesses", 5), own / max(1, whole))
+    return make_proposer(name, guesses, own / max(1, whole))
 
 
 def executor_of(engine: EngineOptions, options: dict[str, Any]) -> Executor:
